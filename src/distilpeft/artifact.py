@@ -1,0 +1,174 @@
+"""Artifacts: what a stage leaves behind, found again by a key that names everything it depends on.
+
+A stage works in `<stage>-<key>.partial/`; when all is on disk (fsync) the folder is renamed to `<stage>-<key>/`.
+The rename is the only way to publish, and `manifest.json` with the size and SHA-256 of every file is written
+just before it: no manifest, no artifact. The key is a hash of the stage, its format version, the recipe settings
+it reads and the digests of its inputs, so a changed teacher, row or setting can never meet old results.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from distilpeft.errors import InputError
+
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """One stage's result, present or still to be made.
+
+    Attributes:
+        stage: the verb that makes it.
+        path: its folder once published.
+        settings: recipe settings that went into the key.
+        inputs: name → digest or key of what it is made from.
+    """
+
+    stage: str
+    path: Path
+    settings: Mapping[str, Any]
+    inputs: Mapping[str, str]
+
+    @property
+    def key(self) -> str:
+        """The hash part of the folder's name."""
+        return self.path.name.rpartition("-")[2]
+
+    @property
+    def partial(self) -> Path:
+        """The folder to work in until `publish`."""
+        return self.path.with_name(self.path.name + ".partial")
+
+    @property
+    def done(self) -> bool:
+        """Whether the artifact has been published."""
+        return (self.path / MANIFEST).is_file()
+
+    def manifest(self) -> dict[str, Any]:
+        """The published manifest.
+
+        Raises:
+            InputError: it cannot be read; the message says which folder to delete.
+        """
+        return read_json(self.path / MANIFEST, f"delete {self.path} to make it again")
+
+    def figures(self) -> dict[str, Any]:
+        """The numbers that the stage measured."""
+        figures: dict[str, Any] = self.manifest()["figures"]
+        return figures
+
+    def verify(self) -> None:
+        """Compare every file with its recorded size and SHA-256.
+
+        Raises:
+            InputError: a file is missing or altered; the message names it and what to do.
+        """
+        for name, recorded in self.manifest()["files"].items():
+            file = self.path / name
+            if not file.is_file() or file.stat().st_size != recorded["bytes"] or digest_file(file) != recorded["sha256"]:
+                raise InputError(f"{file}: missing or altered since it was written; delete {self.path} to make it again")
+
+    def publish(self, figures: Mapping[str, Any], environment: Mapping[str, Any]) -> None:
+        """Write the manifest over the files in `partial` and rename the folder into place, all fsynced."""
+        files = {
+            file.relative_to(self.partial).as_posix(): {"bytes": file.stat().st_size, "sha256": digest_file(file)}
+            for file in sorted(self.partial.rglob("*"))
+            if file.is_file()
+        }
+        for file in files:
+            fsync(self.partial / file)
+        manifest = {
+            "stage": self.stage,
+            "key": self.key,
+            "settings": self.settings,
+            "inputs": self.inputs,
+            "figures": figures,
+            "files": files,
+            "environment": environment,
+        }
+        write_json(self.partial / MANIFEST, manifest)
+        if self.path.exists():  # a folder without a manifest: not an artifact
+            shutil.rmtree(self.path)
+        self.partial.rename(self.path)
+        fsync(self.path.parent)
+
+
+def artifact(folder: Path, stage: str, version: int, settings: Mapping[str, Any], inputs: Mapping[str, str]) -> Artifact:
+    """Name the artifact of `stage` (at format `version`) for these settings and inputs, below `folder`."""
+    text = json.dumps([stage, version, settings, inputs], sort_keys=True, ensure_ascii=False)
+    key = hashlib.sha256(text.encode()).hexdigest()[:12]
+    return Artifact(stage, folder / f"{stage}-{key}", settings, inputs)
+
+
+def read_json(path: Path, advice: str) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        InputError: missing or damaged; `advice` says what to do.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read ({type(error).__name__}); {advice}") from None
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: not a JSON object; {advice}")
+    return value
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write a JSON file so that a crash leaves the old one or the new one, never half of it."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file so that a crash leaves the old one or the new one, never half of it."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(name).chmod(0o644)
+        Path(name).replace(path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+    fsync(path.parent)
+
+
+def digest_file(path: Path) -> str:
+    """SHA-256 of a file's bytes, as hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def digest_json(value: Any) -> str:
+    """SHA-256 of a value's canonical JSON, as hex."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+
+
+def fsync(path: Path) -> None:
+    """Force a file's bytes or a folder's entries to disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def replace_link(link: Path, target: str) -> None:
+    """Point a symbolic link at `target` (relative to the link's folder) in one atomic step."""
+    fresh = link.with_name(f".{link.name}.new")
+    fresh.unlink(missing_ok=True)
+    fresh.symlink_to(target)
+    fresh.replace(link)

@@ -1,0 +1,136 @@
+"""The command line: verbs become function calls; torch is imported only inside the verbs that compute.
+
+Exit codes: 0 done; 2 something the user can fix; 3 the figures stopped the run; 75 or 130 stopped by a signal,
+resumable; 1 a bug (with a traceback).
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from distilpeft.errors import GateError, InputError, StoppedBySignal
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="One recipe in; a small, fast, proven model out.",
+)
+
+RecipePath = Annotated[Path, typer.Argument(help="the recipe, a YAML file", show_default=False)]
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="override a key, such as distil.temperature=4")
+]
+Runs = Annotated[Path, typer.Option("--runs", help="the folder that holds all runs")]
+STAGES = ("teacher", "targets", "distil", "evaluate", "export", "benchmark")
+
+
+@app.command()
+def run(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    runs: Runs = Path("runs"),
+    until: Annotated[str | None, typer.Option(help=f"stop after a stage: {', '.join(STAGES)}")] = None,
+) -> None:
+    """Do everything the recipe says and is not done yet; stopped anyhow, the same command goes on."""
+    from rich.console import Console
+
+    from distilpeft import report
+    from distilpeft.plan import make_plan
+    from distilpeft.recipe_file import load_recipe
+
+    if until is not None and until not in STAGES:
+        raise InputError(f"--until {until}: one of {', '.join(STAGES)}")
+    plan = make_plan(load_recipe(recipe, overrides or []), runs)
+    console = Console()
+    missing = plan.missing()
+    if missing or not (plan.folder / "report.json").is_file():
+        from distilpeft.tasks import read_task_splits
+
+        read_task_splits(plan.recipe)  # bad rows are found here, before torch is even imported
+        console.print(f"{plan.recipe.name}: {len(missing)} of {len(plan.artifacts)} steps to do; results in {plan.folder}")
+        from distilpeft import pipeline
+
+        pipeline.run(plan, until)
+    else:
+        console.print(f"{plan.recipe.name}: nothing to do, all {len(plan.artifacts)} steps are done.")
+        report.save(plan, report.build(plan))
+    if until is None:
+        report.show(report.load(plan.folder), console)
+        console.print(f"Report: {plan.folder / 'report.md'}   Model: {plan.folder / 'student'}", highlight=False)
+
+
+@app.command()
+def check(recipe: RecipePath, overrides: Overrides = None, runs: Runs = Path("runs")) -> None:
+    """Check a recipe and its data, and print what each stage is and what it will need. Loads no weights."""
+    from rich.console import Console
+
+    from distilpeft import estimate
+    from distilpeft.plan import make_plan
+    from distilpeft.recipe_file import load_recipe
+
+    plan = make_plan(load_recipe(recipe, overrides or []), runs)
+    estimate.show(plan, Console())
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON schema of recipes, for editors."""
+    from distilpeft.recipe import Recipe
+
+    print(json.dumps(Recipe.model_json_schema(), indent=2))
+
+
+@app.command("report")
+def report_command(
+    run: Annotated[Path, typer.Argument(help="a run's folder, such as runs/quickstart", show_default=False)],
+    as_json: Annotated[bool, typer.Option("--json", help="print report.json on stdout")] = False,
+) -> None:
+    """Print the report of a finished run."""
+    from rich.console import Console
+
+    from distilpeft import report
+
+    found = report.load(run)
+    if as_json:
+        print(report.as_json(found))
+    else:
+        report.show(found, Console())
+
+
+@app.command()
+def version() -> None:
+    """Print the version."""
+    from distilpeft import __version__
+
+    print(__version__)
+
+
+def main() -> None:
+    """Entry point: faults that users can fix become one line on stderr and an exit code."""
+    try:
+        app(standalone_mode=False)
+    except InputError as error:
+        _leave(f"error: {error}", 2)
+    except GateError as error:
+        _leave(f"stopped: {error}", 3)
+    except StoppedBySignal as error:
+        _leave(str(error), error.exit_code)
+    except typer.Exit as error:
+        sys.exit(error.exit_code)
+    except (typer.Abort, KeyboardInterrupt):
+        _leave("stopped; the same command goes on from the last checkpoint", 130)
+    except Exception as error:
+        if type(error).__module__.startswith(("click", "typer")) and hasattr(error, "format_message"):
+            _leave(f"error: {error.format_message()}", 2)
+        raise
+
+
+def _leave(message: str, code: int) -> None:
+    print(" ".join(message.split()), file=sys.stderr)
+    sys.exit(code)

@@ -1,0 +1,240 @@
+"""Rows: read a source, choose the splits, keep tokenised rows in memory-mapped Arrow, order them for training.
+
+Nothing here holds the data in memory: `datasets` maps files into Arrow on disk once, and every later read is a
+view. The order of rows is a pure function of (seed, epoch), so resuming needs no iterator state. Works without
+torch; a row's `row_id` is its position in its split, and soft targets are looked up by it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+from numpy.typing import NDArray
+
+from distilpeft.errors import InputError
+from distilpeft.recipe import Data
+from distilpeft.sources import DATA_SUFFIXES, Source, resolve
+
+SPLITS = ("train", "validation", "test")
+RowCheck = Callable[[datasets.Dataset, NDArray[np.int64], str], None]
+"""Called with rows, their 1-based numbers in the source, and the source's name; raises InputError."""
+MEGABATCH = 50  # batches among which rows of like length are grouped; 50 leaves plenty of randomness
+
+
+def data_sources(data: Data) -> dict[str, Source]:
+    """The named sources of a `data` section: one called `""`, or one per split.
+
+    Raises:
+        InputError: a source does not exist.
+    """
+    if isinstance(data.source, str):
+        return {"": resolve(data.source, "data.source", data.revision)}
+    if not data.source:
+        raise InputError("data.source: the mapping of splits to files is empty")
+    return {split: resolve(name, f"data.source.{split}") for split, name in data.source.items()}
+
+
+def read_splits(data: Data, check: RowCheck) -> dict[str, datasets.Dataset]:
+    """Read the source, check its rows and cut it into train, validation and test rows (not yet tokenised).
+
+    Raises:
+        InputError: unreadable data, a missing column or split, an empty split, a row in two splits.
+    """
+    datasets.disable_progress_bars()
+    parts = {}
+    for name, rows in _load(data).items():
+        parts[name], numbers = _filter(data, rows)
+        if any(_uses(data, name)):
+            check(parts[name], numbers, origin(data, name))
+    if data.split is not None:
+        splits = _seeded(data, parts)
+    else:
+        splits = _sliced(data, parts)
+    for name, rows in splits.items():
+        if len(rows) == 0:
+            raise InputError(f"data.{name if data.split is None else 'split.' + name}: this split has no rows")
+    return splits
+
+
+def duplicates(splits: dict[str, datasets.Dataset], column: str) -> dict[str, int]:
+    """How many rows of each later split have a text that also stands in an earlier one, as `a/b` → count."""
+    seen = {name: {hash(text) for text in rows[column]} for name, rows in splits.items()}
+    pairs = [(a, b) for i, a in enumerate(SPLITS) for b in SPLITS[i + 1 :]]
+    return {f"{a}/{b}": len(seen[a] & seen[b]) for a, b in pairs}
+
+
+def origin(data: Data, split: str | None = None) -> str:
+    """The source as users wrote it, for messages about its rows."""
+    if isinstance(data.source, str):
+        return data.source
+    return data.source[split] if split in data.source else ", ".join(data.source.values())
+
+
+def _uses(data: Data, split: str) -> Iterator[bool]:
+    """Whether the recipe reads the source's split at all (a hub data set may have unlabelled ones)."""
+    for name in SPLITS:
+        spec = getattr(data, name)
+        yield spec is None or re.match(rf"(.*\+)?{re.escape(split)}(\[|\+|$)", spec) is not None
+
+
+def _load(data: Data) -> dict[str, datasets.Dataset]:
+    sources = data_sources(data)
+    if "" not in sources:
+        return {split: _load_file(source) for split, source in sources.items()}
+    source = sources[""]
+    if source.path is not None and source.path.is_file():
+        loaded: Any = {"train": _load_file(source)}
+    elif source.path is not None:
+        loaded = _load_folder(source.path)
+    else:
+        try:
+            loaded = datasets.load_dataset(source.name, data.config, revision=source.revision)
+        except Exception as error:
+            reason = " ".join(str(error).split())[:300]
+            raise InputError(f"data.source: cannot load {source.name} from the hub: {reason}") from None
+    return {"train": loaded} if isinstance(loaded, datasets.Dataset) else dict(loaded)
+
+
+def _load_folder(path: Path) -> Any:
+    try:
+        return datasets.load_from_disk(str(path))
+    except FileNotFoundError:
+        pass
+    except Exception as error:
+        raise InputError(f"data.source: {path}: a damaged saved data set: {' '.join(str(error).split())[:200]}") from None
+    files = {file.stem: file for file in sorted(path.iterdir()) if file.suffix in DATA_SUFFIXES}
+    if not files:
+        raise InputError(f"data.source: {path} holds no saved data set and no {', '.join(DATA_SUFFIXES)} files")
+    return {split: _load_file(Source(str(file), file)) for split, file in files.items()}
+
+
+def _load_file(source: Source) -> datasets.Dataset:
+    path = source.path
+    if path is None or path.suffix not in DATA_SUFFIXES:
+        raise InputError(f"data.source: {source.name}: a data file ends in one of {', '.join(DATA_SUFFIXES)}")
+    if path.stat().st_size == 0:
+        raise InputError(f"{path}: the file is empty")
+    options: dict[str, Any] = {"sep": "\t"} if path.suffix == ".tsv" else {}
+    if DATA_SUFFIXES[path.suffix] == "csv":
+        options["keep_default_na"] = False  # the words NA, null and None are text, not holes
+    try:
+        return datasets.load_dataset(DATA_SUFFIXES[path.suffix], data_files=str(path), split="train", **options)
+    except Exception as error:
+        raise InputError(_located_data_error(path, error)) from None
+
+
+def _located_data_error(path: Path, error: BaseException) -> str:
+    """Name the line that the reader stumbled over."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    if isinstance(error, UnicodeDecodeError):
+        line = path.read_bytes()[: error.start].count(b"\n") + 1
+        return f"{path}:{line}: not UTF-8 text"
+    if path.suffix == ".jsonl":
+        with path.open("rb") as file:
+            for number, text in enumerate(file, 1):
+                try:
+                    json.loads(text)
+                except UnicodeDecodeError:
+                    return f"{path}:{number}: not UTF-8 text"
+                except ValueError as fault:
+                    return f"{path}:{number}: not a JSON object: {fault}"
+    reason = " ".join(str(error).split())[:200]
+    found = re.search(r"(?:line|row) (\d+)", reason)
+    return f"{path}:{found.group(1)}: {reason}" if found else f"{path}: cannot be read: {reason}"
+
+
+def _filter(data: Data, rows: datasets.Dataset) -> tuple[datasets.Dataset, NDArray[np.int64]]:
+    if not data.where:
+        return rows, np.arange(1, len(rows) + 1)
+    keep = np.ones(len(rows), dtype=bool)
+    for column, value in data.where.items():
+        if column not in rows.column_names:
+            raise InputError(f"data.where.{column}: no such column; {origin(data)} has {', '.join(rows.column_names)}")
+        keep &= np.asarray([cell == value for cell in rows[column]], dtype=bool)
+    if not keep.any():
+        raise InputError(f"data.where: no row of {origin(data)} has {data.where}")
+    kept = np.flatnonzero(keep)
+    return rows.select(kept), kept + 1
+
+
+def _seeded(data: Data, parts: dict[str, datasets.Dataset]) -> dict[str, datasets.Dataset]:
+    split = data.split
+    assert split is not None
+    if len(parts) > 1:
+        names = ", ".join(parts)
+        raise InputError(f"data.split: {origin(data)} already has splits ({names}); give train, validation and test")
+    (rows,) = parts.values()
+    order = np.random.default_rng(split.seed).permutation(len(rows))
+    ends = np.round(np.cumsum([split.train, split.validation, split.test]) * len(rows)).astype(int)
+    cuts = [0, *ends]
+    return {name: rows.select(order[cuts[i] : cuts[i + 1]]) for i, name in enumerate(SPLITS)}
+
+
+def _sliced(data: Data, parts: dict[str, datasets.Dataset]) -> dict[str, datasets.Dataset]:
+    sizes = {name: len(rows) for name, rows in parts.items()}
+    spans: dict[str, list[Any]] = {}
+    for name in SPLITS:
+        spec = getattr(data, name)
+        try:
+            spans[name] = datasets.ReadInstruction.from_spec(spec).to_absolute(sizes)
+        except (ValueError, AssertionError, KeyError, TypeError) as error:
+            reason = " ".join(str(error).strip("'\"").split())[:200]
+            has = ", ".join(f"{split} ({count} rows)" for split, count in sizes.items())
+            raise InputError(f"data.{name}: cannot slice {spec!r}: {reason}; {origin(data)} has {has}") from None
+    for i, a in enumerate(SPLITS):
+        for b in SPLITS[i + 1 :]:
+            for one in spans[a]:
+                for two in spans[b]:
+                    overlap = min(one.to, two.to) - max(one.from_, two.from_)
+                    if one.splitname == two.splitname and overlap > 0:
+                        raise InputError(f"data.{b}: {overlap} rows of {one.splitname} are also in data.{a}; splits may not overlap")
+    return {
+        name: datasets.concatenate_datasets([parts[s.splitname].select(range(s.from_, s.to)) for s in spans[name]])
+        for name in SPLITS
+    }
+
+
+def epoch_batches(lengths_N: NDArray[np.int32], batch_size: int, seed: int, epoch: int) -> list[NDArray[np.int64]]:
+    """The global batches of one epoch: row ids, every row once, rows of like length together.
+
+    A pure function of its arguments. Rows are shuffled, cut into groups of `MEGABATCH` batches, sorted by length
+    inside a group and cut into batches, whose order is shuffled again. The last batch may be smaller.
+    """
+    rng = np.random.default_rng([seed, epoch])
+    order = rng.permutation(len(lengths_N))
+    batches: list[NDArray[np.int64]] = []
+    for start in range(0, len(order), batch_size * MEGABATCH):
+        group = order[start : start + batch_size * MEGABATCH]
+        group = group[np.argsort(lengths_N[group], kind="stable")]
+        batches += [group[i : i + batch_size] for i in range(0, len(group), batch_size)]
+    return [batches[i] for i in rng.permutation(len(batches))]
+
+
+def micro_batches(
+    batch: NDArray[np.int64], micro_batch_size: int, process: int, num_processes: int
+) -> list[NDArray[np.int64]]:
+    """This process's share of a global batch, cut into micro-batches; never empty lists, maybe an empty batch.
+
+    Processes take every n-th row, so that rows of like length, and with them the work, are spread evenly.
+    """
+    mine = batch[process::num_processes]
+    return [mine[i : i + micro_batch_size] for i in range(0, len(mine), micro_batch_size)] or [mine]
+
+
+def length_order(lengths_N: NDArray[np.int32], start: int, stop: int) -> NDArray[np.int64]:
+    """Row ids start..stop-1, longest first (so that running out of memory shows at once)."""
+    ids = np.arange(start, stop)
+    return ids[np.argsort(-lengths_N[start:stop], kind="stable")]
+
+
+def chunks(ids: NDArray[np.int64], size: int) -> Iterator[NDArray[np.int64]]:
+    """Cut row ids into pieces of `size`."""
+    for start in range(0, len(ids), size):
+        yield ids[start : start + size]

@@ -1,0 +1,19 @@
+"""The ways in which a run ends early, each with its exit code. Everything else is a bug and shows a traceback."""
+
+from __future__ import annotations
+
+
+class InputError(ValueError):
+    """Something a user can fix: one line that names the place, what is wrong and what is allowed. Exit code 2."""
+
+
+class GateError(RuntimeError):
+    """The figures say that going on would waste time (a broken teacher, an unequal export). Exit code 3."""
+
+
+class StoppedBySignal(RuntimeError):
+    """Stopped by a signal after a checkpoint; the same command goes on from there. Exit code 75 (or 130)."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code

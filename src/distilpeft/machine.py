@@ -1,0 +1,44 @@
+"""What this machine is, read without torch: it names benchmark results and picks precisions."""
+
+from __future__ import annotations
+
+import os
+import platform
+from pathlib import Path
+
+
+def cpu_info(field: str) -> str:
+    """A field of /proc/cpuinfo, or an empty string where there is none."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return ""
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith(field)), "")
+
+
+def cpu_has_bf16() -> bool:
+    """Whether the processor multiplies bf16 in hardware; emulated bf16 is several times slower than fp32."""
+    flags = cpu_info("flags").split()
+    return "avx512_bf16" in flags or "amx_bf16" in flags
+
+
+def cpu_name() -> str:
+    """The processor's model name."""
+    return cpu_info("model name") or platform.processor() or platform.machine()
+
+
+def num_cpus() -> int:
+    """Processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def gpu_names() -> list[str]:
+    """Model names of the NVIDIA GPUs that the driver lists."""
+    found = sorted(Path("/proc/driver/nvidia/gpus").glob("*/information"))
+    lines = [line for file in found for line in file.read_text(encoding="utf-8").splitlines()]
+    return [line.partition(":")[2].strip() for line in lines if line.startswith("Model")]
+
+
+def machine_name() -> str:
+    """One line that tells machines with different speed apart."""
+    return " + ".join([f"{cpu_name()} x{num_cpus()}", *gpu_names()])

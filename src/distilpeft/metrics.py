@@ -1,0 +1,145 @@
+"""Scores of classifiers through `evaluate` modules that work without a hub, with 95 % intervals.
+
+Each module is an ordinary `evaluate.Metric`, so it combines with metrics from the hub. Probabilities go in as
+[N, C]; labels as class ids. Intervals: Wilson for accuracy, seeded percentile bootstrap for the rest.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import datasets
+import evaluate
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.metrics import f1_score, matthews_corrcoef
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+Z95 = 1.959963984540054
+RESAMPLES = 200
+ECE_BINS = 15
+
+
+def accuracy(probabilities_NC: Floats, labels_N: Ints) -> float:
+    """Share of rows whose likeliest class is the label."""
+    return float((probabilities_NC.argmax(-1) == labels_N).mean())
+
+
+def macro_f1(probabilities_NC: Floats, labels_N: Ints) -> float:
+    """Mean over all classes of the model of F1; a class neither predicted nor present counts 0."""
+    classes = range(probabilities_NC.shape[-1])
+    predicted = probabilities_NC.argmax(-1)
+    return float(f1_score(labels_N, predicted, labels=list(classes), average="macro", zero_division=0.0))
+
+
+def mcc(probabilities_NC: Floats, labels_N: Ints) -> float:
+    """Matthews correlation coefficient; 0 if predictions or labels are all of one class."""
+    return float(matthews_corrcoef(labels_N, probabilities_NC.argmax(-1)))
+
+
+def log_loss(probabilities_NC: Floats, labels_N: Ints) -> float:
+    """Mean negative log-likelihood of the labels, in nats; probabilities below 1e-15 count as 1e-15."""
+    picked = np.take_along_axis(probabilities_NC, labels_N[:, None], axis=-1)
+    return float(-np.log(np.clip(picked, 1e-15, 1.0)).mean())
+
+
+def ece(probabilities_NC: Floats, labels_N: Ints) -> float:
+    """Expected calibration error, 15 equal-width bins of the top probability (Guo et al. 2017, arXiv:1706.04599)."""
+    confidence_N = probabilities_NC.max(-1)
+    right_N = probabilities_NC.argmax(-1) == labels_N
+    bins_N = np.minimum((confidence_N * ECE_BINS).astype(int), ECE_BINS - 1)
+    gap = np.bincount(bins_N, weights=right_N - confidence_N, minlength=ECE_BINS)
+    return float(np.abs(gap).sum() / len(labels_N))
+
+
+FUNCTIONS: dict[str, Callable[[Floats, Ints], float]] = {
+    "accuracy": accuracy,
+    "macro_f1": macro_f1,
+    "mcc": mcc,
+    "ece": ece,
+    "log_loss": log_loss,
+}
+
+
+class OfflineMetric(evaluate.Metric):
+    """One of `FUNCTIONS` as an `evaluate` module: `predictions` are probabilities, `references` class ids."""
+
+    def __init__(self, name: str) -> None:
+        self._function = FUNCTIONS[name]
+        self._score_name = name
+        super().__init__(keep_in_memory=True)
+
+    def _info(self) -> evaluate.MetricInfo:
+        return evaluate.MetricInfo(
+            description=self._function.__doc__ or "",
+            citation="",
+            features=datasets.Features(
+                {"predictions": datasets.List(datasets.Value("float64")), "references": datasets.Value("int64")}
+            ),
+        )
+
+    def _compute(self, predictions: Any, references: Any) -> dict[str, float]:
+        return {self._score_name: self._function(np.asarray(predictions), np.asarray(references))}
+
+
+def scores(names: tuple[str, ...], logits_NC: Floats, labels_N: Ints) -> dict[str, dict[str, Any]]:
+    """All scores of one model.
+
+    Args:
+        names: of `FUNCTIONS`, or `hub:NAME` for a metric that the hub holds (it gets predicted class ids).
+        logits_NC: finite logits.
+        labels_N: class ids.
+
+    Returns:
+        name → {"value", "low", "high", "num_rows"}; low and high bound the 95 % interval (null for hub metrics).
+    """
+    probabilities_NC = softmax(logits_NC)
+    result: dict[str, dict[str, Any]] = {}
+    for name in names:
+        if name.startswith("hub:"):
+            metric = evaluate.load(name.removeprefix("hub:"))
+            found = metric.compute(predictions=probabilities_NC.argmax(-1), references=labels_N)
+            for key, value in found.items():
+                result[key] = {"value": float(value), "low": None, "high": None, "num_rows": len(labels_N)}
+            continue
+        metric = OfflineMetric(name)
+        value = metric.compute(predictions=probabilities_NC, references=labels_N)[name]
+        low, high = _interval(name, value, probabilities_NC, labels_N)
+        result[name] = {"value": value, "low": low, "high": high, "num_rows": len(labels_N)}
+    return result
+
+
+def _interval(name: str, value: float, probabilities_NC: Floats, labels_N: Ints) -> tuple[float, float]:
+    if name == "accuracy":
+        return wilson(value, len(labels_N))
+    rng = np.random.default_rng(0)
+    draws = (rng.integers(0, len(labels_N), len(labels_N)) for _ in range(RESAMPLES))
+    values = [FUNCTIONS[name](probabilities_NC[draw], labels_N[draw]) for draw in draws]
+    low, high = np.percentile(values, [2.5, 97.5])
+    return float(low), float(high)
+
+
+def wilson(share: float, num_rows: int) -> tuple[float, float]:
+    """95 % Wilson score interval of a share of `num_rows` rows."""
+    centre = share + Z95**2 / (2 * num_rows)
+    spread = Z95 * math.sqrt(share * (1 - share) / num_rows + Z95**2 / (4 * num_rows**2))
+    scale = 1 + Z95**2 / num_rows
+    return max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale)
+
+
+def softmax(logits_NC: Floats) -> Floats:
+    """Probabilities in float64."""
+    shifted = logits_NC.astype(np.float64) - logits_NC.max(-1, keepdims=True)
+    exp = np.exp(shifted)
+    probabilities: Floats = exp / exp.sum(-1, keepdims=True)
+    return probabilities
+
+
+def agreement(logits_NC: Floats, reference_NC: Floats) -> dict[str, float]:
+    """How far a model is from a reference on the same rows: mean KL(reference || model) in nats, equal top class."""
+    p, q = softmax(reference_NC), softmax(logits_NC)
+    kl_N = (p * (np.log(np.clip(p, 1e-300, 1)) - np.log(np.clip(q, 1e-300, 1)))).sum(-1)
+    return {"kl": float(kl_N.mean()), "top1_agreement": float((p.argmax(-1) == q.argmax(-1)).mean())}

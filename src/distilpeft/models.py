@@ -1,0 +1,254 @@
+"""Models: load and quantize a base, put LoRA on it, merge it exactly, and cut a student out of it.
+
+Two library traps are held here. Heads that have no pretrained weights must never be quantized or frozen: they are
+found by building the architecture on the meta device, not by a list of names. And bitsandbytes repacks 4-bit
+weights for CPU inference in any eval-mode forward, after which LoRA gradients are None: that is switched off.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any, Literal
+
+import peft
+import torch
+import transformers
+from torch import nn
+
+from distilpeft.errors import InputError
+from distilpeft.recipe import Lora
+from distilpeft.sources import Source
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+Quantize = Literal["nf4", "int8", "none"]
+
+
+class Architecture:
+    """What a task asks of a model: the auto class, its options, and PEFT's name of the task."""
+
+    def __init__(self, auto_class: str, peft_task: str, options: dict[str, Any]) -> None:
+        self.auto_class: Any = getattr(transformers, auto_class)
+        self.peft_task = peft_task
+        self.options = options
+
+
+def load_tokenizer(source: Source) -> Any:
+    """The model's tokenizer; one without a padding token pads with its end-of-text token.
+
+    Raises:
+        InputError: it cannot be loaded.
+    """
+    tokenizer = _load("tokenizer", source, transformers.AutoTokenizer.from_pretrained, revision=source.revision)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_base(
+    source: Source,
+    architecture: Architecture,
+    *,
+    quantize: Quantize,
+    dtype: str,
+    compute_bf16: bool,
+    device: torch.device,
+    pad_token_id: int | None,
+    fresh: list[str] | None = None,
+) -> tuple[Any, list[str]]:
+    """Load a pretrained model for the task.
+
+    Args:
+        source: where it is.
+        architecture: what the task asks for.
+        quantize: `nf4` (double quantization), `int8` or `none`, for all linear layers but the fresh ones.
+        dtype: of the weights that are not quantized.
+        compute_bf16: 4-bit weights are multiplied in bf16 rather than fp32.
+        device: where to put it.
+        pad_token_id: of the tokenizer; decoder classifiers find the last token by it.
+        fresh: modules to leave unquantized, where they are known from an earlier load.
+
+    Returns:
+        The model and the names of its modules that have no pretrained weights (random, never quantized).
+
+    Raises:
+        InputError: it cannot be loaded.
+    """
+    config = _load("model", source, transformers.AutoConfig.from_pretrained, revision=source.revision, **architecture.options)
+    if getattr(config, "pad_token_id", None) is None:
+        config.pad_token_id = pad_token_id
+    skip = head_modules(architecture, config) if fresh is None else fresh
+    while True:
+        options: dict[str, Any] = {"config": config, "dtype": DTYPES[dtype], "output_loading_info": True}
+        if quantize != "none":
+            options["quantization_config"] = _quantization(quantize, compute_bf16, skip)
+            options["device_map"] = {"": device}
+        model, info = _load(
+            "model", source, architecture.auto_class.from_pretrained, revision=source.revision,
+            ignore_mismatched_sizes=True, **options,
+        )  # fmt: skip
+        missing = set(info["missing_keys"]) | {entry[0] for entry in info["mismatched_keys"]}
+        random = [name for name in skip if any(_inside(key, [name]) for key in missing)]
+        random += sorted({key.rpartition(".")[0] for key in missing if not _inside(key, skip)})
+        if quantize == "none" or set(random) <= set(skip):
+            break
+        skip = [*skip, *(name for name in random if name not in skip)]  # random weights in the body: not in 4 bits
+    _keep_trainable(model)
+    return model.to(device) if quantize == "none" else model, random
+
+
+def head_modules(architecture: Architecture, config: Any) -> list[str]:
+    """Names of the modules outside the pretrained body (classifier, score, ...), from the architecture itself."""
+    with torch.device("meta"):
+        model = architecture.auto_class.from_config(config)
+    heads = [name for name, child in model.named_children() if name != model.base_model_prefix]
+    return [name for name in heads if any(True for _ in getattr(model, name).parameters())]
+
+
+def add_lora(model: nn.Module, lora: Lora, architecture: Architecture, fresh: list[str], key: str) -> Any:
+    """Freeze the model, add a LoRA adapter, and train the fresh modules in full beside it.
+
+    Raises:
+        InputError: `key`.target_modules names nothing in the model.
+    """
+    targets = lora.target_modules if isinstance(lora.target_modules, str) else list(lora.target_modules)
+    names = "|".join(re.escape(name) for name in fresh)
+    config = peft.LoraConfig(
+        task_type=architecture.peft_task,
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=targets,
+        exclude_modules=rf"(.*\.)?({names})(\..*)?" if fresh else None,
+        modules_to_save=fresh or None,
+    )
+    try:
+        tuned = peft.get_peft_model(model, config)
+    except ValueError as error:
+        raise InputError(f"{key}.target_modules: {' '.join(str(error).split())[:300]}") from None
+    for name, parameter in tuned.named_parameters():
+        if ".modules_to_save." in name:
+            assert parameter.is_floating_point(), f"{name} is quantized: a head must stay in floating point"
+            assert parameter.requires_grad, f"{name} is frozen: a head without pretrained weights must be trained"
+    return tuned
+
+
+def load_adapter(model: nn.Module, folder: Path) -> Any:
+    """Put a saved adapter (and its fresh modules) on its base; everything is frozen."""
+    return peft.PeftModel.from_pretrained(model, str(folder), is_trainable=False)
+
+
+def dequantize(model: Any) -> Any:
+    """Turn a quantized base into an ordinary float32 model that computes with the very same weights."""
+    if not getattr(model, "is_quantized", False):
+        return model
+    model = model.dequantize(dtype=torch.float32)
+    for owner, name in ((model.config, "quantization_config"), (model, "hf_quantizer"), (model, "quantization_method")):
+        if hasattr(owner, name):
+            delattr(owner, name)
+    model.is_quantized = False
+    return model
+
+
+def merge(base: Any, adapter: Path) -> Any:
+    """Merge a saved adapter into its base, dequantizing the base first.
+
+    Merging into 4-bit weights would round the sum to 4 bits again and give another model than the one that was
+    tuned; merging into the dequantized weights is exact up to floating-point rounding.
+    """
+    return load_adapter(dequantize(base), adapter).merge_and_unload()
+
+
+def keep_layers(model: Any, layers: tuple[int, ...], key: str) -> None:
+    """Keep only the given transformer layers of a model, in place, and correct its configuration.
+
+    Raises:
+        InputError: an index is beyond the last layer; `key` names the recipe entry.
+    """
+    depth = model.config.num_hidden_layers
+    if layers[-1] >= depth:
+        raise InputError(f"{key}: layer {layers[-1]} does not exist; the teacher has layers 0..{depth - 1}")
+    stacks = [(name, m) for name, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m) == depth]
+    if len(stacks) != 1:
+        raise InputError(f"{key}: {type(model).__name__} has {len(stacks)} stacks of {depth} layers; use student.model")
+    name, stack = stacks[0]
+    parent, _, child = name.rpartition(".")
+    kept = nn.ModuleList(stack[i] for i in layers)
+    setattr(model.get_submodule(parent), child, kept)
+    for index, layer in enumerate(kept):
+        for module in layer.modules():
+            if hasattr(module, "layer_idx"):
+                module.layer_idx = index
+    if getattr(model.config, "layer_types", None):
+        model.config.layer_types = [model.config.layer_types[i] for i in layers]
+    model.config.num_hidden_layers = len(layers)
+
+
+def from_config(source: Source, architecture: Architecture, overrides: dict[str, Any], pad_token_id: int | None) -> Any:
+    """Build a model with random weights.
+
+    Raises:
+        InputError: the configuration cannot be read or does not fit together.
+    """
+    options = {**architecture.options, **overrides}
+    config = _load("configuration", source, transformers.AutoConfig.from_pretrained, revision=source.revision, **options)
+    if getattr(config, "pad_token_id", None) is None:
+        config.pad_token_id = pad_token_id
+    try:
+        return architecture.auto_class.from_config(config, dtype=torch.float32)
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise InputError(f"student.from_config: {' '.join(str(error).split())[:300]}") from None
+
+
+def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that training changes, by name."""
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def num_parameters(model: nn.Module) -> int:
+    """Number of weights; 4-bit weights are counted, not the bytes that hold them."""
+    return sum(
+        parameter.numel() * (2 if type(parameter).__name__ == "Params4bit" else 1) for parameter in model.parameters()
+    )
+
+
+def size_bytes(model: nn.Module) -> int:
+    """Bytes of all weights as they lie in memory, quantized ones packed, with their scales."""
+    total = sum(tensor.numel() * tensor.element_size() for tensor in [*model.parameters(), *model.buffers()])
+    for parameter in model.parameters():
+        state = getattr(parameter, "quant_state", None)
+        if state is not None:
+            total += sum(t.numel() * t.element_size() for t in state.as_dict(packed=True).values())
+    return total
+
+
+def _keep_trainable(model: nn.Module) -> None:
+    """Keep bitsandbytes from repacking 4-bit weights for AVX512-BF16 inference; they could not be trained after."""
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+
+
+def _quantization(quantize: Quantize, compute_bf16: bool, skip: list[str]) -> Any:
+    if quantize == "int8":
+        return transformers.BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=skip)
+    return transformers.BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16 if compute_bf16 else torch.float32,
+        llm_int8_skip_modules=skip,
+    )
+
+
+def _inside(name: str, modules: list[str]) -> bool:
+    return any(name == module or name.startswith(f"{module}.") for module in modules)
+
+
+def _load(what: str, source: Source, function: Any, **options: Any) -> Any:
+    """Call a `from_pretrained`; a hub or file fault becomes one line."""
+    try:
+        return function(source.location, **options)
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise InputError(f"{source.name}: cannot load the {what}: {reason}") from None

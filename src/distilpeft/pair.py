@@ -1,0 +1,168 @@
+"""The two models of a recipe: load the tuned teacher in each of its forms, build, save and reload the student."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from distilpeft import models
+from distilpeft.artifact import digest_file, digest_json, read_json, write_json
+from distilpeft.models import Architecture
+from distilpeft.recipe import Recipe
+from distilpeft.runtime import Runtime
+from distilpeft.sources import Source, resolve
+from distilpeft.tasks import task_module
+
+MODEL, ADAPTER, FRESH = "model", "adapter", "fresh.json"
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A frozen model ready to predict, with the tokenizer that its rows need and the digest that names it."""
+
+    model: Any
+    tokenizer: Any
+    tokenizer_digest: str
+
+
+def architecture(recipe: Recipe) -> Architecture:
+    """What the recipe's task asks of a model."""
+    task = task_module(recipe)
+    return Architecture(task.AUTO_CLASS, task.PEFT_TASK, task.model_options(recipe.task))
+
+
+def teacher_source(recipe: Recipe) -> Source:
+    """Where the teacher's base comes from."""
+    return resolve(recipe.teacher.model, "teacher.model", recipe.teacher.revision)
+
+
+def student_source(recipe: Recipe) -> Source:
+    """Where the student's weights (or configuration) and its tokenizer come from."""
+    student = recipe.student
+    if student.model is not None:
+        return resolve(student.model, "student.model", student.revision)
+    if student.from_config is not None:
+        return resolve(student.from_config.model, "student.from_config.model", student.from_config.revision)
+    return teacher_source(recipe)
+
+
+def new_teacher(runtime: Runtime, recipe: Recipe, tokenizer: Any) -> tuple[Any, list[str]]:
+    """The untuned teacher, ready to be trained, and the names of its modules without pretrained weights."""
+    model, fresh = _base(runtime, recipe, recipe.teacher.quantize, tokenizer)
+    if recipe.teacher.lora is None:
+        model.requires_grad_(True)
+    if recipe.teacher.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    if recipe.teacher.lora is not None:
+        model = models.add_lora(model, recipe.teacher.lora, architecture(recipe), fresh, "teacher.lora")
+    return model, fresh
+
+
+def save_teacher(model: Any, folder: Path, fresh: list[str]) -> None:
+    """Save what was tuned: the adapter with its fresh modules, or the whole model."""
+    if hasattr(model, "peft_config"):
+        model.save_pretrained(str(folder / ADAPTER))
+    else:
+        model.save_pretrained(str(folder / MODEL))
+    write_json(folder / FRESH, {"modules": fresh})
+
+
+def load_teacher(
+    runtime: Runtime, recipe: Recipe, folder: Path, *, full_precision: bool = False, merged: bool = False
+) -> Loaded:
+    """The tuned teacher, frozen.
+
+    Args:
+        runtime: the device.
+        recipe: names its base.
+        folder: its artifact.
+        full_precision: put the adapter on the unquantized base instead.
+        merged: merge the adapter into the (dequantized) base, as an ordinary model.
+    """
+    source = teacher_source(recipe)
+    tokenizer = models.load_tokenizer(source)
+    if recipe.teacher.lora is None:
+        tuned = Source(str(folder / MODEL), folder / MODEL)
+        model, _ = models.load_base(
+            tuned, architecture(recipe), quantize="none", dtype=recipe.teacher.dtype, compute_bf16=False,
+            device=runtime.device, pad_token_id=tokenizer.pad_token_id,
+        )  # fmt: skip
+    else:
+        quantize = "none" if full_precision else recipe.teacher.quantize
+        fresh = read_json(folder / FRESH, f"delete {folder} to make it again")["modules"]
+        model, _ = _base(runtime, recipe, quantize, tokenizer, fresh)
+        model = models.merge(model, folder / ADAPTER) if merged else models.load_adapter(model, folder / ADAPTER)
+    return Loaded(model.requires_grad_(False).eval(), tokenizer, tokenizer_digest(source))
+
+
+def new_student(runtime: Runtime, recipe: Recipe, teacher: Path | None) -> Loaded:
+    """The untrained student with all its weights trainable, or its LoRA adapter.
+
+    Args:
+        runtime: the device.
+        recipe: its `student` section.
+        teacher: the teacher's artifact; needed by `from_teacher`.
+    """
+    student, source = recipe.student, student_source(recipe)
+    tokenizer = models.load_tokenizer(source)
+    runtime.seed(recipe.seed)  # the head, or everything, may be random: the same for every run of this recipe
+    fresh: list[str] = []
+    if student.from_teacher is not None:
+        assert teacher is not None
+        model = load_teacher(runtime, recipe, teacher, merged=True).model.float()
+        models.keep_layers(model, student.from_teacher.layers, "student.from_teacher.layers")
+    elif student.from_config is not None:
+        overrides = student.from_config.overrides
+        model = models.from_config(source, architecture(recipe), overrides, tokenizer.pad_token_id)
+    else:
+        model, fresh = models.load_base(
+            source, architecture(recipe), quantize="none", dtype="fp32", compute_bf16=False,
+            device=runtime.device, pad_token_id=tokenizer.pad_token_id,
+        )  # fmt: skip
+    model = model.to(runtime.device).requires_grad_(True)
+    if student.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    if student.lora is not None:
+        model = models.add_lora(model, student.lora, architecture(recipe), fresh, "student.lora")
+    return Loaded(model, tokenizer, tokenizer_digest(source))
+
+
+def save_student(model: Any, tokenizer: Any, folder: Path, dtype: torch.dtype = torch.float32) -> None:
+    """Save an ordinary transformers model (an adapter is merged) with its tokenizer."""
+    if hasattr(model, "peft_config"):
+        model = model.merge_and_unload()
+    model.to(dtype).save_pretrained(str(folder))
+    tokenizer.save_pretrained(str(folder))
+
+
+def load_student(runtime: Runtime, recipe: Recipe, folder: Path) -> Loaded:
+    """A saved student or export, frozen, loaded as any user of transformers would."""
+    model = architecture(recipe).auto_class.from_pretrained(str(folder), dtype="auto")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(str(folder))
+    digest = tokenizer_digest(student_source(recipe))
+    return Loaded(model.to(runtime.device).requires_grad_(False).eval(), tokenizer, digest)
+
+
+def tokenizer_digest(source: Source) -> str:
+    """Names a tokenizer: by the content of its files, or by hub id and revision."""
+    if source.path is None:
+        return digest_json([source.name, source.revision])
+    names = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt", "tokenizer.model")
+    files = [source.path / name for name in names]
+    return digest_json({file.name: digest_file(file) for file in files if file.is_file()})
+
+
+def _base(
+    runtime: Runtime, recipe: Recipe, quantize: models.Quantize, tokenizer: Any, fresh: list[str] | None = None
+) -> tuple[Any, list[str]]:
+    teacher = recipe.teacher
+    runtime.seed(recipe.seed)
+    return models.load_base(
+        teacher_source(recipe), architecture(recipe), quantize=quantize, dtype=teacher.dtype,
+        compute_bf16=runtime.resolve_precision(teacher.fit.precision) == "bf16",
+        device=runtime.device, pad_token_id=tokenizer.pad_token_id, fresh=fresh,
+    )  # fmt: skip

@@ -1,0 +1,154 @@
+"""The whole chain as plain calls: teacher → targets → distil → evaluate → export → benchmark → report."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from distilpeft import report
+from distilpeft.artifact import Artifact, replace_link
+from distilpeft.errors import InputError
+from distilpeft.pair import MODEL, Loaded, load_student, load_teacher, new_student
+from distilpeft.plan import CE_ONLY, FULL, MAJORITY, STUDENT, TEACHER, UNTRAINED, Plan
+from distilpeft.runtime import Runtime
+from distilpeft.stages import benchmark, distil, evaluate, export, targets, teacher
+from distilpeft.tasks import TaskData
+
+
+def run(plan: Plan, until: str | None = None) -> None:
+    """Do every step of the plan that is not done, then write the report.
+
+    Args:
+        plan: what there is to do.
+        until: stop after the last step of this stage.
+
+    Raises:
+        InputError, GateError, StoppedBySignal: see the stages.
+    """
+    plan.folder.mkdir(parents=True, exist_ok=True)
+    runtime = Runtime()
+    with _lock(plan.folder, runtime):
+        steps = Steps(plan, runtime)
+        names = list(plan.artifacts)
+        if until is not None:
+            last = max(index for index, name in enumerate(names) if name.partition("/")[0] == until)
+            names = names[: last + 1]
+        for number, name in enumerate(names, 1):
+            made = plan.artifacts[name]
+            if made.done:
+                continue
+            runtime.say(f"[{number}/{len(names)}] {name} → {made.path}")
+            steps.do(name, made)
+        if until is None and runtime.is_main:
+            finish(plan)
+
+
+def finish(plan: Plan) -> None:
+    """Write the report and point `runs/<name>/student` at the exported model."""
+    report.save(plan, report.build(plan))
+    first = plan.artifacts[f"export/{plan.recipe.export.formats[0]}"]
+    replace_link(plan.folder / "student", f"{first.path.name}/{MODEL}")
+
+
+class Steps:
+    """Does single steps; rows and the model in hand are kept between steps that need the same ones."""
+
+    def __init__(self, plan: Plan, runtime: Runtime) -> None:
+        self._plan, self._runtime = plan, runtime
+        with runtime.accelerator.main_process_first():
+            self._data = TaskData(plan.recipe, plan.data_digest, plan.folder / "cache")
+        self._held: tuple[str, Loaded] | None = None
+
+    def do(self, name: str, out: Artifact) -> None:
+        """Make one artifact and publish it."""
+        runtime = self._runtime
+        if runtime.is_main:
+            out.partial.mkdir(parents=True, exist_ok=True)
+        runtime.accelerator.wait_for_everyone()
+        figures = self._figures(name, out)
+        runtime.accelerator.wait_for_everyone()
+        if runtime.is_main:
+            out.publish(figures, runtime.environment())
+        runtime.accelerator.wait_for_everyone()
+        runtime.accelerator.free_memory()
+
+    def _figures(self, name: str, out: Artifact) -> dict[str, Any]:
+        runtime, recipe, data, made = self._runtime, self._plan.recipe, self._data, self._plan.artifacts
+        stage, _, role = name.partition("/")
+        if stage == "teacher":
+            return teacher.run(runtime, recipe, data, out)
+        if stage == "targets":
+            return targets.run(runtime, recipe, data, self._verified("teacher"), out)
+        if stage == "distil":
+            return self._distil(role, out)
+        if stage == "export":
+            roles = [step.partition("/")[2] for step in made if step.startswith("evaluate/") and "export" not in step]
+            figures = {role: made[f"evaluate/{role}"].figures() for role in roles}
+            student = self._verified(f"distil/{STUDENT}")
+            return export.run(runtime, recipe, data, student=student, figures=figures, out=out)
+        loaded = self._load(role)
+        if stage == "evaluate":
+            reference = made[f"evaluate/{TEACHER}"] if role != TEACHER else None
+            return evaluate.run(runtime, recipe, data, loaded=loaded, reference=reference, out=out)
+        assert stage == "benchmark" and loaded is not None, name
+        return benchmark.run(runtime, recipe, data, loaded)
+
+    def _distil(self, role: str, out: Artifact) -> dict[str, Any]:
+        recipe = self._plan.recipe
+        alpha = recipe.distil.alpha if role == STUDENT else 0.0
+        cached = alpha > 0 and recipe.targets.mode == "cached"
+        return distil.run(
+            self._runtime, recipe, self._data, alpha=alpha, teacher=self._verified("teacher"),
+            targets=self._verified("targets") if cached else None, out=out,
+        )  # fmt: skip
+
+    def _verified(self, name: str) -> Artifact:
+        """An artifact whose files are what they were when they were written."""
+        made = self._plan.artifacts[name]
+        if self._runtime.is_main:
+            made.verify()
+        return made
+
+    def _load(self, role: str) -> Loaded | None:
+        """The frozen model of a role."""
+        if role == MAJORITY:
+            return None
+        if self._held is None or self._held[0] != role:
+            self._held = None  # let go of the last model before the next one is loaded
+            self._held = (role, self._fresh(role))
+        return self._held[1]
+
+    def _fresh(self, role: str) -> Loaded:
+        runtime, recipe = self._runtime, self._plan.recipe
+        if role in (TEACHER, FULL):
+            path = self._verified("teacher").path
+            return load_teacher(runtime, recipe, path, full_precision=role == FULL)
+        if role == UNTRAINED:
+            loaded = new_student(runtime, recipe, self._plan.artifacts["teacher"].path)
+            loaded.model.requires_grad_(False).eval()
+            return loaded
+        step = f"distil/{role}" if role in (STUDENT, CE_ONLY) else role.replace(":", "/")
+        return load_student(runtime, recipe, self._verified(step).path / MODEL)
+
+
+@contextmanager
+def _lock(folder: Path, runtime: Runtime) -> Iterator[None]:
+    """Keep two runs out of one folder; the processes of one run share it through their main process."""
+    if not runtime.is_main:
+        yield
+        return
+    with (folder / ".lock").open("a+", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            file.seek(0)
+            raise InputError(f"{folder}: another run is at work here ({file.read().strip()}); wait for it") from None
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        file.flush()
+        yield

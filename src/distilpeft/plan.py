@@ -1,0 +1,165 @@
+"""The plan of a run: every artifact that a recipe leads to, named by its key before anything is computed.
+
+Torch-free: `distilpeft check` and a finished `distilpeft run` need nothing heavier than this. A key holds the
+recipe settings that the stage reads and the digests or keys of its inputs, and nothing that cannot change the
+result. So a new student, alpha or temperature finds the teacher and its targets where they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from distilpeft.artifact import Artifact, artifact, digest_json
+from distilpeft.data import data_sources
+from distilpeft.errors import InputError
+from distilpeft.machine import machine_name
+from distilpeft.recipe import Recipe, result_settings
+from distilpeft.sources import Source, check_model, digest, model_config, num_layers, resolve, weight_shapes
+
+FORMAT = 1
+STUDENT, CE_ONLY, UNTRAINED, TEACHER, FULL, MAJORITY = (
+    "student", "student_ce_only", "untrained", "teacher", "teacher_full_precision", "majority",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run will leave behind.
+
+    Attributes:
+        recipe: the checked recipe.
+        folder: runs/<name>.
+        data_digest: names the rows.
+        artifacts: by step, in the order in which they are made: `teacher`, `targets`, `distil/<role>`,
+            `evaluate/<role>`, `export/<format>`, `benchmark/<role>`.
+    """
+
+    recipe: Recipe
+    folder: Path
+    data_digest: str
+    artifacts: Mapping[str, Artifact]
+
+    def roles(self) -> list[str]:
+        """The models of the report, in its order."""
+        return [step.partition("/")[2] for step in self.artifacts if step.startswith("evaluate/")]
+
+    def missing(self) -> list[str]:
+        """Steps still to be done."""
+        return [step for step, made in self.artifacts.items() if not made.done]
+
+
+def make_plan(recipe: Recipe, runs: Path) -> Plan:
+    """Name all artifacts of a recipe.
+
+    Raises:
+        InputError: a source does not exist or does not fit the recipe.
+    """
+    folder = runs / recipe.name
+    teacher_base = _teacher_base(recipe)
+    data_inputs = {split or "all": digest(source) for split, source in data_sources(recipe.data).items()}
+    rows = {"task": result_settings(recipe.task), "data": {**result_settings(recipe.data), "source": None}}
+    data_digest = digest_json([rows, data_inputs])
+    seeded = {"seed": recipe.seed}
+
+    def make(stage: str, settings: Mapping[str, Any], **inputs: str) -> Artifact:
+        plain = digest_settings(settings)
+        return artifact(folder, stage, FORMAT, plain, {"data": data_digest, **inputs})
+
+    found: dict[str, Artifact] = {}
+    teacher_settings = _without(result_settings(recipe.teacher), "gate", "model", "revision")
+    teacher = found["teacher"] = make("teacher", {**teacher_settings, **seeded}, base=digest(teacher_base))
+    if recipe.targets.mode == "cached" and recipe.distil.alpha > 0:
+        found["targets"] = make("targets", {"precision": recipe.targets.precision}, teacher=teacher.key)
+    origin = _student_inputs(recipe, teacher)
+    student = {**_without(result_settings(recipe.student), "model", "revision"), **seeded}
+    distil = _without(result_settings(recipe.distil), "ce_only_baseline")
+    soft = {"targets": found["targets"].key} if "targets" in found else {}
+    if recipe.distil.alpha > 0 and not soft:
+        soft = {"teacher": teacher.key, "precision": recipe.targets.precision}
+    models: dict[str, dict[str, str]] = {MAJORITY: {}, UNTRAINED: {"seeded": digest_json([student, origin])}}
+    if recipe.distil.ce_only_baseline:
+        settings = {**_without(distil, "temperature"), "alpha": 0.0, "student": student}
+        found[f"distil/{CE_ONLY}"] = made = make("distil", settings, **origin)
+        models[CE_ONLY] = {"model": made.key}
+    found[f"distil/{STUDENT}"] = made = make("distil", {**distil, "student": student}, **{**origin, **soft})
+    models[STUDENT] = {"model": made.key}
+    models[TEACHER] = {"model": teacher.key}
+    if recipe.evaluate.teacher_full_precision and recipe.teacher.quantize != "none":
+        models[FULL] = {"model": teacher.key, "quantize": "none"}
+    _measure(recipe, found, models, make)
+    return Plan(recipe, folder, data_digest, found)
+
+
+def _measure(recipe: Recipe, found: dict[str, Artifact], models: dict[str, dict[str, str]], make: Any) -> None:
+    """Add evaluation, export and benchmark of every model; the teacher first, the others are compared with it."""
+    settings = result_settings(recipe.evaluate)
+    reference = make("evaluate", settings, role=TEACHER, **models[TEACHER])
+    found[f"evaluate/{TEACHER}"] = reference
+    for role, inputs in models.items():
+        if role != TEACHER:
+            found[f"evaluate/{role}"] = make("evaluate", settings, role=role, teacher=reference.key, **inputs)
+    for form in recipe.export.formats:
+        evaluated = {name.partition("/")[2]: made.key for name, made in found.items() if name.startswith("evaluate/")}
+        inputs = {**models[STUDENT], "figures": digest_json(evaluated), "name": recipe.name}
+        made = make("export", {**_without(result_settings(recipe.export), "formats"), "format": form}, **inputs)
+        found[f"export/{form}"] = made
+        role = f"export:{form}"
+        models[role] = {"model": made.key}
+        found[f"evaluate/{role}"] = make("evaluate", settings, role=role, teacher=reference.key, **models[role])
+    for role, inputs in models.items():
+        if role != MAJORITY:
+            timed = {**result_settings(recipe.benchmark), "split": recipe.evaluate.split, "machine": machine_name()}
+            found[f"benchmark/{role}"] = make("benchmark", timed, role=role, **inputs)
+
+
+def digest_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings as plain JSON values, so that a key is the same before and after a round trip through a manifest."""
+    return {
+        name: digest_settings(value) if isinstance(value, Mapping) else list(value) if isinstance(value, tuple) else value
+        for name, value in settings.items()
+    }
+
+
+def _without(settings: Mapping[str, Any], *names: str) -> dict[str, Any]:
+    return {name: value for name, value in settings.items() if name not in names}
+
+
+def _student_inputs(recipe: Recipe, teacher: Artifact) -> dict[str, str]:
+    student = recipe.student
+    if student.from_teacher is not None:
+        return {"student": teacher.key}
+    if student.from_config is not None:
+        source = resolve(student.from_config.model, "student.from_config.model", student.from_config.revision)
+    else:
+        assert student.model is not None
+        source = resolve(student.model, "student.model", student.revision)
+    check_model(source, "student.model")
+    return {"student": digest(source)}
+
+
+def _teacher_base(recipe: Recipe) -> Source:
+    """The teacher's base, checked as far as its files tell without loading them."""
+    source = resolve(recipe.teacher.model, "teacher.model", recipe.teacher.revision)
+    check_model(source, "teacher.model")
+    config, shapes = model_config(source), weight_shapes(source)
+    depth = num_layers(config) if config else None
+    cut = recipe.student.from_teacher
+    if cut is not None and depth is not None and cut.layers[-1] >= depth:
+        raise InputError(
+            f"student.from_teacher.layers: layer {cut.layers[-1]} does not exist; "
+            f"{recipe.teacher.model} has layers 0..{depth - 1}"
+        )
+    lora = recipe.teacher.lora
+    if lora is not None and isinstance(lora.target_modules, tuple) and shapes is not None:
+        modules = {name.rpartition(".")[0] for name in shapes}
+        for target in lora.target_modules:
+            if not any(name == target or name.endswith(f".{target}") for name in modules):
+                known = sorted({m.rpartition(".")[2] for m in modules if len(shapes.get(f"{m}.weight", ())) == 2})
+                raise InputError(
+                    f"teacher.lora.target_modules: {recipe.teacher.model} has no module {target!r}; "
+                    f"its matrices are {', '.join(known)}"
+                )
+    return source

@@ -1,0 +1,72 @@
+"""Logits of a frozen model over many rows, on all processes: validation, soft targets and evaluation share it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate.utils import send_to_device
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from distilpeft.data import chunks
+from distilpeft.recipe import Precision
+from distilpeft.runtime import Bar, Runtime
+
+LoadBatch = Callable[[NDArray[np.int64]], dict[str, Any]]
+RowLogits = Callable[[Any], Tensor]
+
+
+def predict(
+    runtime: Runtime,
+    model: nn.Module,
+    row_ids_N: NDArray[np.int64],
+    load_batch: LoadBatch,
+    row_logits: RowLogits,
+    *,
+    micro_batch_size: int,
+    precision: Precision,
+    bar: Bar | None = None,
+) -> NDArray[np.float32]:
+    """Run the model over rows in the given order (longest first wastes least padding).
+
+    The model's train/eval mode is put back. It is called unwrapped: without gradients there is nothing for DDP to
+    reduce, and processes may hold unequal numbers of batches.
+
+    Returns:
+        Logits [N, C], row i belonging to row_ids_N[i]; equal on all processes.
+    """
+    accelerator = runtime.accelerator
+    bare = accelerator.unwrap_model(model)
+    was_training = bare.training
+    bare.eval()
+    parts = list(chunks(np.arange(len(row_ids_N)), micro_batch_size))
+    mine = parts[accelerator.process_index :: accelerator.num_processes]
+    found: list[Tensor] = []
+    try:
+        for positions in mine:
+            batch = send_to_device(load_batch(row_ids_N[positions]), runtime.device)
+            with torch.no_grad(), runtime.autocast(precision):
+                found.append(row_logits(bare(**batch["inputs"])).float())
+            if bar is not None:
+                bar.advance(len(positions) * accelerator.num_processes)
+    finally:
+        bare.train(was_training)
+    if accelerator.num_processes == 1:
+        return torch.cat(found).cpu().numpy()
+    return _joined(runtime, found, mine, len(row_ids_N))
+
+
+def _joined(
+    runtime: Runtime, found: list[Tensor], mine: list[NDArray[np.int64]], num_rows: int
+) -> NDArray[np.float32]:
+    """Put every process's rows into one array: each writes its own rows, the rest are zeros, and all are added."""
+    width = torch.tensor(found[0].shape[-1] if found else 0, device=runtime.device)
+    num_classes = int(runtime.accelerator.gather(width.reshape(1)).max())
+    logits_NC = torch.zeros(num_rows, num_classes, device=runtime.device)
+    for positions, part in zip(mine, found, strict=True):
+        logits_NC[torch.from_numpy(positions)] = part
+    total: Tensor = runtime.accelerator.reduce(logits_NC, "sum")
+    return total.cpu().numpy()

@@ -1,0 +1,189 @@
+"""Read a recipe file: plain YAML in, a checked `Recipe` out, and every fault located as `file:line: key: ...`.
+
+YAML is read with `safe` types only: no tags, no imports, no inheritance, no interpolation. Two things differ
+from YAML 1.1, because both bite recipe writers: `2e-4` is a number, and only `true`/`false` are booleans.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from distilpeft.errors import InputError
+from distilpeft.recipe import Recipe
+
+Path_ = tuple[str | int, ...]
+Places = dict[Path_, str]
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader with YAML 1.2 numbers and booleans."""
+
+    yaml_implicit_resolvers = {  # noqa: RUF012 (the attribute is PyYAML's)
+        first: [(tag, regexp) for tag, regexp in resolvers if not tag.endswith((":bool", ":float"))]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+
+_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(?:true|false)$"), list("tf"))
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(?:\d+\.\d*|\.\d+|\d+(?=[eE]))(?:[eE][-+]?\d+)?$"),
+    list("-+0123456789."),
+)
+
+
+def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read and check a recipe.
+
+    Args:
+        path: the YAML file.
+        overrides: `section.key=value` strings; values are read as YAML. They win over the file.
+
+    Raises:
+        InputError: one line: file and line (or the override), the key, what is wrong, what is allowed.
+    """
+    path = Path(path)
+    tree, places = _read(path)
+    for override in overrides:
+        _override(tree, places, override)
+    try:
+        return Recipe.model_validate(tree)
+    except ValidationError as error:
+        raise InputError(_located(error, places, f"{path}:1")) from None
+
+
+def _read(path: Path) -> tuple[dict[str, Any], Places]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not UTF-8 text (byte {error.start})") from None
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror or error}; give the path of a recipe file") from None
+    loader = _Loader(text)
+    try:
+        node = loader.get_single_node()
+        if not isinstance(node, yaml.MappingNode):
+            raise InputError(f"{path}:1: a recipe is a mapping of sections (name, task, data, teacher, ...)")
+        places: Places = dict(_places(node, path, ()))
+        tree = loader.construct_document(node)
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        raise InputError(f"{path}:{line}: not valid YAML: {error.problem}") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise InputError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    finally:
+        loader.dispose()
+    return tree, places
+
+
+def _places(node: yaml.Node, path: Path, at: Path_) -> Iterator[tuple[Path_, str]]:
+    """Yield (key path, file:line) for every key, and refuse duplicates, which YAML would silently drop."""
+    if isinstance(node, yaml.MappingNode):
+        seen: set[str] = set()
+        for key, value in node.value:
+            here = f"{path}:{key.start_mark.line + 1}"
+            if not isinstance(key, yaml.ScalarNode):
+                raise InputError(f"{here}: keys must be plain words")
+            if key.value in seen:
+                raise InputError(f"{here}: {'.'.join(map(str, (*at, key.value)))}: this key is given twice")
+            seen.add(key.value)
+            yield (*at, key.value), here
+            yield from _places(value, path, (*at, key.value))
+    elif isinstance(node, yaml.SequenceNode):
+        for index, value in enumerate(node.value):
+            yield (*at, index), f"{path}:{value.start_mark.line + 1}"
+            yield from _places(value, path, (*at, index))
+
+
+def _override(tree: dict[str, Any], places: Places, override: str) -> None:
+    dotted, found, text = override.partition("=")
+    here = f"--set {override}"
+    keys = dotted.split(".")
+    if not found or not all(keys):
+        raise InputError(f"{here}: write it as section.key=value")
+    try:
+        value = yaml.load(text, Loader=_Loader)  # noqa: S506 (_Loader is a SafeLoader)
+    except yaml.YAMLError as error:
+        raise InputError(f"{here}: the value is not valid YAML: {' '.join(str(error).split())}") from None
+    node = tree
+    for depth, key in enumerate(keys[:-1], 1):
+        places.setdefault(tuple(keys[:depth]), here)
+        child = node.setdefault(key, {})
+        if child is None:
+            child = node[key] = {}
+        if not isinstance(child, dict):
+            raise InputError(f"{here}: {'.'.join(keys[:depth])} is a value, not a section")
+        node = child
+    node[keys[-1]] = value
+    for known in [known for known in places if known[: len(keys)] == tuple(keys)]:
+        del places[known]
+    places[tuple(keys)] = here
+
+
+def _located(error: ValidationError, places: Places, top: str) -> str:
+    """The first fault as one line; a misspelt key comes before the key it leaves missing."""
+    faults = sorted(error.errors(include_url=False), key=lambda fault: fault["type"] != "extra_forbidden")
+    fault = faults[0]
+    at, place = _find(fault["loc"], places, top)
+    if fault["type"] == "extra_forbidden":
+        message = _unknown_key(at)
+    else:
+        message = str(fault["msg"]).removeprefix("Value error, ")
+        message = message[:1].lower() + message[1:]
+        if fault["type"] not in ("missing", "value_error") and not isinstance(fault["input"], dict | list):
+            message += f" (got {fault['input']!r})"
+    message = " ".join(message.split())
+    return f"{place}: {'.'.join(map(str, at)) or 'recipe'}: {message}"
+
+
+def _find(loc: Path_, places: Places, top: str) -> tuple[Path_, str]:
+    """Map pydantic's location (which also names union members) to the recipe's own key path and place."""
+    at: Path_ = ()
+    place = top
+    for part in loc:
+        if (*at, part) in places:
+            at = (*at, part)
+            place = places[at]
+    last = loc[-1] if loc else None
+    section = _section(at)
+    if isinstance(last, str) and section is not None and last in section.model_fields and last not in at[-1:]:
+        at = (*at, last)  # a missing key is placed at its section
+    return at, place
+
+
+def _section(at: Path_) -> type[BaseModel] | None:
+    section: type[BaseModel] | None = Recipe
+    for part in at:
+        if section is None or part not in section.model_fields:
+            return None
+        annotation = section.model_fields[str(part)].annotation
+        candidates = [annotation, *get_args(annotation)]
+        section = next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None)
+    return section
+
+
+def _unknown_key(at: Path_) -> str:
+    key = str(at[-1])
+    section = _section(at[:-1])
+    allowed = list(section.model_fields) if section else []
+    close = difflib.get_close_matches(key.lower(), allowed, n=1)
+    if close:
+        return f"unknown key; did you mean {'.'.join(map(str, (*at[:-1], close[0])))}?"
+    elsewhere = [".".join(path) for path in _all_keys(Recipe, ()) if path[-1] == key]
+    hint = f"; did you mean {elsewhere[0]}?" if elsewhere else ""
+    return f"unknown key{hint}" if hint else f"unknown key; allowed here: {', '.join(allowed)}"
+
+
+def _all_keys(section: type[BaseModel], at: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
+    for name in section.model_fields:
+        yield (*at, name)
+        child = _section((*at, name))
+        if child is not None:
+            yield from _all_keys(child, (*at, name))

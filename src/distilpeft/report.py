@@ -1,0 +1,178 @@
+"""The report: what every model scores, weighs and costs, as JSON, Markdown and a table on the terminal.
+
+Torch-free; it only joins the figures in the manifests. `report.json` is described in docs/report.md.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from distilpeft.artifact import read_json, write_json, write_text
+from distilpeft.errors import InputError
+from distilpeft.plan import CE_ONLY, FULL, MAJORITY, STUDENT, TEACHER, Plan
+
+ORDER = (MAJORITY, "untrained", CE_ONLY, STUDENT, TEACHER, FULL)
+
+
+def build(plan: Plan) -> dict[str, Any]:
+    """Join the figures of a finished run."""
+    figures = {step: made.figures() for step, made in plan.artifacts.items()}
+    roles = sorted(plan.roles(), key=lambda role: ORDER.index(role) if role in ORDER else len(ORDER))
+    models = [_model(role, figures) for role in roles]
+    accuracy = {model["role"]: model["scores"]["accuracy"]["value"] for model in models}
+    teacher, student, ce_only = accuracy[TEACHER], accuracy[STUDENT], accuracy.get(CE_ONLY)
+    gap = teacher - ce_only if ce_only is not None else 0.0
+    tuned = figures["teacher"]
+    return {
+        "recipe": plan.recipe.name,
+        "seed": plan.recipe.seed,
+        "split": plan.recipe.evaluate.split,
+        "models": models,
+        "student_vs_teacher": student / teacher,
+        "ce_gap_closed": (student - ce_only) / gap if ce_only is not None and gap > 0 else None,
+        "quantization_cost": _quantization_cost(plan, figures, accuracy),
+        "rows": {
+            "train": tuned["train_rows"],
+            "truncated": tuned["truncated_rows"],
+            "duplicates": tuned["duplicates"],
+        },
+        "training": {
+            step: {name: figures[step][name] for name in ("steps", "rows", "seconds", "rows_per_s", "precision", "kept_step")}
+            for step in figures
+            if "rows_per_s" in figures[step]
+        },
+        "settings": plan.recipe.model_dump(mode="json"),
+        "environment": plan.artifacts[f"distil/{STUDENT}"].manifest()["environment"],
+        "artifacts": {step: made.path.name for step, made in plan.artifacts.items()},
+    }
+
+
+def _model(role: str, figures: dict[str, Any]) -> dict[str, Any]:
+    scored = figures[f"evaluate/{role}"]
+    timed = figures.get(f"benchmark/{role}", {})
+    exported = figures.get(role.replace(":", "/"), {})
+    return {
+        "role": role,
+        "scores": scored["scores"],
+        "against_teacher": scored.get("against_teacher"),
+        "num_parameters": timed.get("num_parameters", 0),
+        "size_bytes": exported.get("size_bytes", timed.get("size_bytes", 0)),
+        "latency_ms": timed.get("latency_ms", {"p50": None, "p95": None}),
+        "throughput_rows_per_s": timed.get("throughput_rows_per_s"),
+    }
+
+
+def _quantization_cost(plan: Plan, figures: dict[str, Any], accuracy: dict[str, float]) -> dict[str, Any] | None:
+    """What the quantized teacher loses against the same adapter on the full-precision base."""
+    if FULL not in accuracy:
+        return None
+    return {
+        "quantize": plan.recipe.teacher.quantize,
+        "accuracy_lost": accuracy[FULL] - accuracy[TEACHER],
+        **figures[f"evaluate/{FULL}"]["against_teacher"],
+    }
+
+
+def save(plan: Plan, report: dict[str, Any]) -> None:
+    """Write report.json and report.md into the run's folder."""
+    write_json(plan.folder / "report.json", report)
+    write_text(plan.folder / "report.md", markdown(report))
+
+
+def load(run: Path) -> dict[str, Any]:
+    """Read a run's report.
+
+    Raises:
+        InputError: there is none.
+    """
+    if not (run / "report.json").is_file():
+        raise InputError(f"{run}: no report.json here; give a run's folder, such as runs/quickstart, once it is finished")
+    return read_json(run / "report.json", "run the recipe again")
+
+
+COLUMNS = ("model", "accuracy (95 %)", "macro-F1", "ECE", "log-loss", "parameters", "size", "ms p50 / p95", "rows/s")
+
+
+def table_rows(report: dict[str, Any]) -> list[tuple[str, ...]]:
+    """The report's table, cell by cell, in the order of `COLUMNS`."""
+    return [
+        (
+            model["role"],
+            _interval(model["scores"]["accuracy"]),
+            *(_value(model["scores"].get(name)) for name in ("macro_f1", "ece", "log_loss")),
+            f"{model['num_parameters'] / 1e6:.1f} M" if model["num_parameters"] else "-",
+            f"{model['size_bytes'] / 1e6:.1f} MB" if model["size_bytes"] else "-",
+            _pair(model["latency_ms"]),
+            f"{model['throughput_rows_per_s']:.0f}" if model["throughput_rows_per_s"] else "-",
+        )
+        for model in report["models"]
+    ]
+
+
+def sentences(report: dict[str, Any]) -> list[str]:
+    """What the table means, in plain words."""
+    num_rows = report["models"][0]["scores"]["accuracy"]["num_rows"]
+    lines = [f"The student keeps {report['student_vs_teacher']:.1%} of the teacher's accuracy ({num_rows} {report['split']} rows)."]
+    if report["ce_gap_closed"] is not None:
+        lines.append(f"Distilling closed {report['ce_gap_closed']:.0%} of the gap that training on labels alone leaves.")
+    elif any(model["role"] == CE_ONLY for model in report["models"]):
+        lines.append("The CE-only student is as good as the teacher here: there was no gap to close.")
+    cost = report["quantization_cost"]
+    if cost is not None:
+        lines.append(
+            f"The {cost['quantize']} teacher loses {cost['accuracy_lost'] * 100:+.2f} points of accuracy against its "
+            f"full-precision base (KL {cost['kl']:.4f} nats, same answer on {cost['top1_agreement']:.1%} of rows)."
+        )
+    rows = report["rows"]
+    lines.append(f"{rows['truncated']} of {rows['train']} training rows were cut to {report['settings']['data']['max_tokens']} tokens.")
+    shared = {pair: count for pair, count in rows["duplicates"].items() if count}
+    if shared:
+        lines.append("Texts that stand in two splits: " + ", ".join(f"{pair} {count}" for pair, count in shared.items()) + ".")
+    return lines
+
+
+def markdown(report: dict[str, Any]) -> str:
+    """The report as Markdown."""
+    lines = [f"# {report['recipe']}", "", *(f"- {line}" for line in sentences(report)), ""]
+    lines += [" | ".join(COLUMNS), " | ".join("---" for _ in COLUMNS)]
+    lines += [" | ".join(row) for row in table_rows(report)]
+    environment = report["environment"]
+    versions = ", ".join(f"{name} {version}" for name, version in environment["versions"].items())
+    lines += ["", f"Measured on {environment['device']}, {environment['threads']} threads; Python {environment['python']}, {versions}."]
+    lines += ["Latency: one row in fp32, models timed one after the other. Throughput: batches of "
+              f"{report['settings']['benchmark']['batch_size']}."]  # fmt: skip
+    return "\n".join(lines) + "\n"
+
+
+def show(report: dict[str, Any], console: Console) -> None:
+    """Print the table and what it means."""
+    table = Table(title=report["recipe"], title_justify="left")
+    for index, column in enumerate(COLUMNS):
+        table.add_column(column, justify="left" if index == 0 else "right", no_wrap=index == 0)
+    for row in table_rows(report):
+        table.add_row(*row, style="bold" if row[0] == STUDENT else None)
+    console.print(table)
+    for line in sentences(report):
+        console.print(line, highlight=False)
+
+
+def as_json(report: dict[str, Any]) -> str:
+    """The report as JSON text."""
+    return json.dumps(report, indent=2, ensure_ascii=False)
+
+
+def _interval(score: dict[str, Any]) -> str:
+    return f"{score['value']:.4f} ({score['low']:.3f}-{score['high']:.3f})"
+
+
+def _value(score: dict[str, Any] | None) -> str:
+    return f"{score['value']:.4f}" if score else "-"
+
+
+def _pair(latency: dict[str, float | None]) -> str:
+    return f"{latency['p50']:.1f} / {latency['p95']:.1f}" if latency["p50"] is not None else "-"

@@ -1,0 +1,185 @@
+"""The machine under a run: Accelerate, precision, seeds, signals, progress, and a record of the environment.
+
+One `Runtime` per process lives for the whole command; every stage gets it. All human-facing lines go to stderr,
+so that stdout stays clean for `--json`.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import platform
+import signal
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from importlib import metadata
+from types import FrameType
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+
+from distilpeft.errors import StoppedBySignal
+from distilpeft.machine import cpu_has_bf16, cpu_name
+from distilpeft.recipe import Precision
+
+LINE_EVERY_S = 15.0  # without a terminal, progress is a line this often
+
+
+class Bar:
+    """Progress of one long job: a live bar on a terminal, a line now and then elsewhere."""
+
+    def __init__(self, runtime: Runtime, label: str, total: int, done: int, live: Progress | None) -> None:
+        self._runtime, self._label, self._total, self._done, self._live = runtime, label, total, done, live
+        self._first = done
+        self._begin = self._spoke = time.monotonic()
+        self._task = live.add_task(label, total=total, completed=done, note="") if live else None
+
+    def advance(self, count: int, note: str = "") -> None:
+        """Say that `count` more units are done; `note` is shown behind the rate."""
+        self._done += count
+        now = time.monotonic()
+        rate = (self._done - self._first) / max(now - self._begin, 1e-9)
+        if self._live is not None and self._task is not None:
+            self._live.update(self._task, completed=self._done, note=f"{rate:.1f}/s {note}")
+        elif now - self._spoke > LINE_EVERY_S:
+            self._spoke = now
+            left = (self._total - self._done) / max(rate, 1e-9)
+            self._runtime.say(f"  {self._label}: {self._done}/{self._total}, {rate:.1f}/s, {left:.0f} s left {note}")
+
+
+class Runtime:
+    """One process's view of the machine."""
+
+    def __init__(self) -> None:
+        quiet_libraries()
+        self.accelerator = Accelerator(mixed_precision="no")
+        self.console = Console(stderr=True, highlight=False)
+        self._signal: int | None = None
+
+    @property
+    def device(self) -> torch.device:
+        """Where this process computes."""
+        device: torch.device = self.accelerator.device
+        return device
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes files and speaks."""
+        return bool(self.accelerator.is_main_process)
+
+    def say(self, message: str) -> None:
+        """Print a line for the user, once over all processes."""
+        if self.is_main:
+            self.console.print(message, soft_wrap=True, markup=False)
+
+    @contextmanager
+    def bar(self, label: str, total: int, done: int = 0) -> Iterator[Bar]:
+        """Show the progress of a job of `total` units, `done` of which were done earlier."""
+        if not (self.is_main and self.console.is_terminal):
+            yield Bar(self, label, total, done, None)
+            return
+        columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+        with Progress(*columns, TextColumn("{task.fields[note]}"), TimeRemainingColumn(), console=self.console) as live:
+            yield Bar(self, label, total, done, live)
+
+    def resolve_precision(self, precision: Precision) -> Precision:
+        """Turn `auto` into bf16 where this device computes it in hardware, else fp32."""
+        if precision != "auto":
+            return precision
+        if self.device.type == "cuda":
+            return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+        return "bf16" if cpu_has_bf16() else "fp32"
+
+    def autocast(self, precision: Precision) -> AbstractContextManager[Any]:
+        """Compute matrix products in bf16, or leave everything in fp32."""
+        if self.resolve_precision(precision) == "fp32":
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=torch.bfloat16)
+
+    def seed(self, *parts: int) -> None:
+        """Make random numbers from here on a pure function of `parts` (and the process, where dropout needs it).
+
+        Seeding every step, instead of saving generator states, is what lets a run resume bit for bit.
+        """
+        value = 0
+        for part in parts:
+            value = (value * 1_000_003 + part + 1) % (2**63)
+        torch.manual_seed(value)
+
+    @contextmanager
+    def stoppable(self) -> Iterator[None]:
+        """Turn SIGINT and SIGTERM into `stop_requested`; a second one stops at once."""
+        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+        def note(number: int, _frame: FrameType | None) -> None:
+            if self._signal is not None:
+                signal.signal(number, signal.SIG_DFL)
+                os.kill(os.getpid(), number)
+            self._signal = number
+
+        for number in before:
+            signal.signal(number, note)
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    @property
+    def stop_requested(self) -> bool:
+        """Whether this process was asked to stop."""
+        return self._signal is not None
+
+    def any_stop_requested(self) -> bool:
+        """Whether any process was asked to stop; all processes get the same answer."""
+        flag = torch.tensor(int(self.stop_requested), device=self.device)
+        return bool(self.accelerator.reduce(flag, "sum"))
+
+    def from_main(self, number: int) -> int:
+        """The main process's number, on all processes."""
+        return int(broadcast(torch.tensor(number, device=self.device)))
+
+    def stop(self, where: str) -> None:
+        """Leave the run after a checkpoint.
+
+        Raises:
+            StoppedBySignal: always; exit code 130 after Ctrl-C, else 75 (try again).
+        """
+        code = 130 if self._signal == signal.SIGINT else 75
+        raise StoppedBySignal(f"stopped {where}; the same command goes on from there", code)
+
+    def environment(self) -> dict[str, Any]:
+        """Versions and hardware, for manifests and reports."""
+        names = ("distilpeft", "torch", "transformers", "peft", "accelerate", "bitsandbytes", "datasets", "evaluate")
+        return {
+            "python": platform.python_version(),
+            "versions": {name: metadata.version(name) for name in names},
+            "device": device_name(self.device),
+            "threads": torch.get_num_threads(),
+            "num_processes": self.accelerator.num_processes,
+        }
+
+
+def device_name(device: torch.device) -> str:
+    """The accelerator's or processor's model name."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name()
+
+
+def quiet_libraries() -> None:
+    """Silence progress bars and notices of the libraries underneath; errors still show."""
+    import datasets
+    import transformers
+
+    datasets.disable_progress_bars()
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    for name in ("bitsandbytes", "bitsandbytes.autograd._functions", "bitsandbytes.backends.cpu.ops", "accelerate"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    # transformers' own deprecations between its modules: nothing that a user or we could act on.
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")

@@ -1,0 +1,152 @@
+"""Where models and data come from: `package:NAME/path`, a local file or folder, or a hub id.
+
+Everything here works without torch, so that recipes can be checked in a second: paths are resolved, contents
+hashed, and parameters counted from the headers of safetensors files.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import math
+import re
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from distilpeft.artifact import digest_file, digest_json, read_json
+from distilpeft.errors import InputError
+
+DATA_SUFFIXES = {".csv": "csv", ".tsv": "csv", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
+_HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*(/[\w.-]+)?$")
+
+
+@dataclass(frozen=True)
+class Source:
+    """A resolved `model:` or `data:` entry: `path` for local ones, else None and `name` is a hub id."""
+
+    name: str
+    path: Path | None
+    revision: str | None = None
+
+    @property
+    def location(self) -> str:
+        """What the loading functions of transformers and datasets take."""
+        return str(self.path) if self.path else self.name
+
+
+def resolve(name: str, key: str, revision: str | None = None) -> Source:
+    """Find out what a recipe entry names.
+
+    Args:
+        name: `package:NAME/path`, a path, or a hub id.
+        key: the recipe key, for messages.
+        revision: hub revision; only for hub ids.
+
+    Raises:
+        InputError: the package or path does not exist, or the name cannot be a hub id.
+    """
+    if name.startswith("package:"):
+        path = _in_package(name, key)
+    elif name.startswith(("/", "./", "../", "~")) or Path(name).exists() or Path(name).suffix in DATA_SUFFIXES:
+        path = Path(name).expanduser()
+        if not path.exists():
+            raise InputError(f"{key}: no such file or folder: {path} (paths start at the current folder)")
+    elif _HUB_ID.match(name):
+        return Source(name, None, revision)
+    else:
+        raise InputError(f"{key}: {name!r} is neither package:NAME/path, nor an existing path, nor a hub id")
+    if revision is not None:
+        raise InputError(f"{key}: revision is for hub ids; {name} is a local path")
+    return Source(name, path)
+
+
+def _in_package(name: str, key: str) -> Path:
+    package, _, inside = name.removeprefix("package:").partition("/")
+    spec = importlib.util.find_spec(package) if package.isidentifier() else None
+    if spec is None or not spec.submodule_search_locations:
+        raise InputError(f"{key}: the Python package {package!r} is not installed (wanted by {name})")
+    root = Path(next(iter(spec.submodule_search_locations))).resolve()
+    path = (root / inside).resolve()
+    if not path.is_relative_to(root):
+        raise InputError(f"{key}: {name} leaves its package")
+    if not path.exists():
+        raise InputError(f"{key}: the package {package!r} has no {inside!r}")
+    return path
+
+
+def digest(source: Source) -> str:
+    """A hash of the content (local), or of id and revision (hub; the loaded commit goes into the manifest)."""
+    if source.path is None:
+        return digest_json([source.name, source.revision])
+    if source.path.is_file():
+        return digest_file(source.path)
+    files = sorted(file for file in source.path.rglob("*") if file.is_file())
+    return digest_json([[file.relative_to(source.path).as_posix(), digest_file(file)] for file in files])
+
+
+def model_folder(source: Source) -> Path | None:
+    """The folder with the model's files if they are on this machine (local, or in the hub's cache)."""
+    if source.path is not None:
+        return source.path
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(source.name, "config.json", revision=source.revision)
+    return Path(found).parent if isinstance(found, str) else None
+
+
+def check_model(source: Source, key: str) -> None:
+    """Refuse a local model folder that transformers could not load.
+
+    Raises:
+        InputError: no config.json, or no weights in it.
+    """
+    if source.path is None:
+        return
+    if not (source.path / "config.json").is_file():
+        raise InputError(f"{key}: {source.path} has no config.json; give a folder saved by save_pretrained")
+    model_config(source)
+
+
+def model_config(source: Source) -> dict[str, Any] | None:
+    """The model's config.json, or None if it is not on this machine."""
+    folder = model_folder(source)
+    if folder is None:
+        return None
+    return read_json(folder / "config.json", "the model's configuration is damaged")
+
+
+def num_layers(config: dict[str, Any]) -> int | None:
+    """Number of transformer layers by the names that configurations use for it."""
+    for name in ("num_hidden_layers", "n_layers", "n_layer", "num_layers"):
+        if isinstance(config.get(name), int):
+            return int(config[name])
+    return None
+
+
+def weight_shapes(source: Source) -> dict[str, tuple[int, ...]] | None:
+    """Tensor name → shape from the safetensors headers alone; None if there are none on this machine.
+
+    Raises:
+        InputError: a header is damaged.
+    """
+    folder = model_folder(source)
+    files = sorted(folder.glob("*.safetensors")) if folder else []
+    shapes: dict[str, tuple[int, ...]] = {}
+    for file in files:
+        try:
+            with file.open("rb") as handle:
+                (length,) = struct.unpack("<Q", handle.read(8))
+                if length > min(100_000_000, file.stat().st_size):
+                    raise ValueError
+                header = json.loads(handle.read(length))
+            shapes |= {name: tuple(entry["shape"]) for name, entry in header.items() if name != "__metadata__"}
+        except (ValueError, struct.error, KeyError, OSError):
+            raise InputError(f"{file}: not a readable safetensors file; fetch the model again") from None
+    return shapes or None
+
+
+def num_parameters(shapes: dict[str, tuple[int, ...]]) -> int:
+    """Number of weights in all tensors."""
+    return sum(math.prod(shape) for shape in shapes.values())

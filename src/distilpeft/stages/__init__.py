@@ -1,0 +1,1 @@
+"""One module per verb. Stages never import each other: they meet through artifacts."""

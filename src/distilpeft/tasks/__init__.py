@@ -1,0 +1,100 @@
+"""Tasks: what a row is, how it becomes tokens and labels, which rows count, and how its scores are computed.
+
+One module per task, all with the same small set of names (see `text_classification`). To add a task: add a
+module, its section in `recipe.py`, and one line to `TASKS`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import datasets
+import numpy as np
+from numpy.typing import NDArray
+
+from distilpeft.artifact import digest_json
+from distilpeft.data import duplicates, read_splits
+from distilpeft.recipe import Recipe
+from distilpeft.tasks import text_classification
+
+TASKS: dict[str, ModuleType] = {"text_classification": text_classification}
+
+
+def task_module(recipe: Recipe) -> ModuleType:
+    """The module of the recipe's task."""
+    return TASKS[recipe.task.kind]
+
+
+class Tokens:
+    """The rows of one split as one model reads them, memory-mapped.
+
+    Attributes:
+        dataset: the task's columns; row i has row_id i.
+        lengths_N: tokens per row.
+        labels_N: class ids per row.
+        num_truncated: rows that were cut to `data.max_tokens`.
+    """
+
+    def __init__(self, task: ModuleType, dataset: datasets.Dataset, tokenizer: Any) -> None:
+        self._task, self._tokenizer = task, tokenizer
+        self.dataset = dataset
+        columns = dataset.select_columns(["num_tokens", "label", "truncated"]).with_format("numpy")[:]
+        self.lengths_N: NDArray[np.int32] = columns["num_tokens"]
+        self.labels_N: NDArray[np.int64] = columns["label"]
+        self.num_truncated = int(columns["truncated"].sum())
+
+    def load_batch(self, row_ids_N: NDArray[np.int64]) -> dict[str, Any]:
+        """Collate these rows; the batch also holds their `row_ids_N`."""
+        return {**self._task.collate(self.dataset[row_ids_N.tolist()], self._tokenizer), "row_ids_N": row_ids_N}
+
+
+class TaskData:
+    """The recipe's rows: read and checked once, tokenised for each model that asks.
+
+    Attributes:
+        digest: names the rows; changes whenever one of them does.
+        duplicates: texts shared between splits, `train/test` → count.
+    """
+
+    def __init__(self, recipe: Recipe, digest: str, cache: Path) -> None:
+        self.recipe, self.task, self.digest, self._cache = recipe, task_module(recipe), digest, cache
+        self._splits = read_task_splits(recipe)
+        self.duplicates = duplicates(self._splits, recipe.task.text)
+
+    def num_rows(self, split: str) -> int:
+        """Rows in a split."""
+        return len(self._splits[split])
+
+    def labels(self, split: str) -> NDArray[np.int64]:
+        """Class ids of a split's rows."""
+        rows, task = self._splits[split], self.recipe.task
+        return np.asarray(self.task.class_ids(task, rows.features, rows[task.label]), dtype=np.int64)
+
+    def tokens(self, split: str, tokenizer: Any, tokenizer_digest: str) -> Tokens:
+        """Tokenise a split, or find it on disk; `tokenizer_digest` names the tokenizer."""
+        rows = self._splits[split]
+        name = digest_json([self.digest, split, tokenizer_digest, self.recipe.data.max_tokens])[:16]
+        path = self._cache / f"tokens-{split}-{name}.arrow"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        task, max_tokens = self.recipe.task, self.recipe.data.max_tokens
+        dataset = rows.map(
+            lambda batch: self.task.encode(task, rows.features, batch, tokenizer, max_tokens),
+            batched=True,
+            remove_columns=rows.column_names,
+            features=self.task.FEATURES,
+            cache_file_name=str(path),
+            new_fingerprint=name,
+        )
+        return Tokens(self.task, dataset, tokenizer)
+
+
+def read_task_splits(recipe: Recipe) -> dict[str, datasets.Dataset]:
+    """Read, check and split the recipe's rows.
+
+    Raises:
+        InputError: see `data.read_splits` and the task's `check_rows`.
+    """
+    task = task_module(recipe)
+    return read_splits(recipe.data, lambda rows, numbers, origin: task.check_rows(recipe.task, rows, numbers, origin))

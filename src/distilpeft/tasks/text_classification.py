@@ -1,0 +1,138 @@
+"""Single-label text classification: one text column, one label column; every row counts once.
+
+Columns after `encode`: input_ids, label (class id), num_tokens (after the cut), truncated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import datasets
+import numpy as np
+from numpy.typing import NDArray
+
+from distilpeft.errors import InputError
+from distilpeft.recipe import TextClassification
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+AUTO_CLASS = "AutoModelForSequenceClassification"
+PEFT_TASK = "SEQ_CLS"
+PIPELINE = "text-classification"
+FEATURES = datasets.Features(
+    {
+        "input_ids": datasets.List(datasets.Value("int32")),
+        "label": datasets.Value("int64"),
+        "num_tokens": datasets.Value("int32"),
+        "truncated": datasets.Value("bool"),
+    }
+)
+
+
+def model_options(task: TextClassification) -> dict[str, Any]:
+    """Configuration values of a model for this task."""
+    return {
+        "num_labels": len(task.labels),
+        "id2label": dict(enumerate(task.labels)),
+        "label2id": {name: index for index, name in enumerate(task.labels)},
+        "problem_type": "single_label_classification",
+    }
+
+
+def check_rows(task: TextClassification, rows: datasets.Dataset, numbers_N: NDArray[np.int64], origin: str) -> None:
+    """Refuse rows that cannot be used.
+
+    Args:
+        task: names the columns and classes.
+        rows: the rows.
+        numbers_N: each row's number in its source, from 1 (a CSV header is not counted).
+        origin: the source, for the message.
+
+    Raises:
+        InputError: names the first bad row, what is wrong and how many there are.
+    """
+    for key, column in (("text", task.text), ("label", task.label)):
+        if column not in rows.column_names:
+            has = ", ".join(rows.column_names)
+            raise InputError(f"task.{key}: {origin} has no column {column!r}; its columns are {has}")
+    empty = [n for n, text in zip(numbers_N, rows[task.text], strict=True) if not isinstance(text, str) or not text.strip()]
+    if empty:
+        raise InputError(f"{origin}: row {empty[0]}: column {task.text!r} holds no text ({len(empty)} such rows)")
+    names = _names(task, rows.features)
+    bad = [
+        (n, value) for n, value in zip(numbers_N, rows[task.label], strict=True) if class_id(value, names) is None
+    ]
+    if bad:
+        number, value = bad[0]
+        allowed = ", ".join(task.labels)
+        raise InputError(
+            f"{origin}: row {number}: label {value!r} is none of task.labels ({allowed}) nor an index "
+            f"0..{len(task.labels) - 1} ({len(bad)} such rows)"
+        )
+
+
+def class_id(value: Any, labels: Sequence[str]) -> int | None:
+    """The class id of a label cell: a class name, or an index as number or text; None if it is neither."""
+    if isinstance(value, str):
+        text = value.strip()
+        if text in labels:
+            return list(labels).index(text)
+        value = int(text) if text.isdecimal() else None
+    if isinstance(value, float):
+        value = int(value) if value.is_integer() else None
+    return int(value) if value is not None and 0 <= value < len(labels) else None
+
+
+def _names(task: TextClassification, features: datasets.Features) -> Sequence[str]:
+    """Class names by the source's own indices: a hub's ClassLabel column may number the same names otherwise."""
+    feature = features[task.label]
+    if isinstance(feature, datasets.ClassLabel) and set(feature.names) == set(task.labels):
+        return list(feature.names)
+    return task.labels
+
+
+def class_ids(task: TextClassification, features: datasets.Features, cells: Iterable[Any]) -> list[int]:
+    """Class ids, in the order of `task.labels`, of label cells that passed `check_rows`."""
+    names = _names(task, features)
+    ids = [class_id(value, names) for value in cells]
+    return [task.labels.index(names[i]) for i in ids if i is not None]
+
+
+def encode(
+    task: TextClassification, features: datasets.Features, batch: dict[str, list[Any]], tokenizer: Any, max_tokens: int
+) -> dict[str, list[Any]]:
+    """Tokenise rows that passed `check_rows`; longer ones are cut by the tokenizer, which keeps its special tokens."""
+    full = tokenizer(batch[task.text], truncation=False, verbose=False)["input_ids"]
+    limit = min(max_tokens, tokenizer.model_max_length)
+    cut = tokenizer(batch[task.text], truncation=True, max_length=limit)["input_ids"]
+    return {
+        "input_ids": cut,
+        "label": class_ids(task, features, batch[task.label]),
+        "num_tokens": [len(ids) for ids in cut],
+        "truncated": [len(ids) > limit for ids in full],
+    }
+
+
+def collate(rows: dict[str, list[Any]], tokenizer: Any) -> dict[str, Any]:
+    """Pad to the longest row of the batch.
+
+    Returns:
+        `inputs`: what the model takes (input_ids and attention_mask, shape [B, S]); `labels_N`: class ids.
+    """
+    import torch
+
+    inputs = tokenizer.pad({"input_ids": rows["input_ids"]}, return_tensors="pt")
+    return {"inputs": dict(inputs), "labels_N": torch.tensor(rows["label"], dtype=torch.long)}
+
+
+def count_rows(batch: dict[str, Any]) -> int:
+    """How many rows of a collated batch the loss counts: here all."""
+    return len(batch["labels_N"])
+
+
+def row_logits(outputs: Any) -> Tensor:
+    """The logits of the rows that count, shape [N, C]: here every row."""
+    logits: Tensor = outputs.logits
+    return logits
