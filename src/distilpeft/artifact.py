@@ -75,13 +75,22 @@ class Artifact:
         """
         for name, recorded in self.manifest()["files"].items():
             file = self.path / name
-            if not file.is_file() or file.stat().st_size != recorded["bytes"] or digest_file(file) != recorded["sha256"]:
-                raise InputError(f"{file}: missing or altered since it was written; delete {self.path} to make it again")
+            if (
+                not file.is_file()
+                or file.stat().st_size != recorded["bytes"]
+                or digest_file(file) != recorded["sha256"]
+            ):
+                raise InputError(
+                    f"{file}: missing or altered since it was written; delete {self.path} to make it again"
+                )
 
     def publish(self, figures: Mapping[str, Any], environment: Mapping[str, Any]) -> None:
         """Write the manifest over the files in `partial` and rename the folder into place, all fsynced."""
         files = {
-            file.relative_to(self.partial).as_posix(): {"bytes": file.stat().st_size, "sha256": digest_file(file)}
+            file.relative_to(self.partial).as_posix(): {
+                "bytes": file.stat().st_size,
+                "sha256": digest_file(file),
+            }
             for file in sorted(self.partial.rglob("*"))
             if file.is_file()
         }
@@ -103,7 +112,9 @@ class Artifact:
         fsync(self.path.parent)
 
 
-def artifact(folder: Path, stage: str, version: int, settings: Mapping[str, Any], inputs: Mapping[str, str]) -> Artifact:
+def artifact(
+    folder: Path, stage: str, version: int, settings: Mapping[str, Any], inputs: Mapping[str, str]
+) -> Artifact:
     """Name the artifact of `stage` (at format `version`) for these settings and inputs, below `folder`."""
     text = json.dumps([stage, version, settings, inputs], sort_keys=True, ensure_ascii=False)
     key = hashlib.sha256(text.encode()).hexdigest()[:12]

@@ -16,10 +16,15 @@ def render(recipe: Recipe, figures: dict[str, Any]) -> str:
         recipe: the run.
         figures: evaluation figures by role (`scores`, maybe `against_teacher`).
     """
-    metadata = {"library_name": "transformers", "pipeline_tag": "text-classification", "tags": ["distilpeft", "distillation"]}
+    metadata = {
+        "library_name": "transformers",
+        "pipeline_tag": "text-classification",
+        "tags": ["distilpeft", "distillation"],
+    }
     rows = [f"| {role} | {_score(found)} |" for role, found in figures.items() if role != "majority"]
     labels = ", ".join(f"{i} = {name}" for i, name in enumerate(recipe.task.labels))
     lora = recipe.teacher.lora
+    alpha = recipe.distil.alpha
     tuned = f"LoRA rank {lora.rank}" if lora else "all weights"
     text = f"""# {recipe.name}
 
@@ -42,7 +47,7 @@ print(classify("..."))
 
 - Teacher: `{recipe.teacher.model}`, quantized: {recipe.teacher.quantize}, tuned with {tuned}.
 - Student: {_student(recipe)}.
-- Loss: {recipe.distil.alpha:g} · T² · KL(teacher ‖ student) + {1 - recipe.distil.alpha:g} · CE, T = {recipe.distil.temperature:g}.
+- Loss: {alpha:g} · T² · KL(teacher ‖ student) + {1 - alpha:g} · CE, T = {recipe.distil.temperature:g}.
 - Data: `{recipe.data.source}`, texts cut to {recipe.data.max_tokens} tokens, seed {recipe.seed}.
 
 ## Limits

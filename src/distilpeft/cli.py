@@ -7,6 +7,7 @@ resumable; 1 a bug (with a traceback).
 from __future__ import annotations
 
 import json
+import logging
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -24,7 +25,8 @@ app = typer.Typer(
 
 RecipePath = Annotated[Path, typer.Argument(help="the recipe, a YAML file", show_default=False)]
 Overrides = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="override a key, such as distil.temperature=4")
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="override a key, such as distil.temperature=4"),
 ]
 Runs = Annotated[Path, typer.Option("--runs", help="the folder that holds all runs")]
 STAGES = ("teacher", "targets", "distil", "evaluate", "export", "benchmark")
@@ -53,7 +55,9 @@ def run(
         from distilpeft.tasks import read_task_splits
 
         read_task_splits(plan.recipe)  # bad rows are found here, before torch is even imported
-        console.print(f"{plan.recipe.name}: {len(missing)} of {len(plan.artifacts)} steps to do; results in {plan.folder}")
+        console.print(
+            f"{plan.recipe.name}: {len(missing)} of {len(plan.artifacts)} steps to do; results in {plan.folder}"
+        )
         from distilpeft import pipeline
 
         pipeline.run(plan, until)
@@ -113,6 +117,7 @@ def version() -> None:
 
 def main() -> None:
     """Entry point: faults that users can fix become one line on stderr and an exit code."""
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it logs a line per optional kernel it lacks
     try:
         app(standalone_mode=False)
     except InputError as error:

@@ -52,10 +52,7 @@ def read_splits(data: Data, check: RowCheck) -> dict[str, datasets.Dataset]:
         parts[name], numbers = _filter(data, rows)
         if any(_uses(data, name)):
             check(parts[name], numbers, origin(data, name))
-    if data.split is not None:
-        splits = _seeded(data, parts)
-    else:
-        splits = _sliced(data, parts)
+    splits = _seeded(data, parts) if data.split is not None else _sliced(data, parts)
     for name, rows in splits.items():
         if len(rows) == 0:
             raise InputError(f"data.{name if data.split is None else 'split.' + name}: this split has no rows")
@@ -107,7 +104,9 @@ def _load_folder(path: Path) -> Any:
     except FileNotFoundError:
         pass
     except Exception as error:
-        raise InputError(f"data.source: {path}: a damaged saved data set: {' '.join(str(error).split())[:200]}") from None
+        raise InputError(
+            f"data.source: {path}: a damaged saved data set: {' '.join(str(error).split())[:200]}"
+        ) from None
     files = {file.stem: file for file in sorted(path.iterdir()) if file.suffix in DATA_SUFFIXES}
     if not files:
         raise InputError(f"data.source: {path} holds no saved data set and no {', '.join(DATA_SUFFIXES)} files")
@@ -194,7 +193,9 @@ def _sliced(data: Data, parts: dict[str, datasets.Dataset]) -> dict[str, dataset
                 for two in spans[b]:
                     overlap = min(one.to, two.to) - max(one.from_, two.from_)
                     if one.splitname == two.splitname and overlap > 0:
-                        raise InputError(f"data.{b}: {overlap} rows of {one.splitname} are also in data.{a}; splits may not overlap")
+                        raise InputError(
+                            f"data.{b}: {overlap} rows of {one.splitname} are also in data.{a}; splits may not overlap"
+                        )
     return {
         name: datasets.concatenate_datasets([parts[s.splitname].select(range(s.from_, s.to)) for s in spans[name]])
         for name in SPLITS

@@ -64,7 +64,7 @@ FUNCTIONS: dict[str, Callable[[Floats, Ints], float]] = {
 }
 
 
-class OfflineMetric(evaluate.Metric):
+class OfflineMetric(evaluate.Metric):  # type: ignore[misc]
     """One of `FUNCTIONS` as an `evaluate` module: `predictions` are probabilities, `references` class ids."""
 
     def __init__(self, name: str) -> None:
@@ -77,7 +77,10 @@ class OfflineMetric(evaluate.Metric):
             description=self._function.__doc__ or "",
             citation="",
             features=datasets.Features(
-                {"predictions": datasets.List(datasets.Value("float64")), "references": datasets.Value("int64")}
+                {
+                    "predictions": datasets.List(datasets.Value("float64")),
+                    "references": datasets.Value("int64"),
+                }
             ),
         )
 
@@ -130,7 +133,7 @@ def wilson(share: float, num_rows: int) -> tuple[float, float]:
     return max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale)
 
 
-def softmax(logits_NC: Floats) -> Floats:
+def softmax(logits_NC: NDArray[np.floating[Any]]) -> Floats:
     """Probabilities in float64."""
     shifted = logits_NC.astype(np.float64) - logits_NC.max(-1, keepdims=True)
     exp = np.exp(shifted)

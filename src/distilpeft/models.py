@@ -74,7 +74,13 @@ def load_base(
     Raises:
         InputError: it cannot be loaded.
     """
-    config = _load("model", source, transformers.AutoConfig.from_pretrained, revision=source.revision, **architecture.options)
+    config = _load(
+        "model",
+        source,
+        transformers.AutoConfig.from_pretrained,
+        revision=source.revision,
+        **architecture.options,
+    )
     if getattr(config, "pad_token_id", None) is None:
         config.pad_token_id = pad_token_id
     skip = head_modules(architecture, config) if fresh is None else fresh
@@ -92,7 +98,10 @@ def load_base(
         random += sorted({key.rpartition(".")[0] for key in missing if not _inside(key, skip)})
         if quantize == "none" or set(random) <= set(skip):
             break
-        skip = [*skip, *(name for name in random if name not in skip)]  # random weights in the body: not in 4 bits
+        skip = [
+            *skip,
+            *(name for name in random if name not in skip),
+        ]  # random weights in the body: not in 4 bits
     _keep_trainable(model)
     return model.to(device) if quantize == "none" else model, random
 
@@ -143,7 +152,11 @@ def dequantize(model: Any) -> Any:
     if not getattr(model, "is_quantized", False):
         return model
     model = model.dequantize(dtype=torch.float32)
-    for owner, name in ((model.config, "quantization_config"), (model, "hf_quantizer"), (model, "quantization_method")):
+    for owner, name in (
+        (model.config, "quantization_config"),
+        (model, "hf_quantizer"),
+        (model, "quantization_method"),
+    ):
         if hasattr(owner, name):
             delattr(owner, name)
     model.is_quantized = False
@@ -178,7 +191,7 @@ def keep_layers(model: Any, layers: tuple[int, ...], key: str) -> None:
     for index, layer in enumerate(kept):
         for module in layer.modules():
             if hasattr(module, "layer_idx"):
-                module.layer_idx = index
+                setattr(module, "layer_idx", index)  # noqa: B010 (mypy knows modules as tensors only)
     if getattr(model.config, "layer_types", None):
         model.config.layer_types = [model.config.layer_types[i] for i in layers]
     model.config.num_hidden_layers = len(layers)
@@ -191,7 +204,9 @@ def from_config(source: Source, architecture: Architecture, overrides: dict[str,
         InputError: the configuration cannot be read or does not fit together.
     """
     options = {**architecture.options, **overrides}
-    config = _load("configuration", source, transformers.AutoConfig.from_pretrained, revision=source.revision, **options)
+    config = _load(
+        "configuration", source, transformers.AutoConfig.from_pretrained, revision=source.revision, **options
+    )
     if getattr(config, "pad_token_id", None) is None:
         config.pad_token_id = pad_token_id
     try:
@@ -226,7 +241,7 @@ def _keep_trainable(model: nn.Module) -> None:
     """Keep bitsandbytes from repacking 4-bit weights for AVX512-BF16 inference; they could not be trained after."""
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False
+            setattr(module, "support_avx512bf16_for_cpu", False)  # noqa: B010 (see above)
 
 
 def _quantization(quantize: Quantize, compute_bf16: bool, skip: list[str]) -> Any:

@@ -151,13 +151,23 @@ def tokenizer_digest(source: Source) -> str:
     """Names a tokenizer: by the content of its files, or by hub id and revision."""
     if source.path is None:
         return digest_json([source.name, source.revision])
-    names = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt", "tokenizer.model")
+    names = (
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "special_tokens_map.json",
+        "vocab.txt",
+        "tokenizer.model",
+    )
     files = [source.path / name for name in names]
     return digest_json({file.name: digest_file(file) for file in files if file.is_file()})
 
 
 def _base(
-    runtime: Runtime, recipe: Recipe, quantize: models.Quantize, tokenizer: Any, fresh: list[str] | None = None
+    runtime: Runtime,
+    recipe: Recipe,
+    quantize: models.Quantize,
+    tokenizer: Any,
+    fresh: list[str] | None = None,
 ) -> tuple[Any, list[str]]:
     teacher = recipe.teacher
     runtime.seed(recipe.seed)

@@ -95,7 +95,7 @@ class Steps:
         if stage == "evaluate":
             reference = made[f"evaluate/{TEACHER}"] if role != TEACHER else None
             return evaluate.run(runtime, recipe, data, loaded=loaded, reference=reference, out=out)
-        assert stage == "benchmark" and loaded is not None, name
+        assert loaded is not None, f"{name} needs a model"
         return benchmark.run(runtime, recipe, data, loaded)
 
     def _distil(self, role: str, out: Artifact) -> dict[str, Any]:

@@ -111,14 +111,22 @@ def _measure(recipe: Recipe, found: dict[str, Artifact], models: dict[str, dict[
         found[f"evaluate/{role}"] = make("evaluate", settings, role=role, teacher=reference.key, **models[role])
     for role, inputs in models.items():
         if role != MAJORITY:
-            timed = {**result_settings(recipe.benchmark), "split": recipe.evaluate.split, "machine": machine_name()}
+            timed = {
+                **result_settings(recipe.benchmark),
+                "split": recipe.evaluate.split,
+                "machine": machine_name(),
+            }
             found[f"benchmark/{role}"] = make("benchmark", timed, role=role, **inputs)
 
 
 def digest_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Settings as plain JSON values, so that a key is the same before and after a round trip through a manifest."""
     return {
-        name: digest_settings(value) if isinstance(value, Mapping) else list(value) if isinstance(value, tuple) else value
+        name: digest_settings(value)
+        if isinstance(value, Mapping)
+        else list(value)
+        if isinstance(value, tuple)
+        else value
         for name, value in settings.items()
     }
 

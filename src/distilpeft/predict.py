@@ -59,9 +59,7 @@ def predict(
     return _joined(runtime, found, mine, len(row_ids_N))
 
 
-def _joined(
-    runtime: Runtime, found: list[Tensor], mine: list[NDArray[np.int64]], num_rows: int
-) -> NDArray[np.float32]:
+def _joined(runtime: Runtime, found: list[Tensor], mine: list[NDArray[np.int64]], num_rows: int) -> NDArray[np.float32]:
     """Put every process's rows into one array: each writes its own rows, the rest are zeros, and all are added."""
     width = torch.tensor(found[0].shape[-1] if found else 0, device=runtime.device)
     num_classes = int(runtime.accelerator.gather(width.reshape(1)).max())

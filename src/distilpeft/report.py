@@ -9,6 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -17,6 +18,8 @@ from distilpeft.errors import InputError
 from distilpeft.plan import CE_ONLY, FULL, MAJORITY, STUDENT, TEACHER, Plan
 
 ORDER = (MAJORITY, "untrained", CE_ONLY, STUDENT, TEACHER, FULL)
+
+TRAINING = ("steps", "rows", "seconds", "rows_per_s", "precision", "kept_step", "validations")
 
 
 def build(plan: Plan) -> dict[str, Any]:
@@ -42,9 +45,7 @@ def build(plan: Plan) -> dict[str, Any]:
             "duplicates": tuned["duplicates"],
         },
         "training": {
-            step: {name: figures[step][name] for name in ("steps", "rows", "seconds", "rows_per_s", "precision", "kept_step")}
-            for step in figures
-            if "rows_per_s" in figures[step]
+            step: {name: figures[step][name] for name in TRAINING} for step in figures if "rows_per_s" in figures[step]
         },
         "settings": plan.recipe.model_dump(mode="json"),
         "environment": plan.artifacts[f"distil/{STUDENT}"].manifest()["environment"],
@@ -91,11 +92,14 @@ def load(run: Path) -> dict[str, Any]:
         InputError: there is none.
     """
     if not (run / "report.json").is_file():
-        raise InputError(f"{run}: no report.json here; give a run's folder, such as runs/quickstart, once it is finished")
+        raise InputError(
+            f"{run}: no report.json here; give a run's folder, such as runs/quickstart, once it is finished"
+        )
     return read_json(run / "report.json", "run the recipe again")
 
 
-COLUMNS = ("model", "accuracy (95 %)", "macro-F1", "ECE", "log-loss", "parameters", "size", "ms p50 / p95", "rows/s")
+COLUMNS = ("model", "accuracy (95 %)", "params", "size", "ms p50/p95", "rows/s", "macro-F1", "MCC", "ECE", "log-loss")
+ON_TERMINAL = 6  # columns that fit into 80 characters
 
 
 def table_rows(report: dict[str, Any]) -> list[tuple[str, ...]]:
@@ -104,11 +108,11 @@ def table_rows(report: dict[str, Any]) -> list[tuple[str, ...]]:
         (
             model["role"],
             _interval(model["scores"]["accuracy"]),
-            *(_value(model["scores"].get(name)) for name in ("macro_f1", "ece", "log_loss")),
-            f"{model['num_parameters'] / 1e6:.1f} M" if model["num_parameters"] else "-",
-            f"{model['size_bytes'] / 1e6:.1f} MB" if model["size_bytes"] else "-",
+            f"{model['num_parameters'] / 1e6:.1f}M" if model["num_parameters"] else "-",
+            f"{model['size_bytes'] / 1e6:.1f}MB" if model["size_bytes"] else "-",
             _pair(model["latency_ms"]),
             f"{model['throughput_rows_per_s']:.0f}" if model["throughput_rows_per_s"] else "-",
+            *(_value(model["scores"].get(name)) for name in ("macro_f1", "mcc", "ece", "log_loss")),
         )
         for model in report["models"]
     ]
@@ -117,9 +121,12 @@ def table_rows(report: dict[str, Any]) -> list[tuple[str, ...]]:
 def sentences(report: dict[str, Any]) -> list[str]:
     """What the table means, in plain words."""
     num_rows = report["models"][0]["scores"]["accuracy"]["num_rows"]
-    lines = [f"The student keeps {report['student_vs_teacher']:.1%} of the teacher's accuracy ({num_rows} {report['split']} rows)."]
+    kept = f"{report['student_vs_teacher']:.1%}"
+    lines = [f"The student keeps {kept} of the teacher's accuracy ({num_rows} {report['split']} rows)."]
     if report["ce_gap_closed"] is not None:
-        lines.append(f"Distilling closed {report['ce_gap_closed']:.0%} of the gap that training on labels alone leaves.")
+        lines.append(
+            f"Distilling closed {report['ce_gap_closed']:.0%} of the gap that training on labels alone leaves."
+        )
     elif any(model["role"] == CE_ONLY for model in report["models"]):
         lines.append("The CE-only student is as good as the teacher here: there was no gap to close.")
     cost = report["quantization_cost"]
@@ -129,10 +136,13 @@ def sentences(report: dict[str, Any]) -> list[str]:
             f"full-precision base (KL {cost['kl']:.4f} nats, same answer on {cost['top1_agreement']:.1%} of rows)."
         )
     rows = report["rows"]
-    lines.append(f"{rows['truncated']} of {rows['train']} training rows were cut to {report['settings']['data']['max_tokens']} tokens.")
+    limit = report["settings"]["data"]["max_tokens"]
+    lines.append(f"{rows['truncated']} of {rows['train']} training rows were cut to {limit} tokens.")
     shared = {pair: count for pair, count in rows["duplicates"].items() if count}
     if shared:
-        lines.append("Texts that stand in two splits: " + ", ".join(f"{pair} {count}" for pair, count in shared.items()) + ".")
+        lines.append(
+            "Texts that stand in two splits: " + ", ".join(f"{pair} {count}" for pair, count in shared.items()) + "."
+        )
     return lines
 
 
@@ -143,7 +153,8 @@ def markdown(report: dict[str, Any]) -> str:
     lines += [" | ".join(row) for row in table_rows(report)]
     environment = report["environment"]
     versions = ", ".join(f"{name} {version}" for name, version in environment["versions"].items())
-    lines += ["", f"Measured on {environment['device']}, {environment['threads']} threads; Python {environment['python']}, {versions}."]
+    where = f"{environment['device']}, {environment['threads']} threads"
+    lines += ["", f"Measured on {where}; Python {environment['python']}, {versions}.", ""]
     lines += ["Latency: one row in fp32, models timed one after the other. Throughput: batches of "
               f"{report['settings']['benchmark']['batch_size']}."]  # fmt: skip
     return "\n".join(lines) + "\n"
@@ -151,11 +162,11 @@ def markdown(report: dict[str, Any]) -> str:
 
 def show(report: dict[str, Any], console: Console) -> None:
     """Print the table and what it means."""
-    table = Table(title=report["recipe"], title_justify="left")
-    for index, column in enumerate(COLUMNS):
-        table.add_column(column, justify="left" if index == 0 else "right", no_wrap=index == 0)
+    table = Table(title=report["recipe"], title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for index, column in enumerate(COLUMNS[:ON_TERMINAL]):
+        table.add_column(column, justify="left" if index == 0 else "right", no_wrap=True)
     for row in table_rows(report):
-        table.add_row(*row, style="bold" if row[0] == STUDENT else None)
+        table.add_row(*row[:ON_TERMINAL], style="bold" if row[0] == STUDENT else None)
     console.print(table)
     for line in sentences(report):
         console.print(line, highlight=False)
@@ -167,7 +178,7 @@ def as_json(report: dict[str, Any]) -> str:
 
 
 def _interval(score: dict[str, Any]) -> str:
-    return f"{score['value']:.4f} ({score['low']:.3f}-{score['high']:.3f})"
+    return f"{score['value']:.4f} ({score['low']:.2f}-{score['high']:.2f})"
 
 
 def _value(score: dict[str, Any] | None) -> str:
@@ -175,4 +186,4 @@ def _value(score: dict[str, Any] | None) -> str:
 
 
 def _pair(latency: dict[str, float | None]) -> str:
-    return f"{latency['p50']:.1f} / {latency['p95']:.1f}" if latency["p50"] is not None else "-"
+    return f"{latency['p50']:.1f}/{latency['p95']:.1f}" if latency["p50"] is not None else "-"

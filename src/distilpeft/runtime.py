@@ -22,7 +22,14 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
 
 from distilpeft.errors import StoppedBySignal
 from distilpeft.machine import cpu_has_bf16, cpu_name
@@ -156,7 +163,16 @@ class Runtime:
 
     def environment(self) -> dict[str, Any]:
         """Versions and hardware, for manifests and reports."""
-        names = ("distilpeft", "torch", "transformers", "peft", "accelerate", "bitsandbytes", "datasets", "evaluate")
+        names = (
+            "distilpeft",
+            "torch",
+            "transformers",
+            "peft",
+            "accelerate",
+            "bitsandbytes",
+            "datasets",
+            "evaluate",
+        )
         return {
             "python": platform.python_version(),
             "versions": {name: metadata.version(name) for name in names},
@@ -179,7 +195,12 @@ def quiet_libraries() -> None:
     datasets.disable_progress_bars()
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    for name in ("bitsandbytes", "bitsandbytes.autograd._functions", "bitsandbytes.backends.cpu.ops", "accelerate"):
+    for name in (
+        "bitsandbytes",
+        "bitsandbytes.autograd._functions",
+        "bitsandbytes.backends.cpu.ops",
+        "accelerate",
+    ):
         logging.getLogger(name).setLevel(logging.ERROR)
     # transformers' own deprecations between its modules: nothing that a user or we could act on.
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")

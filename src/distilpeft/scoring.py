@@ -44,7 +44,10 @@ def validator(
         if not np.isfinite(logits_NC).all():
             return {"finite": 0.0, **dict.fromkeys(FUNCTIONS, 0.0)}
         probabilities_NC = softmax(logits_NC)
-        return {"finite": 1.0, **{name: score(probabilities_NC, rows.labels_N) for name, score in FUNCTIONS.items()}}
+        return {
+            "finite": 1.0,
+            **{name: score(probabilities_NC, rows.labels_N) for name, score in FUNCTIONS.items()},
+        }
 
     return validate
 

@@ -60,7 +60,7 @@ class Writer:
             self._logits_NC: Floats = np.load(path, mmap_mode="r+", allow_pickle=False)
         else:
             write_json(folder / BOUND, bound)
-            self._logits_NC = np.lib.format.open_memmap(  # type: ignore[no-untyped-call]
+            self._logits_NC = np.lib.format.open_memmap(
                 path, mode="w+", dtype=np.float32, shape=(num_rows, num_classes)
             )
 

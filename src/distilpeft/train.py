@@ -221,7 +221,7 @@ def _check_gradients(model: nn.Module, label: str, *, first: bool) -> None:
         name
         for name, parameter in trainable(model).items()
         if "lora_" in name
-        and (parameter.grad is None or not (first and "lora_A" in name or bool(parameter.grad.any())))
+        and (parameter.grad is None or not ((first and "lora_A" in name) or bool(parameter.grad.any())))
     ]
     if deaf:
         raise GateError(f"{label}: no gradient reaches {len(deaf)} adapter tensors, such as {deaf[0]}")

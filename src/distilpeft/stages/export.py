@@ -21,7 +21,13 @@ from distilpeft.tasks import TaskData
 
 
 def run(
-    runtime: Runtime, recipe: Recipe, data: TaskData, *, student: Artifact, figures: dict[str, Any], out: Artifact
+    runtime: Runtime,
+    recipe: Recipe,
+    data: TaskData,
+    *,
+    student: Artifact,
+    figures: dict[str, Any],
+    out: Artifact,
 ) -> dict[str, Any]:
     """Export the student into `out.partial` and prove it equal.
 
@@ -44,7 +50,9 @@ def run(
         save_student(loaded.model, loaded.tokenizer, folder, DTYPES[settings.dtype])
         write_text(folder / "README.md", card.render(recipe, figures))
     runtime.accelerator.wait_for_everyone()
-    difference = float(np.abs(_logits(runtime, recipe, data, load_student(runtime, recipe, folder)) - expected_NC).max())
+    difference = float(
+        np.abs(_logits(runtime, recipe, data, load_student(runtime, recipe, folder)) - expected_NC).max()
+    )
     if not difference <= settings.max_abs_diff:
         raise GateError(
             f"export: the {settings.dtype} safetensors differ from the student by {difference:.3g} in a logit; "

@@ -44,7 +44,9 @@ def run(runtime: Runtime, recipe: Recipe, data: TaskData, teacher: Artifact, out
             )  # fmt: skip
             bad = order[~np.isfinite(found).all(-1)]
             if len(bad):
-                raise GateError(f"targets: the teacher's logits are not finite for {len(bad)} rows, such as row {bad[0]}")
+                raise GateError(
+                    f"targets: the teacher's logits are not finite for {len(bad)} rows, such as row {bad[0]}"
+                )
             if writer is not None:
                 piece = np.empty_like(found)
                 piece[order - start] = found

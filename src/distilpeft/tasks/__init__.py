@@ -47,7 +47,10 @@ class Tokens:
 
     def load_batch(self, row_ids_N: NDArray[np.int64]) -> dict[str, Any]:
         """Collate these rows; the batch also holds their `row_ids_N`."""
-        return {**self._task.collate(self.dataset[row_ids_N.tolist()], self._tokenizer), "row_ids_N": row_ids_N}
+        return {
+            **self._task.collate(self.dataset[row_ids_N.tolist()], self._tokenizer),
+            "row_ids_N": row_ids_N,
+        }
 
 
 class TaskData:

@@ -57,13 +57,13 @@ def check_rows(task: TextClassification, rows: datasets.Dataset, numbers_N: NDAr
         if column not in rows.column_names:
             has = ", ".join(rows.column_names)
             raise InputError(f"task.{key}: {origin} has no column {column!r}; its columns are {has}")
-    empty = [n for n, text in zip(numbers_N, rows[task.text], strict=True) if not isinstance(text, str) or not text.strip()]
+    empty = [
+        n for n, text in zip(numbers_N, rows[task.text], strict=True) if not isinstance(text, str) or not text.strip()
+    ]
     if empty:
         raise InputError(f"{origin}: row {empty[0]}: column {task.text!r} holds no text ({len(empty)} such rows)")
     names = _names(task, rows.features)
-    bad = [
-        (n, value) for n, value in zip(numbers_N, rows[task.label], strict=True) if class_id(value, names) is None
-    ]
+    bad = [(n, value) for n, value in zip(numbers_N, rows[task.label], strict=True) if class_id(value, names) is None]
     if bad:
         number, value = bad[0]
         allowed = ", ".join(task.labels)
@@ -101,7 +101,11 @@ def class_ids(task: TextClassification, features: datasets.Features, cells: Iter
 
 
 def encode(
-    task: TextClassification, features: datasets.Features, batch: dict[str, list[Any]], tokenizer: Any, max_tokens: int
+    task: TextClassification,
+    features: datasets.Features,
+    batch: dict[str, list[Any]],
+    tokenizer: Any,
+    max_tokens: int,
 ) -> dict[str, list[Any]]:
     """Tokenise rows that passed `check_rows`; longer ones are cut by the tokenizer, which keeps its special tokens."""
     full = tokenizer(batch[task.text], truncation=False, verbose=False)["input_ids"]
