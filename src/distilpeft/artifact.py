@@ -21,6 +21,8 @@ from typing import Any
 from distilpeft.errors import InputError
 
 MANIFEST = "manifest.json"
+CHECKPOINTS = "checkpoints"
+"""Folder of the training loop's checkpoints inside `partial`; dropped when the artifact is published."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,7 @@ class Artifact:
                 "sha256": digest_file(file),
             }
             for file in sorted(self.partial.rglob("*"))
-            if file.is_file()
+            if file.is_file() and file.name != MANIFEST and self.partial / CHECKPOINTS not in file.parents
         }
         for file in files:
             fsync(self.partial / file)
@@ -110,6 +112,7 @@ class Artifact:
             shutil.rmtree(self.path)
         self.partial.rename(self.path)
         fsync(self.path.parent)
+        shutil.rmtree(self.path / CHECKPOINTS, ignore_errors=True)  # only now: until the rename they were the way back
 
 
 def artifact(

@@ -83,11 +83,14 @@ def check(recipe: RecipePath, overrides: Overrides = None, runs: Runs = Path("ru
 
 
 @app.command()
-def schema() -> None:
+def schema(
+    markdown: Annotated[bool, typer.Option("--markdown", help="print the reference of all keys instead")] = False,
+) -> None:
     """Print the JSON schema of recipes, for editors."""
+    from distilpeft import reference
     from distilpeft.recipe import Recipe
 
-    print(json.dumps(Recipe.model_json_schema(), indent=2))
+    print(reference.markdown() if markdown else json.dumps(Recipe.model_json_schema(), indent=2), end="")
 
 
 @app.command("report")
@@ -132,10 +135,11 @@ def main() -> None:
         _leave("stopped; the same command goes on from the last checkpoint", 130)
     except Exception as error:
         if type(error).__module__.startswith(("click", "typer")) and hasattr(error, "format_message"):
-            _leave(f"error: {error.format_message()}", 2)
+            _leave(f"error: {error.format_message()}" if error.format_message() else "", 2)
         raise
 
 
 def _leave(message: str, code: int) -> None:
-    print(" ".join(message.split()), file=sys.stderr)
+    if message:
+        print(" ".join(message.split()), file=sys.stderr)
     sys.exit(code)

@@ -7,7 +7,9 @@ torch; a row's `row_id` is its position in its split, and soft targets are looke
 
 from __future__ import annotations
 
+import codecs
 import json
+import logging
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -34,9 +36,14 @@ def data_sources(data: Data) -> dict[str, Source]:
         InputError: a source does not exist.
     """
     if isinstance(data.source, str):
-        return {"": resolve(data.source, "data.source", data.revision)}
+        source = resolve(data.source, "data.source", data.revision)
+        if data.config is not None and source.path is not None:
+            raise InputError(f"data.config: a configuration is for hub data sets; {data.source} is a local path")
+        return {"": source}
     if not data.source:
         raise InputError("data.source: the mapping of splits to files is empty")
+    if data.revision is not None:
+        raise InputError("data.revision: a revision is for hub ids; data.source names files")
     return {split: resolve(name, f"data.source.{split}") for split, name in data.source.items()}
 
 
@@ -49,9 +56,11 @@ def read_splits(data: Data, check: RowCheck) -> dict[str, datasets.Dataset]:
     datasets.disable_progress_bars()
     parts = {}
     for name, rows in _load(data).items():
-        parts[name], numbers = _filter(data, rows)
-        if any(_uses(data, name)):
+        if _is_used(data, name):
+            parts[name], numbers = _filter(data, rows)
             check(parts[name], numbers, origin(data, name))
+        else:
+            parts[name] = rows
     splits = _seeded(data, parts) if data.split is not None else _sliced(data, parts)
     for name, rows in splits.items():
         if len(rows) == 0:
@@ -63,7 +72,7 @@ def duplicates(splits: dict[str, datasets.Dataset], column: str) -> dict[str, in
     """How many rows of each later split have a text that also stands in an earlier one, as `a/b` → count."""
     seen = {name: {hash(text) for text in rows[column]} for name, rows in splits.items()}
     pairs = [(a, b) for i, a in enumerate(SPLITS) for b in SPLITS[i + 1 :]]
-    return {f"{a}/{b}": len(seen[a] & seen[b]) for a, b in pairs}
+    return {f"{a}/{b}": sum(hash(text) in seen[a] for text in splits[b][column]) for a, b in pairs}
 
 
 def origin(data: Data, split: str | None = None) -> str:
@@ -73,11 +82,10 @@ def origin(data: Data, split: str | None = None) -> str:
     return data.source[split] if split in data.source else ", ".join(data.source.values())
 
 
-def _uses(data: Data, split: str) -> Iterator[bool]:
+def _is_used(data: Data, split: str) -> bool:
     """Whether the recipe reads the source's split at all (a hub data set may have unlabelled ones)."""
-    for name in SPLITS:
-        spec = getattr(data, name)
-        yield spec is None or re.match(rf"(.*\+)?{re.escape(split)}(\[|\+|$)", spec) is not None
+    specs = [getattr(data, name) for name in SPLITS]
+    return any(spec is None or split in (part.partition("[")[0].strip() for part in spec.split("+")) for spec in specs)
 
 
 def _load(data: Data) -> dict[str, datasets.Dataset]:
@@ -119,34 +127,62 @@ def _load_file(source: Source) -> datasets.Dataset:
         raise InputError(f"data.source: {source.name}: a data file ends in one of {', '.join(DATA_SUFFIXES)}")
     if path.stat().st_size == 0:
         raise InputError(f"{path}: the file is empty")
+    if path.suffix != ".parquet":
+        _check_utf8(path)
     options: dict[str, Any] = {"sep": "\t"} if path.suffix == ".tsv" else {}
     if DATA_SUFFIXES[path.suffix] == "csv":
         options["keep_default_na"] = False  # the words NA, null and None are text, not holes
+    datasets.logging.set_verbosity(logging.CRITICAL)  # it would log its own lines before ours
     try:
-        return datasets.load_dataset(DATA_SUFFIXES[path.suffix], data_files=str(path), split="train", **options)
+        rows = datasets.load_dataset(DATA_SUFFIXES[path.suffix], data_files=str(path), split="train", **options)
     except Exception as error:
         raise InputError(_located_data_error(path, error)) from None
+    if "__index_level_0__" in rows.column_names:
+        raise InputError(f"{path}:2: the rows have more fields than the header; quote fields that hold the separator")
+    return rows
+
+
+def _check_utf8(path: Path) -> None:
+    """Readers decode late and lose the line; text is checked first, in pieces."""
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    line = 1
+    with path.open("rb") as file:
+        while piece := file.read(1 << 20):
+            try:
+                decoder.decode(piece)
+            except UnicodeDecodeError as error:
+                line += piece[: max(0, error.start - (len(error.object) - len(piece)))].count(b"\n")
+                raise InputError(f"{path}:{line}: not UTF-8 text") from None
+            line += piece.count(b"\n")
 
 
 def _located_data_error(path: Path, error: BaseException) -> str:
     """Name the line that the reader stumbled over."""
     while error.__cause__ is not None:
         error = error.__cause__
-    if isinstance(error, UnicodeDecodeError):
-        line = path.read_bytes()[: error.start].count(b"\n") + 1
-        return f"{path}:{line}: not UTF-8 text"
     if path.suffix == ".jsonl":
-        with path.open("rb") as file:
+        with path.open(encoding="utf-8") as file:
             for number, text in enumerate(file, 1):
-                try:
-                    json.loads(text)
-                except UnicodeDecodeError:
-                    return f"{path}:{number}: not UTF-8 text"
-                except ValueError as fault:
+                fault = _json_fault(text)
+                if fault:
                     return f"{path}:{number}: not a JSON object: {fault}"
     reason = " ".join(str(error).split())[:200]
-    found = re.search(r"(?:line|row) (\d+)", reason)
-    return f"{path}:{found.group(1)}: {reason}" if found else f"{path}: cannot be read: {reason}"
+    found = re.search(r"(line|starting at row|row) (\d+)", reason)
+    if found is None:
+        return f"{path}: cannot be read: {reason}"
+    line = int(found.group(2)) + (found.group(1) == "starting at row")  # pandas counts these from 0
+    return f"{path}:{line}: {reason}"
+
+
+def _json_fault(text: str) -> str | None:
+    """What is wrong with one line of a jsonl file."""
+    if not text.strip():
+        return None
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        return str(error)
+    return None if isinstance(value, dict) else f"it is a {type(value).__name__}"
 
 
 def _filter(data: Data, rows: datasets.Dataset) -> tuple[datasets.Dataset, NDArray[np.int64]]:

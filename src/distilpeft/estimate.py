@@ -72,7 +72,7 @@ def lora_weights(size: Size, lora: Lora) -> int:
     chosen = [
         shape
         for name, shape in size.linear.items()
-        if isinstance(targets, str) or any(name.rpartition(".")[0].endswith(target) for target in targets)
+        if isinstance(targets, str) or any(f".{name}".endswith(f".{target}.weight") for target in targets)
     ]
     return sum(lora.rank * sum(shape) for shape in chosen)
 

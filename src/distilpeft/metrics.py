@@ -1,7 +1,7 @@
 """Scores of classifiers through `evaluate` modules that work without a hub, with 95 % intervals.
 
 Each module is an ordinary `evaluate.Metric`, so it combines with metrics from the hub. Probabilities go in as
-[N, C]; labels as class ids. Intervals: Wilson for accuracy, seeded percentile bootstrap for the rest.
+[N, C]; labels as class ids. Intervals: Wilson for accuracy, seeded bootstrap for the rest.
 """
 
 from __future__ import annotations
@@ -37,7 +37,10 @@ def macro_f1(probabilities_NC: Floats, labels_N: Ints) -> float:
 
 def mcc(probabilities_NC: Floats, labels_N: Ints) -> float:
     """Matthews correlation coefficient; 0 if predictions or labels are all of one class."""
-    return float(matthews_corrcoef(labels_N, probabilities_NC.argmax(-1)))
+    predicted_N = probabilities_NC.argmax(-1)
+    if len(np.unique(predicted_N)) == 1 or len(np.unique(labels_N)) == 1:
+        return 0.0
+    return float(matthews_corrcoef(labels_N, predicted_N))
 
 
 def log_loss(probabilities_NC: Floats, labels_N: Ints) -> float:
@@ -62,6 +65,9 @@ FUNCTIONS: dict[str, Callable[[Floats, Ints], float]] = {
     "ece": ece,
     "log_loss": log_loss,
 }
+
+
+BOUNDS = {"macro_f1": (0.0, 1.0), "mcc": (-1.0, 1.0), "ece": (0.0, 1.0), "log_loss": (0.0, math.inf)}
 
 
 class OfflineMetric(evaluate.Metric):  # type: ignore[misc]
@@ -121,8 +127,10 @@ def _interval(name: str, value: float, probabilities_NC: Floats, labels_N: Ints)
     rng = np.random.default_rng(0)
     draws = (rng.integers(0, len(labels_N), len(labels_N)) for _ in range(RESAMPLES))
     values = [FUNCTIONS[name](probabilities_NC[draw], labels_N[draw]) for draw in draws]
-    low, high = np.percentile(values, [2.5, 97.5])
-    return float(low), float(high)
+    # Resampling adds bias of its own (ECE grows with every repeated row), so the spread is centred on the value.
+    low, high = value + np.percentile(values, [2.5, 97.5]) - np.mean(values)
+    least, most = BOUNDS[name]
+    return max(least, min(float(low), value)), min(most, max(float(high), value))
 
 
 def wilson(share: float, num_rows: int) -> tuple[float, float]:
@@ -130,7 +138,8 @@ def wilson(share: float, num_rows: int) -> tuple[float, float]:
     centre = share + Z95**2 / (2 * num_rows)
     spread = Z95 * math.sqrt(share * (1 - share) / num_rows + Z95**2 / (4 * num_rows**2))
     scale = 1 + Z95**2 / num_rows
-    return max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale)
+    low, high = (centre - spread) / scale, (centre + spread) / scale
+    return max(0.0, min(low, share)), min(1.0, max(high, share))  # at 0 and 1 rounding must not exclude the share
 
 
 def softmax(logits_NC: NDArray[np.floating[Any]]) -> Floats:

@@ -16,7 +16,7 @@ from distilpeft.artifact import Artifact, artifact, digest_json
 from distilpeft.data import data_sources
 from distilpeft.errors import InputError
 from distilpeft.machine import machine_name
-from distilpeft.recipe import Recipe, result_settings
+from distilpeft.recipe import Lora, Recipe, result_settings
 from distilpeft.sources import Source, check_model, digest, model_config, num_layers, resolve, weight_shapes
 
 FORMAT = 1
@@ -138,13 +138,16 @@ def _without(settings: Mapping[str, Any], *names: str) -> dict[str, Any]:
 def _student_inputs(recipe: Recipe, teacher: Artifact) -> dict[str, str]:
     student = recipe.student
     if student.from_teacher is not None:
+        _check_lora(student.lora, resolve(recipe.teacher.model, "teacher.model", recipe.teacher.revision), "student")
         return {"student": teacher.key}
     if student.from_config is not None:
         source = resolve(student.from_config.model, "student.from_config.model", student.from_config.revision)
+        check_model(source, "student.from_config.model", weights=False)
     else:
         assert student.model is not None
         source = resolve(student.model, "student.model", student.revision)
-    check_model(source, "student.model")
+        check_model(source, "student.model")
+        _check_lora(student.lora, source, "student")
     return {"student": digest(source)}
 
 
@@ -152,7 +155,7 @@ def _teacher_base(recipe: Recipe) -> Source:
     """The teacher's base, checked as far as its files tell without loading them."""
     source = resolve(recipe.teacher.model, "teacher.model", recipe.teacher.revision)
     check_model(source, "teacher.model")
-    config, shapes = model_config(source), weight_shapes(source)
+    config = model_config(source)
     depth = num_layers(config) if config else None
     cut = recipe.student.from_teacher
     if cut is not None and depth is not None and cut.layers[-1] >= depth:
@@ -160,14 +163,20 @@ def _teacher_base(recipe: Recipe) -> Source:
             f"student.from_teacher.layers: layer {cut.layers[-1]} does not exist; "
             f"{recipe.teacher.model} has layers 0..{depth - 1}"
         )
-    lora = recipe.teacher.lora
-    if lora is not None and isinstance(lora.target_modules, tuple) and shapes is not None:
-        modules = {name.rpartition(".")[0] for name in shapes}
-        for target in lora.target_modules:
-            if not any(name == target or name.endswith(f".{target}") for name in modules):
-                known = sorted({m.rpartition(".")[2] for m in modules if len(shapes.get(f"{m}.weight", ())) == 2})
-                raise InputError(
-                    f"teacher.lora.target_modules: {recipe.teacher.model} has no module {target!r}; "
-                    f"its matrices are {', '.join(known)}"
-                )
+    _check_lora(recipe.teacher.lora, source, "teacher")
     return source
+
+
+def _check_lora(lora: Lora | None, source: Source, section: str) -> None:
+    """Refuse target modules that the model's files do not know."""
+    shapes = weight_shapes(source)
+    if lora is None or isinstance(lora.target_modules, str) or shapes is None:
+        return
+    modules = {name.rpartition(".")[0] for name in shapes}
+    for target in lora.target_modules:
+        if not any(name == target or name.endswith(f".{target}") for name in modules):
+            known = sorted({m.rpartition(".")[2] for m in modules if len(shapes.get(f"{m}.weight", ())) == 2})
+            raise InputError(
+                f"{section}.lora.target_modules: {source.name} has no module {target!r}; "
+                f"its matrices are {', '.join(known)}"
+            )

@@ -261,7 +261,7 @@ class Export(Section):
 class Recipe(Section):
     """A whole run, section by section in the order in which the stages read them."""
 
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_.-]*$", description="the run's folder is runs/<name>")
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_.-]*$", description="the run's folder is runs/NAME")
     seed: Index = 17
     task: TextClassification
     data: Data

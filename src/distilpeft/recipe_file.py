@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -26,12 +26,13 @@ class _Loader(yaml.SafeLoader):
     """SafeLoader with YAML 1.2 numbers and booleans."""
 
     yaml_implicit_resolvers = {  # noqa: RUF012 (the attribute is PyYAML's)
-        first: [(tag, regexp) for tag, regexp in resolvers if not tag.endswith((":bool", ":float"))]
+        first: [(tag, regexp) for tag, regexp in resolvers if not tag.endswith((":bool", ":int", ":float"))]
         for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
 
 
 _Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(?:true|false)$"), list("tf"))
+_Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"^[-+]?(?:0|[1-9]\d*)$"), list("-+0123456789"))
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
     re.compile(r"^[-+]?(?:\d+\.\d*|\.\d+|\d+(?=[eE]))(?:[eE][-+]?\d+)?$"),
@@ -66,40 +67,48 @@ def _read(path: Path) -> tuple[dict[str, Any], Places]:
         raise InputError(f"{path}: not UTF-8 text (byte {error.start})") from None
     except OSError as error:
         raise InputError(f"{path}: {error.strerror or error}; give the path of a recipe file") from None
-    loader = _Loader(text)
-    try:
-        node = loader.get_single_node()
-        if not isinstance(node, yaml.MappingNode):
-            raise InputError(f"{path}:1: a recipe is a mapping of sections (name, task, data, teacher, ...)")
-        places: Places = dict(_places(node, path, ()))
-        tree = loader.construct_document(node)
-    except yaml.MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else 1
-        raise InputError(f"{path}:{line}: not valid YAML: {error.problem}") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
-    finally:
-        loader.dispose()
+    tree, places = _parse(text, str(path), lambda node: f"{path}:{node.start_mark.line + 1}")
+    if not isinstance(tree, dict):
+        raise InputError(f"{path}:1: a recipe is a mapping of sections (name, task, data, teacher, ...)")
     return tree, places
 
 
-def _places(node: yaml.Node, path: Path, at: Path_) -> Iterator[tuple[Path_, str]]:
-    """Yield (key path, file:line) for every key, and refuse duplicates, which YAML would silently drop."""
+def _parse(text: str, whole: str, place: Callable[[yaml.Node], str]) -> tuple[Any, Places]:
+    """YAML text → value and the place of every key in it; `whole` names the text."""
+    what = "the value is not valid YAML" if whole.startswith("--set") else "not valid YAML"
+    try:
+        loader = _Loader(text)
+        try:
+            node = loader.get_single_node()
+            places = dict(_places(node, place, ())) if node is not None else {}
+            return (loader.construct_document(node) if node is not None else None), places
+        finally:
+            loader.dispose()
+    except InputError:
+        raise
+    except yaml.MarkedYAMLError as error:
+        line = f":{error.problem_mark.line + 1}" if error.problem_mark and not whole.startswith("--set") else ""
+        raise InputError(f"{whole}{line}: {what}: {error.problem}") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise InputError(f"{whole}: {what}: {' '.join(str(error).split())}") from None
+
+
+def _places(node: yaml.Node, place: Callable[[yaml.Node], str], at: Path_) -> Iterator[tuple[Path_, str]]:
+    """Yield (key path, place) for every key, and refuse duplicates, which YAML would silently drop."""
     if isinstance(node, yaml.MappingNode):
         seen: set[str] = set()
         for key, value in node.value:
-            here = f"{path}:{key.start_mark.line + 1}"
             if not isinstance(key, yaml.ScalarNode):
-                raise InputError(f"{here}: keys must be plain words")
+                raise InputError(f"{place(key)}: keys must be plain words")
             if key.value in seen:
-                raise InputError(f"{here}: {'.'.join(map(str, (*at, key.value)))}: this key is given twice")
+                raise InputError(f"{place(key)}: {'.'.join(map(str, (*at, key.value)))}: this key is given twice")
             seen.add(key.value)
-            yield (*at, key.value), here
-            yield from _places(value, path, (*at, key.value))
+            yield (*at, key.value), place(key)
+            yield from _places(value, place, (*at, key.value))
     elif isinstance(node, yaml.SequenceNode):
         for index, value in enumerate(node.value):
-            yield (*at, index), f"{path}:{value.start_mark.line + 1}"
-            yield from _places(value, path, (*at, index))
+            yield (*at, index), place(value)
+            yield from _places(value, place, (*at, index))
 
 
 def _override(tree: dict[str, Any], places: Places, override: str) -> None:
@@ -108,10 +117,7 @@ def _override(tree: dict[str, Any], places: Places, override: str) -> None:
     keys = dotted.split(".")
     if not found or not all(keys):
         raise InputError(f"{here}: write it as section.key=value")
-    try:
-        value = yaml.load(text, Loader=_Loader)  # noqa: S506 (_Loader is a SafeLoader)
-    except yaml.YAMLError as error:
-        raise InputError(f"{here}: the value is not valid YAML: {' '.join(str(error).split())}") from None
+    value, inner = _parse(text, here, lambda _: here)
     node = tree
     for depth, key in enumerate(keys[:-1], 1):
         places.setdefault(tuple(keys[:depth]), here)
@@ -125,6 +131,7 @@ def _override(tree: dict[str, Any], places: Places, override: str) -> None:
     for known in [known for known in places if known[: len(keys)] == tuple(keys)]:
         del places[known]
     places[tuple(keys)] = here
+    places.update({(*keys, *path): place for path, place in inner.items()})
 
 
 def _located(error: ValidationError, places: Places, top: str) -> str:
@@ -177,6 +184,7 @@ def _unknown_key(at: Path_) -> str:
     if close:
         return f"unknown key; did you mean {'.'.join(map(str, (*at[:-1], close[0])))}?"
     elsewhere = [".".join(path) for path in _all_keys(Recipe, ()) if path[-1] == key]
+    elsewhere.sort(key=lambda path: path.split(".")[0] != at[0])  # rather below the same section
     hint = f"; did you mean {elsewhere[0]}?" if elsewhere else ""
     return f"unknown key{hint}" if hint else f"unknown key; allowed here: {', '.join(allowed)}"
 

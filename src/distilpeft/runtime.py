@@ -31,7 +31,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from distilpeft.errors import StoppedBySignal
+from distilpeft.errors import InputError, StoppedBySignal
 from distilpeft.machine import cpu_has_bf16, cpu_name
 from distilpeft.recipe import Precision
 
@@ -65,7 +65,14 @@ class Runtime:
 
     def __init__(self) -> None:
         quiet_libraries()
-        self.accelerator = Accelerator(mixed_precision="no")
+        # Without cpu=True, Accelerate under torchrun on a machine without GPUs runs N lone processes.
+        self.accelerator = Accelerator(mixed_precision="no", cpu=not torch.accelerator.is_available())
+        launched = int(os.environ.get("WORLD_SIZE", "1"))
+        if launched != self.accelerator.num_processes:
+            raise InputError(
+                f"launched as {launched} processes, but Accelerate joined {self.accelerator.num_processes}; "
+                "start with torchrun --nproc_per_node N -m distilpeft run RECIPE"
+            )
         self.console = Console(stderr=True, highlight=False)
         self._signal: int | None = None
 

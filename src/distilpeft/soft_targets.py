@@ -59,6 +59,7 @@ class Writer:
             self.done = int(read_json(known, "delete it")["done"])
             self._logits_NC: Floats = np.load(path, mmap_mode="r+", allow_pickle=False)
         else:
+            known.unlink(missing_ok=True)  # before anything else: it counts rows of the store that is begun anew
             write_json(folder / BOUND, bound)
             self._logits_NC = np.lib.format.open_memmap(
                 path, mode="w+", dtype=np.float32, shape=(num_rows, num_classes)
@@ -84,6 +85,8 @@ class SoftTargets:
     """A whole store, read by row id."""
 
     def __init__(self, folder: Path, expected: Mapping[str, str]) -> None:
+        if (folder / PROGRESS).exists():
+            raise InputError(f"{folder}: these soft targets are not finished; run the recipe that makes them again")
         bound = read_json(folder / BOUND, f"delete {folder} to make it again")
         for name, value in expected.items():
             if bound.get(name) != value:

@@ -19,6 +19,7 @@ from distilpeft.artifact import digest_file, digest_json, read_json
 from distilpeft.errors import InputError
 
 DATA_SUFFIXES = {".csv": "csv", ".tsv": "csv", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
+HUB_ID_LENGTH = 193  # the hub allows 96 characters on either side of the slash
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*(/[\w.-]+)?$")
 
 
@@ -49,11 +50,11 @@ def resolve(name: str, key: str, revision: str | None = None) -> Source:
     """
     if name.startswith("package:"):
         path = _in_package(name, key)
-    elif name.startswith(("/", "./", "../", "~")) or Path(name).exists() or Path(name).suffix in DATA_SUFFIXES:
-        path = Path(name).expanduser()
+    elif _is_path(name):
+        path = Path(name).expanduser() if not name.startswith("~") or name[1:2] in ("", "/") else Path(name)
         if not path.exists():
             raise InputError(f"{key}: no such file or folder: {path} (paths start at the current folder)")
-    elif _HUB_ID.match(name):
+    elif _HUB_ID.match(name) and len(name) <= HUB_ID_LENGTH:
         return Source(name, None, revision)
     else:
         raise InputError(f"{key}: {name!r} is neither package:NAME/path, nor an existing path, nor a hub id")
@@ -62,9 +63,21 @@ def resolve(name: str, key: str, revision: str | None = None) -> Source:
     return Source(name, path)
 
 
+def _is_path(name: str) -> bool:
+    if name.startswith(("/", "./", "../", "~")) or Path(name).suffix in DATA_SUFFIXES:
+        return True
+    try:
+        return bool(name) and Path(name).exists()
+    except OSError:  # longer than a path may be
+        return False
+
+
 def _in_package(name: str, key: str) -> Path:
     package, _, inside = name.removeprefix("package:").partition("/")
-    spec = importlib.util.find_spec(package) if package.isidentifier() else None
+    try:
+        spec = importlib.util.find_spec(package) if package.isidentifier() else None
+    except ValueError:  # a module without a spec, such as __main__
+        spec = None
     if spec is None or not spec.submodule_search_locations:
         raise InputError(f"{key}: the Python package {package!r} is not installed (wanted by {name})")
     root = Path(next(iter(spec.submodule_search_locations))).resolve()
@@ -96,8 +109,8 @@ def model_folder(source: Source) -> Path | None:
     return Path(found).parent if isinstance(found, str) else None
 
 
-def check_model(source: Source, key: str) -> None:
-    """Refuse a local model folder that transformers could not load.
+def check_model(source: Source, key: str, *, weights: bool = True) -> None:
+    """Refuse a local model folder that transformers could not load; `weights=False` asks for a configuration only.
 
     Raises:
         InputError: no config.json, or no weights in it.
@@ -107,6 +120,8 @@ def check_model(source: Source, key: str) -> None:
     if not (source.path / "config.json").is_file():
         raise InputError(f"{key}: {source.path} has no config.json; give a folder saved by save_pretrained")
     model_config(source)
+    if weights and weight_shapes(source) is None:
+        raise InputError(f"{key}: {source.path} has no weights (*.safetensors)")
 
 
 def model_config(source: Source) -> dict[str, Any] | None:
@@ -142,7 +157,7 @@ def weight_shapes(source: Source) -> dict[str, tuple[int, ...]] | None:
                     raise ValueError
                 header = json.loads(handle.read(length))
             shapes |= {name: tuple(entry["shape"]) for name, entry in header.items() if name != "__metadata__"}
-        except (ValueError, struct.error, KeyError, OSError):
+        except (ValueError, struct.error, KeyError, TypeError, AttributeError, OSError):
             raise InputError(f"{file}: not a readable safetensors file; fetch the model again") from None
     return shapes or None
 

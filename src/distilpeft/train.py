@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from distilpeft.artifact import fsync, read_json, write_json
+from distilpeft.artifact import CHECKPOINTS, fsync, read_json, write_json
 from distilpeft.data import epoch_batches, micro_batches
 from distilpeft.errors import GateError, InputError
 from distilpeft.models import trainable
@@ -36,7 +36,6 @@ from distilpeft.recipe import LOWER_IS_BETTER, Fit, Optim
 from distilpeft.runtime import Runtime
 
 Batch = dict[str, Any]
-CHECKPOINTS = "checkpoints"
 
 
 @dataclass(frozen=True)

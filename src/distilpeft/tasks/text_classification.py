@@ -62,8 +62,12 @@ def check_rows(task: TextClassification, rows: datasets.Dataset, numbers_N: NDAr
     ]
     if empty:
         raise InputError(f"{origin}: row {empty[0]}: column {task.text!r} holds no text ({len(empty)} such rows)")
-    names = _names(task, rows.features)
-    bad = [(n, value) for n, value in zip(numbers_N, rows[task.label], strict=True) if class_id(value, names) is None]
+    names, is_index = _names(task, rows.features)
+    bad = [
+        (n, value)
+        for n, value in zip(numbers_N, rows[task.label], strict=True)
+        if class_id(value, names, is_index=is_index) is None
+    ]
     if bad:
         number, value = bad[0]
         allowed = ", ".join(task.labels)
@@ -73,31 +77,42 @@ def check_rows(task: TextClassification, rows: datasets.Dataset, numbers_N: NDAr
         )
 
 
-def class_id(value: Any, labels: Sequence[str]) -> int | None:
-    """The class id of a label cell: a class name, or an index as number or text; None if it is neither."""
-    if isinstance(value, str):
-        text = value.strip()
-        if text in labels:
-            return list(labels).index(text)
-        value = int(text) if text.isdecimal() else None
+def class_id(value: Any, labels: Sequence[str], *, is_index: bool = False) -> int | None:
+    """The class id of a label cell, None if it is neither a class name nor an index.
+
+    A name comes first: with labels "1" and "2", a cell 1 means the class named "1", however the file spells it.
+    `is_index` says that the cells are indices for sure (a hub's ClassLabel column).
+    """
     if isinstance(value, float):
         value = int(value) if value.is_integer() else None
+    text = str(value).strip()
+    if text in labels and not is_index:
+        return list(labels).index(text)
+    if isinstance(value, str):
+        value = int(text) if text.isdecimal() else None
     return int(value) if value is not None and 0 <= value < len(labels) else None
 
 
-def _names(task: TextClassification, features: datasets.Features) -> Sequence[str]:
-    """Class names by the source's own indices: a hub's ClassLabel column may number the same names otherwise."""
+def _names(task: TextClassification, features: datasets.Features) -> tuple[Sequence[str], bool]:
+    """Class names in the source's own order, and whether cells are indices into them.
+
+    A hub's ClassLabel column may number the same names otherwise than the recipe.
+    """
     feature = features[task.label]
-    if isinstance(feature, datasets.ClassLabel) and set(feature.names) == set(task.labels):
-        return list(feature.names)
-    return task.labels
+    if isinstance(feature, datasets.ClassLabel):
+        return (list(feature.names) if set(feature.names) == set(task.labels) else task.labels), True
+    return task.labels, False
 
 
 def class_ids(task: TextClassification, features: datasets.Features, cells: Iterable[Any]) -> list[int]:
     """Class ids, in the order of `task.labels`, of label cells that passed `check_rows`."""
-    names = _names(task, features)
-    ids = [class_id(value, names) for value in cells]
-    return [task.labels.index(names[i]) for i in ids if i is not None]
+    names, is_index = _names(task, features)
+    found = []
+    for cell in cells:
+        index = class_id(cell, names, is_index=is_index)
+        assert index is not None, f"label {cell!r} passed the row check"
+        found.append(task.labels.index(names[index]))
+    return found
 
 
 def encode(

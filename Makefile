@@ -1,0 +1,33 @@
+# The README's commands. `make quickstart` sets everything up in .venv and runs the embedded recipe; `make test`
+# sets the same up and runs the tests.
+PYTHON ?= python3
+VENV := .venv
+# Without a GPU, PyTorch's CPU build is smaller by gigabytes: pass PIP_OPTIONS as the README's "Install" says.
+PIP_OPTIONS ?=
+READY := $(VENV)/.ready
+
+.PHONY: quickstart test lint slow clean
+
+quickstart: $(READY)
+	$(VENV)/bin/distilpeft run recipes/quickstart.yaml
+
+test: $(READY)
+	$(VENV)/bin/python -m pytest
+
+lint: $(READY)
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports
+
+slow: $(READY)
+	$(VENV)/bin/python -m pytest -m slow
+
+clean:
+	rm -rf $(VENV)
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "distilpeft needs Python 3.11 or newer; name one: make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --disable-pip-version-check $(PIP_OPTIONS) -c constraints.txt -e ".[quickstart,dev]"
+	touch $(READY)

@@ -1,0 +1,135 @@
+"""Run the command line inside this process, or in processes of its own.
+
+A process of its own is forked from a server that has the libraries imported and nothing else done: real enough to be
+killed, and without the seconds that importing torch costs each time.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import runpy
+import socket
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from unittest import mock
+
+import tiny
+import yaml
+
+from distilpeft import cli
+
+TESTS = Path(__file__).parent
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["distilpeft.pipeline"])
+
+
+@dataclass
+class Done:
+    """How a process ended: its exit code (minus the signal's number if it was killed) and all it printed."""
+
+    returncode: int
+    output: str
+
+
+def workspace(folder: Path, count: int = 200, noise: float = 0.0, **changes: object) -> Path:
+    """A base model, rows and a recipe in `folder`; returns the recipe's path."""
+    if not (folder / "base").exists():
+        tiny.save_pretrained(folder / "base")
+        tiny.write_csv(folder / "rows.csv", count, noise=noise)
+    path = folder / "tiny.yaml"
+    path.write_text(yaml.safe_dump(tiny.recipe_tree(folder, **changes)))
+    return path
+
+
+def arguments_of(recipe: Path, arguments: Sequence[str]) -> list[str]:
+    return ["distilpeft", "run", str(recipe), "--runs", str(recipe.parent / "runs"), *arguments]
+
+
+def run(recipe: Path, *arguments: str) -> int:
+    """`distilpeft run` in this process; returns the exit code."""
+    with mock.patch.object(sys, "argv", arguments_of(recipe, arguments)):
+        try:
+            cli.main()
+        except SystemExit as leaving:
+            return int(leaving.code or 0)
+    return 0
+
+
+def run_apart(recipe: Path, *arguments: str, before: str = "") -> Done:
+    """`distilpeft run` in a process of its own, after the Python statements `before`."""
+    return apart([(recipe.parent / "output.txt", arguments_of(recipe, arguments), before, {})])[0]
+
+
+def signal_at(label: str, step: int, signal: str) -> str:
+    """Statements that make the process send itself a signal when `label`'s training has logged `step`."""
+    return f"""
+import os, signal
+import distilpeft.train as loop
+log = loop._log
+def log_then_signal(runtime, work, line):
+    log(runtime, work, line)
+    if work.label == {label!r} and line["step"] == {step}:
+        os.kill(os.getpid(), signal.{signal})
+loop._log = log_then_signal
+"""
+
+
+def run_script(script: Path, settings: dict[str, object], folder: Path, processes: int) -> dict[str, object]:
+    """Run `script SETTINGS.json OUT.json` as joined processes, with the environment that torchrun would give them."""
+    (folder / "settings.json").write_text(json.dumps(settings))
+    argv = [str(script), str(folder / "settings.json"), str(folder / "out.json")]
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    common = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
+    ranks = [{**common, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(processes)]
+    done = apart([(folder / f"output{i}.txt", argv, "", ranks[i] if processes > 1 else {}) for i in range(processes)])
+    assert all(one.returncode == 0 for one in done), "\n".join(one.output[-2000:] for one in done)
+    return json.loads((folder / "out.json").read_text())
+
+
+def torchrun(script: Path, settings: dict[str, object], folder: Path, processes: int) -> dict[str, object]:
+    """The same through the real launcher."""
+    (folder / "settings.json").write_text(json.dumps(settings))
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(processes), "--standalone"]
+    paths = [str(folder / "settings.json"), str(folder / "out.json")]
+    done = subprocess.run(
+        [*launcher, str(script), *paths],
+        env={**os.environ, "PYTHONPATH": str(TESTS)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads((folder / "out.json").read_text())
+
+
+def apart(commands: Sequence[tuple[Path, list[str], str, dict[str, str]]]) -> list[Done]:
+    """Run commands side by side: (file for the output, argv, statements before, environment)."""
+    processes = [FORKS.Process(target=_child, args=command) for command in commands]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(timeout=300)
+    return [
+        Done(process.exitcode, command[0].read_text()) for process, command in zip(processes, commands, strict=True)
+    ]
+
+
+def _child(output: Path, argv: list[str], before: str, environment: dict[str, str]) -> None:
+    handle = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(handle, 1)
+    os.dup2(handle, 2)
+    os.environ.update(environment)
+    sys.argv = argv
+    exec(before, {})
+    if argv[0].endswith(".py"):
+        runpy.run_path(argv[0], run_name="__main__")
+    else:
+        cli.main()

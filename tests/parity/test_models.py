@@ -1,0 +1,148 @@
+"""Teachers that keep what they learnt: heads stay trainable, validation does no harm, merging is exact."""
+
+from __future__ import annotations
+
+import pytest
+import tiny
+import torch
+from torch.nn import functional as F
+
+from distilpeft import models
+from distilpeft.errors import InputError
+from distilpeft.models import Architecture
+from distilpeft.recipe import Lora
+from distilpeft.sources import Source
+
+ARCHITECTURE = Architecture("AutoModelForSequenceClassification", "SEQ_CLS", {"num_labels": 3})
+LORA = Lora(rank=4, alpha=8)
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def body(tmp_path_factory):
+    return tiny.save_model(tmp_path_factory.mktemp("body") / "base")
+
+
+def load(folder, quantize, *, bf16=False, fresh=None):
+    torch.manual_seed(0)
+    return models.load_base(
+        Source(str(folder), folder), ARCHITECTURE, quantize=quantize, dtype="fp32", compute_bf16=bf16, device=CPU,
+        pad_token_id=0, fresh=fresh,
+    )  # fmt: skip
+
+
+def batch(seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return {"input_ids": torch.randint(5, 25, (16, 10), generator=generator)}, torch.arange(16) % 3
+
+
+def fit(model, steps, *, validate_at=()):
+    """Plain AdamW on one batch; returns the loss before every step."""
+    inputs, labels = batch()
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.01)
+    losses = []
+    for step in range(steps):
+        if step in validate_at:
+            model.eval()
+            with torch.no_grad():
+                model(**inputs)
+        model.train()
+        loss = F.cross_entropy(model(**inputs).logits.float(), labels)
+        loss.backward()
+        missing = [name for name, p in models.trainable(model).items() if p.grad is None]
+        assert not missing, f"no gradient: {missing[:3]}"
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    return losses
+
+
+@pytest.mark.parametrize("quantize", ["nf4", "int8"])
+def test_a_fresh_head_is_found_left_unquantized_and_trained(body, quantize):
+    """Trap 29: with three labels an nf4 head fails, an int8 head cannot be trained."""
+    model, fresh = load(body, quantize)
+    assert fresh == ["classifier"]
+    assert model.classifier.weight.is_floating_point()
+    assert not model.bert.encoder.layer[0].attention.self.query.weight.is_floating_point()
+    tuned = models.add_lora(model, LORA, ARCHITECTURE, fresh, "teacher.lora")
+    trained = set(models.trainable(tuned))
+    assert any("classifier.modules_to_save" in name for name in trained)
+    assert all("lora_" in name or "modules_to_save" in name for name in trained)
+    assert not any("classifier" in name and "lora_" in name for name in trained)
+    losses = fit(tuned, 20)
+    assert losses[-1] < losses[0] - 0.02
+
+
+def test_a_head_with_pretrained_weights_is_frozen_like_the_body(tmp_path):
+    tiny.classifier(num_labels=3).save_pretrained(str(tmp_path))
+    _, fresh = load(tmp_path, "nf4")
+    assert fresh == []
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+def test_validating_in_the_middle_does_not_stop_a_4_bit_teacher_from_learning(body, bf16):
+    """Trap 27: bitsandbytes repacks weights in eval-mode forwards; then LoRA gradients are None or the loss stands."""
+
+    def losses(validate_at):
+        model, fresh = load(body, "nf4", bf16=bf16)
+        torch.manual_seed(1)
+        return fit(models.add_lora(model, LORA, ARCHITECTURE, fresh, "teacher.lora"), 12, validate_at=validate_at)
+
+    validated = losses(validate_at=(0, 4))
+    assert validated == losses(validate_at=())
+    assert validated[-1] < validated[4]
+
+
+@pytest.mark.parametrize(("quantize", "gap"), [("nf4", 2e-5), ("none", 2e-5), ("int8", 0.05)])
+def test_a_merged_adapter_is_the_tuned_teacher(body, tmp_path, quantize, gap):
+    """Trap 24. int8 also quantizes activations in its own forward, so its merged form can only be near."""
+    model, fresh = load(body, quantize)
+    tuned = models.add_lora(model, LORA, ARCHITECTURE, fresh, "teacher.lora")
+    fit(tuned, 15)
+    tuned.save_pretrained(str(tmp_path / "adapter"))
+    inputs, _ = batch(seed=3)
+    with torch.no_grad():
+        expected = tuned.eval()(**inputs).logits
+        untuned = load(body, quantize, fresh=fresh)[0].eval()(**inputs).logits
+        merged = models.merge(load(body, quantize, fresh=fresh)[0], tmp_path / "adapter").eval()
+        found = merged(**inputs).logits
+    assert (expected - untuned).abs().max() > 0.1, "the adapter must matter for this test to mean anything"
+    assert (found - expected).abs().max() < gap
+    assert not any("lora" in name for name, _ in merged.named_modules())
+    merged.save_pretrained(str(tmp_path / "merged"))
+    again = ARCHITECTURE.auto_class.from_pretrained(str(tmp_path / "merged")).eval()
+    with torch.no_grad():
+        assert torch.equal(again(**inputs).logits, found)
+
+
+def test_a_loaded_adapter_differs_from_its_base(body, tmp_path):
+    """Trap 21: a tuned teacher that is loaded as its base loses its tuning without a word."""
+    model, fresh = load(body, "nf4")
+    tuned = models.add_lora(model, LORA, ARCHITECTURE, fresh, "teacher.lora")
+    fit(tuned, 5)
+    tuned.save_pretrained(str(tmp_path))
+    loaded = models.load_adapter(load(body, "nf4", fresh=fresh)[0], tmp_path).eval()
+    inputs, _ = batch()
+    with torch.no_grad():
+        assert torch.equal(loaded(**inputs).logits, tuned.eval()(**inputs).logits)
+    assert not models.trainable(loaded)
+
+
+def test_kept_layers_are_the_teachers_own(body):
+    model, _ = load(body, "none")
+    second = model.bert.encoder.layer[1]
+    models.keep_layers(model, (1,), "student.from_teacher.layers")
+    assert list(model.bert.encoder.layer) == [second]
+    assert model.config.num_hidden_layers == 1
+
+
+def test_a_layer_beyond_the_last_is_refused(body):
+    model, _ = load(body, "none")
+    with pytest.raises(InputError, match=r"student\.from_teacher\.layers: layer 2 does not exist.*0\.\.1"):
+        models.keep_layers(model, (0, 2), "student.from_teacher.layers")
+
+
+def test_parameters_of_a_4_bit_model_are_counted_unpacked(body):
+    plain, quantized = load(body, "none")[0], load(body, "nf4")[0]
+    assert models.num_parameters(quantized) == models.num_parameters(plain)
+    assert models.size_bytes(quantized) < models.size_bytes(plain)

@@ -1,0 +1,195 @@
+"""The whole chain on a tiny model: results, reuse, and what each change makes anew."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import commands
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from distilpeft.plan import make_plan
+from distilpeft.recipe_file import load_recipe
+
+ROLES = [
+    "majority",
+    "untrained",
+    "student_ce_only",
+    "student",
+    "teacher",
+    "teacher_full_precision",
+    "export:safetensors",
+]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    recipe = commands.workspace(tmp_path_factory.mktemp("finished"))
+    assert commands.run(recipe) == 0
+    return recipe
+
+
+def plan_of(recipe: Path, *overrides: str):
+    return make_plan(load_recipe(recipe, overrides), recipe.parent / "runs")
+
+
+def student_weights(recipe: Path, *overrides: str) -> dict[str, torch.Tensor]:
+    return load_file(plan_of(recipe, *overrides).artifacts["distil/student"].path / "model" / "model.safetensors")
+
+
+def test_the_report_names_every_model_with_scores_sizes_and_latency(finished):
+    report = json.loads((finished.parent / "runs/tiny/report.json").read_text())
+    assert [model["role"] for model in report["models"]] == ROLES
+    for model in report["models"]:
+        accuracy = model["scores"]["accuracy"]
+        assert accuracy["num_rows"] == 40
+        assert accuracy["low"] <= accuracy["value"] <= accuracy["high"]
+    models = {model["role"]: model for model in report["models"]}
+    assert models["majority"]["latency_ms"] == {"p50": None, "p95": None}
+    assert models["student"]["num_parameters"] < models["teacher_full_precision"]["num_parameters"]
+    assert models["teacher"]["size_bytes"] < models["teacher_full_precision"]["size_bytes"]
+    assert 0 < models["student"]["latency_ms"]["p50"] <= models["student"]["latency_ms"]["p95"]
+    assert models["export:safetensors"]["scores"] == models["student"]["scores"]
+    teacher = models["teacher"]["scores"]["accuracy"]["value"]
+    assert teacher > 0.9, "one word decides the class: a teacher that learns at all finds it"
+    assert report["student_vs_teacher"] == models["student"]["scores"]["accuracy"]["value"] / teacher
+
+
+def test_scores_are_what_a_plain_count_over_the_exported_model_gives(finished):
+    """Trap 25: the figures of the report against transformers alone, row by row."""
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    from distilpeft.tasks import read_task_splits
+
+    rows = read_task_splits(load_recipe(finished))["test"]
+    folder = finished.parent / "runs/tiny/student"
+    tokenizer = AutoTokenizer.from_pretrained(str(folder))
+    model = AutoModelForSequenceClassification.from_pretrained(str(folder)).eval()
+    right = 0
+    for row in rows:
+        with torch.no_grad():
+            logits = model(**tokenizer(row["text"], return_tensors="pt", truncation=True, max_length=16)).logits
+        right += int(logits.argmax()) == row["label"]
+    report = json.loads((finished.parent / "runs/tiny/report.json").read_text())
+    student = next(model for model in report["models"] if model["role"] == "student")
+    assert student["scores"]["accuracy"]["value"] == right / len(rows)
+
+
+def test_the_export_answers_through_a_plain_pipeline_without_this_package(finished):
+    code = (
+        "import sys; sys.modules['distilpeft'] = None\n"
+        "from transformers import pipeline\n"
+        f"classify = pipeline('text-classification', model={str(finished.parent / 'runs/tiny/student')!r})\n"
+        "print(classify('the film and a superb story')[0]['label'], classify('a dull script')[0]['label'])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    assert done.stdout.split() == ["good", "bad"], done.stderr
+
+
+def test_a_second_run_does_nothing_and_never_imports_torch(finished):
+    folder = finished.parent / "runs/tiny"
+    before = {path: path.stat().st_mtime_ns for path in folder.glob("*-*/manifest.json")}
+    code = f"import sys; sys.argv = {commands.arguments_of(finished, ())!r}; from distilpeft.cli import main; main()"
+    code += "; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "nothing to do, all 18 steps are done" in done.stdout
+    assert done.stdout.split()[-1] == "False"
+    assert {path: path.stat().st_mtime_ns for path in folder.glob("*-*/manifest.json")} == before
+
+
+@pytest.mark.parametrize("change", ["distil.temperature=4", "distil.alpha=0.7"])
+def test_a_new_temperature_or_alpha_reuses_teacher_targets_and_baseline(finished, change):
+    assert plan_of(finished, change).missing() == [
+        "distil/student", "evaluate/student", "export/safetensors", "evaluate/export:safetensors",
+        "benchmark/student", "benchmark/export:safetensors",
+    ]  # fmt: skip
+
+
+def test_a_new_student_reuses_teacher_and_targets(finished):
+    missing = plan_of(finished, "student.from_teacher.layers=[0]").missing()
+    assert not {"teacher", "targets", "evaluate/teacher"} & set(missing)
+    assert {"distil/student", "distil/student_ce_only", "evaluate/untrained"} <= set(missing)
+
+
+@pytest.mark.parametrize(
+    "change",
+    ["teacher.fit.micro_batch_size=4", "distil.fit.save_every=50", "targets.micro_batch_size=3", "teacher.gate=warn"],
+)
+def test_what_cannot_change_a_result_changes_no_key(finished, change):
+    assert plan_of(finished, change).missing() == []
+
+
+def test_changed_rows_make_everything_anew(finished):
+    """Trap 26: rows are named by their content, not by their file's name."""
+    before = {made.path.name for made in plan_of(finished).artifacts.values()}
+    source = finished.parent / "rows.csv"
+    kept = source.read_bytes()
+    try:
+        source.write_bytes(kept.replace(b"film", b"movie", 1))
+        after = {made.path.name for made in plan_of(finished).artifacts.values()}
+    finally:
+        source.write_bytes(kept)
+    assert not before & after
+
+
+def test_online_targets_teach_the_same_student_as_cached_ones(finished):
+    """Traps 8, 9, 15: rows are shuffled, batches regrouped every epoch, and looked up by row id."""
+    assert commands.run(finished, "--set", "targets.mode=online", "--until", "distil") == 0
+    cached, online = student_weights(finished), student_weights(finished, "targets.mode=online")
+    assert (
+        plan_of(finished).artifacts["distil/student"].path
+        != plan_of(finished, "targets.mode=online").artifacts["distil/student"].path
+    )
+    for name, tensor in cached.items():
+        torch.testing.assert_close(online[name], tensor, rtol=1e-3, atol=2e-5)
+
+
+def test_cached_targets_are_the_tuned_teachers_logits_row_by_row(finished):
+    """Trap 21: and not those of its base."""
+    from distilpeft.pair import load_teacher
+    from distilpeft.runtime import Runtime
+    from distilpeft.tasks import read_task_splits
+
+    plan = plan_of(finished)
+    stored = np.load(plan.artifacts["targets"].path / "logits.npy")
+    loaded = load_teacher(Runtime(), plan.recipe, plan.artifacts["teacher"].path)
+    rows = read_task_splits(plan.recipe)["train"]
+    assert len(stored) == len(rows) == 120
+    for index in (0, 7, 64, 119):
+        inputs = loaded.tokenizer(rows[index]["text"], return_tensors="pt", truncation=True, max_length=16)
+        inputs.pop("token_type_ids", None)
+        with torch.no_grad():
+            logits = loaded.model(**inputs).logits[0].numpy()
+        np.testing.assert_allclose(stored[index], logits, atol=1e-4)
+
+
+def test_the_trained_student_is_not_the_untrained_one_nor_the_baseline(finished):
+    plan = plan_of(finished)
+    student = student_weights(finished)
+    baseline = load_file(plan.artifacts["distil/student_ce_only"].path / "model" / "model.safetensors")
+    assert set(student) == set(baseline)
+    assert any(not torch.equal(student[name], baseline[name]) for name in student)
+
+
+def test_no_checkpoint_is_left_in_a_published_artifact(finished):
+    for made in plan_of(finished).artifacts.values():
+        assert not list(made.path.rglob("checkpoints")), made.path
+
+
+def test_altered_soft_targets_are_refused_before_they_teach(tmp_path, capfd):
+    recipe = commands.workspace(tmp_path)
+    assert commands.run(recipe, "--until", "targets") == 0
+    logits = plan_of(recipe).artifacts["targets"].path / "logits.npy"
+    content = bytearray(logits.read_bytes())
+    content[-5] ^= 1
+    logits.write_bytes(content)
+    capfd.readouterr()
+    assert commands.run(recipe) == 2
+    error = capfd.readouterr().err.strip().splitlines()[-1]
+    assert "logits.npy: missing or altered" in error

@@ -1,0 +1,111 @@
+"""Stopped anyhow, the same command ends in the same weights; a bad teacher ends the run with its figures."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import signal
+from pathlib import Path
+
+import commands
+import pytest
+
+from distilpeft.plan import make_plan
+from distilpeft.recipe_file import load_recipe
+
+SHORT = ("--until", "distil")
+UNTIL_TEACHER = ("--until", "teacher")
+
+
+def weights(recipe: Path) -> dict[str, str]:
+    """SHA-256 of the tuned adapter and of both students."""
+    plan = make_plan(load_recipe(recipe), recipe.parent / "runs")
+    files = {
+        "teacher": "adapter/adapter_model.safetensors",
+        "distil/student_ce_only": "model/model.safetensors",
+        "distil/student": "model/model.safetensors",
+    }
+    return {
+        step: hashlib.sha256((plan.artifacts[step].path / file).read_bytes()).hexdigest()
+        for step, file in files.items()
+    }
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory) -> dict[str, str]:
+    recipe = commands.workspace(tmp_path_factory.mktemp("undisturbed"), teacher__lora__dropout=0.1)
+    assert commands.run_apart(recipe, *SHORT).returncode == 0
+    return weights(recipe)
+
+
+@pytest.mark.parametrize(("label", "step"), [("teacher", 8), ("distil", 11)])
+def test_killed_in_the_middle_the_same_command_ends_in_the_same_weights(tmp_path, undisturbed, label, step):
+    """kill -9 after a checkpoint and some more steps; LoRA dropout is on, so random numbers matter too."""
+    recipe = commands.workspace(tmp_path, teacher__lora__dropout=0.1)
+    killed = commands.run_apart(recipe, *SHORT, before=commands.signal_at(label, step, "SIGKILL"))
+    assert killed.returncode == -signal.SIGKILL
+    assert not make_plan(load_recipe(recipe), recipe.parent / "runs").artifacts["distil/student"].done
+    resumed = commands.run_apart(recipe, *SHORT)
+    assert resumed.returncode == 0, resumed.output
+    assert f"{label}: going on after step {step // 3 * 3 if label == 'teacher' else 9}" in resumed.output
+    assert weights(recipe) == undisturbed
+
+
+@pytest.mark.parametrize(("name", "code"), [("SIGTERM", 75), ("SIGINT", 130)])
+def test_a_signal_leaves_a_checkpoint_of_that_very_step(tmp_path, undisturbed, name, code):
+    recipe = commands.workspace(tmp_path, teacher__lora__dropout=0.1)
+    stopped = commands.run_apart(recipe, *SHORT, before=commands.signal_at("teacher", 5, name))
+    assert stopped.returncode == code
+    assert "Traceback" not in stopped.output
+    assert "stopped teacher at step 6 of 16; the same command goes on from there" in stopped.output
+    resumed = commands.run_apart(recipe, *SHORT)
+    assert resumed.returncode == 0, resumed.output
+    assert "teacher: going on after step 6" in resumed.output
+    assert weights(recipe) == undisturbed
+
+
+def test_a_resumed_log_holds_every_step_once(tmp_path):
+    recipe = commands.workspace(tmp_path)
+    commands.run_apart(recipe, *UNTIL_TEACHER, before=commands.signal_at("teacher", 8, "SIGKILL"))
+    assert commands.run_apart(recipe, *UNTIL_TEACHER).returncode == 0
+    plan = make_plan(load_recipe(recipe), recipe.parent / "runs")
+    lines = (plan.artifacts["teacher"].path / "train_log.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == list(range(1, 17))
+
+
+def test_a_teacher_no_better_than_chance_stops_the_run_with_the_figures(tmp_path, capfd):
+    """Trap 20: with labels by coin toss no teacher can be right."""
+    recipe = commands.workspace(tmp_path, noise=0.5, teacher__optim__lr=1e-9)
+    assert commands.run(recipe) == 3
+    error = capfd.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("stopped: the tuned teacher is no teacher: its validation accuracy is 0.")
+    assert "the majority class 0." in error
+    assert not list((tmp_path / "runs/tiny").glob("targets-*"))
+    assert commands.run(recipe) == 3, "the same command, without training again, says the same"
+
+
+def test_the_gate_can_be_lowered_to_a_warning(tmp_path, capfd):
+    recipe = commands.workspace(tmp_path, noise=0.5, teacher__optim__lr=1e-9, teacher__gate="warn")
+    assert commands.run(recipe, "--until", "teacher") == 0
+    assert "warning: the tuned teacher is no teacher" in capfd.readouterr().err
+
+
+def test_a_loss_that_is_not_finite_stops_at_its_step_and_names_rows(tmp_path, capfd):
+    recipe = commands.workspace(tmp_path, teacher__optim={"lr": 1e30, "max_grad_norm": None, "warmup_ratio": 0})
+    assert commands.run(recipe) == 3
+    error = capfd.readouterr().err.strip().splitlines()[-1]
+    assert "teacher: step 2: loss nan" in error
+    assert "Rows of the batch:" in error
+
+
+def test_a_second_run_on_the_same_folder_is_refused_while_the_first_is_at_work(tmp_path, capfd):
+    import fcntl
+
+    recipe = commands.workspace(tmp_path)
+    (tmp_path / "runs/tiny").mkdir(parents=True)
+    with (tmp_path / "runs/tiny/.lock").open("w") as held:
+        held.write("process 1 on elsewhere")
+        held.flush()
+        fcntl.flock(held, fcntl.LOCK_EX)
+        assert commands.run(recipe) == 2
+    assert "another run is at work here (process 1 on elsewhere)" in capfd.readouterr().err

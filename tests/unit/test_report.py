@@ -1,0 +1,155 @@
+"""What a report says, from a small one written down here; and the model card."""
+
+from __future__ import annotations
+
+import io
+import json
+
+import pytest
+import yaml
+from rich.console import Console
+
+from distilpeft import card, report
+from distilpeft.errors import InputError
+from distilpeft.recipe_file import load_recipe
+
+
+def model(role, accuracy, **more):
+    scores = {"accuracy": {"value": accuracy, "low": accuracy - 0.05, "high": accuracy + 0.05, "num_rows": 200}}
+    rest = {"against_teacher": None, "num_parameters": 0, "size_bytes": 0, "throughput_rows_per_s": None}
+    return {"role": role, "scores": scores, **rest, "latency_ms": {"p50": None, "p95": None}, **more}
+
+
+def small():
+    timed = {
+        "num_parameters": 22_713_216, "size_bytes": 90_900_000, "throughput_rows_per_s": 151.6,
+        "latency_ms": {"p50": 4.26, "p95": 5.04},
+    }  # fmt: skip
+    student = model("student", 0.81, **timed)
+    student["scores"]["ece"] = {"value": 0.0512, "low": 0.04, "high": 0.07, "num_rows": 200}
+    return {
+        "recipe": "small",
+        "split": "test",
+        "models": [model("majority", 0.5), model("student_ce_only", 0.78), student, model("teacher", 0.9)],
+        "student_vs_teacher": 0.9,
+        "ce_gap_closed": 0.25,
+        "quantization_cost": {"quantize": "nf4", "accuracy_lost": 0.0125, "kl": 0.00314, "top1_agreement": 0.985},
+        "rows": {"train": 1000, "truncated": 12, "duplicates": {"train/test": 3, "train/validation": 0}},
+        "settings": {"data": {"max_tokens": 64}, "benchmark": {"batch_size": 32}},
+        "environment": {"device": "cpu", "threads": 2, "python": "3.11", "versions": {"torch": "2.11", "peft": "0.18"}},
+    }
+
+
+def test_the_sentences_say_what_the_figures_mean():
+    assert report.sentences(small()) == [
+        "The student keeps 90.0% of the teacher's accuracy (200 test rows).",
+        "Distilling closed 25% of the gap that training on labels alone leaves.",
+        "The nf4 teacher loses +1.25 points of accuracy against its full-precision base "
+        "(KL 0.0031 nats, same answer on 98.5% of rows).",
+        "12 of 1000 training rows were cut to 64 tokens.",
+        "Texts that stand in two splits: train/test 3.",
+    ]
+
+
+def test_a_gap_that_is_not_there_cannot_be_closed():
+    found = {**small(), "ce_gap_closed": None}
+    assert "there was no gap to close" in report.sentences(found)[1]
+
+
+def test_without_a_baseline_a_quantized_teacher_or_duplicates_nothing_is_said_of_them():
+    found = {**small(), "ce_gap_closed": None, "quantization_cost": None}
+    found["models"] = [entry for entry in found["models"] if entry["role"] != "student_ce_only"]
+    found["rows"] = {"train": 10, "truncated": 0, "duplicates": {"train/test": 0}}
+    assert report.sentences(found) == [
+        "The student keeps 90.0% of the teacher's accuracy (200 test rows).",
+        "0 of 10 training rows were cut to 64 tokens.",
+    ]
+
+
+def test_the_table_has_a_cell_for_every_column_and_a_dash_for_what_was_not_measured():
+    rows = {row[0]: row for row in report.table_rows(small())}
+    assert rows["student"] == (
+        "student", "0.8100 (0.76-0.86)", "22.7M", "90.9MB", "4.3/5.0", "152", "-", "-", "0.0512", "-",
+    )  # fmt: skip
+    assert rows["majority"] == ("majority", "0.5000 (0.45-0.55)", *["-"] * 8)
+    assert all(len(row) == len(report.COLUMNS) for row in rows.values())
+
+
+def test_the_table_on_the_terminal_fits_into_80_characters():
+    console = Console(file=io.StringIO(), width=80)
+    report.show(small(), console)
+    shown = console.file.getvalue()
+    assert max(map(len, shown.splitlines())) <= 80
+    for cell in ("student_ce_only", "0.8100 (0.76-0.86)", "90.9MB", "4.3/5.0", "152"):
+        assert cell in shown
+    assert "The student keeps 90.0%" in shown
+
+
+def test_the_markdown_holds_every_sentence_and_a_well_formed_table():
+    text = report.markdown(small())
+    lines = text.splitlines()
+    assert lines[0] == "# small"
+    for sentence in report.sentences(small()):
+        assert f"- {sentence}" in lines
+    start = lines.index(" | ".join(report.COLUMNS))
+    assert [line.count(" | ") for line in lines[start : start + 6]] == [9] * 6
+    assert "Measured on cpu, 2 threads; Python 3.11, torch 2.11, peft 0.18." in lines
+    assert "batches of 32." in text
+    assert text.endswith("\n")
+
+
+def test_the_report_as_json_is_the_report():
+    assert json.loads(report.as_json(small())) == small()
+
+
+def test_a_folder_without_a_report_is_refused_with_what_to_give(tmp_path):
+    with pytest.raises(InputError, match=r"no report\.json here; give a run's folder"):
+        report.load(tmp_path)
+
+
+def test_a_damaged_report_is_refused_with_what_to_do(tmp_path):
+    (tmp_path / "report.json").write_text("{")
+    with pytest.raises(InputError, match=r"report\.json: cannot be read .*run the recipe again"):
+        report.load(tmp_path)
+
+
+def rendered(*overrides):
+    figures = {entry["role"]: {"scores": entry["scores"]} for entry in small()["models"]}
+    return card.render(load_recipe("recipe.yaml", overrides), figures)
+
+
+@pytest.mark.usefixtures("workplace")
+class TestCard:
+    def test_the_front_matter_is_valid_yaml_for_the_hub(self):
+        empty, front, body = rendered().split("---\n", 2)
+        assert empty == ""
+        assert yaml.safe_load(front) == {
+            "library_name": "transformers",
+            "pipeline_tag": "text-classification",
+            "tags": ["distilpeft", "distillation"],
+        }
+        assert body.startswith("\n# small\n")
+
+    def test_the_card_says_how_good_the_model_is_and_how_it_was_made(self):
+        text = rendered()
+        assert "## Accuracy on 200 test rows" in text
+        assert "| student | 0.8100 (0.7600 to 0.8600) |" in text
+        assert "| majority |" not in text
+        assert "(0 = bad, 1 = good)" in text
+        assert "- Teacher: `base`, quantized: nf4, tuned with LoRA rank 4." in text
+        assert "- Student: layers 1 of the teacher, adapter merged." in text
+        assert "- Loss: 0.5 · T² · KL(teacher ‖ student) + 0.5 · CE, T = 2." in text
+        assert "- Data: `rows.csv`, texts cut to 16 tokens, seed 17." in text
+
+    @pytest.mark.parametrize(
+        ("student", "said"),
+        [
+            ("{model: org/mini}", "- Student: `org/mini`."),
+            ("{from_config: {model: org/mini}}", "- Student: the architecture of `org/mini` with random weights."),
+        ],
+    )
+    def test_the_card_names_the_origin_of_the_student(self, student, said):
+        assert said in rendered(f"student={student}")
+
+    def test_the_card_of_a_fully_tuned_teacher_says_so(self):
+        assert "tuned with all weights" in rendered("teacher.lora=null", "teacher.quantize=none")
