@@ -79,16 +79,28 @@ loop._log = log_then_signal
 """
 
 
-def run_script(script: Path, settings: dict[str, object], folder: Path, processes: int) -> dict[str, object]:
-    """Run `script SETTINGS.json OUT.json` as joined processes, with the environment that torchrun would give them."""
-    (folder / "settings.json").write_text(json.dumps(settings))
-    argv = [str(script), str(folder / "settings.json"), str(folder / "out.json")]
+def joined(recipe: Path, processes: int) -> list[Done]:
+    """`distilpeft run` as processes joined as torchrun joins them."""
+    commands = [
+        (recipe.parent / f"output{i}.txt", arguments_of(recipe, ()), "", ranks) for i, ranks in ranked(processes)
+    ]
+    return apart(commands)
+
+
+def ranked(processes: int) -> list[tuple[int, dict[str, str]]]:
+    """The environment that torchrun would give each process."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
     common = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
-    ranks = [{**common, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(processes)]
-    done = apart([(folder / f"output{i}.txt", argv, "", ranks[i] if processes > 1 else {}) for i in range(processes)])
+    return [(rank, {**common, "RANK": str(rank), "LOCAL_RANK": str(rank)}) for rank in range(processes)]
+
+
+def run_script(script: Path, settings: dict[str, object], folder: Path, processes: int) -> dict[str, object]:
+    """Run `script SETTINGS.json OUT.json` as joined processes."""
+    (folder / "settings.json").write_text(json.dumps(settings))
+    argv = [str(script), str(folder / "settings.json"), str(folder / "out.json")]
+    done = apart([(folder / f"output{rank}.txt", argv, "", ranks) for rank, ranks in ranked(processes)])
     assert all(one.returncode == 0 for one in done), "\n".join(one.output[-2000:] for one in done)
     return json.loads((folder / "out.json").read_text())
 

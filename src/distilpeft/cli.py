@@ -43,13 +43,14 @@ def run(
     from rich.console import Console
 
     from distilpeft import report
+    from distilpeft.machine import is_first_process
     from distilpeft.plan import make_plan
     from distilpeft.recipe_file import load_recipe
 
     if until is not None and until not in STAGES:
         raise InputError(f"--until {until}: one of {', '.join(STAGES)}")
     plan = make_plan(load_recipe(recipe, overrides or []), runs)
-    console = Console()
+    console = Console(quiet=not is_first_process())
     missing = plan.missing()
     if missing or not (plan.folder / "report.json").is_file():
         from distilpeft.tasks import read_task_splits
@@ -63,7 +64,8 @@ def run(
         pipeline.run(plan, until)
     else:
         console.print(f"{plan.recipe.name}: nothing to do, all {len(plan.artifacts)} steps are done.")
-        report.save(plan, report.build(plan))
+        if is_first_process():
+            report.save(plan, report.build(plan))
     if until is None:
         report.show(report.load(plan.folder), console)
         console.print(f"Report: {plan.folder / 'report.md'}   Model: {plan.folder / 'student'}", highlight=False)

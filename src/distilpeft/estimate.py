@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from distilpeft import __version__
+from distilpeft.data import data_sources
 from distilpeft.plan import CE_ONLY, STUDENT, Plan
 from distilpeft.recipe import Fit, Lora, Recipe, Student
 from distilpeft.sources import Source, model_config, num_layers, num_parameters, resolve, weight_shapes
@@ -92,7 +93,7 @@ def show(plan: Plan, console: Console) -> None:
     """
     import yaml
 
-    splits = {name: len(rows) for name, rows in read_task_splits(plan.recipe).items()}
+    splits = _count_rows(plan.recipe)
     resolved = plan.recipe.model_dump(mode="json", exclude_none=True)
     console.print(yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True).strip(), highlight=False, markup=False)
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
@@ -102,26 +103,36 @@ def show(plan: Plan, console: Console) -> None:
         table.add_row(*row)
     console.print(table)
     done = len(plan.artifacts) - len(plan.missing())
+    checked = "the recipe and its data are good" if splits else "the recipe is good (rows on the hub are read by a run)"
     console.print(
-        f"distilpeft {__version__}: the recipe and its data are good; {done} of {len(plan.artifacts)} steps are done. "
-        f"Results: {plan.folder}. Memory and disk are estimates; ? = the model is not on this machine yet.",
+        f"distilpeft {__version__}: {checked}; {done} of {len(plan.artifacts)} steps are done. "
+        f"Results: {plan.folder}. Memory and disk are estimates; ? = not on this machine yet.",
         highlight=False,
     )
 
 
-def stage_rows(plan: Plan, splits: Mapping[str, int]) -> list[tuple[str, ...]]:
+def _count_rows(recipe: Recipe) -> dict[str, int] | None:
+    """Rows of each split, checked; None for a data set on the hub, which only a run may download."""
+    if any(source.path is None for source in data_sources(recipe.data).values()):
+        return None
+    return {name: len(rows) for name, rows in read_task_splits(recipe).items()}
+
+
+def stage_rows(plan: Plan, splits: Mapping[str, int] | None) -> list[tuple[str, ...]]:
     """The table of `check`, cell by cell: a row per stage, and one per student to be trained."""
     recipe = plan.recipe
     source = resolve(recipe.teacher.model, "teacher.model", recipe.teacher.revision)
     teacher, student = size_of(source), student_size(recipe)
-    scored, classes = splits[recipe.evaluate.split], len(recipe.task.labels)
+    train = splits["train"] if splits else None
+    scored = splits[recipe.evaluate.split] if splits else None
+    per_row = 4 * len(recipe.task.labels)  # bytes of a row's logits
     exported = student.total * BYTES[recipe.export.dtype] if student else None
     needs = {
-        "teacher": _teacher_needs(recipe, teacher, splits["train"]),
-        "targets": (str(splits["train"]), "-", _count(teacher), "as above", _bytes(splits["train"] * classes * 4)),
-        f"distil/{CE_ONLY}": _student_needs(recipe, student, splits["train"]),
-        f"distil/{STUDENT}": _student_needs(recipe, student, splits["train"]),
-        "evaluate": (str(scored), "-", "-", "-", _bytes(len(plan.roles()) * scored * classes * 4)),
+        "teacher": _teacher_needs(recipe, teacher, train),
+        "targets": (_known(train), "-", _count(teacher), "as above", _bytes(train and train * per_row)),
+        f"distil/{CE_ONLY}": _student_needs(recipe, student, train),
+        f"distil/{STUDENT}": _student_needs(recipe, student, train),
+        "evaluate": (_known(scored), "-", "-", "-", _bytes(scored and len(plan.roles()) * scored * per_row)),
         "export": (str(recipe.export.gate_rows), "-", _count(student), "-", _bytes(exported)),
         "benchmark": (str(recipe.benchmark.repeats), "-", "-", "-", "-"),
     }
@@ -145,36 +156,42 @@ def student_size(recipe: Recipe) -> Size | None:
     return size_of(resolve(student.model, "student.model", student.revision))
 
 
-def _teacher_needs(recipe: Recipe, size: Size | None, rows: int) -> tuple[str, ...]:
+def _teacher_needs(recipe: Recipe, size: Size | None, rows: int | None) -> tuple[str, ...]:
     teacher = recipe.teacher
-    steps = str(_steps(rows, teacher.fit))
+    steps = _steps(rows, teacher.fit)
     if size is None:
-        return (str(rows), steps, "?", "?", "?")
+        return (_known(rows), steps, "?", "?", "?")
     trained = lora_weights(size, teacher.lora) if teacher.lora else size.total
     body = BYTES[teacher.dtype if teacher.quantize == "none" else teacher.quantize]
     weights = (size.total - size.num_linear) * BYTES[teacher.dtype] + size.num_linear * body + trained * 4
     memory = training_bytes(
         size, weights=weights, trainable=trained, fit=teacher.fit, max_tokens=recipe.data.max_tokens
     )
-    return (str(rows), steps, _count(size, trained), _bytes(memory), _bytes(trained * 4))
+    return (_known(rows), steps, _count(size, trained), _bytes(memory), _bytes(trained * 4))
 
 
-def _student_needs(recipe: Recipe, size: Size | None, rows: int) -> tuple[str, ...]:
+def _student_needs(recipe: Recipe, size: Size | None, rows: int | None) -> tuple[str, ...]:
     fit = recipe.distil.fit
-    steps = str(_steps(rows, fit))
+    steps = _steps(rows, fit)
     if size is None:
-        return (str(rows), steps, "?", "?", "?")
+        return (_known(rows), steps, "?", "?", "?")
     lora = recipe.student.lora
     trained = lora_weights(size, lora) if lora else size.total
     memory = training_bytes(
         size, weights=size.total * 4.0, trainable=trained, fit=fit, max_tokens=recipe.data.max_tokens
     )
-    return (str(rows), steps, _count(size, trained), _bytes(memory), _bytes(size.total * 4))
+    return (_known(rows), steps, _count(size, trained), _bytes(memory), _bytes(size.total * 4))
 
 
-def _steps(rows: int, fit: Fit) -> int:
+def _steps(rows: int | None, fit: Fit) -> str:
+    if rows is None:
+        return _known(fit.max_steps)
     steps = fit.epochs * math.ceil(rows / fit.batch_size)
-    return min(steps, fit.max_steps) if fit.max_steps else steps
+    return str(min(steps, fit.max_steps) if fit.max_steps else steps)
+
+
+def _known(count: int | None) -> str:
+    return "?" if count is None else str(count)
 
 
 def _count(size: Size | None, trained: int | None = None) -> str:

@@ -32,6 +32,11 @@ def num_cpus() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def is_first_process() -> bool:
+    """Whether this is the process that speaks, of those that torchrun or Accelerate have started."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def gpu_names() -> list[str]:
     """Model names of the NVIDIA GPUs that the driver lists."""
     found = sorted(Path("/proc/driver/nvidia/gpus").glob("*/information"))

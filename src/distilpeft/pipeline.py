@@ -46,6 +46,7 @@ def run(plan: Plan, until: str | None = None) -> None:
             steps.do(name, made)
         if until is None and runtime.is_main:
             finish(plan)
+        runtime.accelerator.wait_for_everyone()
 
 
 def finish(plan: Plan) -> None:
@@ -75,7 +76,8 @@ class Steps:
         if runtime.is_main:
             out.publish(figures, runtime.environment())
         runtime.accelerator.wait_for_everyone()
-        runtime.accelerator.free_memory()
+        if out.stage in ("teacher", "distil"):  # Accelerate holds on to what it has prepared
+            runtime.accelerator.free_memory()
 
     def _figures(self, name: str, out: Artifact) -> dict[str, Any]:
         runtime, recipe, data, made = self._runtime, self._plan.recipe, self._data, self._plan.artifacts

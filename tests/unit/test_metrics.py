@@ -171,3 +171,25 @@ def test_intervals_are_the_same_in_every_run():
 def test_more_rows_make_a_narrower_interval():
     few, many = (scores(("log_loss",), *drawn(0, rows))["log_loss"] for rows in (100, 2000))
     assert many["high"] - many["low"] < 0.5 * (few["high"] - few["low"])
+
+
+def test_a_metric_that_evaluate_loads_by_name_joins_the_scores(tmp_path):
+    """`hub:NAME` takes whatever `evaluate.load` takes: a folder here, an id where there is a hub."""
+    folder = tmp_path / "wrong_share"
+    folder.mkdir()
+    (folder / "wrong_share.py").write_text(
+        "import datasets\n"
+        "import evaluate\n"
+        "class WrongShare(evaluate.Metric):\n"
+        "    def _info(self):\n"
+        "        value = datasets.Value('int64')\n"
+        "        features = datasets.Features({'predictions': value, 'references': value})\n"
+        "        return evaluate.MetricInfo(description='', citation='', features=features)\n"
+        "    def _compute(self, predictions, references):\n"
+        "        wrong = sum(a != b for a, b in zip(predictions, references))\n"
+        "        return {'wrong_share': wrong / len(predictions)}\n"
+    )
+    logits = np.array([[2.0, 0.0], [0.0, 1.0], [3.0, 0.0], [1.0, 0.0]])
+    found = scores(("accuracy", f"hub:{folder}"), logits, np.array([0, 1, 1, 0]))
+    assert found["wrong_share"] == {"value": 0.25, "low": None, "high": None, "num_rows": 4}
+    assert found["accuracy"]["value"] == 0.75

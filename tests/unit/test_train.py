@@ -1,0 +1,139 @@
+"""The loop's parts, by hand: schedules, plateau, early stopping, and the guards against silent failure."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from distilpeft.errors import GateError
+from distilpeft.recipe import Fit, Optim
+from distilpeft.runtime import Runtime
+from distilpeft.train import State, Work, _validate, lr_factor, make_optimizer, optimizer_step, total_steps, train
+
+FIT = Fit(epochs=2, batch_size=4, micro_batch_size=2, precision="fp32")
+
+
+@pytest.fixture(scope="module")
+def runtime() -> Runtime:
+    return Runtime()
+
+
+def work(folder: Path, optim: Optim, fit: Fit = FIT, **changes: object) -> Work:
+    inputs = torch.randn(10, 3, generator=torch.Generator().manual_seed(0))
+    settings = {
+        "label": "test",
+        "fit": fit,
+        "optim": optim,
+        "seed": 0,
+        "lengths_N": np.ones(10, dtype=np.int32),
+        "load_batch": lambda ids: {"x": inputs[ids]},
+        "loss_sum": lambda model, batch: model(batch["x"]).square().sum(),
+        "count_rows": lambda batch: len(batch["x"]),
+        "validate": lambda _: {"accuracy": 0.5, "log_loss": 1.0},
+        "folder": folder,
+    }
+    return Work(**(settings | changes))
+
+
+def test_total_steps_count_the_smaller_last_batch_and_stop_at_max_steps():
+    assert total_steps(10, FIT) == 6
+    assert total_steps(10, FIT.model_copy(update={"max_steps": 4})) == 4
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [
+        ("linear", [0.5, 1.0, 1.0, 0.75, 0.5, 0.25]),
+        ("cosine", [0.5, 1.0, 1.0, 0.853553, 0.5, 0.146447]),
+        ("constant", [0.5, 1.0, 1.0, 1.0, 1.0, 1.0]),
+        ("reduce_on_plateau", [0.5, 1.0, 1.0, 1.0, 1.0, 1.0]),
+    ],
+)
+def test_the_learning_rate_rises_for_the_warmup_and_falls_as_the_schedule_says(schedule, expected):
+    optim = Optim(lr=1, schedule=schedule, warmup_ratio=1 / 3)
+    assert [lr_factor(optim, step, 6) for step in range(6)] == pytest.approx(expected, abs=1e-6)
+
+
+def test_weight_decay_spares_vectors():
+    model = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4))
+    groups = make_optimizer(model, Optim(lr=1, weight_decay=0.1)).param_groups
+    assert [(group["weight_decay"], [p.ndim for p in group["params"]]) for group in groups] == [
+        (0.1, [2]),
+        (0.0, [1] * 3),
+    ]
+
+
+def test_the_plateau_cuts_the_rate_after_its_patience_and_early_stopping_ends_the_fit(tmp_path):
+    values = iter([0.5, 0.6, 0.6, 0.6, 0.7, 0.7, 0.7, 0.7])
+    optim = Optim(lr=1, schedule="reduce_on_plateau", plateau_factor=0.1, plateau_patience=1)
+    fit = FIT.model_copy(update={"early_stopping_patience": 3})
+    job = work(tmp_path, optim, fit, validate=lambda _: {"accuracy": next(values)})
+    state, seen = State(), []
+    for step in range(1, 9):
+        state.step = step
+        _validate(job, nn.Identity(), state)
+        seen.append((state.best_step, round(state.plateau_factor, 6), state.stopped_early))
+    assert seen[:5] == [(1, 1, False), (2, 1, False), (2, 1, False), (2, 0.1, False), (5, 0.1, False)]
+    assert seen[5:] == [(5, 0.1, False), (5, 0.01, False), (5, 0.01, True)]
+
+
+def test_a_monitor_of_which_less_is_better_picks_the_smallest(tmp_path):
+    values = iter([0.9, 0.4, 0.6])
+    fit = FIT.model_copy(update={"monitor": "log_loss"})
+    job = work(tmp_path, Optim(lr=1), fit, validate=lambda _: {"log_loss": next(values)})
+    state = State()
+    for step in (1, 2, 3):
+        state.step = step
+        _validate(job, nn.Identity(), state)
+    assert (state.best_step, state.best_value) == (2, 0.4)
+
+
+@pytest.mark.parametrize(("keep", "expected"), [("best", 3), ("last", 6)])
+def test_the_best_or_the_last_weights_are_kept(tmp_path, runtime, keep, expected):
+    history: dict[int, torch.Tensor] = {}
+    model = nn.Linear(3, 2)
+
+    def validate(bare: nn.Module) -> dict[str, float]:
+        history[len(history) * 3] = bare.weight.detach().clone()
+        return {"accuracy": {0: 0.1, 3: 0.9, 6: 0.3}[(len(history) - 1) * 3]}
+
+    fit = FIT.model_copy(update={"keep": keep})
+    found = train(runtime, model, work(tmp_path, Optim(lr=0.1), fit, validate=validate))
+    assert found["kept_step"] == expected
+    assert torch.equal(model.weight, history[expected])
+
+
+def test_a_step_without_any_counted_row_changes_nothing_and_is_not_nan(tmp_path, runtime):
+    """Trap 19."""
+    model = nn.Linear(3, 2)
+    before = model.weight.detach().clone()
+    job = work(
+        tmp_path,
+        Optim(lr=1, kind="sgd"),
+        count_rows=lambda _: 0,
+        loss_sum=lambda model, batch: model(batch["x"]).sum() * 0,
+    )
+    figures = optimizer_step(runtime, model, make_optimizer(model, job.optim), np.arange(4), job, 5)
+    assert figures["loss"] == figures["grad_norm"] == 0
+    assert torch.equal(model.weight, before)
+
+
+def test_an_adapter_that_no_gradient_reaches_stops_the_run(tmp_path, runtime):
+    """Trap 27: the loss would stand still without an error."""
+    model = nn.Linear(3, 2)
+    model.lora_B = nn.Parameter(torch.zeros(2))
+    with pytest.raises(GateError, match="no gradient reaches 1 adapter tensors, such as lora_B"):
+        optimizer_step(runtime, model, make_optimizer(model, Optim(lr=1)), np.arange(4), work(tmp_path, Optim(lr=1)), 0)
+
+
+def test_a_step_that_is_not_finite_changes_no_weight(tmp_path, runtime):
+    model = nn.Linear(3, 2)
+    before = model.weight.detach().clone()
+    job = work(tmp_path, Optim(lr=1), loss_sum=lambda model, batch: model(batch["x"]).sum() * float("inf"))
+    with pytest.raises(GateError, match=r"step 6: loss .*not finite\. Rows of the batch: 0, 1, 2, 3"):
+        optimizer_step(runtime, model, make_optimizer(model, Optim(lr=1)), np.arange(4), job, 5)
+    assert torch.equal(model.weight, before)
