@@ -12,7 +12,7 @@ import transformers
 from distilpeft import models
 from distilpeft.artifact import digest_file, digest_json, read_json, write_json
 from distilpeft.models import Architecture
-from distilpeft.recipe import Recipe
+from distilpeft.recipe import Precision, Recipe
 from distilpeft.runtime import Runtime
 from distilpeft.sources import Source, resolve
 from distilpeft.tasks import task_module
@@ -52,7 +52,7 @@ def student_source(recipe: Recipe) -> Source:
 
 def new_teacher(runtime: Runtime, recipe: Recipe, tokenizer: Any) -> tuple[Any, list[str]]:
     """The untuned teacher, ready to be trained, and the names of its modules without pretrained weights."""
-    model, fresh = _base(runtime, recipe, recipe.teacher.quantize, tokenizer)
+    model, fresh = _base(runtime, recipe, recipe.teacher.quantize, tokenizer, recipe.teacher.fit.precision)
     if recipe.teacher.lora is None:
         model.requires_grad_(True)
     if recipe.teacher.gradient_checkpointing:
@@ -72,7 +72,13 @@ def save_teacher(model: Any, folder: Path, fresh: list[str]) -> None:
 
 
 def load_teacher(
-    runtime: Runtime, recipe: Recipe, folder: Path, *, full_precision: bool = False, merged: bool = False
+    runtime: Runtime,
+    recipe: Recipe,
+    folder: Path,
+    precision: Precision,
+    *,
+    full_precision: bool = False,
+    merged: bool = False,
 ) -> Loaded:
     """The tuned teacher, frozen.
 
@@ -80,6 +86,7 @@ def load_teacher(
         runtime: the device.
         recipe: names its base.
         folder: its artifact.
+        precision: in which 4-bit weights are multiplied; that of the stage, so that its figures are of one kind.
         full_precision: put the adapter on the unquantized base instead.
         merged: merge the adapter into the (dequantized) base, as an ordinary model.
     """
@@ -94,7 +101,7 @@ def load_teacher(
     else:
         quantize = "none" if full_precision else recipe.teacher.quantize
         fresh = read_json(folder / FRESH, f"delete {folder} to make it again")["modules"]
-        model, _ = _base(runtime, recipe, quantize, tokenizer, fresh)
+        model, _ = _base(runtime, recipe, quantize, tokenizer, precision, fresh)
         model = models.merge(model, folder / ADAPTER) if merged else models.load_adapter(model, folder / ADAPTER)
     return Loaded(model.requires_grad_(False).eval(), tokenizer, tokenizer_digest(source))
 
@@ -113,7 +120,7 @@ def new_student(runtime: Runtime, recipe: Recipe, teacher: Path | None) -> Loade
     fresh: list[str] = []
     if student.from_teacher is not None:
         assert teacher is not None
-        model = load_teacher(runtime, recipe, teacher, merged=True).model.float()
+        model = load_teacher(runtime, recipe, teacher, "fp32", merged=True).model.float()
         models.keep_layers(model, student.from_teacher.layers, "student.from_teacher.layers")
     elif student.from_config is not None:
         overrides = student.from_config.overrides
@@ -167,12 +174,13 @@ def _base(
     recipe: Recipe,
     quantize: models.Quantize,
     tokenizer: Any,
+    precision: Precision,
     fresh: list[str] | None = None,
 ) -> tuple[Any, list[str]]:
     teacher = recipe.teacher
     runtime.seed(recipe.seed)
     return models.load_base(
         teacher_source(recipe), architecture(recipe), quantize=quantize, dtype=teacher.dtype,
-        compute_bf16=runtime.resolve_precision(teacher.fit.precision) == "bf16",
+        compute_bf16=runtime.resolve_precision(precision) == "bf16",
         device=runtime.device, pad_token_id=tokenizer.pad_token_id, fresh=fresh,
     )  # fmt: skip

@@ -129,7 +129,7 @@ class Steps:
         runtime, recipe = self._runtime, self._plan.recipe
         if role in (TEACHER, FULL):
             path = self._verified("teacher").path
-            return load_teacher(runtime, recipe, path, full_precision=role == FULL)
+            return load_teacher(runtime, recipe, path, recipe.evaluate.precision, full_precision=role == FULL)
         if role == UNTRAINED:
             loaded = new_student(runtime, recipe, self._plan.artifacts["teacher"].path)
             loaded.model.requires_grad_(False).eval()

@@ -158,7 +158,7 @@ def test_cached_targets_are_the_tuned_teachers_logits_row_by_row(finished):
 
     plan = plan_of(finished)
     stored = np.load(plan.artifacts["targets"].path / "logits.npy")
-    loaded = load_teacher(Runtime(), plan.recipe, plan.artifacts["teacher"].path)
+    loaded = load_teacher(Runtime(), plan.recipe, plan.artifacts["teacher"].path, "fp32")
     rows = read_task_splits(plan.recipe)["train"]
     assert len(stored) == len(rows) == 120
     for index in (0, 7, 64, 119):

@@ -93,7 +93,7 @@ def _lookup(
         teacher_rows = data.tokens("train", models.load_tokenizer(source), digest)
         store = SoftTargets(targets.path, binding(teacher, teacher_rows.dataset, digest))
         return lambda row_ids_N: torch.from_numpy(store.lookup(row_ids_N)).to(runtime.device)
-    loaded = load_teacher(runtime, recipe, teacher.path)
+    loaded = load_teacher(runtime, recipe, teacher.path, recipe.targets.precision)
     rows = data.tokens("train", loaded.tokenizer, loaded.tokenizer_digest)
 
     def online(row_ids_N: NDArray[np.int64]) -> Tensor:

@@ -29,7 +29,7 @@ def run(runtime: Runtime, recipe: Recipe, data: TaskData, teacher: Artifact, out
         GateError: a logit is not finite; the rows are named.
         StoppedBySignal: a signal came; finished pieces are kept.
     """
-    loaded = load_teacher(runtime, recipe, teacher.path)
+    loaded = load_teacher(runtime, recipe, teacher.path, recipe.targets.precision)
     rows = data.tokens("train", loaded.tokenizer, loaded.tokenizer_digest)
     num_rows = len(rows.lengths_N)
     bound = binding(teacher, rows.dataset, loaded.tokenizer_digest)
