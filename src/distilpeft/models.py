@@ -1,6 +1,6 @@
 """Models: load and quantize a base, put LoRA on it, merge it exactly, and cut a student out of it.
 
-Two library traps are held here. Heads that have no pretrained weights must never be quantized or frozen: they are
+Two library traps are held here. Heads must never be quantized or frozen, random as they mostly are: they are
 found by building the architecture on the meta device, not by a list of names. And bitsandbytes repacks 4-bit
 weights for CPU inference in any eval-mode forward, after which LoRA gradients are None: that is switched off.
 """
@@ -54,22 +54,23 @@ def load_base(
     compute_bf16: bool,
     device: torch.device,
     pad_token_id: int | None,
-    fresh: list[str] | None = None,
+    heads: list[str] | None = None,
 ) -> tuple[Any, list[str]]:
     """Load a pretrained model for the task.
 
     Args:
         source: where it is.
         architecture: what the task asks for.
-        quantize: `nf4` (double quantization), `int8` or `none`, for all linear layers but the fresh ones.
+        quantize: `nf4` (double quantization), `int8` or `none`, for all linear layers but the heads.
         dtype: of the weights that are not quantized.
         compute_bf16: 4-bit weights are multiplied in bf16 rather than fp32.
         device: where to put it.
         pad_token_id: of the tokenizer; decoder classifiers find the last token by it.
-        fresh: modules to leave unquantized, where they are known from an earlier load.
+        heads: modules to leave unquantized, where they are known from an earlier load.
 
     Returns:
-        The model and the names of its modules that have no pretrained weights (random, never quantized).
+        The model and its heads: the modules outside the pretrained body, and any inside it that came without
+        weights. They are never quantized, and trained in full.
 
     Raises:
         InputError: it cannot be loaded.
@@ -83,27 +84,23 @@ def load_base(
     )
     if getattr(config, "pad_token_id", None) is None:
         config.pad_token_id = pad_token_id
-    skip = head_modules(architecture, config) if fresh is None else fresh
+    heads = head_modules(architecture, config) if heads is None else list(heads)
     while True:
         options: dict[str, Any] = {"config": config, "dtype": DTYPES[dtype], "output_loading_info": True}
         if quantize != "none":
-            options["quantization_config"] = _quantization(quantize, compute_bf16, skip)
+            options["quantization_config"] = _quantization(quantize, compute_bf16, heads)
             options["device_map"] = {"": device}
         model, info = _load(
             "model", source, architecture.auto_class.from_pretrained, revision=source.revision,
             ignore_mismatched_sizes=True, **options,
         )  # fmt: skip
         missing = set(info["missing_keys"]) | {entry[0] for entry in info["mismatched_keys"]}
-        random = [name for name in skip if any(_inside(key, [name]) for key in missing)]
-        random += sorted({key.rpartition(".")[0] for key in missing if not _inside(key, skip)})
-        if quantize == "none" or set(random) <= set(skip):
-            break
-        skip = [
-            *skip,
-            *(name for name in random if name not in skip),
-        ]  # random weights in the body: not in 4 bits
+        more = sorted({key.rpartition(".")[0] for key in missing if not _inside(key, heads)})
+        heads += more
+        if quantize == "none" or not more:
+            break  # else a part of the body has random weights: load again, without quantizing it
     _keep_trainable(model)
-    return model.to(device) if quantize == "none" else model, random
+    return model.to(device) if quantize == "none" else model, heads
 
 
 def head_modules(architecture: Architecture, config: Any) -> list[str]:
@@ -114,22 +111,22 @@ def head_modules(architecture: Architecture, config: Any) -> list[str]:
     return [name for name in heads if any(True for _ in getattr(model, name).parameters())]
 
 
-def add_lora(model: nn.Module, lora: Lora, architecture: Architecture, fresh: list[str], key: str) -> Any:
-    """Freeze the model, add a LoRA adapter, and train the fresh modules in full beside it.
+def add_lora(model: nn.Module, lora: Lora, architecture: Architecture, heads: list[str], key: str) -> Any:
+    """Freeze the model, add a LoRA adapter, and train the heads in full beside it.
 
     Raises:
         InputError: `key`.target_modules names nothing in the model.
     """
     targets = lora.target_modules if isinstance(lora.target_modules, str) else list(lora.target_modules)
-    names = "|".join(re.escape(name) for name in fresh)
+    names = "|".join(re.escape(name) for name in heads)
     config = peft.LoraConfig(
         task_type=architecture.peft_task,
         r=lora.rank,
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
         target_modules=targets,
-        exclude_modules=rf"(.*\.)?({names})(\..*)?" if fresh else None,
-        modules_to_save=fresh or None,
+        exclude_modules=rf"(.*\.)?({names})(\..*)?" if heads else None,
+        modules_to_save=heads or None,
     )
     try:
         tuned = peft.get_peft_model(model, config)
@@ -143,7 +140,7 @@ def add_lora(model: nn.Module, lora: Lora, architecture: Architecture, fresh: li
 
 
 def load_adapter(model: nn.Module, folder: Path) -> Any:
-    """Put a saved adapter (and its fresh modules) on its base; everything is frozen."""
+    """Put a saved adapter (and its heads) on its base; everything is frozen."""
     return peft.PeftModel.from_pretrained(model, str(folder), is_trainable=False)
 
 

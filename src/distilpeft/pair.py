@@ -17,7 +17,7 @@ from distilpeft.runtime import Runtime
 from distilpeft.sources import Source, resolve
 from distilpeft.tasks import task_module
 
-MODEL, ADAPTER, FRESH = "model", "adapter", "fresh.json"
+MODEL, ADAPTER, HEADS = "model", "adapter", "heads.json"
 
 
 @dataclass(frozen=True)
@@ -51,24 +51,24 @@ def student_source(recipe: Recipe) -> Source:
 
 
 def new_teacher(runtime: Runtime, recipe: Recipe, tokenizer: Any) -> tuple[Any, list[str]]:
-    """The untuned teacher, ready to be trained, and the names of its modules without pretrained weights."""
-    model, fresh = _base(runtime, recipe, recipe.teacher.quantize, tokenizer, recipe.teacher.fit.precision)
+    """The untuned teacher, ready to be trained, and the names of its heads."""
+    model, heads = _base(runtime, recipe, recipe.teacher.quantize, tokenizer, recipe.teacher.fit.precision)
     if recipe.teacher.lora is None:
         model.requires_grad_(True)
     if recipe.teacher.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     if recipe.teacher.lora is not None:
-        model = models.add_lora(model, recipe.teacher.lora, architecture(recipe), fresh, "teacher.lora")
-    return model, fresh
+        model = models.add_lora(model, recipe.teacher.lora, architecture(recipe), heads, "teacher.lora")
+    return model, heads
 
 
-def save_teacher(model: Any, folder: Path, fresh: list[str]) -> None:
-    """Save what was tuned: the adapter with its fresh modules, or the whole model."""
+def save_teacher(model: Any, folder: Path, heads: list[str]) -> None:
+    """Save what was tuned: the adapter with its heads, or the whole model."""
     if hasattr(model, "peft_config"):
         model.save_pretrained(str(folder / ADAPTER))
     else:
         model.save_pretrained(str(folder / MODEL))
-    write_json(folder / FRESH, {"modules": fresh})
+    write_json(folder / HEADS, {"modules": heads})
 
 
 def load_teacher(
@@ -100,8 +100,8 @@ def load_teacher(
         )  # fmt: skip
     else:
         quantize = "none" if full_precision else recipe.teacher.quantize
-        fresh = read_json(folder / FRESH, f"delete {folder} to make it again")["modules"]
-        model, _ = _base(runtime, recipe, quantize, tokenizer, precision, fresh)
+        heads = read_json(folder / HEADS, f"delete {folder} to make it again")["modules"]
+        model, _ = _base(runtime, recipe, quantize, tokenizer, precision, heads)
         model = models.merge(model, folder / ADAPTER) if merged else models.load_adapter(model, folder / ADAPTER)
     return Loaded(model.requires_grad_(False).eval(), tokenizer, tokenizer_digest(source))
 
@@ -117,7 +117,6 @@ def new_student(runtime: Runtime, recipe: Recipe, teacher: Path | None) -> Loade
     student, source = recipe.student, student_source(recipe)
     tokenizer = models.load_tokenizer(source)
     runtime.seed(recipe.seed)  # the head, or everything, may be random: the same for every run of this recipe
-    fresh: list[str] = []
     if student.from_teacher is not None:
         assert teacher is not None
         model = load_teacher(runtime, recipe, teacher, "fp32", merged=True).model.float()
@@ -126,7 +125,7 @@ def new_student(runtime: Runtime, recipe: Recipe, teacher: Path | None) -> Loade
         overrides = student.from_config.overrides
         model = models.from_config(source, architecture(recipe), overrides, tokenizer.pad_token_id)
     else:
-        model, fresh = models.load_base(
+        model, _ = models.load_base(
             source, architecture(recipe), quantize="none", dtype="fp32", compute_bf16=False,
             device=runtime.device, pad_token_id=tokenizer.pad_token_id,
         )  # fmt: skip
@@ -134,7 +133,8 @@ def new_student(runtime: Runtime, recipe: Recipe, teacher: Path | None) -> Loade
     if student.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     if student.lora is not None:
-        model = models.add_lora(model, student.lora, architecture(recipe), fresh, "student.lora")
+        heads = models.head_modules(architecture(recipe), model.config)
+        model = models.add_lora(model, student.lora, architecture(recipe), heads, "student.lora")
     return Loaded(model, tokenizer, tokenizer_digest(source))
 
 
@@ -175,12 +175,12 @@ def _base(
     quantize: models.Quantize,
     tokenizer: Any,
     precision: Precision,
-    fresh: list[str] | None = None,
+    heads: list[str] | None = None,
 ) -> tuple[Any, list[str]]:
     teacher = recipe.teacher
     runtime.seed(recipe.seed)
     return models.load_base(
         teacher_source(recipe), architecture(recipe), quantize=quantize, dtype=teacher.dtype,
         compute_bf16=runtime.resolve_precision(precision) == "bf16",
-        device=runtime.device, pad_token_id=tokenizer.pad_token_id, fresh=fresh,
+        device=runtime.device, pad_token_id=tokenizer.pad_token_id, heads=heads,
     )  # fmt: skip

@@ -122,10 +122,10 @@ class Steps:
             return None
         if self._held is None or self._held[0] != role:
             self._held = None  # let go of the last model before the next one is loaded
-            self._held = (role, self._fresh(role))
+            self._held = (role, self._load_role(role))
         return self._held[1]
 
-    def _fresh(self, role: str) -> Loaded:
+    def _load_role(self, role: str) -> Loaded:
         runtime, recipe = self._runtime, self._plan.recipe
         if role in (TEACHER, FULL):
             path = self._verified("teacher").path

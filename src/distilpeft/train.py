@@ -207,7 +207,7 @@ def optimizer_step(
             f"{work.label}: step {step + 1}: loss {loss_mean}, grad_norm {grad_norm}: not finite. Rows of the batch: "
             f"{_listed(batch)}. No weight was changed by this step; try a lower lr or precision: fp32"
         )
-    if step < 2:
+    if step < 2 and rows:
         _check_gradients(model, work.label, first=step == 0)
     optimizer.step()
     optimizer.zero_grad()
@@ -223,7 +223,10 @@ def _check_gradients(model: nn.Module, label: str, *, first: bool) -> None:
         and (parameter.grad is None or not ((first and "lora_A" in name) or bool(parameter.grad.any())))
     ]
     if deaf:
-        raise GateError(f"{label}: no gradient reaches {len(deaf)} adapter tensors, such as {deaf[0]}")
+        raise GateError(
+            f"{label}: no gradient reaches {len(deaf)} adapter tensors, such as {deaf[0]}; "
+            "name the modules that take part in lora.target_modules"
+        )
 
 
 def _listed(batch: NDArray[np.int64]) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 import tiny
 import torch
+import transformers
+from safetensors.torch import save_file
 from torch.nn import functional as F
 
 from distilpeft import models
@@ -23,11 +25,11 @@ def body(tmp_path_factory):
     return tiny.save_model(tmp_path_factory.mktemp("body") / "base")
 
 
-def load(folder, quantize, *, bf16=False, fresh=None):
+def load(folder, quantize, *, bf16=False, heads=None):
     torch.manual_seed(0)
     return models.load_base(
         Source(str(folder), folder), ARCHITECTURE, quantize=quantize, dtype="fp32", compute_bf16=bf16, device=CPU,
-        pad_token_id=0, fresh=fresh,
+        pad_token_id=0, heads=heads,
     )  # fmt: skip
 
 
@@ -60,11 +62,11 @@ def fit(model, steps, *, validate_at=()):
 @pytest.mark.parametrize("quantize", ["nf4", "int8"])
 def test_a_fresh_head_is_found_left_unquantized_and_trained(body, quantize):
     """Trap 29: with three labels an nf4 head fails, an int8 head cannot be trained."""
-    model, fresh = load(body, quantize)
-    assert fresh == ["classifier"]
+    model, heads = load(body, quantize)
+    assert heads == ["classifier"]
     assert model.classifier.weight.is_floating_point()
     assert not model.bert.encoder.layer[0].attention.self.query.weight.is_floating_point()
-    tuned = models.add_lora(model, LORA, ARCHITECTURE, fresh, "teacher.lora")
+    tuned = models.add_lora(model, LORA, ARCHITECTURE, heads, "teacher.lora")
     trained = set(models.trainable(tuned))
     assert any("classifier.modules_to_save" in name for name in trained)
     assert all("lora_" in name or "modules_to_save" in name for name in trained)
@@ -73,10 +75,25 @@ def test_a_fresh_head_is_found_left_unquantized_and_trained(body, quantize):
     assert losses[-1] < losses[0] - 0.02
 
 
-def test_a_head_with_pretrained_weights_is_frozen_like_the_body(tmp_path):
+def test_a_pretrained_head_is_left_unquantized_and_trained_as_well(tmp_path):
     tiny.classifier(num_labels=3).save_pretrained(str(tmp_path))
-    _, fresh = load(tmp_path, "nf4")
-    assert fresh == []
+    model, heads = load(tmp_path, "nf4")
+    assert heads == ["classifier"]
+    tuned = models.add_lora(model, LORA, ARCHITECTURE, heads, "teacher.lora")
+    assert any("classifier.modules_to_save" in name for name in models.trainable(tuned))
+
+
+def test_a_body_module_without_weights_is_found_left_unquantized_and_trained(tmp_path):
+    """A checkpoint without a pooler (as masked language models have none) would freeze a random one in 4 bits."""
+    body = tiny.classifier().bert
+    kept = {name: tensor for name, tensor in body.state_dict().items() if not name.startswith("pooler.")}
+    body.config.save_pretrained(str(tmp_path))
+    save_file(kept, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    model, heads = load(tmp_path, "nf4")
+    assert heads == ["classifier", "bert.pooler.dense"]
+    assert model.bert.pooler.dense.weight.is_floating_point()
+    tuned = models.add_lora(model, LORA, ARCHITECTURE, heads, "teacher.lora")
+    assert any("pooler.dense.modules_to_save" in name for name in models.trainable(tuned))
 
 
 @pytest.mark.parametrize("bf16", [False, True])
@@ -84,9 +101,9 @@ def test_validating_in_the_middle_does_not_stop_a_4_bit_teacher_from_learning(bo
     """Trap 27: bitsandbytes repacks weights in eval-mode forwards; then LoRA gradients are None or the loss stands."""
 
     def losses(validate_at):
-        model, fresh = load(body, "nf4", bf16=bf16)
+        model, heads = load(body, "nf4", bf16=bf16)
         torch.manual_seed(1)
-        return fit(models.add_lora(model, LORA, ARCHITECTURE, fresh, "teacher.lora"), 12, validate_at=validate_at)
+        return fit(models.add_lora(model, LORA, ARCHITECTURE, heads, "teacher.lora"), 12, validate_at=validate_at)
 
     validated = losses(validate_at=(0, 4))
     assert validated == losses(validate_at=())
@@ -96,15 +113,15 @@ def test_validating_in_the_middle_does_not_stop_a_4_bit_teacher_from_learning(bo
 @pytest.mark.parametrize(("quantize", "gap"), [("nf4", 2e-5), ("none", 2e-5), ("int8", 0.05)])
 def test_a_merged_adapter_is_the_tuned_teacher(body, tmp_path, quantize, gap):
     """Trap 24. int8 also quantizes activations in its own forward, so its merged form can only be near."""
-    model, fresh = load(body, quantize)
-    tuned = models.add_lora(model, LORA, ARCHITECTURE, fresh, "teacher.lora")
+    model, heads = load(body, quantize)
+    tuned = models.add_lora(model, LORA, ARCHITECTURE, heads, "teacher.lora")
     fit(tuned, 15)
     tuned.save_pretrained(str(tmp_path / "adapter"))
     inputs, _ = batch(seed=3)
     with torch.no_grad():
         expected = tuned.eval()(**inputs).logits
-        untuned = load(body, quantize, fresh=fresh)[0].eval()(**inputs).logits
-        merged = models.merge(load(body, quantize, fresh=fresh)[0], tmp_path / "adapter").eval()
+        untuned = load(body, quantize, heads=heads)[0].eval()(**inputs).logits
+        merged = models.merge(load(body, quantize, heads=heads)[0], tmp_path / "adapter").eval()
         found = merged(**inputs).logits
     assert (expected - untuned).abs().max() > 0.1, "the adapter must matter for this test to mean anything"
     assert (found - expected).abs().max() < gap
@@ -117,11 +134,11 @@ def test_a_merged_adapter_is_the_tuned_teacher(body, tmp_path, quantize, gap):
 
 def test_a_loaded_adapter_differs_from_its_base(body, tmp_path):
     """Trap 21: a tuned teacher that is loaded as its base loses its tuning without a word."""
-    model, fresh = load(body, "nf4")
-    tuned = models.add_lora(model, LORA, ARCHITECTURE, fresh, "teacher.lora")
+    model, heads = load(body, "nf4")
+    tuned = models.add_lora(model, LORA, ARCHITECTURE, heads, "teacher.lora")
     fit(tuned, 5)
     tuned.save_pretrained(str(tmp_path))
-    loaded = models.load_adapter(load(body, "nf4", fresh=fresh)[0], tmp_path).eval()
+    loaded = models.load_adapter(load(body, "nf4", heads=heads)[0], tmp_path).eval()
     inputs, _ = batch()
     with torch.no_grad():
         assert torch.equal(loaded(**inputs).logits, tuned.eval()(**inputs).logits)
@@ -146,3 +163,43 @@ def test_parameters_of_a_4_bit_model_are_counted_unpacked(body):
     plain, quantized = load(body, "none")[0], load(body, "nf4")[0]
     assert models.num_parameters(quantized) == models.num_parameters(plain)
     assert models.size_bytes(quantized) < models.size_bytes(plain)
+
+
+SHAPE = {
+    "hidden_size": 64,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "intermediate_size": 128,
+    "vocab_size": 99,
+}
+FAMILIES = {
+    "llama": {**SHAPE, "num_key_value_heads": 2, "pad_token_id": 0},
+    "qwen3": {**SHAPE, "num_key_value_heads": 2, "head_dim": 16, "pad_token_id": 0},
+    "roberta": {**SHAPE, "pad_token_id": 0},
+    "mpnet": {**SHAPE, "pad_token_id": 0},
+    "modernbert": {**SHAPE, "pad_token_id": 0},
+    "distilbert": {"dim": 64, "n_layers": 3, "n_heads": 4, "hidden_dim": 128, "vocab_size": 99},
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_4_bit_teacher_of_any_family_is_tuned_merged_and_cut_into_a_student(tmp_path, family):
+    torch.manual_seed(0)
+    config = transformers.AutoConfig.for_model(family, **FAMILIES[family])
+    transformers.AutoModel.from_config(config).save_pretrained(str(tmp_path / "base"))
+    model, heads = load(tmp_path / "base", "nf4")
+    tuned = models.add_lora(model, LORA, ARCHITECTURE, heads, "teacher.lora")
+    losses = fit(tuned, 12)
+    assert losses[-1] < losses[0]
+    tuned.save_pretrained(str(tmp_path / "adapter"))
+    inputs, _ = batch(seed=3)
+    with torch.no_grad():
+        expected = tuned.eval()(**inputs).logits
+        merged = models.merge(load(tmp_path / "base", "nf4", heads=heads)[0], tmp_path / "adapter").eval()
+        torch.testing.assert_close(merged(**inputs).logits, expected, atol=2e-4, rtol=1e-3)
+        models.keep_layers(merged, (0, 2), "student.from_teacher.layers")
+        student = merged(**inputs).logits
+        merged.save_pretrained(str(tmp_path / "student"))
+        again = ARCHITECTURE.auto_class.from_pretrained(str(tmp_path / "student")).eval()
+        torch.testing.assert_close(again(**inputs).logits, student)
+    assert again.config.num_hidden_layers == 2

@@ -1,6 +1,6 @@
 """Tune the (quantized) teacher on the labels, and stop the run if it is no better than chance.
 
-Leaves: `adapter/` (or `model/`), `fresh.json`, `train_log.jsonl`.
+Leaves: `adapter/` (or `model/`), `heads.json`, `train_log.jsonl`.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def run(runtime: Runtime, recipe: Recipe, data: TaskData, out: Artifact) -> dict
     """
     source = teacher_source(recipe)
     tokenizer = models.load_tokenizer(source)
-    model, fresh = new_teacher(runtime, recipe, tokenizer)
+    model, heads = new_teacher(runtime, recipe, tokenizer)
     rows = data.tokens("train", tokenizer, tokenizer_digest(source))
     held_out = data.tokens("validation", tokenizer, tokenizer_digest(source))
 
@@ -70,7 +70,7 @@ def run(runtime: Runtime, recipe: Recipe, data: TaskData, out: Artifact) -> dict
         "commit": getattr(model.config, "_commit_hash", None),
     }
     if runtime.is_main:
-        save_teacher(model, out.partial, fresh)
+        save_teacher(model, out.partial, heads)
     return figures
 
 
