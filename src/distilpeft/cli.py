@@ -6,6 +6,7 @@ resumable; 1 a bug (with a traceback).
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import sys
@@ -125,23 +126,33 @@ def main() -> None:
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it logs a line per optional kernel it lacks
     try:
         app(standalone_mode=False)
-    except InputError as error:
-        _leave(f"error: {error}", 2)
-    except GateError as error:
-        _leave(f"stopped: {error}", 3)
-    except StoppedBySignal as error:
-        _leave(str(error), error.exit_code)
-    except typer.Exit as error:
-        sys.exit(error.exit_code)
-    except (typer.Abort, KeyboardInterrupt):
-        _leave("stopped; the same command goes on from the last checkpoint", 130)
-    except Exception as error:
-        if type(error).__module__.startswith(("click", "typer")) and hasattr(error, "format_message"):
-            _leave(f"error: {error.format_message()}" if error.format_message() else "", 2)
-        raise
+    except (Exception, KeyboardInterrupt) as error:
+        outcome = _outcome(error)
+        if outcome is None:
+            raise
+        message, code = outcome
+        if message:
+            print(" ".join(message.split()), file=sys.stderr)
+        sys.exit(code)
 
 
-def _leave(message: str, code: int) -> None:
-    if message:
-        print(" ".join(message.split()), file=sys.stderr)
-    sys.exit(code)
+def _outcome(error: BaseException) -> tuple[str, int] | None:
+    """What to say and the exit code, or None for a bug, which shows its traceback."""
+    match error:
+        case InputError():
+            return f"error: {error}", 2
+        case GateError():
+            return f"stopped: {error}", 3
+        case StoppedBySignal():
+            return str(error), error.exit_code
+        case typer.Exit():
+            return "", error.exit_code
+        case typer.Abort() | KeyboardInterrupt():
+            return "stopped; the same command goes on from the last checkpoint", 130
+        case OSError() if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+            where = f"{error.filename}: " if error.filename else ""
+            return f"error: {where}{error.strerror}; nothing finished was lost, run the same command again", 2
+    if type(error).__module__.startswith(("click", "typer")) and hasattr(error, "format_message"):
+        text = error.format_message()  # a mistake on the command line; empty after the help was printed
+        return (f"error: {text}" if text else ""), 2
+    return None

@@ -96,7 +96,7 @@ def show(plan: Plan, console: Console) -> None:
     splits = _count_rows(plan.recipe)
     resolved = plan.recipe.model_dump(mode="json", exclude_none=True)
     console.print(yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True).strip(), highlight=False, markup=False)
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     for column in ("stage", "done", "rows", "steps", "weights (trained)", "memory", "disk"):
         table.add_column(column, justify="left" if column in ("stage", "done") else "right", no_wrap=True)
     for row in stage_rows(plan, splits):

@@ -30,14 +30,11 @@ def run(plan: Plan, until: str | None = None) -> None:
     Raises:
         InputError, GateError, StoppedBySignal: see the stages.
     """
+    names = _until(plan, until)
     plan.folder.mkdir(parents=True, exist_ok=True)
     runtime = Runtime()
     with _lock(plan.folder, runtime):
         steps = Steps(plan, runtime)
-        names = list(plan.artifacts)
-        if until is not None:
-            last = max(index for index, name in enumerate(names) if name.partition("/")[0] == until)
-            names = names[: last + 1]
         for number, name in enumerate(names, 1):
             made = plan.artifacts[name]
             if made.done:
@@ -47,6 +44,17 @@ def run(plan: Plan, until: str | None = None) -> None:
         if until is None and runtime.is_main:
             finish(plan)
         runtime.accelerator.wait_for_everyone()
+
+
+def _until(plan: Plan, until: str | None) -> list[str]:
+    """The plan's steps up to the last one of a stage."""
+    names = list(plan.artifacts)
+    if until is None:
+        return names
+    last = [index for index, name in enumerate(names) if name.partition("/")[0] == until]
+    if not last:
+        raise InputError(f"--until {until}: this recipe has no such stage")
+    return names[: last[-1] + 1]
 
 
 def finish(plan: Plan) -> None:
@@ -62,7 +70,8 @@ class Steps:
     def __init__(self, plan: Plan, runtime: Runtime) -> None:
         self._plan, self._runtime = plan, runtime
         with runtime.accelerator.main_process_first():
-            self._data = TaskData(plan.recipe, plan.data_digest, plan.folder / "cache")
+            cache = plan.folder / "cache"
+            self._data = TaskData(plan.recipe, plan.data_digest, cache, runtime.accelerator.main_process_first)
         self._held: tuple[str, Loaded] | None = None
 
     def do(self, name: str, out: Artifact) -> None:

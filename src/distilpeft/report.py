@@ -132,8 +132,8 @@ def sentences(report: dict[str, Any]) -> list[str]:
     cost = report["quantization_cost"]
     if cost is not None:
         lines.append(
-            f"The {cost['quantize']} teacher loses {cost['accuracy_lost'] * 100:+.2f} points of accuracy against its "
-            f"full-precision base (KL {cost['kl']:.4f} nats, same answer on {cost['top1_agreement']:.1%} of rows)."
+            f"Quantizing the teacher to {cost['quantize']} changed its accuracy by {-cost['accuracy_lost'] * 100:+.2f} "
+            f"points (KL {cost['kl']:.4f} nats, same answer on {cost['top1_agreement']:.1%} of rows)."
         )
     rows = report["rows"]
     limit = report["settings"]["data"]["max_tokens"]
@@ -162,7 +162,8 @@ def markdown(report: dict[str, Any]) -> str:
 
 def show(report: dict[str, Any], console: Console) -> None:
     """Print the table and what it means."""
-    table = Table(title=report["recipe"], title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    layout: dict[str, Any] = {"box": box.SIMPLE_HEAD, "padding": (0, 1, 0, 0), "pad_edge": False}
+    table = Table(title=report["recipe"], title_justify="left", **layout)
     for index, column in enumerate(COLUMNS[:ON_TERMINAL]):
         table.add_column(column, justify="left" if index == 0 else "right", no_wrap=True)
     for row in table_rows(report):

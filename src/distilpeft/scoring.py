@@ -39,6 +39,7 @@ def validator(
     """A function from a model to all built-in metrics on these rows, and whether its logits are finite."""
 
     def validate(model: nn.Module) -> dict[str, Any]:
+        """Scores of the bare model; all 0 and `finite` 0 where a logit is not finite."""
         size = recipe.evaluate.micro_batch_size
         logits_NC = logits_of(runtime, model, data, rows, precision=precision, micro_batch_size=size)
         if not np.isfinite(logits_NC).all():

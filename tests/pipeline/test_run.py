@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import commands
 import numpy as np
@@ -13,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from distilpeft import cli
 from distilpeft.plan import make_plan
 from distilpeft.recipe_file import load_recipe
 
@@ -101,6 +103,35 @@ def test_a_second_run_does_nothing_and_never_imports_torch(finished):
     assert "nothing to do, all 18 steps are done" in done.stdout
     assert done.stdout.split()[-1] == "False"
     assert {path: path.stat().st_mtime_ns for path in folder.glob("*-*/manifest.json")} == before
+
+
+def verb(capsys, *arguments: str) -> str:
+    with mock.patch.object(sys, "argv", ["distilpeft", *arguments]):
+        cli.main()
+    return capsys.readouterr().out
+
+
+def test_report_prints_the_table_and_as_json_the_very_file(finished, capsys):
+    folder = finished.parent / "runs/tiny"
+    assert json.loads(verb(capsys, "report", str(folder), "--json")) == json.loads((folder / "report.json").read_text())
+    table = verb(capsys, "report", str(folder))
+    assert all(role in table for role in ROLES)
+    assert "keeps" in table
+
+
+def test_check_counts_rows_steps_weights_and_what_is_done(finished, capsys):
+    printed = verb(capsys, "check", str(finished), "--runs", str(finished.parent / "runs"))
+    cells = {line.split()[0]: line.split() for line in printed.splitlines() if line.strip()}
+    assert cells["teacher"][1:4] == ["1/1", "120", "16"]
+    student = sum(tensor.numel() for tensor in student_weights(finished).values()) / 1e6
+    assert float(cells["distil/student"][4].removesuffix("M")) == pytest.approx(student, abs=0.06)
+    assert "18 of 18 steps are done" in " ".join(printed.split())
+
+
+def test_schema_prints_what_editors_need(capsys):
+    schema = json.loads(verb(capsys, "schema"))
+    assert schema["properties"]["distil"]["$ref"] == "#/$defs/Distil"
+    assert schema["$defs"]["Distil"]["additionalProperties"] is False
 
 
 @pytest.mark.parametrize("change", ["distil.temperature=4", "distil.alpha=0.7"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import signal
@@ -109,3 +110,16 @@ def test_a_second_run_on_the_same_folder_is_refused_while_the_first_is_at_work(t
         fcntl.flock(held, fcntl.LOCK_EX)
         assert commands.run(recipe) == 2
     assert "another run is at work here (process 1 on elsewhere)" in capfd.readouterr().err
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(tmp_path, capfd, monkeypatch):
+    recipe = commands.workspace(tmp_path)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(tmp_path / "runs"))
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    assert commands.run(recipe) == 2
+    error = capfd.readouterr().err.strip().splitlines()
+    assert len(error) == 1
+    assert "runs: Permission denied" in error[0]

@@ -64,7 +64,7 @@ def settings(optimizer: str, micro_batch_size: int, processes: int) -> dict:
     }
 
 
-def compare(found: dict, expected: tuple[list[tuple[float, float]], torch.Tensor]) -> None:
+def expect_same(found: dict, expected: tuple[list[tuple[float, float]], torch.Tensor]) -> None:
     trace, final = expected
     assert len(found["trace"]) == len(trace) == 10
     for line, (loss, norm) in zip(found["trace"], trace, strict=True):
@@ -78,20 +78,20 @@ def compare(found: dict, expected: tuple[list[tuple[float, float]], torch.Tensor
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 def test_one_process_follows_the_float64_full_batch(tmp_path, references, optimizer, micro_batch_size):
     worker.main(settings(optimizer, micro_batch_size, 1), tmp_path / "out.json")
-    compare(json.loads((tmp_path / "out.json").read_text()), references[optimizer])
+    expect_same(json.loads((tmp_path / "out.json").read_text()), references[optimizer])
 
 
 @pytest.mark.parametrize(("optimizer", "micro_batch_size"), [("sgd", 3), ("sgd", 1), ("adamw", 4)])
 def test_two_processes_follow_the_float64_full_batch(tmp_path, references, optimizer, micro_batch_size):
     found = commands.run_script(WORKER, settings(optimizer, micro_batch_size, 2), tmp_path, 2)
-    compare(found, references[optimizer])
+    expect_same(found, references[optimizer])
 
 
 def test_processes_without_rows_in_the_last_batch_neither_hang_nor_skew_the_mean(tmp_path, references):
     """The last batch has 2 rows for 4 processes."""
-    compare(commands.run_script(WORKER, settings("sgd", 8, 4), tmp_path, 4), references["sgd"])
+    expect_same(commands.run_script(WORKER, settings("sgd", 8, 4), tmp_path, 4), references["sgd"])
 
 
 def test_two_processes_under_torchrun_are_two_and_follow_the_full_batch(tmp_path, references):
     """Trap 28: the worker asserts the number of processes that Accelerate joined."""
-    compare(commands.torchrun(WORKER, settings("sgd", 3, 2), tmp_path, 2), references["sgd"])
+    expect_same(commands.torchrun(WORKER, settings("sgd", 3, 2), tmp_path, 2), references["sgd"])

@@ -44,7 +44,7 @@ def test_the_sentences_say_what_the_figures_mean():
     assert report.sentences(small()) == [
         "The student keeps 90.0% of the teacher's accuracy (200 test rows).",
         "Distilling closed 25% of the gap that training on labels alone leaves.",
-        "The nf4 teacher loses +1.25 points of accuracy against its full-precision base "
+        "Quantizing the teacher to nf4 changed its accuracy by -1.25 points "
         "(KL 0.0031 nats, same answer on 98.5% of rows).",
         "12 of 1000 training rows were cut to 64 tokens.",
         "Texts that stand in two splits: train/test 3.",

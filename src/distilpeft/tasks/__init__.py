@@ -6,6 +6,8 @@ module, its section in `recipe.py`, and one line to `TASKS`.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -19,6 +21,8 @@ from distilpeft.data import duplicates, read_splits
 from distilpeft.recipe import Recipe
 from distilpeft.tasks import text_classification
 
+MainFirst = Callable[[], AbstractContextManager[Any]]
+"""Makes a context in which the main process goes before the others."""
 TASKS: dict[str, ModuleType] = {"text_classification": text_classification}
 
 
@@ -61,8 +65,9 @@ class TaskData:
         duplicates: texts shared between splits, `train/test` → count.
     """
 
-    def __init__(self, recipe: Recipe, digest: str, cache: Path) -> None:
-        self.recipe, self.task, self.digest, self._cache = recipe, task_module(recipe), digest, cache
+    def __init__(self, recipe: Recipe, digest: str, cache: Path, main_first: MainFirst = nullcontext) -> None:
+        self.recipe, self.task, self.digest = recipe, task_module(recipe), digest
+        self._cache, self._main_first = cache, main_first
         self._splits = read_task_splits(recipe)
         self.duplicates = duplicates(self._splits, recipe.task.text)
 
@@ -82,14 +87,15 @@ class TaskData:
         path = self._cache / f"tokens-{split}-{name}.arrow"
         path.parent.mkdir(parents=True, exist_ok=True)
         task, max_tokens = self.recipe.task, self.recipe.data.max_tokens
-        dataset = rows.map(
-            lambda batch: self.task.encode(task, rows.features, batch, tokenizer, max_tokens),
-            batched=True,
-            remove_columns=rows.column_names,
-            features=self.task.FEATURES,
-            cache_file_name=str(path),
-            new_fingerprint=name,
-        )
+        with self._main_first():  # the others find the main process's file
+            dataset = rows.map(
+                lambda batch: self.task.encode(task, rows.features, batch, tokenizer, max_tokens),
+                batched=True,
+                remove_columns=rows.column_names,
+                features=self.task.FEATURES,
+                cache_file_name=str(path),
+                new_fingerprint=name,
+            )
         return Tokens(self.task, dataset, tokenizer)
 
 
