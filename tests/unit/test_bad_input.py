@@ -256,7 +256,7 @@ def outcomes(tmp_path_factory, fill_folder):
     for name, case in CASES.items():
         lay_out(root / names[name], case, fill_folder)
     (root / "cases.json").write_text(json.dumps({names[name]: case.arguments for name, case in CASES.items()}))
-    subprocess.run([sys.executable, "-c", RUNNER], cwd=root, timeout=60, check=True)
+    subprocess.run([sys.executable, "-c", RUNNER], cwd=root, timeout=300, check=True)
     return {
         name: {
             **json.loads((root / folder / "outcome.json").read_text()),
