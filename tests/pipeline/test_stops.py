@@ -115,11 +115,15 @@ def test_a_second_run_on_the_same_folder_is_refused_while_the_first_is_at_work(t
 def test_a_folder_that_cannot_be_written_is_one_line(tmp_path, capfd, monkeypatch):
     recipe = commands.workspace(tmp_path)
 
-    def refuse(*_: object, **__: object) -> None:
-        raise PermissionError(errno.EACCES, "Permission denied", str(tmp_path / "runs"))
+    make = Path.mkdir
+
+    def refuse(folder: Path, *arguments: object, **options: object) -> None:
+        if "runs" in folder.parts:
+            raise PermissionError(errno.EACCES, "Permission denied", str(folder))
+        make(folder, *arguments, **options)
 
     monkeypatch.setattr(Path, "mkdir", refuse)
     assert commands.run(recipe) == 2
     error = capfd.readouterr().err.strip().splitlines()
     assert len(error) == 1
-    assert "runs: Permission denied" in error[0]
+    assert "runs/tiny: Permission denied" in error[0]
