@@ -114,7 +114,7 @@ def test_a_second_run_on_the_same_folder_is_refused_while_the_first_is_at_work(t
 
 def test_a_folder_that_cannot_be_written_is_one_line(tmp_path, capfd, monkeypatch):
     recipe = commands.workspace(tmp_path)
-
+    capfd.readouterr()  # what saving the base model printed
     make = Path.mkdir
 
     def refuse(folder: Path, *arguments: object, **options: object) -> None:
