@@ -114,6 +114,24 @@ def report_command(
 
 
 @app.command()
+def selftest(
+    processes: Annotated[
+        list[int] | None, typer.Option(min=1, help="numbers of processes to try; default: 1 and 2, or 1 and all GPUs")
+    ] = None,
+) -> None:
+    """Prove on this machine that loss and gradient are the same for every split of a batch; exit code 1 if not."""
+    from rich.console import Console
+
+    from distilpeft import selftest as proof
+    from distilpeft.machine import gpu_names
+
+    gpus = len(gpu_names())
+    chosen = processes or sorted({1, gpus or 2})
+    if not proof.run(chosen, Console()):
+        raise typer.Exit(1)
+
+
+@app.command()
 def version() -> None:
     """Print the version."""
     from distilpeft import __version__
@@ -125,7 +143,9 @@ def main() -> None:
     """Entry point: faults that users can fix become one line on stderr and an exit code."""
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it logs a line per optional kernel it lacks
     try:
-        app(standalone_mode=False)
+        code = app(standalone_mode=False)  # of typer.Exit, which does not come through here
+        if code:
+            sys.exit(code)
     except (Exception, KeyboardInterrupt) as error:
         outcome = _outcome(error)
         if outcome is None:

@@ -11,7 +11,7 @@ import codecs
 import json
 import logging
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,11 +68,11 @@ def read_splits(data: Data, check: RowCheck) -> dict[str, datasets.Dataset]:
     return splits
 
 
-def duplicates(splits: dict[str, datasets.Dataset], column: str) -> dict[str, int]:
-    """How many rows of each later split have a text that also stands in an earlier one, as `a/b` → count."""
-    seen = {name: {hash(text) for text in rows[column]} for name, rows in splits.items()}
+def duplicates(splits: Mapping[str, Sequence[str]]) -> dict[str, int]:
+    """How many texts of each later split also stand in an earlier one, as `a/b` → count."""
+    seen = {name: {hash(text) for text in texts} for name, texts in splits.items()}
     pairs = [(a, b) for i, a in enumerate(SPLITS) for b in SPLITS[i + 1 :]]
-    return {f"{a}/{b}": sum(hash(text) in seen[a] for text in splits[b][column]) for a, b in pairs}
+    return {f"{a}/{b}": sum(hash(text) in seen[a] for text in splits[b]) for a, b in pairs}
 
 
 def origin(data: Data, split: str | None = None) -> str:

@@ -18,7 +18,7 @@ from rich.table import Table
 from distilpeft import __version__
 from distilpeft.data import data_sources
 from distilpeft.plan import CE_ONLY, STUDENT, Plan
-from distilpeft.recipe import Fit, Lora, Recipe, Student
+from distilpeft.recipe import CausalLM, Fit, Lora, Recipe, Student, TextClassification
 from distilpeft.sources import Source, model_config, num_layers, num_parameters, resolve, weight_shapes
 from distilpeft.tasks import read_task_splits
 
@@ -103,7 +103,7 @@ def show(plan: Plan, console: Console) -> None:
         table.add_row(*row)
     console.print(table)
     done = len(plan.artifacts) - len(plan.missing())
-    checked = "the recipe and its data are good" if splits else "the recipe is good (rows on the hub are read by a run)"
+    checked = "the recipe and its data are good" if splits else "the recipe is good (a run reads or cuts the rows)"
     console.print(
         f"distilpeft {__version__}: {checked}; {done} of {len(plan.artifacts)} steps are done. "
         f"Results: {plan.folder}. Memory and disk are estimates; ? = not on this machine yet.",
@@ -115,7 +115,10 @@ def _count_rows(recipe: Recipe) -> dict[str, int] | None:
     """Rows of each split, checked; None for a data set on the hub, which only a run may download."""
     if any(source.path is None for source in data_sources(recipe.data).values()):
         return None
-    return {name: len(rows) for name, rows in read_task_splits(recipe).items()}
+    splits = {name: len(rows) for name, rows in read_task_splits(recipe).items()}
+    # Documents and packed rows become another number of rows, which takes a tokenizer to find out.
+    reshaped = isinstance(recipe.task, CausalLM) and (recipe.task.pack or recipe.task.text is not None)
+    return None if reshaped else splits
 
 
 def stage_rows(plan: Plan, splits: Mapping[str, int] | None) -> list[tuple[str, ...]]:
@@ -125,7 +128,8 @@ def stage_rows(plan: Plan, splits: Mapping[str, int] | None) -> list[tuple[str, 
     teacher, student = size_of(source), student_size(recipe)
     train = splits["train"] if splits else None
     scored = splits[recipe.evaluate.split] if splits else None
-    per_row = 4 * len(recipe.task.labels)  # bytes of a row's logits
+    # Bytes kept per row: all logits of a class; for tokens six sums, and never their logits.
+    per_row = 4 * len(recipe.task.labels) if isinstance(recipe.task, TextClassification) else 24
     exported = student.total * BYTES[recipe.export.dtype] if student else None
     needs = {
         "teacher": _teacher_needs(recipe, teacher, train),

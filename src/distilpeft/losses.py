@@ -1,54 +1,235 @@
-"""Losses as pure functions on flat rows.
+"""The loss `alpha * T^2 * D(teacher, student) + (1 - alpha) * CE`, as pure functions on flat rows.
 
 Shapes:
-    N  rows that count: here examples
-    C  classes
+    N  rows that count: examples (classification) or target positions (causal LM)
+    V  classes, or vocabulary
 
 Every loss returns a SUM over rows, in nats, computed in float32 or wider. Only the training loop divides, once
 per optimizer step, by the number of rows over all micro-batches and processes.
+
+Value and gradient are computed together, in closed form: the gradient of a row of logits needs nothing but that
+row, so the fused head (`fused.py`) can finish a chunk of rows before it looks at the next. `distil_sum` is the same
+code for logits that fit in memory. There is no second implementation that could drift from the first.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
 import torch
 from torch import Tensor
-from torch.nn import functional as F
+
+from distilpeft.recipe import Distil, Divergence
+
+MASKED = -1e8
+"""Logits / T below this are masked ids (-inf, or the huge negative numbers that stand for it): probability 0."""
+Both = tuple[Tensor, Tensor]
+"""A sum over rows, and its gradient."""
 
 
-def _wide(logits: Tensor) -> Tensor:
-    """At least float32: sums over many bf16 rows would lose digits; float64 stays, for proofs."""
-    return logits if logits.dtype == torch.float64 else logits.float()
+@dataclass(frozen=True)
+class Loss:
+    """The loss of a recipe.
 
-
-def ce_sum(student_logits_NC: Tensor, labels_N: Tensor) -> Tensor:
-    """Cross-entropy against hard labels, summed over rows."""
-    return F.cross_entropy(_wide(student_logits_NC), labels_N, reduction="sum")
-
-
-def kl_sum(student_logits_NC: Tensor, teacher_logits_NC: Tensor, *, temperature: float) -> Tensor:
-    """`T^2 * KL(teacher || student)` of the distributions at temperature `T`, summed over rows.
-
-    `T^2` keeps the size of the gradient independent of `T` (Hinton et al. 2015, arXiv:1503.02531, section 2).
-    Zero, in value and gradient, where student and teacher agree up to a constant per row.
+    Attributes:
+        alpha: weight of the teacher; the labels weigh 1 - alpha. At 0 no teacher is asked.
+        temperature: of the divergence, for teacher and student; the labels' cross-entropy is at 1.
+        divergence: which, with its parameter.
+        label_smoothing: share of a label's weight that is spread evenly over all ids (arXiv:1512.00567).
     """
-    log_q_NC = F.log_softmax(_wide(student_logits_NC) / temperature, dim=-1)
-    log_p_NC = F.log_softmax(_wide(teacher_logits_NC) / temperature, dim=-1)
-    return temperature**2 * F.kl_div(log_q_NC, log_p_NC, reduction="sum", log_target=True)
+
+    alpha: float = 0.0
+    temperature: float = 1.0
+    divergence: Divergence = field(default_factory=Divergence)
+    label_smoothing: float = 0.0
+
+    @staticmethod
+    def of(distil: Distil, alpha: float) -> Loss:
+        """The recipe's loss, at this weight of the teacher."""
+        return Loss(alpha, distil.temperature, distil.divergence, distil.label_smoothing)
 
 
-def distil_sum(
-    student_logits_NC: Tensor,
-    labels_N: Tensor,
-    teacher_logits_NC: Tensor | None,
-    *,
-    alpha: float,
-    temperature: float,
-) -> Tensor:
-    """`alpha * T^2 * KL + (1 - alpha) * CE`, summed over rows; without a teacher alpha must be 0."""
-    loss = torch.zeros((), device=student_logits_NC.device)
-    if alpha < 1:
-        loss = loss + (1 - alpha) * ce_sum(student_logits_NC, labels_N)
-    if alpha > 0:
-        assert teacher_logits_NC is not None, "alpha > 0 needs soft targets"
-        loss = loss + alpha * kl_sum(student_logits_NC, teacher_logits_NC, temperature=temperature)
-    return loss
+def distil_sum(student_logits_NV: Tensor, labels_N: Tensor, teacher_logits_NV: Tensor | None, loss: Loss) -> Tensor:
+    """The loss summed over rows, with its gradient for the student's logits.
+
+    Args:
+        student_logits_NV: any floating dtype; bf16 and fp16 are computed in float32.
+        labels_N: ids, each below V.
+        teacher_logits_NV: may be wider or narrower than the student's: the divergence is then over the ids that both
+            have, renormalised on both sides. None only where alpha is 0.
+        loss: weights, temperature and divergence.
+    """
+    result: Tensor = _Distil.apply(student_logits_NV, labels_N, teacher_logits_NV, loss)  # type: ignore[no-untyped-call]
+    return result
+
+
+class _Distil(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, student_NV: Tensor, labels_N: Tensor, teacher_NV: Tensor | None, loss: Loss) -> Tensor:
+        value, grad_NV = value_and_grad(student_NV, labels_N, teacher_NV, loss)
+        ctx.save_for_backward(grad_NV.to(student_NV.dtype))
+        return value
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator, unused-ignore]
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        (grad_NV,) = ctx.saved_tensors
+        return grad_NV * upstream.to(grad_NV.dtype), None, None, None
+
+
+def value_and_grad(student_NV: Tensor, labels_N: Tensor, teacher_NV: Tensor | None, loss: Loss) -> Both:
+    """Loss summed over rows, and its gradient [N, V] for the student's logits, in float32 or wider.
+
+    The logits are left as they are; at most three buffers of their size are alive besides them.
+    """
+    if loss.alpha == 0:
+        return _cross_entropy(_log_softmax(student_NV, 1.0), labels_N, loss.label_smoothing)
+    assert teacher_NV is not None, "alpha > 0 needs soft targets"
+    shared = min(student_NV.shape[-1], teacher_NV.shape[-1])
+    temperature = loss.temperature
+    log_q_NV = _log_softmax(student_NV[:, :shared], temperature)
+    log_p_NV = _log_softmax(teacher_NV[:, :shared], temperature)
+    value, grad_NV = DIVERGENCES[loss.divergence.kind](log_q_NV, log_p_NV, loss.divergence)
+    # T^2 keeps the size of the gradient independent of T (Hinton et al. 2015, arXiv:1503.02531, section 2); the
+    # functions differentiate for logits / T, which takes one T off again.
+    value, grad_NV = value * (loss.alpha * temperature**2), grad_NV.mul_(loss.alpha * temperature)
+    if loss.alpha == 1:
+        return value, _widened(grad_NV, student_NV.shape[-1])
+    if temperature != 1 or shared < student_NV.shape[-1]:
+        log_q_NV = _log_softmax(student_NV, 1.0)
+    labels_value, labels_grad_NV = _cross_entropy(log_q_NV, labels_N, loss.label_smoothing)
+    labels_grad_NV.mul_(1 - loss.alpha)[:, :shared] += grad_NV
+    return value + (1 - loss.alpha) * labels_value, labels_grad_NV
+
+
+def _log_softmax(logits_NV: Tensor, temperature: float) -> Tensor:
+    """Log-probabilities in at least float32; masked ids get a probability of 0 and a finite logarithm."""
+    wide_NV = logits_NV if logits_NV.dtype == torch.float64 else logits_NV.float()
+    scaled_NV = (wide_NV / temperature).clamp_(min=MASKED) if temperature != 1 else wide_NV.clamp(min=MASKED)
+    return torch.log_softmax(scaled_NV, dim=-1)
+
+
+def _widened(grad_NV: Tensor, width: int) -> Tensor:
+    """Ids that the teacher does not have get no gradient."""
+    return torch.nn.functional.pad(grad_NV, (0, width - grad_NV.shape[-1])) if grad_NV.shape[-1] < width else grad_NV
+
+
+def _cross_entropy(log_q_NV: Tensor, labels_N: Tensor, smoothing: float) -> Both:
+    """Cross-entropy with hard labels, of which `smoothing` is spread evenly over all ids; overwrites log_q_NV."""
+    picked_N1 = labels_N.unsqueeze(-1)
+    value = -(1 - smoothing) * log_q_NV.gather(-1, picked_N1).sum()
+    if smoothing:
+        value = value - smoothing * log_q_NV.mean(-1).sum()
+    grad_NV = log_q_NV.exp_()
+    if smoothing:
+        grad_NV.sub_(smoothing / grad_NV.shape[-1])
+    grad_NV.scatter_add_(-1, picked_N1, torch.full_like(picked_N1, smoothing - 1, dtype=grad_NV.dtype))
+    return value, grad_NV
+
+
+# Each divergence takes log-probabilities of student (q) and teacher (p) at temperature T and returns its sum over rows
+# and the gradient for the student's logits / T. log_q_NV must stay as it is; log_p_NV may be overwritten. Through the
+# softmax, a gradient g for q becomes q * (g - sum(q * g)); constants in g fall out.
+
+
+def _through_softmax(q_NV: Tensor, grad_NV: Tensor) -> Tensor:
+    grad_NV.sub_((q_NV * grad_NV).sum(-1, keepdim=True))
+    return grad_NV.mul_(q_NV)
+
+
+def _forward_kl(log_q_NV: Tensor, log_p_NV: Tensor, _: Divergence) -> Both:
+    """KL(p || q) (Hinton et al. 2015, arXiv:1503.02531)."""
+    p_NV = log_p_NV.exp()
+    value = log_p_NV.sub_(log_q_NV).mul_(p_NV).sum()
+    return value, torch.exp(log_q_NV, out=log_p_NV).sub_(p_NV)
+
+
+def _reverse_kl(log_q_NV: Tensor, log_p_NV: Tensor, _: Divergence) -> Both:
+    """KL(q || p) (MiniLLM, Gu et al. 2023, arXiv:2306.08543; here token by token)."""
+    q_NV = log_q_NV.exp()
+    ratio_NV = torch.sub(log_q_NV, log_p_NV, out=log_p_NV)
+    value_N1 = (q_NV * ratio_NV).sum(-1, keepdim=True)
+    return value_N1.sum(), ratio_NV.sub_(value_N1).mul_(q_NV)
+
+
+def _log_mixture(log_q_NV: Tensor, log_p_NV: Tensor, share: float) -> Both:
+    """D = log p - log q (in place of log p), and log(share * p + (1 - share) * q) - log q.
+
+    With d the second is log(1 + share * (e^d - 1)): exactly 0 where p = q, and finite for every d if the factor e^d
+    is taken out where d > 0.
+    """
+    d_NV = log_p_NV.sub_(log_q_NV)
+    inner_NV = torch.expm1(-d_NV.abs())
+    ahead_NV = (d_NV > 0).to(inner_NV.dtype)
+    inner_NV.mul_(ahead_NV.mul_(1 - 2 * share).add_(share))  # 1 - share where d > 0, else share
+    return d_NV, inner_NV.log1p_().add_(d_NV.clamp(min=0))
+
+
+def _jsd(log_q_NV: Tensor, log_p_NV: Tensor, settings: Divergence) -> Both:
+    """Beta * KL(p || m) + (1 - beta) * KL(q || m), m = beta * p + (1 - beta) * q (GKD, arXiv:2306.13649)."""
+    beta = settings.beta
+    d_NV, mixed_NV = _log_mixture(log_q_NV, log_p_NV, beta)
+    q_NV = log_q_NV.exp()
+    value = (1 - beta) * -(q_NV * mixed_NV).sum()
+    p_NV = (d_NV + log_q_NV).exp_()
+    value = value + beta * d_NV.sub_(mixed_NV).mul_(p_NV).sum()
+    return value, _through_softmax(q_NV, mixed_NV.mul_(beta - 1))
+
+
+def _skew_kl(log_q_NV: Tensor, log_p_NV: Tensor, settings: Divergence) -> Both:
+    """KL(p || skew * p + (1 - skew) * q) (DistiLLM, Ko et al. 2024, arXiv:2402.03898)."""
+    skew = settings.skew
+    d_NV, mixed_NV = _log_mixture(log_q_NV, log_p_NV, skew)
+    p_NV = (d_NV + log_q_NV).exp_()
+    log_ratio_NV = d_NV.sub_(mixed_NV)  # log(p / m)
+    value = p_NV.mul_(log_ratio_NV).sum()
+    return value, _through_softmax(log_q_NV.exp(), log_ratio_NV.exp_().mul_(skew - 1))
+
+
+def _skew_reverse_kl(log_q_NV: Tensor, log_p_NV: Tensor, settings: Divergence) -> Both:
+    """KL(q || (1 - skew) * p + skew * q) (DistiLLM, Ko et al. 2024, arXiv:2402.03898)."""
+    skew = settings.skew
+    _, mixed_NV = _log_mixture(log_q_NV, log_p_NV, 1 - skew)
+    q_NV = log_q_NV.exp()
+    log_ratio_NV = mixed_NV.neg_()  # log(q / m)
+    value = (q_NV * log_ratio_NV).sum()
+    return value, _through_softmax(q_NV, log_ratio_NV.sub_(log_ratio_NV.exp().mul_(skew)))
+
+
+def _total_variation(log_q_NV: Tensor, log_p_NV: Tensor, _: Divergence) -> Both:
+    """Half the sum of |p - q| (Wen et al. 2023, f-DISTILL, arXiv:2307.15190)."""
+    q_NV = log_q_NV.exp()
+    difference_NV = torch.sub(q_NV, log_p_NV.exp_(), out=log_p_NV)
+    value = 0.5 * difference_NV.abs().sum()
+    # At the kink the gradient is 0, also where rounding alone keeps p and q apart.
+    rounding_NV = q_NV * (64 * torch.finfo(q_NV.dtype).eps)
+    sign_NV = torch.where(difference_NV.abs() > rounding_NV, difference_NV.sign(), 0.0)
+    return value, _through_softmax(q_NV, sign_NV.mul_(0.5))
+
+
+def _logit_mse(log_q_NV: Tensor, log_p_NV: Tensor, _: Divergence) -> Both:
+    """Mean over the ids of the squared difference of logits, each side centred (Kim et al. 2021, arXiv:2105.08919).
+
+    Centring makes it blind to a constant added to either side, as every divergence is; with T^2 it does not depend on
+    the temperature, and is twice what forward KL tends to as T grows (Hinton et al. 2015, eq. 4). Ids that either
+    side masks are left out.
+    """
+    masked_NV = (log_q_NV < MASKED / 2) | (log_p_NV < MASKED / 2)
+    count_N1 = (~masked_NV).sum(-1, keepdim=True).clamp(min=1).to(log_q_NV.dtype)
+    difference_NV = torch.sub(log_q_NV, log_p_NV, out=log_p_NV).masked_fill_(masked_NV, 0.0)
+    difference_NV.sub_(difference_NV.sum(-1, keepdim=True) / count_N1).masked_fill_(masked_NV, 0.0)
+    value = (difference_NV.square().sum(-1, keepdim=True) / count_N1).sum()
+    return value, difference_NV.mul_(2 / count_N1)
+
+
+DIVERGENCES: dict[str, Callable[[Tensor, Tensor, Divergence], Both]] = {
+    "forward_kl": _forward_kl,
+    "reverse_kl": _reverse_kl,
+    "jsd": _jsd,
+    "skew_kl": _skew_kl,
+    "skew_reverse_kl": _skew_reverse_kl,
+    "total_variation": _total_variation,
+    "logit_mse": _logit_mse,
+}

@@ -27,6 +27,12 @@ def cpu_name() -> str:
     return cpu_info("model name") or platform.processor() or platform.machine()
 
 
+def cache_folder() -> Path:
+    """Where things are kept that several runs share, such as converted models."""
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "distilpeft"
+
+
 def num_cpus() -> int:
     """Processors this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -7,7 +7,10 @@ weights for CPU inference in any eval-mode forward, after which LoRA gradients a
 
 from __future__ import annotations
 
+import contextlib
+import io
 import re
+import tempfile
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,21 +19,27 @@ import torch
 import transformers
 from torch import nn
 
+from distilpeft.artifact import digest_file
 from distilpeft.errors import InputError
+from distilpeft.machine import cache_folder
 from distilpeft.recipe import Lora
-from distilpeft.sources import Source
+from distilpeft.sources import Source, is_gguf
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 Quantize = Literal["nf4", "int8", "none"]
 
 
 class Architecture:
-    """What a task asks of a model: the auto class, its options, and PEFT's name of the task."""
+    """What a task asks of a model: the auto class, its options, PEFT's name of the task, and whether heads are new.
 
-    def __init__(self, auto_class: str, peft_task: str, options: dict[str, Any]) -> None:
+    New heads are trained in full beside an adapter; pretrained ones only by an adapter that names them.
+    """
+
+    def __init__(self, auto_class: str, peft_task: str, options: dict[str, Any], *, train_heads: bool) -> None:
         self.auto_class: Any = getattr(transformers, auto_class)
         self.peft_task = peft_task
         self.options = options
+        self.train_heads = train_heads
 
 
 def load_tokenizer(source: Source) -> Any:
@@ -112,7 +121,7 @@ def head_modules(architecture: Architecture, config: Any) -> list[str]:
 
 
 def add_lora(model: nn.Module, lora: Lora, architecture: Architecture, heads: list[str], key: str) -> Any:
-    """Freeze the model, add a LoRA adapter, and train the heads in full beside it.
+    """Freeze the model, add a LoRA adapter, and train new heads in full beside it.
 
     Raises:
         InputError: `key`.target_modules names nothing in the model.
@@ -125,9 +134,12 @@ def add_lora(model: nn.Module, lora: Lora, architecture: Architecture, heads: li
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
         target_modules=targets,
-        exclude_modules=rf"(.*\.)?({names})(\..*)?" if heads else None,
-        modules_to_save=heads or None,
+        exclude_modules=rf"(.*\.)?({names})(\..*)?" if heads and architecture.train_heads else None,
+        modules_to_save=heads or None if architecture.train_heads else None,
     )
+    tied = getattr(model.config, "tie_word_embeddings", False) and not architecture.train_heads
+    if tied and not isinstance(targets, str) and any(target.rpartition(".")[2] in heads for target in targets):
+        raise InputError(f"{key}.target_modules: the head is tied to the embeddings; an adapter would tune one of them")
     try:
         tuned = peft.get_peft_model(model, config)
     except ValueError as error:
@@ -149,6 +161,12 @@ def dequantize(model: Any) -> Any:
     if not getattr(model, "is_quantized", False):
         return model
     model = model.dequantize(dtype=torch.float32)
+    _unmark(model)
+    return model
+
+
+def _unmark(model: Any) -> None:
+    """Forget that the weights were once quantized; `save_pretrained` would refuse them."""
     for owner, name in (
         (model.config, "quantization_config"),
         (model, "hf_quantizer"),
@@ -157,7 +175,6 @@ def dequantize(model: Any) -> Any:
         if hasattr(owner, name):
             delattr(owner, name)
     model.is_quantized = False
-    return model
 
 
 def merge(base: Any, adapter: Path) -> Any:
@@ -189,8 +206,9 @@ def keep_layers(model: Any, layers: tuple[int, ...], key: str) -> None:
         for module in layer.modules():
             if hasattr(module, "layer_idx"):
                 setattr(module, "layer_idx", index)  # noqa: B010 (mypy knows modules as tensors only)
-    if getattr(model.config, "layer_types", None):
-        model.config.layer_types = [model.config.layer_types[i] for i in layers]
+    for name, value in model.config.to_dict().items():
+        if isinstance(value, list) and len(value) == depth:  # layer_types, no_rope_layers, ...: one entry per layer
+            setattr(model.config, name, [value[i] for i in layers])
     model.config.num_hidden_layers = len(layers)
 
 
@@ -253,12 +271,40 @@ def _quantization(quantize: Quantize, compute_bf16: bool, skip: list[str]) -> An
     )
 
 
+def _from_gguf(source: Source) -> Source:
+    """The same weights as an ordinary folder: dequantized to float32 once, and kept in the user's cache."""
+    path = source.path
+    assert path is not None
+    folder = cache_folder() / f"gguf-{digest_file(path)[:16]}"
+    if not folder.exists():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        options = {"gguf_file": path.name}
+        try:
+            with contextlib.redirect_stderr(io.StringIO()):  # a progress bar of transformers' own
+                tokenizer = transformers.AutoTokenizer.from_pretrained(str(path.parent), **options)
+                model = transformers.AutoModelForCausalLM.from_pretrained(
+                    str(path.parent), dtype=torch.float32, **options
+                )
+        except (OSError, ValueError, ImportError, KeyError) as error:
+            raise InputError(f"{path}: cannot read this GGUF file: {' '.join(str(error).split())[:300]}") from None
+        _unmark(model)
+        with tempfile.TemporaryDirectory(dir=folder.parent) as fresh:
+            inside = Path(fresh) / "model"
+            model.save_pretrained(str(inside))
+            tokenizer.save_pretrained(str(inside))
+            with contextlib.suppress(OSError):  # another process was faster
+                inside.rename(folder)
+    return Source(str(folder), folder)
+
+
 def _inside(name: str, modules: list[str]) -> bool:
     return any(name == module or name.startswith(f"{module}.") for module in modules)
 
 
 def _load(what: str, source: Source, function: Any, **options: Any) -> Any:
     """Call a `from_pretrained`; a hub or file fault becomes one line."""
+    if is_gguf(source):
+        source = _from_gguf(source)
     try:
         return function(source.location, **options)
     except (OSError, ValueError) as error:

@@ -16,6 +16,7 @@ from distilpeft.recipe import Precision, Recipe
 from distilpeft.runtime import Runtime
 from distilpeft.sources import Source, resolve
 from distilpeft.tasks import task_module
+from distilpeft.vocabulary import Vocabulary, check_same
 
 MODEL, ADAPTER, HEADS = "model", "adapter", "heads.json"
 
@@ -32,7 +33,7 @@ class Loaded:
 def architecture(recipe: Recipe) -> Architecture:
     """What the recipe's task asks of a model."""
     task = task_module(recipe)
-    return Architecture(task.AUTO_CLASS, task.PEFT_TASK, task.model_options(recipe.task))
+    return Architecture(task.AUTO_CLASS, task.PEFT_TASK, task.model_options(recipe.task), train_heads=task.TRAIN_HEADS)
 
 
 def teacher_source(recipe: Recipe) -> Source:
@@ -50,6 +51,27 @@ def student_source(recipe: Recipe) -> Source:
     return teacher_source(recipe)
 
 
+def tokenizer_source(recipe: Recipe) -> Source:
+    """Where the student's tokenizer comes from."""
+    return teacher_source(recipe) if recipe.student.tokenizer == "teacher" else student_source(recipe)
+
+
+def check_tokenizers(recipe: Recipe) -> None:
+    """Refuse a pair that reads token ids differently where the soft targets live over tokens; loads no weights.
+
+    Raises:
+        InputError: the first token, special token or place of the chat template that differs.
+    """
+    taken = recipe.student.tokenizer == "teacher"
+    if recipe.task.kind != "causal_lm" or recipe.distil.alpha == 0 or (taken and recipe.student.from_config):
+        return  # to random weights every id is as good as any other
+    sources = (teacher_source(recipe), student_source(recipe))
+    if sources[0] == sources[1]:
+        return
+    teacher, student = (Vocabulary.of_tokenizer(source.name, models.load_tokenizer(source)) for source in sources)
+    check_same(teacher, student, chat=recipe.needs_template, tokens_only=taken)
+
+
 def new_teacher(runtime: Runtime, recipe: Recipe, tokenizer: Any) -> tuple[Any, list[str]]:
     """The untuned teacher, ready to be trained, and the names of its heads."""
     model, heads = _base(runtime, recipe, recipe.teacher.quantize, tokenizer, recipe.teacher.fit.precision)
@@ -59,6 +81,7 @@ def new_teacher(runtime: Runtime, recipe: Recipe, tokenizer: Any) -> tuple[Any, 
         model.gradient_checkpointing_enable({"use_reentrant": False})
     if recipe.teacher.lora is not None:
         model = models.add_lora(model, recipe.teacher.lora, architecture(recipe), heads, "teacher.lora")
+    task_module(recipe).prepare(recipe.task, model)
     return model, heads
 
 
@@ -103,6 +126,7 @@ def load_teacher(
         heads = read_json(folder / HEADS, f"delete {folder} to make it again")["modules"]
         model, _ = _base(runtime, recipe, quantize, tokenizer, precision, heads)
         model = models.merge(model, folder / ADAPTER) if merged else models.load_adapter(model, folder / ADAPTER)
+    task_module(recipe).prepare(recipe.task, model)
     return Loaded(model.requires_grad_(False).eval(), tokenizer, tokenizer_digest(source))
 
 
@@ -115,7 +139,8 @@ def new_student(runtime: Runtime, recipe: Recipe, teacher: Path | None) -> Loade
         teacher: the teacher's artifact; needed by `from_teacher`.
     """
     student, source = recipe.student, student_source(recipe)
-    tokenizer = models.load_tokenizer(source)
+    tokens = tokenizer_source(recipe)
+    tokenizer = models.load_tokenizer(tokens)
     runtime.seed(recipe.seed)  # the head, or everything, may be random: the same for every run of this recipe
     if student.from_teacher is not None:
         assert teacher is not None
@@ -135,7 +160,8 @@ def new_student(runtime: Runtime, recipe: Recipe, teacher: Path | None) -> Loade
     if student.lora is not None:
         heads = models.head_modules(architecture(recipe), model.config)
         model = models.add_lora(model, student.lora, architecture(recipe), heads, "student.lora")
-    return Loaded(model, tokenizer, tokenizer_digest(source))
+    task_module(recipe).prepare(recipe.task, model)
+    return Loaded(model, tokenizer, tokenizer_digest(tokens))
 
 
 def save_student(model: Any, tokenizer: Any, folder: Path, dtype: torch.dtype = torch.float32) -> None:
@@ -150,7 +176,8 @@ def load_student(runtime: Runtime, recipe: Recipe, folder: Path) -> Loaded:
     """A saved student or export, frozen, loaded as any user of transformers would."""
     model = architecture(recipe).auto_class.from_pretrained(str(folder), dtype="auto")
     tokenizer = transformers.AutoTokenizer.from_pretrained(str(folder))
-    digest = tokenizer_digest(student_source(recipe))
+    digest = tokenizer_digest(tokenizer_source(recipe))
+    task_module(recipe).prepare(recipe.task, model)
     return Loaded(model.to(runtime.device).requires_grad_(False).eval(), tokenizer, digest)
 
 
@@ -158,12 +185,15 @@ def tokenizer_digest(source: Source) -> str:
     """Names a tokenizer: by the content of its files, or by hub id and revision."""
     if source.path is None:
         return digest_json([source.name, source.revision])
+    if source.path.is_file():
+        return digest_file(source.path)
     names = (
         "tokenizer.json",
         "tokenizer_config.json",
         "special_tokens_map.json",
         "vocab.txt",
         "tokenizer.model",
+        "chat_template.jinja",
     )
     files = [source.path / name for name in names]
     return digest_json({file.name: digest_file(file) for file in files if file.is_file()})

@@ -13,7 +13,7 @@ from typing import Any
 from distilpeft import report
 from distilpeft.artifact import Artifact, replace_link
 from distilpeft.errors import InputError
-from distilpeft.pair import MODEL, Loaded, load_student, load_teacher, new_student
+from distilpeft.pair import MODEL, Loaded, check_tokenizers, load_student, load_teacher, new_student
 from distilpeft.plan import CE_ONLY, FULL, MAJORITY, STUDENT, TEACHER, UNTRAINED, Plan
 from distilpeft.runtime import Runtime
 from distilpeft.stages import benchmark, distil, evaluate, export, targets, teacher
@@ -72,7 +72,9 @@ class Steps:
         with runtime.accelerator.main_process_first():
             cache = plan.folder / "cache"
             self._data = TaskData(plan.recipe, plan.data_digest, cache, runtime.accelerator.main_process_first)
+        check_tokenizers(plan.recipe)
         self._held: tuple[str, Loaded] | None = None
+        self._live: Loaded | None = None  # the teacher, while other models are compared with it token by token
 
     def do(self, name: str, out: Artifact) -> None:
         """Make one artifact and publish it."""
@@ -103,9 +105,15 @@ class Steps:
             student = self._verified(f"distil/{STUDENT}")
             return export.run(runtime, recipe, data, student=student, figures=figures, out=out)
         loaded = self._load(role)
-        if stage == "evaluate":
+        if stage != "evaluate":
+            self._live = None  # it would only take memory
+        else:
             reference = made[f"evaluate/{TEACHER}"] if role != TEACHER else None
-            return evaluate.run(runtime, recipe, data, loaded=loaded, reference=reference, out=out)
+            compared = recipe.task.kind == "causal_lm" and loaded is not None and role != TEACHER
+            live = self._teacher() if compared else None
+            return evaluate.run(
+                runtime, recipe, data, loaded=loaded, teacher=live, reference=reference, role=role, out=out
+            )
         assert loaded is not None, f"{name} needs a model"
         return benchmark.run(runtime, recipe, data, loaded)
 
@@ -133,6 +141,11 @@ class Steps:
             self._held = None  # let go of the last model before the next one is loaded
             self._held = (role, self._load_role(role))
         return self._held[1]
+
+    def _teacher(self) -> Loaded:
+        if self._live is None:
+            self._live = self._load_role(TEACHER)
+        return self._live
 
     def _load_role(self, role: str) -> Loaded:
         runtime, recipe = self._runtime, self._plan.recipe

@@ -17,9 +17,19 @@ from distilpeft.data import data_sources
 from distilpeft.errors import InputError
 from distilpeft.machine import machine_name
 from distilpeft.recipe import Lora, Recipe, result_settings
-from distilpeft.sources import Source, check_model, digest, model_config, num_layers, resolve, weight_shapes
+from distilpeft.sources import (
+    Source,
+    check_model,
+    digest,
+    model_config,
+    model_folder,
+    num_layers,
+    resolve,
+    weight_shapes,
+)
+from distilpeft.vocabulary import Vocabulary, check_same
 
-FORMAT = 1
+FORMAT = 2
 STUDENT, CE_ONLY, UNTRAINED, TEACHER, FULL, MAJORITY = (
     "student", "student_ce_only", "untrained", "teacher", "teacher_full_precision", "majority",
 )  # fmt: skip
@@ -73,6 +83,7 @@ def make_plan(recipe: Recipe, runs: Path) -> Plan:
     teacher = found["teacher"] = make("teacher", {**teacher_settings, **seeded}, base=digest(teacher_base))
     if recipe.targets.mode == "cached" and recipe.distil.alpha > 0:
         found["targets"] = make("targets", {"precision": recipe.targets.precision}, teacher=teacher.key)
+    _check_tokens(recipe)
     origin = _student_inputs(recipe, teacher)
     student = {**_without(result_settings(recipe.student), "model", "revision"), **seeded}
     distil = _without(result_settings(recipe.distil), "ce_only_baseline")
@@ -81,7 +92,7 @@ def make_plan(recipe: Recipe, runs: Path) -> Plan:
         soft = {"teacher": teacher.key, "precision": recipe.targets.precision}
     models: dict[str, dict[str, str]] = {MAJORITY: {}, UNTRAINED: {"seeded": digest_json([student, origin])}}
     if recipe.distil.ce_only_baseline:
-        settings = {**_without(distil, "temperature"), "alpha": 0.0, "student": student}
+        settings = {**_without(distil, "temperature", "divergence"), "alpha": 0.0, "student": student}
         found[f"distil/{CE_ONLY}"] = made = make("distil", settings, **origin)
         models[CE_ONLY] = {"model": made.key}
     found[f"distil/{STUDENT}"] = made = make("distil", {**distil, "student": student}, **{**origin, **soft})
@@ -95,7 +106,7 @@ def make_plan(recipe: Recipe, runs: Path) -> Plan:
 
 def _measure(recipe: Recipe, found: dict[str, Artifact], models: dict[str, dict[str, str]], make: Any) -> None:
     """Add evaluation, export and benchmark of every model; the teacher first, the others are compared with it."""
-    settings = result_settings(recipe.evaluate)
+    settings = {**result_settings(recipe.evaluate), "metrics": recipe.metrics}
     reference = make("evaluate", settings, role=TEACHER, **models[TEACHER])
     found[f"evaluate/{TEACHER}"] = reference
     for role, inputs in models.items():
@@ -165,6 +176,25 @@ def _teacher_base(recipe: Recipe) -> Source:
         )
     _check_lora(recipe.teacher.lora, source, "teacher")
     return source
+
+
+def _check_tokens(recipe: Recipe) -> None:
+    """Compare the token ids of the pair as far as its files tell; a run compares the loaded tokenizers in full."""
+    student = recipe.student
+    name, revision = student.model, student.revision
+    if recipe.task.kind != "causal_lm" or recipe.distil.alpha == 0 or name is None:
+        return
+    sources = (
+        resolve(recipe.teacher.model, "teacher.model", recipe.teacher.revision),
+        resolve(name, "student.model", revision),
+    )
+    found = [
+        Vocabulary.of_folder(source.name, folder)
+        for source in sources
+        if (folder := model_folder(source)) is not None and folder.is_dir()
+    ]
+    if len(found) == len(sources) and found[0] is not None and found[1] is not None:
+        check_same(found[0], found[1], chat=False, tokens_only=True)
 
 
 def _check_lora(lora: Lora | None, source: Source, section: str) -> None:

@@ -1,4 +1,4 @@
-"""Logits of a frozen model over many rows, on all processes: validation, soft targets and evaluation share it."""
+"""What a frozen model says of many rows, on all processes: validation, soft targets, evaluation and export share it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from distilpeft.recipe import Precision
 from distilpeft.runtime import Bar, Runtime
 
 LoadBatch = Callable[[NDArray[np.int64]], dict[str, Any]]
-RowLogits = Callable[[Any], Tensor]
+Measure = Callable[[nn.Module, dict[str, Any]], Tensor]
+"""Bare model and collated batch → numbers per row, [B, K]."""
 
 
 def predict(
@@ -24,7 +25,7 @@ def predict(
     model: nn.Module,
     row_ids_N: NDArray[np.int64],
     load_batch: LoadBatch,
-    row_logits: RowLogits,
+    measure: Measure,
     *,
     micro_batch_size: int,
     precision: Precision,
@@ -36,7 +37,7 @@ def predict(
     reduce, and processes may hold unequal numbers of batches.
 
     Returns:
-        Logits [N, C], row i belonging to row_ids_N[i]; equal on all processes.
+        Numbers [N, K], such as logits, row i belonging to row_ids_N[i]; equal on all processes.
     """
     accelerator = runtime.accelerator
     bare = accelerator.unwrap_model(model)
@@ -49,7 +50,7 @@ def predict(
         for positions in mine:
             batch = send_to_device(load_batch(row_ids_N[positions]), runtime.device)
             with torch.no_grad(), runtime.autocast(precision):
-                found.append(row_logits(bare(**batch["inputs"])).float())
+                found.append(measure(bare, batch).float())
             if bar is not None:
                 bar.advance(len(positions) * accelerator.num_processes)
     finally:
@@ -62,9 +63,9 @@ def predict(
 def _joined(runtime: Runtime, found: list[Tensor], mine: list[NDArray[np.int64]], num_rows: int) -> NDArray[np.float32]:
     """Put every process's rows into one array: each writes its own rows, the rest are zeros, and all are added."""
     width = torch.tensor(found[0].shape[-1] if found else 0, device=runtime.device)
-    num_classes = int(runtime.accelerator.gather(width.reshape(1)).max())
-    logits_NC = torch.zeros(num_rows, num_classes, device=runtime.device)
+    num_values = int(runtime.accelerator.gather(width.reshape(1)).max())
+    values_NK = torch.zeros(num_rows, num_values, device=runtime.device)
     for positions, part in zip(mine, found, strict=True):
-        logits_NC[torch.from_numpy(positions)] = part
-    total: Tensor = runtime.accelerator.reduce(logits_NC, "sum")
+        values_NK[torch.from_numpy(positions)] = part
+    total: Tensor = runtime.accelerator.reduce(values_NK, "sum")
     return total.cpu().numpy()

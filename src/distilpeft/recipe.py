@@ -8,7 +8,8 @@ This module imports neither torch nor transformers.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
@@ -29,9 +30,13 @@ Index = Annotated[int, _Number, Field(ge=0)]
 Precision = Literal["auto", "bf16", "fp32"]
 NOT_IN_KEY: dict[str, Any] = {"not_in_key": True}
 
-METRICS = ("accuracy", "macro_f1", "mcc", "ece", "log_loss")
-"""Metrics that work without a hub; any other is a hub id written as `hub:NAME`."""
-LOWER_IS_BETTER = frozenset({"ece", "log_loss"})
+METRICS: dict[str, tuple[str, ...]] = {
+    "text_classification": ("accuracy", "macro_f1", "mcc", "ece", "log_loss"),
+    "causal_lm": ("nats_per_token", "perplexity", "bits_per_byte", "accuracy"),
+}
+"""Metrics of each task that work without a hub, the one that models are judged by first. Classification also takes any
+hub metric, written `hub:NAME`."""
+LOWER_IS_BETTER = frozenset({"ece", "log_loss", "nats_per_token", "perplexity", "bits_per_byte", "kl"})
 
 
 class Section(BaseModel):
@@ -54,6 +59,37 @@ class TextClassification(Section):
         if len(set(labels)) < len(labels):
             raise ValueError("the class names must differ from each other")
         return labels
+
+
+class CausalLM(Section):
+    """Next-token prediction on prompt/completion pairs, chat messages or plain text: name the columns of one form."""
+
+    kind: Literal["causal_lm"]
+    prompt: str | None = Field(
+        None, min_length=1, description="column with the prompt; with `completion`; may be empty in a row"
+    )
+    completion: str | None = Field(None, min_length=1, description="column with the completion; may be empty in a row")
+    messages: str | None = Field(
+        None, min_length=1, description="column with a list of {role, content}, rendered by the tokenizer's template"
+    )
+    text: str | None = Field(None, min_length=1, description="column with a document, cut into blocks of max_tokens")
+    chat: bool = Field(False, description="render prompt and completion as a user's and an assistant's turn")
+    loss_on: Literal["completion", "all"] | None = Field(
+        None, description="completion (messages: the assistant's turns), the default, or all; text is always all"
+    )
+    pack: bool = Field(False, description="put several rows into one of max_tokens, blind to each other")
+
+    @model_validator(mode="after")
+    def _one_form(self) -> Self:
+        if (self.prompt is None) != (self.completion is None):
+            raise ValueError("prompt and completion go together")
+        if sum(column is not None for column in (self.completion, self.messages, self.text)) != 1:
+            raise ValueError("give exactly one of prompt and completion, messages, text")
+        if self.chat and self.prompt is None:
+            raise ValueError("chat: true is for prompt and completion; messages are rendered as chats anyhow")
+        if self.text is not None and self.loss_on == "completion":
+            raise ValueError("plain text has no completion: leave loss_on out, or say all")
+        return self
 
 
 class Split(Section):
@@ -131,17 +167,12 @@ class Fit(Section):
     micro_batch_size: Count = Field(32, description="rows per forward pass", json_schema_extra=NOT_IN_KEY)
     precision: Precision = Field("auto", description="auto = bf16 where the device has it, else fp32")
     validate_every: Count | None = Field(None, description="optimizer steps; default: after every epoch")
-    monitor: str = Field("accuracy", description="validation metric that picks the checkpoint")
+    monitor: str | None = Field(
+        None, description="validation metric that picks the checkpoint; default: accuracy, or nats_per_token"
+    )
     keep: Literal["best", "last"] = Field("best", description="which weights the stage returns")
     early_stopping_patience: Count | None = Field(None, description="validations without improvement")
     save_every: Count = Field(200, description="steps between checkpoints", json_schema_extra=NOT_IN_KEY)
-
-    @field_validator("monitor")
-    @classmethod
-    def _known_monitor(cls, monitor: str) -> str:
-        if monitor not in METRICS:
-            raise ValueError(f"one of {', '.join(METRICS)}")
-        return monitor
 
 
 class Teacher(Section):
@@ -169,7 +200,9 @@ class Teacher(Section):
 class Targets(Section):
     """The teacher's soft targets: computed once and kept, or computed in every step."""
 
-    mode: Literal["cached", "online"] = "cached"
+    mode: Literal["cached", "online"] = Field(
+        "cached", description="online runs the teacher in every step; causal_lm needs it"
+    )
     precision: Precision = "auto"
     micro_batch_size: Count = Field(64, json_schema_extra=NOT_IN_KEY)
 
@@ -202,6 +235,9 @@ class Student(Section):
     revision: str | None = None
     from_teacher: FromTeacher | None = None
     from_config: FromConfig | None = None
+    tokenizer: Literal["own", "teacher"] = Field(
+        "own", description="causal_lm: take over the teacher's, with its special tokens and chat template"
+    )
     lora: Lora | None = Field(None, description="null = train all weights")
     gradient_checkpointing: bool = Field(False, json_schema_extra=NOT_IN_KEY)
 
@@ -212,11 +248,36 @@ class Student(Section):
         return self
 
 
+class Divergence(Section):
+    """What the student minimises against the teacher, at the temperature; sources in the docstrings of losses.py."""
+
+    kind: Literal["forward_kl", "reverse_kl", "jsd", "skew_kl", "skew_reverse_kl", "total_variation", "logit_mse"] = (
+        "forward_kl"
+    )
+    beta: Annotated[float, _Number, Field(gt=0, lt=1)] = Field(
+        0.5, description="only jsd: weight of the teacher in the mixture; for 0 or 1 use forward_kl or reverse_kl"
+    )
+    skew: Annotated[float, _Number, Field(gt=0, lt=1)] = Field(
+        0.1, description="only skew_kl and skew_reverse_kl: share of a side that is mixed into the other"
+    )
+
+    @model_validator(mode="after")
+    def _only_what_is_read(self) -> Self:
+        for name, kinds in (("beta", ("jsd",)), ("skew", ("skew_kl", "skew_reverse_kl"))):
+            if name in self.model_fields_set and self.kind not in kinds:
+                raise ValueError(f"{name} is only for kind {' and '.join(kinds)}, and would do nothing here")
+        return self
+
+
 class Distil(Section):
-    """`alpha * T^2 * KL(teacher || student) + (1 - alpha) * CE` (Hinton et al. 2015, arXiv:1503.02531)."""
+    """`alpha * T^2 * D(teacher, student) + (1 - alpha) * CE` (Hinton et al. 2015, arXiv:1503.02531)."""
 
     alpha: Fraction
     temperature: Positive
+    divergence: Divergence = Divergence()
+    label_smoothing: Annotated[float, _Number, Field(ge=0, lt=1)] = Field(
+        0.0, description="share of a label's weight that is spread evenly over all classes or tokens"
+    )
     optim: Optim
     fit: Fit
     ce_only_baseline: bool = Field(True, description="also train the same student without the teacher")
@@ -226,18 +287,12 @@ class Evaluate(Section):
     """Which rows and metrics the models are judged by."""
 
     split: Literal["validation", "test"] = "test"
-    metrics: tuple[str, ...] = Field(METRICS, min_length=1, description="accuracy is always included")
+    metrics: tuple[str, ...] | None = Field(None, min_length=1, description="default: all; accuracy is always there")
     precision: Precision = "fp32"
     micro_batch_size: Count = Field(64, json_schema_extra=NOT_IN_KEY)
     teacher_full_precision: bool = Field(True, description="measure what quantizing the teacher costs")
-
-    @field_validator("metrics")
-    @classmethod
-    def _known_metrics(cls, metrics: tuple[str, ...]) -> tuple[str, ...]:
-        for name in metrics:
-            if name not in METRICS and not name.startswith("hub:"):
-                raise ValueError(f"{name!r} is none of {', '.join(METRICS)}; a hub metric is written hub:NAME")
-        return tuple(dict.fromkeys(("accuracy", *metrics)))
+    samples: Index = Field(2, description="causal_lm: rows that teacher and student complete in the report")
+    sample_tokens: Count = Field(32, description="causal_lm: longest such completion")
 
 
 class Benchmark(Section):
@@ -263,7 +318,7 @@ class Recipe(Section):
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_.-]*$", description="the run's folder is runs/NAME")
     seed: Index = 17
-    task: TextClassification
+    task: TextClassification | CausalLM = Field(discriminator="kind")
     data: Data
     teacher: Teacher
     targets: Targets = Targets()
@@ -272,6 +327,45 @@ class Recipe(Section):
     evaluate: Evaluate = Evaluate()
     benchmark: Benchmark = Benchmark()
     export: Export = Export()
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """What models are scored by."""
+        chosen = self.evaluate.metrics or METRICS[self.task.kind]
+        return tuple(dict.fromkeys((METRICS[self.task.kind][0], "accuracy", *chosen)))
+
+    @property
+    def needs_template(self) -> bool:
+        """Whether rows are rendered by the tokenizer's chat template."""
+        return isinstance(self.task, CausalLM) and (self.task.chat or self.task.messages is not None)
+
+    def monitor(self, fit: Fit) -> str:
+        """The validation metric that picks the checkpoint."""
+        return fit.monitor or METRICS[self.task.kind][0]
+
+
+def cross_faults(recipe: Recipe) -> Iterator[tuple[tuple[str, ...], str]]:
+    """What is wrong between sections, each fault with the key that it is placed at."""
+    kind = recipe.task.kind
+    known = METRICS[kind]
+    for name in recipe.evaluate.metrics or ():
+        if name not in known and not (kind == "text_classification" and name.startswith("hub:")):
+            hub = "; a hub metric is written hub:NAME" if kind == "text_classification" else ""
+            yield ("evaluate", "metrics"), f"{name!r} is none of {', '.join(known)}{hub}"
+    for section, fit in (("teacher", recipe.teacher.fit), ("distil", recipe.distil.fit)):
+        allowed = (*known, "kl") if (kind, section) == ("causal_lm", "distil") and recipe.distil.alpha > 0 else known
+        if fit.monitor is not None and fit.monitor not in allowed:
+            yield (section, "fit", "monitor"), f"{fit.monitor!r} is none of {', '.join(allowed)}"
+    if kind == "causal_lm" and recipe.distil.alpha > 0 and recipe.targets.mode == "cached":
+        yield ("targets", "mode"), "causal_lm needs mode: online; soft targets of tokens are not kept on disk yet"
+    if kind != "causal_lm" and recipe.student.tokenizer == "teacher":
+        yield ("student", "tokenizer"), "only causal_lm students can take over the teacher's tokenizer"
+
+
+def sections_of(annotation: Any) -> list[type[BaseModel]]:
+    """The sections that a field may hold."""
+    found = [part for part in (annotation, *get_args(annotation)) if isinstance(part, type)]
+    return [part for part in found if issubclass(part, BaseModel)]
 
 
 def result_settings(section: BaseModel) -> dict[str, Any]:

@@ -16,7 +16,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from distilpeft.errors import InputError
-from distilpeft.recipe import Recipe
+from distilpeft.recipe import Recipe, cross_faults, sections_of
 
 Path_ = tuple[str | int, ...]
 Places = dict[Path_, str]
@@ -55,9 +55,13 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     for override in overrides:
         _override(tree, places, override)
     try:
-        return Recipe.model_validate(tree)
+        recipe = Recipe.model_validate(tree)
     except ValidationError as error:
         raise InputError(_located(error, places, f"{path}:1")) from None
+    for at, message in cross_faults(recipe):
+        _, place = _find(at, places, f"{path}:1")
+        raise InputError(f"{place}: {'.'.join(at)}: {message}")
+    return recipe
 
 
 def _read(path: Path) -> tuple[dict[str, Any], Places]:
@@ -138,9 +142,17 @@ def _located(error: ValidationError, places: Places, top: str) -> str:
     """The first fault as one line; a misspelt key comes before the key it leaves missing."""
     faults = sorted(error.errors(include_url=False), key=lambda fault: fault["type"] != "extra_forbidden")
     fault = faults[0]
+    if fault["type"].startswith("union_tag"):  # the kind of a section that may be of several
+        fault = {
+            **fault,
+            "loc": (*fault["loc"], "kind"),
+            "msg": f"one of {fault['ctx'].get('expected_tags', 'its kinds')}",
+        }
+        fault["input"] = fault["input"].get("kind") if isinstance(fault["input"], dict) else fault["input"]
     at, place = _find(fault["loc"], places, top)
+    kinds = tuple(str(part) for part in fault["loc"] if part not in at)
     if fault["type"] == "extra_forbidden":
-        message = _unknown_key(at)
+        message = _unknown_key(at, kinds)
     else:
         message = str(fault["msg"]).removeprefix("Value error, ")
         message = message[:1].lower() + message[1:]
@@ -159,26 +171,31 @@ def _find(loc: Path_, places: Places, top: str) -> tuple[Path_, str]:
             at = (*at, part)
             place = places[at]
     last = loc[-1] if loc else None
-    section = _section(at)
+    section = _section(at, tuple(map(str, loc)))
     if isinstance(last, str) and section is not None and last in section.model_fields and last not in at[-1:]:
         at = (*at, last)  # a missing key is placed at its section
     return at, place
 
 
-def _section(at: Path_) -> type[BaseModel] | None:
+def _section(at: Path_, kinds: tuple[str, ...] = ()) -> type[BaseModel] | None:
+    """The section at a key path; where it may be of several kinds, the one that is named in `kinds`, or the first."""
     section: type[BaseModel] | None = Recipe
     for part in at:
         if section is None or part not in section.model_fields:
             return None
-        annotation = section.model_fields[str(part)].annotation
-        candidates = [annotation, *get_args(annotation)]
-        section = next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None)
+        found = sections_of(section.model_fields[str(part)].annotation)
+        named = [one for one in found if "kind" in one.model_fields and _kind(one) in kinds]
+        section = next(iter(named or found), None)
     return section
 
 
-def _unknown_key(at: Path_) -> str:
+def _kind(section: type[BaseModel]) -> str:
+    return str(next(iter(get_args(section.model_fields["kind"].annotation)), ""))
+
+
+def _unknown_key(at: Path_, kinds: tuple[str, ...]) -> str:
     key = str(at[-1])
-    section = _section(at[:-1])
+    section = _section(at[:-1], kinds)
     allowed = list(section.model_fields) if section else []
     close = difflib.get_close_matches(key.lower(), allowed, n=1)
     if close:
@@ -190,8 +207,7 @@ def _unknown_key(at: Path_) -> str:
 
 
 def _all_keys(section: type[BaseModel], at: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
-    for name in section.model_fields:
+    for name, field in section.model_fields.items():
         yield (*at, name)
-        child = _section((*at, name))
-        if child is not None:
+        for child in sections_of(field.annotation):
             yield from _all_keys(child, (*at, name))

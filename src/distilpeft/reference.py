@@ -10,7 +10,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from distilpeft.recipe import NOT_IN_KEY, Recipe
+from distilpeft.recipe import NOT_IN_KEY, Recipe, sections_of
 
 
 def markdown() -> str:
@@ -31,14 +31,10 @@ def markdown() -> str:
 def _sections(name: str, section: type[BaseModel]) -> Iterator[tuple[str, type[BaseModel]]]:
     yield name, section
     for key, field in section.model_fields.items():
-        child = _section(field.annotation)
-        if child is not None:
-            yield from _sections(f"{name}.{key}".strip("."), child)
-
-
-def _section(annotation: Any) -> type[BaseModel] | None:
-    found = [part for part in (annotation, *get_args(annotation)) if isinstance(part, type)]
-    return next((part for part in found if issubclass(part, BaseModel)), None)
+        children = sections_of(field.annotation)
+        for child in children:
+            kind = f", kind {_type(child.model_fields['kind'].annotation)}" if len(children) > 1 else ""
+            yield from _sections(f"{name}.{key}".strip(".") + kind, child)
 
 
 def _row(key: str, field: FieldInfo) -> str:
@@ -64,7 +60,7 @@ def _type(annotation: Any) -> str:
     if origin is Literal:
         return " | ".join(str(part) for part in parts)
     if origin in (Union, UnionType):
-        return " | ".join(_type(part) for part in parts if part is not NoneType)
+        return " | ".join(dict.fromkeys(_type(part) for part in parts if part is not NoneType))
     if origin is tuple:
         return f"list of {_type(parts[0])}"
     if origin is dict:

@@ -6,6 +6,7 @@ Torch-free; it only joins the figures in the manifests. `report.json` is describ
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from rich.table import Table
 from distilpeft.artifact import read_json, write_json, write_text
 from distilpeft.errors import InputError
 from distilpeft.plan import CE_ONLY, FULL, MAJORITY, STUDENT, TEACHER, Plan
+from distilpeft.recipe import LOWER_IS_BETTER, METRICS
 
 ORDER = (MAJORITY, "untrained", CE_ONLY, STUDENT, TEACHER, FULL)
 
@@ -27,23 +29,29 @@ def build(plan: Plan) -> dict[str, Any]:
     figures = {step: made.figures() for step, made in plan.artifacts.items()}
     roles = sorted(plan.roles(), key=lambda role: ORDER.index(role) if role in ORDER else len(ORDER))
     models = [_model(role, figures) for role in roles]
-    accuracy = {model["role"]: model["scores"]["accuracy"]["value"] for model in models}
-    teacher, student, ce_only = accuracy[TEACHER], accuracy[STUDENT], accuracy.get(CE_ONLY)
-    gap = teacher - ce_only if ce_only is not None else 0.0
+    kind = plan.recipe.task.kind
+    main = METRICS[kind][0]
+    score = {model["role"]: model["scores"][main]["value"] for model in models}
+    teacher, student, ce_only = score[TEACHER], score[STUDENT], score.get(CE_ONLY)
+    sign = -1 if main in LOWER_IS_BETTER else 1
+    gap = sign * (teacher - ce_only) if ce_only is not None else 0.0
     tuned = figures["teacher"]
     return {
         "recipe": plan.recipe.name,
         "seed": plan.recipe.seed,
         "split": plan.recipe.evaluate.split,
         "models": models,
-        "student_vs_teacher": student / teacher,
-        "ce_gap_closed": (student - ce_only) / gap if ce_only is not None and gap > 0 else None,
-        "quantization_cost": _quantization_cost(plan, figures, accuracy),
+        "task": kind,
+        "metric": main,
+        "student_vs_teacher": math.exp(teacher - student) if kind == "causal_lm" else student / teacher,
+        "ce_gap_closed": sign * (student - ce_only) / gap if ce_only is not None and gap > 0 else None,
+        "quantization_cost": _quantization_cost(plan, figures, main),
         "rows": {
             "train": tuned["train_rows"],
             "truncated": tuned["truncated_rows"],
             "duplicates": tuned["duplicates"],
         },
+        "samples": _samples(figures),
         "training": {
             step: {name: figures[step][name] for name in TRAINING} for step in figures if "rows_per_s" in figures[step]
         },
@@ -68,15 +76,27 @@ def _model(role: str, figures: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _quantization_cost(plan: Plan, figures: dict[str, Any], accuracy: dict[str, float]) -> dict[str, Any] | None:
+def _quantization_cost(plan: Plan, figures: dict[str, Any], main: str) -> dict[str, Any] | None:
     """What the quantized teacher loses against the same adapter on the full-precision base."""
-    if FULL not in accuracy:
+    if f"evaluate/{FULL}" not in figures:
         return None
+    full, quantized = (figures[f"evaluate/{role}"]["scores"] for role in (FULL, TEACHER))
     return {
         "quantize": plan.recipe.teacher.quantize,
-        "accuracy_lost": accuracy[FULL] - accuracy[TEACHER],
+        **{
+            f"{name}_lost": full[name]["value"] - quantized[name]["value"] for name in dict.fromkeys((main, "accuracy"))
+        },
         **figures[f"evaluate/{FULL}"]["against_teacher"],
     }
+
+
+def _samples(figures: dict[str, Any]) -> list[dict[str, str]]:
+    """What teacher and student make of the same beginnings, side by side."""
+    told = {role: figures[f"evaluate/{role}"].get("samples", []) for role in (TEACHER, STUDENT)}
+    return [
+        {"prompt": one["prompt"], TEACHER: one["completion"], STUDENT: two["completion"]}
+        for one, two in zip(told[TEACHER], told[STUDENT], strict=False)
+    ]
 
 
 def save(plan: Plan, report: dict[str, Any]) -> None:
@@ -95,24 +115,40 @@ def load(run: Path) -> dict[str, Any]:
         raise InputError(
             f"{run}: no report.json here; give a run's folder, such as runs/quickstart, once it is finished"
         )
-    return read_json(run / "report.json", "run the recipe again")
+    found = read_json(run / "report.json", "run the recipe again")
+    if "task" not in found:
+        raise InputError(f"{run / 'report.json'}: written by another version of distilpeft; run the recipe again")
+    return found
 
 
-COLUMNS = ("model", "accuracy (95 %)", "params", "size", "ms p50/p95", "rows/s", "macro-F1", "MCC", "ECE", "log-loss")
-ON_TERMINAL = 6  # columns that fit into 80 characters
+TITLES = {
+    "accuracy": "accuracy", "macro_f1": "macro-F1", "mcc": "MCC", "ece": "ECE", "log_loss": "log-loss",
+    "nats_per_token": "nats/token", "perplexity": "perplexity", "bits_per_byte": "bits/byte",
+}  # fmt: skip
+ON_TERMINAL = {"text_classification": 6, "causal_lm": 6}  # columns that fit into 80 characters
+
+
+def columns(report: dict[str, Any]) -> tuple[str, ...]:
+    """The titles of the report's table."""
+    main, *others = METRICS[report["task"]]
+    kl = ("KL",) if report["task"] == "causal_lm" else ()
+    titles = tuple(TITLES[name] for name in others)
+    return ("model", f"{TITLES[main]} (95 %)", *kl, "params", "size", "ms p50/p95", "rows/s", *titles)
 
 
 def table_rows(report: dict[str, Any]) -> list[tuple[str, ...]]:
-    """The report's table, cell by cell, in the order of `COLUMNS`."""
+    """The report's table, cell by cell, in the order of `columns`."""
+    main, *others = METRICS[report["task"]]
     return [
         (
             model["role"],
-            _interval(model["scores"]["accuracy"]),
+            _interval(model["scores"][main]),
+            *([_against(model["against_teacher"])] if report["task"] == "causal_lm" else []),
             f"{model['num_parameters'] / 1e6:.1f}M" if model["num_parameters"] else "-",
             f"{model['size_bytes'] / 1e6:.1f}MB" if model["size_bytes"] else "-",
             _pair(model["latency_ms"]),
             f"{model['throughput_rows_per_s']:.0f}" if model["throughput_rows_per_s"] else "-",
-            *(_value(model["scores"].get(name)) for name in ("macro_f1", "mcc", "ece", "log_loss")),
+            *(_value(model["scores"].get(name)) for name in others),
         )
         for model in report["models"]
     ]
@@ -120,9 +156,7 @@ def table_rows(report: dict[str, Any]) -> list[tuple[str, ...]]:
 
 def sentences(report: dict[str, Any]) -> list[str]:
     """What the table means, in plain words."""
-    num_rows = report["models"][0]["scores"]["accuracy"]["num_rows"]
-    kept = f"{report['student_vs_teacher']:.1%}"
-    lines = [f"The student keeps {kept} of the teacher's accuracy ({num_rows} {report['split']} rows)."]
+    lines = _kept(report)
     if report["ce_gap_closed"] is not None:
         lines.append(
             f"Distilling closed {report['ce_gap_closed']:.0%} of the gap that training on labels alone leaves."
@@ -131,9 +165,16 @@ def sentences(report: dict[str, Any]) -> list[str]:
         lines.append("The CE-only student is as good as the teacher here: there was no gap to close.")
     cost = report["quantization_cost"]
     if cost is not None:
+        language = report["task"] == "causal_lm"
+        change = (
+            f"nats per token by {-cost['nats_per_token_lost']:+.4f}"
+            if language
+            else f"accuracy by {-cost['accuracy_lost'] * 100:+.2f} points"
+        )
         lines.append(
-            f"Quantizing the teacher to {cost['quantize']} changed its accuracy by {-cost['accuracy_lost'] * 100:+.2f} "
-            f"points (KL {cost['kl']:.4f} nats, same answer on {cost['top1_agreement']:.1%} of rows)."
+            f"Quantizing the teacher to {cost['quantize']} changed its {change} "
+            f"(KL {cost['kl']:.4f} nats, same answer on {cost['top1_agreement']:.1%} of "
+            f"{'tokens' if language else 'rows'})."
         )
     rows = report["rows"]
     limit = report["settings"]["data"]["max_tokens"]
@@ -146,11 +187,31 @@ def sentences(report: dict[str, Any]) -> list[str]:
     return lines
 
 
+def _kept(report: dict[str, Any]) -> list[str]:
+    """How near the student came to the teacher."""
+    models = {model["role"]: model for model in report["models"]}
+    scored = f"{models[STUDENT]['scores'][report['metric']]['num_rows']} {report['split']}"
+    if report["task"] != "causal_lm":
+        return [f"The student keeps {report['student_vs_teacher']:.1%} of the teacher's accuracy ({scored} rows)."]
+    lines = [
+        f"On average the student gives the right token {report['student_vs_teacher']:.1%} of the probability that the "
+        f"teacher gives it ({scored} tokens, geometric mean)."
+    ]
+    before, after = (models[role]["against_teacher"]["kl"] for role in ("untrained", STUDENT))
+    lines.append(
+        f"KL to the teacher: {before:.3f} nats per token untrained, {after:.3f} distilled, {before / after:.1f} x less."
+    )
+    return lines
+
+
 def markdown(report: dict[str, Any]) -> str:
     """The report as Markdown."""
     lines = [f"# {report['recipe']}", "", *(f"- {line}" for line in sentences(report)), ""]
-    lines += [" | ".join(COLUMNS), " | ".join("---" for _ in COLUMNS)]
+    titles = columns(report)
+    lines += [" | ".join(titles), " | ".join("---" for _ in titles)]
     lines += [" | ".join(row) for row in table_rows(report)]
+    for sample in report["samples"]:
+        lines += ["", "### Sample", "", *(f"- {role}: {_quoted(text)}" for role, text in sample.items())]
     environment = report["environment"]
     versions = ", ".join(f"{name} {version}" for name, version in environment["versions"].items())
     where = f"{environment['device']}, {environment['threads']} threads"
@@ -164,10 +225,11 @@ def show(report: dict[str, Any], console: Console) -> None:
     """Print the table and what it means."""
     layout: dict[str, Any] = {"box": box.SIMPLE_HEAD, "padding": (0, 1, 0, 0), "pad_edge": False}
     table = Table(title=report["recipe"], title_justify="left", **layout)
-    for index, column in enumerate(COLUMNS[:ON_TERMINAL]):
+    width = ON_TERMINAL[report["task"]]
+    for index, column in enumerate(columns(report)[:width]):
         table.add_column(column, justify="left" if index == 0 else "right", no_wrap=True)
     for row in table_rows(report):
-        table.add_row(*row[:ON_TERMINAL], style="bold" if row[0] == STUDENT else None)
+        table.add_row(*row[:width], style="bold" if row[0] == STUDENT else None)
     console.print(table)
     for line in sentences(report):
         console.print(line, highlight=False)
@@ -180,6 +242,14 @@ def as_json(report: dict[str, Any]) -> str:
 
 def _interval(score: dict[str, Any]) -> str:
     return f"{score['value']:.4f} ({score['low']:.2f}-{score['high']:.2f})"
+
+
+def _against(found: dict[str, float] | None) -> str:
+    return f"{found['kl']:.4f}" if found else "-"
+
+
+def _quoted(text: str) -> str:
+    return "`" + " ".join(text.split()).replace("`", "'") + "`"
 
 
 def _value(score: dict[str, Any] | None) -> str:

@@ -1,4 +1,4 @@
-"""From a model and rows to scores: the one path that validation, gates and evaluation take."""
+"""From a model and rows to scores: the one path that validation, gates, evaluation and export take."""
 
 from __future__ import annotations
 
@@ -10,49 +10,61 @@ from numpy.typing import NDArray
 from torch import nn
 
 from distilpeft.data import length_order
-from distilpeft.metrics import FUNCTIONS, softmax
-from distilpeft.predict import predict
+from distilpeft.pair import Loaded
+from distilpeft.predict import Measure, predict
 from distilpeft.recipe import Precision, Recipe
 from distilpeft.runtime import Bar, Runtime
 from distilpeft.tasks import TaskData, Tokens
 
+Soft = Callable[[dict[str, Any]], Any]
+"""Batch on the device → what the teacher knows of it, in the task's form."""
 
-def logits_of(
-    runtime: Runtime, model: nn.Module, data: TaskData, rows: Tokens, *, precision: Precision,
+
+def values_of(
+    runtime: Runtime, model: nn.Module, rows: Tokens, measure: Measure, *, precision: Precision,
     micro_batch_size: int, limit: int | None = None, bar: Bar | None = None,
 ) -> NDArray[np.float32]:  # fmt: skip
-    """Logits [N, C] of the first `limit` rows of a split (default: all), in the order of row ids."""
+    """Numbers [N, K] that `measure` finds in the first `limit` rows of a split (default: all), by row id."""
     num_rows = min(limit or len(rows.lengths_N), len(rows.lengths_N))
     order = length_order(rows.lengths_N, 0, num_rows)
     found = predict(
-        runtime, model, order, rows.load_batch, data.task.row_logits,
+        runtime, model, order, rows.load_batch, measure,
         micro_batch_size=micro_batch_size, precision=precision, bar=bar,
     )  # fmt: skip
-    logits_NC = np.empty_like(found)
-    logits_NC[order] = found
-    return logits_NC
+    values_NK = np.empty_like(found)
+    values_NK[order] = found
+    return values_NK
+
+
+def measure_with(data: TaskData, soft: Soft | None = None) -> Measure:
+    """The task's `measure`, with a teacher where it is given one."""
+    return lambda model, batch: data.task.measure(model, batch, soft(batch) if soft else None)
+
+
+def soft_of(runtime: Runtime, data: TaskData, teacher: Loaded, precision: Precision) -> Soft:
+    """What a frozen teacher knows of a batch, computed in its own precision."""
+    import torch
+
+    def soft(batch: dict[str, Any]) -> Any:
+        with torch.no_grad(), runtime.autocast(precision):
+            return data.task.soft(teacher.model, batch)
+
+    return soft
 
 
 def validator(
-    runtime: Runtime, recipe: Recipe, data: TaskData, rows: Tokens, precision: Precision
+    runtime: Runtime, recipe: Recipe, data: TaskData, rows: Tokens, precision: Precision, soft: Soft | None = None
 ) -> Callable[[nn.Module], dict[str, float]]:
-    """A function from a model to all built-in metrics on these rows, and whether its logits are finite."""
+    """A function from a model to all built-in metrics on these rows, and whether its numbers are finite."""
 
     def validate(model: nn.Module) -> dict[str, Any]:
-        """Scores of the bare model; all 0 and `finite` 0 where a logit is not finite."""
-        size = recipe.evaluate.micro_batch_size
-        logits_NC = logits_of(runtime, model, data, rows, precision=precision, micro_batch_size=size)
-        if not np.isfinite(logits_NC).all():
-            return {"finite": 0.0, **dict.fromkeys(FUNCTIONS, 0.0)}
-        probabilities_NC = softmax(logits_NC)
-        return {
-            "finite": 1.0,
-            **{name: score(probabilities_NC, rows.labels_N) for name, score in FUNCTIONS.items()},
-        }
+        """Scores of the bare model; only `finite` 0 where a number is not finite."""
+        values_NK = values_of(
+            runtime, model, rows, measure_with(data, soft),
+            precision=precision, micro_batch_size=recipe.evaluate.micro_batch_size,
+        )  # fmt: skip
+        if not np.isfinite(values_NK).all():
+            return {"finite": 0.0}
+        return {"finite": 1.0, **data.task.metrics(values_NK, rows)}
 
     return validate
-
-
-def majority_share(train_labels_N: NDArray[np.int64], labels_N: NDArray[np.int64]) -> float:
-    """Accuracy of always answering the class that is most frequent in training."""
-    return float((labels_N == np.bincount(train_labels_N).argmax()).mean())

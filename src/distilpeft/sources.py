@@ -64,7 +64,7 @@ def resolve(name: str, key: str, revision: str | None = None) -> Source:
 
 
 def _is_path(name: str) -> bool:
-    if name.startswith(("/", "./", "../", "~")) or Path(name).suffix in DATA_SUFFIXES:
+    if name.startswith(("/", "./", "../", "~")) or Path(name).suffix in (*DATA_SUFFIXES, ".gguf"):
         return True
     try:
         return bool(name) and Path(name).exists()
@@ -87,6 +87,11 @@ def _in_package(name: str, key: str) -> Path:
     if not path.exists():
         raise InputError(f"{key}: the package {package!r} has no {inside!r}")
     return path
+
+
+def is_gguf(source: Source) -> bool:
+    """Whether a model comes as a GGUF file; transformers dequantizes those."""
+    return source.path is not None and source.path.suffix == ".gguf"
 
 
 def digest(source: Source) -> str:
@@ -117,6 +122,9 @@ def check_model(source: Source, key: str, *, weights: bool = True) -> None:
     """
     if source.path is None:
         return
+    if is_gguf(source):
+        _check_gguf(source.path, key)
+        return
     if not (source.path / "config.json").is_file():
         raise InputError(f"{key}: {source.path} has no config.json; give a folder saved by save_pretrained")
     model_config(source)
@@ -124,10 +132,18 @@ def check_model(source: Source, key: str, *, weights: bool = True) -> None:
         raise InputError(f"{key}: {source.path} has no weights (*.safetensors)")
 
 
+def _check_gguf(path: Path, key: str) -> None:
+    if importlib.util.find_spec("gguf") is None:
+        raise InputError(f"{key}: reading a GGUF file needs the package gguf: pip install 'distilpeft[gguf]'")
+    with path.open("rb") as file:
+        if file.read(4) != b"GGUF":
+            raise InputError(f"{key}: {path} is not a GGUF file")
+
+
 def model_config(source: Source) -> dict[str, Any] | None:
     """The model's config.json, or None if it is not on this machine."""
     folder = model_folder(source)
-    if folder is None:
+    if folder is None or is_gguf(source):
         return None
     return read_json(folder / "config.json", "the model's configuration is damaged")
 
@@ -147,7 +163,7 @@ def weight_shapes(source: Source) -> dict[str, tuple[int, ...]] | None:
         InputError: a header is damaged.
     """
     folder = model_folder(source)
-    files = sorted(folder.glob("*.safetensors")) if folder else []
+    files = sorted(folder.glob("*.safetensors")) if folder and not is_gguf(source) else []
     shapes: dict[str, tuple[int, ...]] = {}
     for file in files:
         try:

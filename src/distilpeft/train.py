@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -45,9 +46,11 @@ class Work:
     Attributes:
         label: for messages, such as `teacher`.
         load_batch: row ids → collated batch on the CPU.
-        loss_sum: (wrapped model, batch) → loss summed over the rows that count, in nats.
+        loss_sum: (bare model, batch) → loss summed over the rows that count, in nats; called inside the forward of the
+            module that is wrapped, so whatever weights it uses are gathered and their gradients reduced.
         count_rows: batch → number of rows that count.
-        validate: bare model → metrics on the validation rows; equal on all processes.
+        validate: bare model → metrics on the validation rows; equal on all processes; `finite` 0 if it has none.
+        monitor: the metric that picks the checkpoint.
         folder: where checkpoints and `train_log.jsonl` go.
     """
 
@@ -61,6 +64,20 @@ class Work:
     count_rows: Callable[[Batch], int]
     validate: Callable[[nn.Module], dict[str, float]]
     folder: Path
+    monitor: str = "accuracy"
+
+
+class Step(nn.Module):
+    """What is wrapped for several processes: model and loss as one forward."""
+
+    def __init__(self, model: nn.Module, loss_sum: Callable[[nn.Module, Batch], Tensor]) -> None:
+        super().__init__()
+        self.model = model
+        self._loss_sum = loss_sum
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Loss summed over the batch's rows."""
+        return self._loss_sum(self.model, batch)
 
 
 @dataclass
@@ -131,7 +148,7 @@ def train(runtime: Runtime, model: nn.Module, work: Work) -> dict[str, Any]:
     """
     fit, accelerator = work.fit, runtime.accelerator
     total = total_steps(len(work.lengths_N), fit)
-    wrapped, optimizer = accelerator.prepare(model, make_optimizer(model, work.optim))
+    wrapped, optimizer = accelerator.prepare(Step(model, work.loss_sum), make_optimizer(model, work.optim))
     state = _resume(runtime, work, model, optimizer)
     if not state.validations:
         _validate(work, model, state)  # the untuned model: the figure that training has to beat
@@ -195,9 +212,9 @@ def optimizer_step(
         last = index == len(loaded) - 1
         with nullcontext() if last else accelerator.no_sync(model):
             if micro is None:  # fewer rows than processes: take part in the reduction with nothing
-                loss = work.loss_sum(model, send_to_device(work.load_batch(batch[:1]), runtime.device)) * 0.0
+                loss = model(send_to_device(work.load_batch(batch[:1]), runtime.device)) * 0.0
             else:
-                loss = work.loss_sum(model, send_to_device(micro, runtime.device)) * scale
+                loss = model(send_to_device(micro, runtime.device)) * scale
             accelerator.backward(loss)
         total += loss.detach()
     norm = accelerator.clip_grad_norm_(model.parameters(), work.optim.max_grad_norm or math.inf)
@@ -217,7 +234,7 @@ def optimizer_step(
 def _check_gradients(model: nn.Module, label: str, *, first: bool) -> None:
     """Every adapter tensor must be reached by the gradient (in the first step lora_A's is zero, because B is)."""
     deaf = [
-        name
+        name.removeprefix("module.").removeprefix("model.")
         for name, parameter in trainable(model).items()
         if "lora_" in name
         and (parameter.grad is None or not ((first and "lora_A" in name) or bool(parameter.grad.any())))
@@ -242,10 +259,10 @@ def _validate(work: Work, model: nn.Module, state: State) -> bool:
     """Measure, remember the best, move the plateau schedule and early stopping; True if this is the best so far."""
     metrics = work.validate(model)
     state.validations.append({"step": state.step, **metrics})
-    value = metrics[work.fit.monitor]
-    sign = -1 if work.fit.monitor in LOWER_IS_BETTER else 1
     if state.step == 0:
         return False  # the untuned model is a reference, never a result
+    sign = -1 if work.monitor in LOWER_IS_BETTER else 1
+    value = metrics[work.monitor] if metrics.get("finite", 1.0) else -sign * sys.float_info.max
     improved = state.best_value is None or sign * value > sign * state.best_value
     if improved:
         state.best_step, state.best_value = state.step, value

@@ -15,7 +15,7 @@ from distilpeft.models import Architecture
 from distilpeft.recipe import Lora
 from distilpeft.sources import Source
 
-ARCHITECTURE = Architecture("AutoModelForSequenceClassification", "SEQ_CLS", {"num_labels": 3})
+ARCHITECTURE = Architecture("AutoModelForSequenceClassification", "SEQ_CLS", {"num_labels": 3}, train_heads=True)
 LORA = Lora(rank=4, alpha=8)
 CPU = torch.device("cpu")
 

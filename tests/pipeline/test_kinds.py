@@ -156,7 +156,7 @@ def test_two_processes_make_the_same_chain_as_one(tmp_path):
     assert plan_of(recipe).artifacts["distil/student"].manifest()["environment"]["num_processes"] == 2
     apart = sum((two[name] - tensor).square().sum() for name, tensor in one.items()).sqrt()
     size = sum(tensor.square().sum() for tensor in one.values()).sqrt()
-    assert apart / size < 1e-4, "AdamW turns rounding into small steps, never into other weights"
+    assert apart / size < 1e-3, "AdamW turns rounding into small steps, never into other weights"
     assert figures(recipe, "evaluate/student")["scores"]["accuracy"] == scores["accuracy"]
     assert "Traceback" not in done[1].output
     assert "[1/" not in done[1].output, "one process speaks"

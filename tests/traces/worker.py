@@ -15,7 +15,7 @@ import numpy as np
 import tiny
 import torch
 
-from distilpeft.losses import distil_sum
+from distilpeft.losses import Loss, distil_sum
 from distilpeft.recipe import Fit, Optim
 from distilpeft.runtime import Runtime
 from distilpeft.train import Work, train
@@ -45,7 +45,7 @@ def main(settings: dict, out: Path) -> None:
     def loss_sum(model: torch.nn.Module, batch: dict) -> torch.Tensor:
         logits = model(**batch["inputs"]).logits
         soft = teacher[batch["row_ids_N"]]
-        return distil_sum(logits, batch["labels_N"], soft, alpha=ALPHA, temperature=TEMPERATURE)
+        return distil_sum(logits, batch["labels_N"], soft, Loss(ALPHA, TEMPERATURE))
 
     model = tiny.classifier()
     optim = Optim(kind=settings["optimizer"], lr=settings["lr"], schedule="constant", warmup_ratio=0, max_grad_norm=1e6)

@@ -72,7 +72,8 @@ RECIPES = {
         ("name: small", "evaluate: {metrics: [f1]}\nname: small"),
     ),
     "unknown monitor": Case(
-        r"recipe\.yaml:18: teacher\.fit\.monitor: one of accuracy", ("batch_size: 4", "monitor: f1\n    batch_size: 4")
+        r"recipe\.yaml:18: teacher\.fit\.monitor: 'f1' is none of accuracy",
+        ("batch_size: 4", "monitor: f1\n    batch_size: 4"),
     ),
     "unknown quantization": Case(r"recipe\.yaml:13: teacher\.quantize: ", ("nf4", "fp4")),
     "no adapter on nf4": Case(

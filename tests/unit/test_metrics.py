@@ -28,15 +28,15 @@ COUNTED = {
 
 
 def test_every_metric_of_the_recipe_is_counted_by_hand_here():
-    assert set(COUNTED) == set(METRICS) == set(FUNCTIONS)
+    assert set(COUNTED) == set(METRICS["text_classification"]) == set(FUNCTIONS)
 
 
-@pytest.mark.parametrize("name", METRICS)
+@pytest.mark.parametrize("name", METRICS["text_classification"])
 def test_a_metric_equals_the_count_by_hand(name):
     assert FUNCTIONS[name](PROBABILITIES, LABELS) == pytest.approx(COUNTED[name], abs=1e-8)
 
 
-@pytest.mark.parametrize("name", METRICS)
+@pytest.mark.parametrize("name", METRICS["text_classification"])
 def test_a_metric_works_through_evaluate(name):
     metric = OfflineMetric(name)
     assert metric.compute(predictions=PROBABILITIES, references=LABELS) == {
@@ -125,15 +125,15 @@ def drawn(seed, rows=300):
 
 
 def test_scores_are_the_metrics_with_an_interval_and_the_number_of_rows():
-    found = scores(METRICS, np.log(PROBABILITIES), LABELS)
-    assert list(found) == list(METRICS)
-    for name in METRICS:
+    found = scores(METRICS["text_classification"], np.log(PROBABILITIES), LABELS)
+    assert list(found) == list(METRICS["text_classification"])
+    for name in METRICS["text_classification"]:
         assert set(found[name]) == {"value", "low", "high", "num_rows"}
         assert found[name]["value"] == pytest.approx(COUNTED[name], abs=1e-8)
         assert found[name]["num_rows"] == 4
 
 
-@pytest.mark.parametrize("name", METRICS)
+@pytest.mark.parametrize("name", METRICS["text_classification"])
 def test_the_interval_of_a_score_holds_its_value(name):
     found = scores((name,), *drawn(0))[name]
     assert found["low"] <= found["value"] <= found["high"]
@@ -150,7 +150,7 @@ def test_scores_of_a_faultless_model_hold_their_values_and_warn_of_nothing():
     labels = np.array([0, 1] * 5)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        found = scores(METRICS, np.eye(2)[labels] * 20.0, labels)
+        found = scores(METRICS["text_classification"], np.eye(2)[labels] * 20.0, labels)
     for name, score in found.items():
         assert score["low"] <= score["value"] <= score["high"], (name, score)
 
@@ -158,14 +158,16 @@ def test_scores_of_a_faultless_model_hold_their_values_and_warn_of_nothing():
 def test_scores_of_rows_of_one_class_warn_of_nothing():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        found = scores(METRICS, np.array([[5.0, 0.0]] * 6), np.zeros(6, dtype=np.int64))
+        found = scores(METRICS["text_classification"], np.array([[5.0, 0.0]] * 6), np.zeros(6, dtype=np.int64))
     assert found["accuracy"]["value"] == 1.0
     assert found["mcc"]["value"] == 0.0
 
 
 def test_intervals_are_the_same_in_every_run():
     logits, labels = drawn(0)
-    assert scores(METRICS, logits, labels) == scores(METRICS, logits, labels)
+    assert scores(METRICS["text_classification"], logits, labels) == scores(
+        METRICS["text_classification"], logits, labels
+    )
 
 
 def test_more_rows_make_a_narrower_interval():

@@ -30,6 +30,9 @@ def small():
     return {
         "recipe": "small",
         "split": "test",
+        "task": "text_classification",
+        "metric": "accuracy",
+        "samples": [],
         "models": [model("majority", 0.5), model("student_ce_only", 0.78), student, model("teacher", 0.9)],
         "student_vs_teacher": 0.9,
         "ce_gap_closed": 0.25,
@@ -72,7 +75,7 @@ def test_the_table_has_a_cell_for_every_column_and_a_dash_for_what_was_not_measu
         "student", "0.8100 (0.76-0.86)", "22.7M", "90.9MB", "4.3/5.0", "152", "-", "-", "0.0512", "-",
     )  # fmt: skip
     assert rows["majority"] == ("majority", "0.5000 (0.45-0.55)", *["-"] * 8)
-    assert all(len(row) == len(report.COLUMNS) for row in rows.values())
+    assert all(len(row) == len(report.columns(small())) for row in rows.values())
 
 
 def test_the_table_on_the_terminal_fits_into_80_characters():
@@ -91,7 +94,7 @@ def test_the_markdown_holds_every_sentence_and_a_well_formed_table():
     assert lines[0] == "# small"
     for sentence in report.sentences(small()):
         assert f"- {sentence}" in lines
-    start = lines.index(" | ".join(report.COLUMNS))
+    start = lines.index(" | ".join(report.columns(small())))
     assert [line.count(" | ") for line in lines[start : start + 6]] == [9] * 6
     assert "Measured on cpu, 2 threads; Python 3.11, torch 2.11, peft 0.18." in lines
     assert "batches of 32." in text

@@ -12,7 +12,7 @@ from torch import nn
 from distilpeft.errors import GateError
 from distilpeft.recipe import Fit, Optim
 from distilpeft.runtime import Runtime
-from distilpeft.train import State, Work, _validate, lr_factor, make_optimizer, optimizer_step, total_steps, train
+from distilpeft.train import State, Step, Work, _validate, lr_factor, make_optimizer, optimizer_step, total_steps, train
 
 FIT = Fit(epochs=2, batch_size=4, micro_batch_size=2, precision="fp32")
 
@@ -37,6 +37,10 @@ def work(folder: Path, optim: Optim, fit: Fit = FIT, **changes: object) -> Work:
         "folder": folder,
     }
     return Work(**(settings | changes))
+
+
+def step_of(model: nn.Module, job: Work) -> Step:
+    return Step(model, job.loss_sum)
 
 
 def test_total_steps_count_the_smaller_last_batch_and_stop_at_max_steps():
@@ -83,8 +87,7 @@ def test_the_plateau_cuts_the_rate_after_its_patience_and_early_stopping_ends_th
 
 def test_a_monitor_of_which_less_is_better_picks_the_smallest(tmp_path):
     values = iter([0.9, 0.4, 0.6])
-    fit = FIT.model_copy(update={"monitor": "log_loss"})
-    job = work(tmp_path, Optim(lr=1), fit, validate=lambda _: {"log_loss": next(values)})
+    job = work(tmp_path, Optim(lr=1), monitor="log_loss", validate=lambda _: {"log_loss": next(values)})
     state = State()
     for step in (1, 2, 3):
         state.step = step
@@ -107,6 +110,16 @@ def test_the_best_or_the_last_weights_are_kept(tmp_path, runtime, keep, expected
     assert torch.equal(model.weight, history[expected])
 
 
+def test_a_validation_that_is_not_finite_is_never_the_best(tmp_path):
+    found = iter([{"finite": 0.0}, {"finite": 1.0, "accuracy": 0.1}, {"finite": 0.0}])
+    job = work(tmp_path, Optim(lr=1), validate=lambda _: next(found))
+    state = State()
+    for step in (1, 2, 3):
+        state.step = step
+        _validate(job, nn.Identity(), state)
+    assert (state.best_step, state.best_value) == (2, 0.1)
+
+
 def test_a_step_without_any_counted_row_changes_nothing_and_is_not_nan(tmp_path, runtime):
     """Trap 19."""
     model = nn.Linear(3, 2)
@@ -117,7 +130,7 @@ def test_a_step_without_any_counted_row_changes_nothing_and_is_not_nan(tmp_path,
         count_rows=lambda _: 0,
         loss_sum=lambda model, batch: model(batch["x"]).sum() * 0,
     )
-    figures = optimizer_step(runtime, model, make_optimizer(model, job.optim), np.arange(4), job, 5)
+    figures = optimizer_step(runtime, step_of(model, job), make_optimizer(model, job.optim), np.arange(4), job, 5)
     assert figures["loss"] == figures["grad_norm"] == 0
     assert torch.equal(model.weight, before)
 
@@ -126,8 +139,9 @@ def test_an_adapter_that_no_gradient_reaches_stops_the_run(tmp_path, runtime):
     """Trap 27: the loss would stand still without an error."""
     model = nn.Linear(3, 2)
     model.lora_B = nn.Parameter(torch.zeros(2))
+    job = work(tmp_path, Optim(lr=1))
     with pytest.raises(GateError, match="no gradient reaches 1 adapter tensors, such as lora_B"):
-        optimizer_step(runtime, model, make_optimizer(model, Optim(lr=1)), np.arange(4), work(tmp_path, Optim(lr=1)), 0)
+        optimizer_step(runtime, step_of(model, job), make_optimizer(model, job.optim), np.arange(4), job, 0)
 
 
 def test_a_step_that_is_not_finite_changes_no_weight(tmp_path, runtime):
@@ -135,5 +149,5 @@ def test_a_step_that_is_not_finite_changes_no_weight(tmp_path, runtime):
     before = model.weight.detach().clone()
     job = work(tmp_path, Optim(lr=1), loss_sum=lambda model, batch: model(batch["x"]).sum() * float("inf"))
     with pytest.raises(GateError, match=r"step 6: loss .*not finite\. Rows of the batch: 0, 1, 2, 3"):
-        optimizer_step(runtime, model, make_optimizer(model, Optim(lr=1)), np.arange(4), job, 5)
+        optimizer_step(runtime, step_of(model, job), make_optimizer(model, Optim(lr=1)), np.arange(4), job, 5)
     assert torch.equal(model.weight, before)

@@ -31,9 +31,9 @@ def run(runtime: Runtime, recipe: Recipe, data: TaskData, loaded: Loaded) -> dic
     device = runtime.device if settings.device == "auto" else torch.device(settings.device)
     model = loaded.model.to(device)
     rows = data.tokens(recipe.evaluate.split, loaded.tokenizer, loaded.tokenizer_digest)
-    single_s = _time(model, rows, settings.warmup, settings.repeats, 1, device)
+    single_s = _time(data, model, rows, settings.warmup, settings.repeats, 1, device)
     batch = min(settings.batch_size, len(rows.lengths_N))
-    many_s = _time(model, rows, 1, max(5, settings.repeats // 5), batch, device)
+    many_s = _time(data, model, rows, 1, max(5, settings.repeats // 5), batch, device)
     p50, p95 = np.percentile(single_s, [50, 95]) * 1000
     return {
         "latency_ms": {"p50": round(float(p50), 3), "p95": round(float(p95), 3)},
@@ -45,7 +45,9 @@ def run(runtime: Runtime, recipe: Recipe, data: TaskData, loaded: Loaded) -> dic
     }
 
 
-def _time(model: Any, rows: Tokens, warmup: int, repeats: int, batch_size: int, device: torch.device) -> list[float]:
+def _time(
+    data: TaskData, model: Any, rows: Tokens, warmup: int, repeats: int, batch_size: int, device: torch.device
+) -> list[float]:
     """Seconds of each forward pass over `batch_size` random rows, the same rows for every model."""
     rng = np.random.default_rng(0)
     finish: Callable[[], None] = torch.cuda.synchronize if device.type == "cuda" else lambda: None
@@ -56,7 +58,7 @@ def _time(model: Any, rows: Tokens, warmup: int, repeats: int, batch_size: int, 
         finish()
         begin = time.perf_counter()
         with torch.inference_mode():
-            model(**inputs)
+            data.task.forward(model, inputs)
         finish()
         if turn >= warmup:
             seconds.append(time.perf_counter() - begin)

@@ -5,27 +5,22 @@ Leaves: `model/`, an ordinary transformers model with its tokenizer, and `train_
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate.utils import send_to_device
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from distilpeft import models
 from distilpeft.artifact import Artifact
-from distilpeft.losses import distil_sum
+from distilpeft.losses import Loss
 from distilpeft.pair import MODEL, load_teacher, new_student, save_student, teacher_source, tokenizer_digest
-from distilpeft.recipe import Recipe
+from distilpeft.recipe import METRICS, Recipe
 from distilpeft.runtime import Runtime
-from distilpeft.scoring import validator
+from distilpeft.scoring import Soft, soft_of, validator
 from distilpeft.soft_targets import SoftTargets, binding
 from distilpeft.tasks import TaskData
 from distilpeft.train import Work, train
-
-Lookup = Callable[[NDArray[np.int64]], Tensor]
 
 
 def run(
@@ -49,15 +44,15 @@ def run(
     student = new_student(runtime, recipe, teacher.path if teacher else None)
     rows = data.tokens("train", student.tokenizer, student.tokenizer_digest)
     held_out = data.tokens("validation", student.tokenizer, student.tokenizer_digest)
-    lookup = _lookup(runtime, recipe, data, teacher, targets) if alpha > 0 else None
-    fit = recipe.distil.fit
+    fit, task = recipe.distil.fit, data.task
+    loss = Loss.of(recipe.distil, alpha)
+    soft, live = _soft(runtime, recipe, data, teacher, targets) if alpha > 0 else (None, None)
 
-    def loss_sum(wrapped: nn.Module, batch: dict[str, Any]) -> Tensor:
+    def loss_sum(bare: nn.Module, batch: dict[str, Any]) -> Tensor:
+        known = soft(batch) if soft else None
         with runtime.autocast(fit.precision):
-            outputs = wrapped(**batch["inputs"])
-        soft_NC = lookup(batch["row_ids_N"]) if lookup else None
-        logits_NC = data.task.row_logits(outputs)
-        return distil_sum(logits_NC, batch["labels_N"], soft_NC, alpha=alpha, temperature=recipe.distil.temperature)
+            found: Tensor = task.loss_sum(bare, batch, loss, known)
+        return found
 
     work = Work(
         label="distil" if alpha > 0 else "CE-only",
@@ -67,9 +62,10 @@ def run(
         lengths_N=rows.lengths_N,
         load_batch=rows.load_batch,
         loss_sum=loss_sum,
-        count_rows=data.task.count_rows,
-        validate=validator(runtime, recipe, data, held_out, fit.precision),
+        count_rows=task.count_rows,
+        validate=validator(runtime, recipe, data, held_out, fit.precision, live),
         folder=out.partial,
+        monitor=recipe.monitor(fit) if recipe.monitor(fit) != "kl" or alpha > 0 else METRICS[recipe.task.kind][0],
     )
     figures = train(runtime, student.model, work)
     if runtime.is_main:
@@ -82,24 +78,24 @@ def run(
     }
 
 
-def _lookup(
+def _soft(
     runtime: Runtime, recipe: Recipe, data: TaskData, teacher: Artifact | None, targets: Artifact | None
-) -> Lookup:
-    """A function from row ids to the teacher's logits [N, C]: from disk, or by running the teacher."""
+) -> tuple[Soft, Soft | None]:
+    """What the teacher knows of a batch: from disk, or by running it; and the running one for validation, if wanted.
+
+    Token-level targets need the very same tokens, so the teacher runs on the student's own batch. Over classes the two
+    may have different tokenizers: the teacher reads the same rows, by row id, in its own.
+    """
     assert teacher is not None
     if targets is not None:
         source = teacher_source(recipe)
         digest = tokenizer_digest(source)
         teacher_rows = data.tokens("train", models.load_tokenizer(source), digest)
         store = SoftTargets(targets.path, binding(teacher, teacher_rows.dataset, digest))
-        return lambda row_ids_N: torch.from_numpy(store.lookup(row_ids_N)).to(runtime.device)
+        return (lambda batch: torch.from_numpy(store.lookup(batch["row_ids_N"])).to(runtime.device)), None
     loaded = load_teacher(runtime, recipe, teacher.path, recipe.targets.precision)
+    live = soft_of(runtime, data, loaded, recipe.targets.precision)
+    if recipe.task.kind == "causal_lm":
+        return live, live
     rows = data.tokens("train", loaded.tokenizer, loaded.tokenizer_digest)
-
-    def online(row_ids_N: NDArray[np.int64]) -> Tensor:
-        batch = send_to_device(rows.load_batch(row_ids_N), runtime.device)
-        with torch.no_grad(), runtime.autocast(recipe.targets.precision):
-            logits_NC: Tensor = data.task.row_logits(loaded.model(**batch["inputs"]))
-        return logits_NC.float()
-
-    return online
+    return (lambda batch: live(send_to_device(rows.load_batch(batch["row_ids_N"]), runtime.device))), None

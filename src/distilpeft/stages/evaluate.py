@@ -1,6 +1,6 @@
 """Score one model on the held-out rows, and compare it row by row with the teacher.
 
-Leaves: `logits.npy`, float32 [rows, classes].
+Leaves: `values.npy`, what the task measures per row: logits [rows, classes], or sums over the row's tokens.
 """
 
 from __future__ import annotations
@@ -9,21 +9,22 @@ from typing import Any
 
 import numpy as np
 
+from distilpeft import models
 from distilpeft.artifact import Artifact
 from distilpeft.errors import GateError
-from distilpeft.metrics import agreement, scores
-from distilpeft.pair import Loaded
+from distilpeft.pair import Loaded, teacher_source, tokenizer_digest
 from distilpeft.recipe import Recipe
 from distilpeft.runtime import Runtime
-from distilpeft.scoring import logits_of
+from distilpeft.scoring import measure_with, soft_of, values_of
 from distilpeft.tasks import TaskData
 
-LOGITS = "logits.npy"
+VALUES = "values.npy"
+SPEAKERS = ("teacher", "student")
 
 
 def run(
-    runtime: Runtime, recipe: Recipe, data: TaskData, *, loaded: Loaded | None, reference: Artifact | None,
-    out: Artifact,
+    runtime: Runtime, recipe: Recipe, data: TaskData, *, loaded: Loaded | None, teacher: Loaded | None,
+    reference: Artifact | None, role: str, out: Artifact,
 ) -> dict[str, Any]:  # fmt: skip
     """Score a model into `out.partial`.
 
@@ -31,32 +32,43 @@ def run(
         runtime: the machine.
         recipe: its `evaluate` section.
         data: the rows.
-        loaded: the model; None scores the answer "as often as in training", whose top class is the majority's.
-        reference: the teacher's evaluation, to measure KL and agreement against.
-        out: where the logits go.
+        loaded: the model; None scores the answer "as often as in training".
+        teacher: the running teacher, for tasks that compare token by token.
+        reference: the teacher's evaluation, to compare with row by row.
+        role: of the model; teacher and student also write samples.
+        out: where the values go.
 
     Raises:
-        GateError: a logit is not finite.
+        GateError: a value is not finite.
     """
-    settings = recipe.evaluate
+    settings, task = recipe.evaluate, data.task
     if loaded is None:
-        labels_N = data.labels(settings.split)
-        share_C = np.bincount(data.labels("train"), minlength=len(recipe.task.labels)) / data.num_rows("train")
-        logits_NC = np.tile(np.log(np.maximum(share_C, 1e-9)), (len(labels_N), 1)).astype(np.float32)
+        source = teacher_source(recipe)
+        train, rows = (
+            data.tokens(split, models.load_tokenizer(source), tokenizer_digest(source))
+            for split in ("train", settings.split)
+        )
+        values_NK = task.majority_values(recipe.task, train, rows)
     else:
         rows = data.tokens(settings.split, loaded.tokenizer, loaded.tokenizer_digest)
-        labels_N = rows.labels_N
-        with runtime.bar(f"evaluate on {settings.split}", len(labels_N)) as bar:
-            logits_NC = logits_of(
-                runtime, loaded.model, data, rows, precision=settings.precision,
+        soft = soft_of(runtime, data, teacher, settings.precision) if teacher else None
+        with runtime.bar(f"evaluate on {settings.split}", len(rows.lengths_N)) as bar:
+            values_NK = values_of(
+                runtime, loaded.model, rows, measure_with(data, soft), precision=settings.precision,
                 micro_batch_size=settings.micro_batch_size, bar=bar,
             )  # fmt: skip
-    if not np.isfinite(logits_NC).all():
-        raise GateError(f"evaluate: {(~np.isfinite(logits_NC)).any(-1).sum()} rows have logits that are not finite")
+        if not np.isfinite(values_NK).all():
+            bad = (~np.isfinite(values_NK)).any(-1)
+            raise GateError(f"evaluate: {bad.sum()} rows have values that are not finite, such as row {bad.argmax()}")
     if runtime.is_main:
-        np.save(out.partial / LOGITS, logits_NC, allow_pickle=False)
-    figures: dict[str, Any] = {"scores": scores(settings.metrics, logits_NC.astype(np.float64), labels_N)}
+        np.save(out.partial / VALUES, values_NK, allow_pickle=False)
+    figures: dict[str, Any] = {"scores": task.scores(recipe.metrics, values_NK, rows)}
     if reference is not None:
-        teacher_NC = np.load(reference.path / LOGITS, allow_pickle=False).astype(np.float64)
-        figures["against_teacher"] = agreement(logits_NC.astype(np.float64), teacher_NC)
+        figures["against_teacher"] = task.against_teacher(
+            values_NK, np.load(reference.path / VALUES, allow_pickle=False)
+        )
+    if loaded is not None and role in SPEAKERS and settings.samples:
+        figures["samples"] = task.samples(
+            loaded.model, loaded.tokenizer, rows, settings.samples, settings.sample_tokens
+        )
     return figures

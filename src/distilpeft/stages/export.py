@@ -7,8 +7,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
 from distilpeft import card
 from distilpeft.artifact import Artifact, write_text
 from distilpeft.errors import GateError
@@ -16,7 +14,7 @@ from distilpeft.models import DTYPES
 from distilpeft.pair import MODEL, load_student, save_student
 from distilpeft.recipe import Recipe
 from distilpeft.runtime import Runtime
-from distilpeft.scoring import logits_of
+from distilpeft.scoring import values_of
 from distilpeft.tasks import TaskData
 
 
@@ -44,27 +42,24 @@ def run(
     """
     settings = recipe.export
     loaded = load_student(runtime, recipe, student.path / MODEL)
-    expected_NC = _logits(runtime, recipe, data, loaded)
     folder = out.partial / MODEL
     if runtime.is_main:
-        save_student(loaded.model, loaded.tokenizer, folder, DTYPES[settings.dtype])
+        save_student(
+            loaded.model, loaded.tokenizer, folder, DTYPES[settings.dtype]
+        )  # in place: it is loaded anew below
         write_text(folder / "README.md", card.render(recipe, figures))
     runtime.accelerator.wait_for_everyone()
-    difference = float(
-        np.abs(_logits(runtime, recipe, data, load_student(runtime, recipe, folder)) - expected_NC).max()
-    )
+    loaded, exported = (load_student(runtime, recipe, path) for path in (student.path / MODEL, folder))
+    rows = data.tokens(recipe.evaluate.split, loaded.tokenizer, loaded.tokenizer_digest)
+    found = values_of(
+        runtime, exported.model, rows, lambda model, batch: data.task.difference(model, loaded.model, batch),
+        precision="fp32", micro_batch_size=recipe.evaluate.micro_batch_size, limit=settings.gate_rows,
+    )  # fmt: skip
+    difference = float(found.max())
     if not difference <= settings.max_abs_diff:
         raise GateError(
             f"export: the {settings.dtype} safetensors differ from the student by {difference:.3g} in a logit; "
             f"export.max_abs_diff allows {settings.max_abs_diff:.3g}"
         )
     size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
-    return {"max_abs_diff": difference, "compared_rows": len(expected_NC), "size_bytes": size}
-
-
-def _logits(runtime: Runtime, recipe: Recipe, data: TaskData, loaded: Any) -> Any:
-    rows = data.tokens(recipe.evaluate.split, loaded.tokenizer, loaded.tokenizer_digest)
-    return logits_of(
-        runtime, loaded.model, data, rows, precision="fp32",
-        micro_batch_size=recipe.evaluate.micro_batch_size, limit=recipe.export.gate_rows,
-    )  # fmt: skip
+    return {"max_abs_diff": difference, "compared_rows": len(found), "size_bytes": size}

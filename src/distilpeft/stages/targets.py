@@ -14,7 +14,7 @@ from distilpeft.data import length_order
 from distilpeft.errors import GateError
 from distilpeft.pair import load_teacher
 from distilpeft.predict import predict
-from distilpeft.recipe import Recipe
+from distilpeft.recipe import Recipe, TextClassification
 from distilpeft.runtime import Runtime
 from distilpeft.soft_targets import Writer, binding
 from distilpeft.tasks import TaskData
@@ -32,14 +32,16 @@ def run(runtime: Runtime, recipe: Recipe, data: TaskData, teacher: Artifact, out
     loaded = load_teacher(runtime, recipe, teacher.path, recipe.targets.precision)
     rows = data.tokens("train", loaded.tokenizer, loaded.tokenizer_digest)
     num_rows = len(rows.lengths_N)
+    assert isinstance(recipe.task, TextClassification), "token-level targets are computed online"
+    num_classes = len(recipe.task.labels)
     bound = binding(teacher, rows.dataset, loaded.tokenizer_digest)
-    writer = Writer(out.partial, num_rows, len(recipe.task.labels), bound) if runtime.is_main else None
+    writer = Writer(out.partial, num_rows, num_classes, bound) if runtime.is_main else None
     done = runtime.from_main(writer.done if writer else 0)
     with runtime.bar("targets", num_rows, done) as bar, runtime.stoppable():
         for start in range(done, num_rows, PIECE):
             order = length_order(rows.lengths_N, start, min(start + PIECE, num_rows))
             found = predict(
-                runtime, loaded.model, order, rows.load_batch, data.task.row_logits,
+                runtime, loaded.model, order, rows.load_batch, data.task.measure,
                 micro_batch_size=recipe.targets.micro_batch_size, precision=recipe.targets.precision, bar=bar,
             )  # fmt: skip
             bad = order[~np.isfinite(found).all(-1)]

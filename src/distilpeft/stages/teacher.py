@@ -5,6 +5,7 @@ Leaves: `adapter/` (or `model/`), `heads.json`, `train_log.jsonl`.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from torch import Tensor, nn
@@ -12,11 +13,11 @@ from torch import Tensor, nn
 from distilpeft import models
 from distilpeft.artifact import Artifact
 from distilpeft.errors import GateError
-from distilpeft.losses import ce_sum
+from distilpeft.losses import Loss
 from distilpeft.pair import new_teacher, save_teacher, teacher_source, tokenizer_digest
-from distilpeft.recipe import Recipe
+from distilpeft.recipe import LOWER_IS_BETTER, METRICS, Recipe
 from distilpeft.runtime import Runtime
-from distilpeft.scoring import majority_share, validator
+from distilpeft.scoring import validator
 from distilpeft.tasks import TaskData
 from distilpeft.train import Work, train
 
@@ -31,34 +32,36 @@ def run(runtime: Runtime, recipe: Recipe, data: TaskData, out: Artifact) -> dict
         GateError: it is not finite, or does not beat both the majority class and the untuned base on the
             validation rows; the message holds the figures.
     """
-    source = teacher_source(recipe)
+    source, task, fit = teacher_source(recipe), data.task, recipe.teacher.fit
     tokenizer = models.load_tokenizer(source)
-    model, heads = new_teacher(runtime, recipe, tokenizer)
-    rows = data.tokens("train", tokenizer, tokenizer_digest(source))
+    rows = data.tokens("train", tokenizer, tokenizer_digest(source))  # a row that cannot be used shows here, early
     held_out = data.tokens("validation", tokenizer, tokenizer_digest(source))
+    model, heads = new_teacher(runtime, recipe, tokenizer)
 
-    def loss_sum(wrapped: nn.Module, batch: dict[str, Any]) -> Tensor:
-        with runtime.autocast(recipe.teacher.fit.precision):
-            outputs = wrapped(**batch["inputs"])
-        return ce_sum(data.task.row_logits(outputs), batch["labels_N"])
+    def loss_sum(bare: nn.Module, batch: dict[str, Any]) -> Tensor:
+        with runtime.autocast(fit.precision):
+            found: Tensor = task.loss_sum(bare, batch, Loss(), None)
+        return found
 
-    validate = validator(runtime, recipe, data, held_out, recipe.teacher.fit.precision)
+    validate = validator(runtime, recipe, data, held_out, fit.precision)
     work = Work(
         label="teacher",
-        fit=recipe.teacher.fit,
+        fit=fit,
         optim=recipe.teacher.optim,
         seed=recipe.seed,
         lengths_N=rows.lengths_N,
         load_batch=rows.load_batch,
         loss_sum=loss_sum,
-        count_rows=data.task.count_rows,
+        count_rows=task.count_rows,
         validate=validate,
         folder=out.partial,
+        monitor=recipe.monitor(fit),
     )
     figures = train(runtime, model, work)
     figures["tuned"] = validate(model)
     figures["untuned"] = figures["validations"][0]
-    figures["majority"] = majority_share(rows.labels_N, held_out.labels_N)
+    figures["majority"] = task.metrics(task.majority_values(recipe.task, rows, held_out), held_out)
+    figures["majority"] = {name: value for name, value in figures["majority"].items() if math.isfinite(value)}
     _gate(runtime, recipe, figures)
     figures |= {
         "num_parameters": models.num_parameters(model),
@@ -76,14 +79,19 @@ def run(runtime: Runtime, recipe: Recipe, data: TaskData, out: Artifact) -> dict
 
 def _gate(runtime: Runtime, recipe: Recipe, figures: dict[str, Any]) -> None:
     """A teacher that is no better than a guess would supervise to the end, and cost days."""
-    tuned, untuned, majority = figures["tuned"], figures["untuned"], figures["majority"]
-    if tuned["finite"] and tuned["accuracy"] > majority and tuned["accuracy"] > untuned["accuracy"]:
+    name = METRICS[recipe.task.kind][0]
+    sign = -1 if name in LOWER_IS_BETTER else 1
+    tuned, untuned, majority = (figures[which] for which in ("tuned", "untuned", "majority"))
+    if tuned["finite"] and all(
+        sign * tuned[name] > sign * other.get(name, -sign * math.inf) for other in (untuned, majority)
+    ):
         return
-    found = f"{tuned['accuracy']:.4f}" if tuned["finite"] else "not finite"
+    found = f"{tuned[name]:.4f}" if tuned["finite"] else "not finite"
+    guess = 'the answer "as often as in training"' if recipe.task.kind == "causal_lm" else "the majority class"
     message = (
-        f"the tuned teacher is no teacher: its validation accuracy is {found}; the untuned base has "
-        f"{untuned['accuracy']:.4f}, the majority class {majority:.4f}. Tune it longer or with another lr; "
-        f"teacher.gate: warn goes on all the same"
+        f"the tuned teacher is no teacher: its validation {name} is {found}; the untuned base has "
+        f"{untuned.get(name, math.nan):.4f}, {guess} {majority[name]:.4f}. "
+        f"Tune it longer or with another lr; teacher.gate: warn goes on all the same"
     )
     if recipe.teacher.gate == "stop":
         raise GateError(message)

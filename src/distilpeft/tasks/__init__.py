@@ -19,11 +19,11 @@ from numpy.typing import NDArray
 from distilpeft.artifact import digest_json
 from distilpeft.data import duplicates, read_splits
 from distilpeft.recipe import Recipe
-from distilpeft.tasks import text_classification
+from distilpeft.tasks import causal_lm, text_classification
 
 MainFirst = Callable[[], AbstractContextManager[Any]]
 """Makes a context in which the main process goes before the others."""
-TASKS: dict[str, ModuleType] = {"text_classification": text_classification}
+TASKS: dict[str, ModuleType] = {"text_classification": text_classification, "causal_lm": causal_lm}
 
 
 def task_module(recipe: Recipe) -> ModuleType:
@@ -37,17 +37,19 @@ class Tokens:
     Attributes:
         dataset: the task's columns; row i has row_id i.
         lengths_N: tokens per row.
-        labels_N: class ids per row.
         num_truncated: rows that were cut to `data.max_tokens`.
     """
 
     def __init__(self, task: ModuleType, dataset: datasets.Dataset, tokenizer: Any) -> None:
         self._task, self._tokenizer = task, tokenizer
         self.dataset = dataset
-        columns = dataset.select_columns(["num_tokens", "label", "truncated"]).with_format("numpy")[:]
-        self.lengths_N: NDArray[np.int32] = columns["num_tokens"]
-        self.labels_N: NDArray[np.int64] = columns["label"]
-        self.num_truncated = int(columns["truncated"].sum())
+        self.lengths_N: NDArray[np.int32] = self.column("num_tokens")
+        self.num_truncated = int(self.column("truncated").sum())
+
+    def column(self, name: str) -> NDArray[Any]:
+        """A column of numbers, one per row."""
+        found: NDArray[Any] = self.dataset.select_columns([name]).with_format("numpy")[:][name]
+        return found
 
     def load_batch(self, row_ids_N: NDArray[np.int64]) -> dict[str, Any]:
         """Collate these rows; the batch also holds their `row_ids_N`."""
@@ -69,16 +71,7 @@ class TaskData:
         self.recipe, self.task, self.digest = recipe, task_module(recipe), digest
         self._cache, self._main_first = cache, main_first
         self._splits = read_task_splits(recipe)
-        self.duplicates = duplicates(self._splits, recipe.task.text)
-
-    def num_rows(self, split: str) -> int:
-        """Rows in a split."""
-        return len(self._splits[split])
-
-    def labels(self, split: str) -> NDArray[np.int64]:
-        """Class ids of a split's rows."""
-        rows, task = self._splits[split], self.recipe.task
-        return np.asarray(self.task.class_ids(task, rows.features, rows[task.label]), dtype=np.int64)
+        self.duplicates = duplicates({name: self.task.texts(recipe.task, rows) for name, rows in self._splits.items()})
 
     def tokens(self, split: str, tokenizer: Any, tokenizer_digest: str) -> Tokens:
         """Tokenise a split, or find it on disk; `tokenizer_digest` names the tokenizer."""

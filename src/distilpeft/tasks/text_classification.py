@@ -16,11 +16,14 @@ from distilpeft.errors import InputError
 from distilpeft.recipe import TextClassification
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
+
+    from distilpeft.losses import Loss
 
 AUTO_CLASS = "AutoModelForSequenceClassification"
 PEFT_TASK = "SEQ_CLS"
 PIPELINE = "text-classification"
+TRAIN_HEADS = True  # the classifier comes without pretrained weights
 FEATURES = datasets.Features(
     {
         "input_ids": datasets.List(datasets.Value("int32")),
@@ -151,7 +154,82 @@ def count_rows(batch: dict[str, Any]) -> int:
     return len(batch["labels_N"])
 
 
-def row_logits(outputs: Any) -> Tensor:
-    """The logits of the rows that count, shape [N, C]: here every row."""
-    logits: Tensor = outputs.logits
+def texts(task: TextClassification, rows: datasets.Dataset) -> list[str]:
+    """What makes two rows the same, for counting duplicates between splits."""
+    return list(rows[task.text])
+
+
+def prepare(task: TextClassification, model: Any) -> None:
+    """Nothing to find out: the logits are the model's output."""
+
+
+def row_logits(model: nn.Module, batch: dict[str, Any]) -> Tensor:
+    """Logits of every row of a batch, [B, C]."""
+    logits: Tensor = model(**batch["inputs"]).logits
     return logits
+
+
+def soft(teacher: nn.Module, batch: dict[str, Any]) -> Tensor:
+    """What the frozen teacher knows of a batch: its logits."""
+    return row_logits(teacher, batch).float()
+
+
+def loss_sum(model: nn.Module, batch: dict[str, Any], loss: Loss, soft: Tensor | None) -> Tensor:
+    """The loss summed over rows."""
+    from distilpeft.losses import distil_sum
+
+    return distil_sum(row_logits(model, batch), batch["labels_N"], soft, loss)
+
+
+def measure(model: nn.Module, batch: dict[str, Any], soft: Tensor | None = None) -> Tensor:
+    """What the scores of a row are computed from: its logits, [B, C]."""
+    del soft
+    return row_logits(model, batch)
+
+
+def majority_values(task: TextClassification, train: Any, rows: Any) -> NDArray[np.float32]:
+    """`measure` of the answer "as often as in training", whose top class is the majority's, [B, C]."""
+    labels_N = train.column("label")
+    share_C = np.bincount(labels_N, minlength=len(task.labels)) / len(labels_N)
+    return np.tile(np.log(np.maximum(share_C, 1e-9)), (len(rows.lengths_N), 1)).astype(np.float32)
+
+
+def metrics(values_NC: NDArray[np.floating[Any]], rows: Any) -> dict[str, float]:
+    """All metrics that work without a hub."""
+    from distilpeft.metrics import FUNCTIONS, softmax
+
+    probabilities_NC = softmax(values_NC)
+    labels_N = rows.column("label")
+    return {name: score(probabilities_NC, labels_N) for name, score in FUNCTIONS.items()}
+
+
+def scores(names: tuple[str, ...], values_NC: NDArray[np.floating[Any]], rows: Any) -> dict[str, dict[str, Any]]:
+    """Metric → value, 95 % interval and number of rows."""
+    from distilpeft import metrics as classifier
+
+    return classifier.scores(names, values_NC.astype(np.float64), rows.column("label"))
+
+
+def against_teacher(
+    values_NC: NDArray[np.floating[Any]], teacher_NC: NDArray[np.floating[Any]]
+) -> dict[str, float] | None:
+    """KL(teacher || model) in nats per row and the share of rows with the same top class."""
+    from distilpeft.metrics import agreement
+
+    return agreement(values_NC.astype(np.float64), teacher_NC.astype(np.float64))
+
+
+def difference(model: nn.Module, other: nn.Module, batch: dict[str, Any]) -> Tensor:
+    """Largest difference of a logit between two models, per row, [B, 1]."""
+    return (row_logits(model, batch).float() - row_logits(other, batch).float()).abs().amax(-1, keepdim=True)
+
+
+def forward(model: nn.Module, inputs: dict[str, Any]) -> Any:
+    """One pass as users make it."""
+    return model(**inputs)
+
+
+def samples(model: Any, tokenizer: Any, rows: Any, count: int, max_new_tokens: int) -> list[dict[str, str]]:
+    """A classifier writes nothing."""
+    del model, tokenizer, rows, count, max_new_tokens
+    return []

@@ -1,0 +1,519 @@
+"""Next-token prediction: prompt/completion pairs, chat messages, or plain text; the rows that count are target tokens.
+
+Columns after `encode`: input_ids; target, whether a token is to be predicted (never the first of a document);
+segments, lengths of the documents packed into the row; num_tokens, num_targets, num_bytes (of the targets' text, in
+UTF-8; special tokens have none), truncated.
+
+    B  rows of a batch    S  positions    N  targets of a batch    H  hidden units    V  vocabulary
+    K  what `measure` finds per row, see `VALUES`
+
+The loss never sees a [B, S, V] tensor: only hidden states at positions before a target go through the head.
+"""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import datasets
+import numpy as np
+from numpy.typing import NDArray
+
+from distilpeft.errors import GateError, InputError
+from distilpeft.recipe import CausalLM
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from distilpeft.fused import Head
+    from distilpeft.losses import Loss
+
+    Soft = tuple[Tensor, Head]
+
+AUTO_CLASS = "AutoModelForCausalLM"
+PEFT_TASK = "CAUSAL_LM"
+PIPELINE = "text-generation"
+TRAIN_HEADS = False  # the head is pretrained, often tied to the embeddings, and large
+VALUES = ("tokens", "nats", "right", "bytes", "kl", "agree")
+FEATURES = datasets.Features(
+    {
+        "input_ids": datasets.List(datasets.Value("int32")),
+        "target": datasets.List(datasets.Value("bool")),
+        "segments": datasets.List(datasets.Value("int32")),
+        "num_tokens": datasets.Value("int32"),
+        "num_targets": datasets.Value("int32"),
+        "num_bytes": datasets.Value("int64"),
+        "truncated": datasets.Value("bool"),
+    }
+)
+AGAINST = ("kl", "top1_agreement")
+RESAMPLES = 200
+PROBE_TOLERANCE = 1e-3
+
+
+@dataclass
+class Piece:
+    """One document, or a block of it: token ids, which of them are targets, and the bytes of each."""
+
+    ids: list[int]
+    target: list[bool]
+    num_bytes: list[int]
+    truncated: bool = False
+
+
+def model_options(_: CausalLM) -> dict[str, Any]:
+    """Configuration values of a model for this task: none."""
+    return {}
+
+
+def check_rows(task: CausalLM, rows: datasets.Dataset, numbers_N: NDArray[np.int64], origin: str) -> None:
+    """Refuse rows that cannot be used; see `text_classification.check_rows`."""
+    keys = {"prompt": task.prompt, "completion": task.completion, "messages": task.messages, "text": task.text}
+    for key, column in keys.items():
+        if column is None:
+            continue
+        if column not in rows.column_names:
+            has = ", ".join(rows.column_names)
+            raise InputError(f"task.{key}: {origin} has no column {column!r}; its columns are {has}")
+        bad = [
+            (n, fault) for n, cell in zip(numbers_N, rows[column], strict=True) if (fault := _fault(task, key, cell))
+        ]
+        if bad:
+            raise InputError(f"{origin}: row {bad[0][0]}: column {column!r} {bad[0][1]} ({len(bad)} such rows)")
+
+
+def _fault(task: CausalLM, key: str, cell: Any) -> str | None:
+    if key == "messages":
+        return _messages_fault(cell, needs_reply=task.loss_on != "all")
+    if not isinstance(cell, str):
+        return f"holds no text but {type(cell).__name__}"
+    return "holds no text" if key == "text" and not cell.strip() else None  # a prompt or completion may be empty
+
+
+def _messages_fault(cell: Any, *, needs_reply: bool) -> str | None:
+    if not isinstance(cell, list) or not cell:
+        return "holds no list of messages"
+    for message in cell:
+        if not isinstance(message, dict) or not all(isinstance(message.get(key), str) for key in ("role", "content")):
+            return "holds a message without the texts role and content"
+    if needs_reply and not any(message["role"] == "assistant" for message in cell):
+        return "holds no message of the role assistant, so nothing to learn"
+    return None
+
+
+def texts(task: CausalLM, rows: datasets.Dataset) -> list[str]:
+    """What makes two rows the same, for counting duplicates between splits."""
+    columns = [column for column in (task.prompt, task.completion, task.messages, task.text) if column is not None]
+    return [repr(cells) for cells in zip(*(rows[column] for column in columns), strict=True)]
+
+
+def encode(
+    task: CausalLM, features: datasets.Features, batch: dict[str, list[Any]], tokenizer: Any, max_tokens: int
+) -> dict[str, list[Any]]:
+    """Tokenise rows that passed `check_rows` into rows of at most `max_tokens` tokens.
+
+    Pairs and chats are cut at the end. Plain text is cut into blocks, each begun with the last token of the one before,
+    so that every token but a document's first is a target once. With `pack`, rows are put together, longest first,
+    each where it leaves least room.
+
+    Raises:
+        InputError: there is no chat template, or it does not render a chat turn by turn.
+    """
+    del features
+    limit = min(max_tokens, tokenizer.model_max_length)
+    pieces = [piece for whole in _documents(task, batch, tokenizer) for piece in _cut(task, whole, limit)]
+    bins = _pack(pieces, limit) if task.pack else [[piece] for piece in pieces]
+    rows: dict[str, list[Any]] = {name: [] for name in FEATURES}
+    for group in bins:
+        target = [flag for piece in group for flag in piece.target]
+        sizes = [size for piece in group for size in piece.num_bytes]
+        rows["input_ids"].append([token for piece in group for token in piece.ids])
+        rows["target"].append(target)
+        rows["segments"].append([len(piece.ids) for piece in group])
+        rows["num_tokens"].append(len(target))
+        rows["num_targets"].append(sum(target))
+        rows["num_bytes"].append(sum(size for size, flag in zip(sizes, target, strict=True) if flag))
+        rows["truncated"].append(any(piece.truncated for piece in group))
+    return rows
+
+
+def _documents(task: CausalLM, batch: dict[str, list[Any]], tokenizer: Any) -> Iterator[Piece]:
+    if task.messages is not None:
+        yield from (_chat(task, messages, tokenizer) for messages in batch[task.messages])
+    elif task.text is not None:
+        for text in batch[task.text]:
+            ids, sizes = _tokens(text, tokenizer, begin=True)
+            ids, sizes = _ended(ids, sizes, tokenizer)
+            yield Piece(ids, [False] + [True] * (len(ids) - 1), sizes)
+    else:
+        assert task.prompt is not None
+        assert task.completion is not None
+        for prompt, completion in zip(batch[task.prompt], batch[task.completion], strict=True):
+            if task.chat:
+                turns = [{"role": "user", "content": prompt}, {"role": "assistant", "content": completion}]
+                yield _chat(task, turns, tokenizer)
+            else:
+                yield _pair(task, prompt, completion, tokenizer)
+
+
+def _pair(task: CausalLM, prompt: str, completion: str, tokenizer: Any) -> Piece:
+    """Prompt and completion are tokenised apart, as they will be when the model is asked; then the end token."""
+    head, head_sizes = _tokens(prompt, tokenizer, begin=True)
+    tail, tail_sizes = _tokens(completion, tokenizer, begin=False)
+    if tail:  # an empty completion teaches nothing, not even to be silent
+        tail, tail_sizes = _ended(tail, tail_sizes, tokenizer)
+    target = [task.loss_on == "all"] * len(head) + [True] * len(tail)
+    return Piece(head + tail, [False, *target[1:]], head_sizes + tail_sizes)
+
+
+def _chat(task: CausalLM, messages: list[dict[str, str]], tokenizer: Any) -> Piece:
+    """Render with the tokenizer's template; the targets are what the assistant says, with the end of its turn."""
+    if not tokenizer.chat_template:
+        raise InputError(f"task: the tokenizer of {tokenizer.name_or_path} has no chat template")
+    said = [{"role": message["role"], "content": message["content"]} for message in messages]
+    text = tokenizer.apply_chat_template(said, tokenize=False)
+    spans = [(0, len(text))] if task.loss_on == "all" else list(_replies(said, text, tokenizer))
+    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    offsets = encoded["offset_mapping"]
+    target = [end > start and any(a <= start < b for a, b in spans) for start, end in offsets]
+    sizes = _sizes(text, encoded["input_ids"], offsets, tokenizer)
+    return Piece(encoded["input_ids"], [False, *target[1:]], sizes)
+
+
+def _replies(messages: list[dict[str, str]], text: str, tokenizer: Any) -> Iterator[tuple[int, int]]:
+    """Where in the rendered text the assistant speaks, found by rendering every beginning of the chat."""
+    for index, message in enumerate(messages):
+        if message["role"] != "assistant":
+            continue
+        before = tokenizer.apply_chat_template(messages[:index], tokenize=False, add_generation_prompt=True)
+        after = tokenizer.apply_chat_template(messages[: index + 1], tokenize=False)
+        if not (text.startswith(after) and after.startswith(before)):
+            raise InputError(
+                f"task: the chat template of {tokenizer.name_or_path} renders earlier turns otherwise once "
+                f"later ones follow (near {text[len(before) - 20 : len(before) + 20]!r}); give one reply per row"
+            )
+        stripped = after.rstrip()
+        # A line break behind the end token is the template's, not the model's; without one it ends the turn itself.
+        ends = any(stripped.endswith(token) for token in tokenizer.all_special_tokens)
+        yield len(before), len(stripped) if ends else len(after)
+
+
+def _tokens(text: str, tokenizer: Any, *, begin: bool) -> tuple[list[int], list[int]]:
+    """Token ids (with the tokenizer's own first token if `begin`) and the bytes of text that each stands for."""
+    encoded = tokenizer(text, add_special_tokens=begin, return_offsets_mapping=True, verbose=False)
+    ids, offsets = list(encoded["input_ids"]), list(encoded["offset_mapping"])
+    while begin and ids and ids[-1] == tokenizer.eos_token_id and offsets[-1][0] == offsets[-1][1]:
+        ids, offsets = ids[:-1], offsets[:-1]  # some tokenizers end whatever they begin
+    return ids, _sizes(text, ids, offsets, tokenizer)
+
+
+def _sizes(text: str, ids: Sequence[int], offsets: Sequence[tuple[int, int]], tokenizer: Any) -> list[int]:
+    """Bytes of each token's text; what lies between two tokens' spans goes to the second. They add up to the text's."""
+    special = set(tokenizer.all_special_ids)
+    sizes, reached = [], 0
+    for token, (_, end) in zip(ids, offsets, strict=True):
+        sizes.append(0 if token in special else len(text[reached:end].encode("utf-8", "replace")))
+        reached = max(reached, end)
+    return sizes
+
+
+def _ended(ids: list[int], sizes: list[int], tokenizer: Any) -> tuple[list[int], list[int]]:
+    """Append the end token, which is worth no bytes."""
+    if tokenizer.eos_token_id is None or ids[-1:] == [tokenizer.eos_token_id]:
+        return ids, sizes
+    return [*ids, tokenizer.eos_token_id], [*sizes, 0]
+
+
+def _cut(task: CausalLM, whole: Piece, limit: int) -> Iterator[Piece]:
+    if task.text is None:
+        cut = slice(0, limit)
+        yield Piece(whole.ids[cut], whole.target[cut], whole.num_bytes[cut], truncated=len(whole.ids) > limit)
+        return
+    step = max(1, limit - 1)
+    for start in range(0, max(1, len(whole.ids) - 1), step):
+        block = slice(start, start + step + 1)
+        ids = whole.ids[block]
+        yield Piece(ids, [False] + [True] * (len(ids) - 1), whole.num_bytes[block])
+
+
+def _pack(pieces: Sequence[Piece], limit: int) -> list[list[Piece]]:
+    """Best fit, longest first: each piece goes where it leaves least room. Order is a function of the pieces alone."""
+    bins: list[list[Piece]] = []
+    room: list[tuple[int, int]] = []  # (tokens left, bin), sorted
+    for piece in sorted(pieces, key=lambda piece: -len(piece.ids)):
+        size = len(piece.ids)
+        place = bisect.bisect_left(room, (size, 0))
+        if place < len(room):
+            left, index = room.pop(place)
+        else:
+            left, index = limit, len(bins)
+            bins.append([])
+        bins[index].append(piece)
+        if left > size:
+            bisect.insort(room, (left - size, index))
+    return bins
+
+
+def collate(rows: dict[str, list[Any]], tokenizer: Any) -> dict[str, Any]:
+    """Pad on the right to the longest row of the batch.
+
+    Returns:
+        `inputs`: input_ids [B, S] and attention_mask; for packed rows position_ids that begin anew with every document,
+        which transformers turns into a mask between documents (padding is one more of them).
+        `at_N`: flat positions b * S + s before each target, `labels_N` the target ids, `rows_N` the b of each.
+        `num_bytes_B`.
+    """
+    import torch
+
+    lengths = [len(ids) for ids in rows["input_ids"]]
+    width = max(lengths)
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
+    ids_BS = np.full((len(lengths), width), pad, dtype=np.int64)
+    target_BS = np.zeros((len(lengths), width), dtype=bool)
+    for b, (ids, target) in enumerate(zip(rows["input_ids"], rows["target"], strict=True)):
+        ids_BS[b, : len(ids)] = ids
+        target_BS[b, : len(ids)] = target
+    inputs = {"input_ids": torch.from_numpy(ids_BS)}
+    if any(len(segments) > 1 for segments in rows["segments"]):
+        positions = [
+            np.concatenate([np.arange(size) for size in (*segments, width - length)])
+            for segments, length in zip(rows["segments"], lengths, strict=True)
+        ]
+        inputs["position_ids"] = torch.from_numpy(np.stack(positions))
+    else:
+        inputs["attention_mask"] = torch.from_numpy((np.arange(width) < np.array(lengths)[:, None]).astype(np.int64))
+    at = np.flatnonzero(target_BS)
+    assert not target_BS[:, 0].any(), "a row's first token cannot be predicted"
+    return {
+        "inputs": inputs,
+        "at_N": torch.from_numpy(at - 1),
+        "labels_N": torch.from_numpy(ids_BS.reshape(-1)[at]),
+        "rows_N": torch.from_numpy(at // width),
+        "num_bytes_B": torch.tensor(rows["num_bytes"], dtype=torch.float32),
+    }
+
+
+def count_rows(batch: dict[str, Any]) -> int:
+    """How many targets a collated batch holds."""
+    return len(batch["labels_N"])
+
+
+def prepare(task: CausalLM, model: Any) -> None:
+    """Find out how the model turns its head's output into logits, and prove it, and packing, on a probe.
+
+    Raises:
+        GateError: its logits are not a scaled and capped linear function of the last hidden state, or it looks from one
+            packed document into another.
+    """
+    import torch
+
+    from distilpeft.fused import Head
+
+    bare = _bare(model)
+    config = bare.config.get_text_config()
+    ids = torch.arange(8, device=bare.device).unsqueeze(0) % config.vocab_size
+    was_training = bare.training
+    bare.eval()
+    with torch.no_grad():
+        expected = bare(input_ids=ids, use_cache=False).logits.float()
+        hidden = bare.base_model(input_ids=ids, use_cache=False).last_hidden_state
+        raw = bare.get_output_embeddings()(hidden)
+        leak = _leak(bare, ids) if task.pack else 0.0
+    bare.train(was_training)
+    if not leak < PROBE_TOLERANCE:
+        raise GateError(
+            f"task.pack: {type(bare).__name__} looks from one packed document into the next (relative difference "
+            f"{leak:.2g}); set pack: false"
+        )
+    found = []
+    for scale, softcap in _shapes(bare, config):
+        shaped = Head(bare.get_output_embeddings(), scale, softcap).shape(raw).float()
+        found.append((float((shaped - expected).abs().max() / expected.abs().max().clamp(min=1e-6)), scale, softcap))
+    error, scale, softcap = min(found, key=lambda entry: entry[0])
+    if not error < PROBE_TOLERANCE:
+        raise GateError(
+            f"{type(bare).__name__}: its logits are not a scaled or capped linear function of its last hidden state "
+            f"(relative error {error:.2g}); this architecture is not supported"
+        )
+    bare.logit_shape = (scale, softcap)
+
+
+def _leak(model: Any, ids: Tensor) -> float:
+    """How far the hidden states of a document differ when another is packed before it, relative to their size."""
+    import torch
+
+    alone = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+    positions = torch.arange(ids.shape[-1], device=ids.device).unsqueeze(0)
+    twice = {"input_ids": torch.cat([ids.flip(-1), ids], -1), "position_ids": torch.cat([positions, positions], -1)}
+    packed = model.base_model(**twice, use_cache=False).last_hidden_state[:, ids.shape[-1] :]
+    return float((packed - alone).abs().max() / alone.abs().max())
+
+
+def _shapes(model: Any, config: Any) -> Iterator[tuple[float, float | None]]:
+    """Scales and caps to try, by the names that architectures use; some divide by what others multiply by."""
+    names = ("logit_scale", "logits_scaling", "lm_head_multiplier", "output_multiplier")
+    values = [getattr(owner, name, None) for owner in (config, model) for name in names]
+    numbers = [float(value) for value in values if isinstance(value, int | float) and value]
+    caps = [getattr(config, name, None) for name in ("final_logit_softcapping", "output_logit_soft_cap")]
+    for scale in dict.fromkeys([1.0, *numbers, *(1 / number for number in numbers)]):
+        for cap in dict.fromkeys([None, *caps]):
+            yield scale, cap
+
+
+def _bare(model: Any) -> Any:
+    return model.get_base_model() if hasattr(model, "peft_config") else model
+
+
+def head_of(model: Any) -> Head:
+    """The model's head, as `prepare` has found it."""
+    from distilpeft.fused import Head
+
+    bare = _bare(model)
+    scale, softcap = bare.logit_shape
+    return Head(bare.get_output_embeddings(), scale, softcap)
+
+
+def target_states(model: Any, batch: dict[str, Any]) -> Tensor:
+    """Last hidden states at the positions before a target, [N, H]."""
+    states: Tensor = _bare(model).base_model(**batch["inputs"], use_cache=False).last_hidden_state
+    return states.reshape(-1, states.shape[-1])[batch["at_N"]]
+
+
+def soft(teacher: Any, batch: dict[str, Any]) -> Soft:
+    """What the frozen teacher knows of a batch: its hidden states at the targets, and its head."""
+    return target_states(teacher, batch), head_of(teacher)
+
+
+def loss_sum(model: nn.Module, batch: dict[str, Any], loss: Loss, soft: Soft | None) -> Tensor:
+    """The loss summed over targets."""
+    from distilpeft.fused import linear_distil_sum
+
+    return linear_distil_sum(target_states(model, batch), head_of(model), batch["labels_N"], soft, loss)
+
+
+def measure(model: nn.Module, batch: dict[str, Any], soft: Soft | None = None) -> Tensor:
+    """Sums over each row's targets, [B, K] in the order of `VALUES`; the last two are 0 without a teacher."""
+    import torch
+
+    from distilpeft.fused import linear_scores
+
+    found = linear_scores(target_states(model, batch), head_of(model), batch["labels_N"], soft)
+    num_rows = len(batch["num_bytes_B"])
+    zero_N = torch.zeros_like(found["nats"])
+    per_target = [torch.ones_like(zero_N), found["nats"], found["right"]]
+    per_target += [zero_N, found.get("kl", zero_N), found.get("agree", zero_N)]
+    values_BK = torch.zeros(num_rows, len(VALUES), device=zero_N.device)
+    values_BK.index_add_(0, batch["rows_N"], torch.stack(per_target, dim=-1).float())
+    values_BK[:, VALUES.index("bytes")] = batch["num_bytes_B"]
+    return values_BK
+
+
+def majority_values(task: CausalLM, train: Any, rows: Any) -> NDArray[np.float64]:
+    """`measure` of the answer "as often as in training": token frequencies with one added to each, [B, K].
+
+    Its distance from the teacher is not measured (NaN).
+    """
+    del task
+    vocabulary = 1 + max(int(np.max(part, initial=0)) for rows_ in (train, rows) for part in _targets(rows_))
+    counts = np.ones(vocabulary)
+    for part in _targets(train):
+        counts += np.bincount(part, minlength=vocabulary)
+    nats = -np.log(counts / counts.sum())
+    likeliest = int(counts.argmax())
+    sizes = rows.column("num_bytes")
+    return np.array(
+        [
+            [len(part), nats[part].sum(), (part == likeliest).sum(), size, np.nan, np.nan]
+            for part, size in zip(_targets(rows), sizes, strict=True)
+        ]
+    )
+
+
+def _targets(rows: Any) -> Iterator[NDArray[np.int64]]:
+    for batch in rows.dataset.with_format("numpy").iter(batch_size=1000):
+        for ids, target in zip(batch["input_ids"], batch["target"], strict=True):
+            yield np.asarray(ids, dtype=np.int64)[np.asarray(target, dtype=bool)]
+
+
+def metrics(values_NK: NDArray[np.float64], _: Any) -> dict[str, float]:
+    """All metrics, and with a teacher `kl` in nats per token and `top1_agreement`."""
+    return _metrics(values_NK.astype(np.float64).sum(0))
+
+
+def _metrics(sums_K: NDArray[np.float64]) -> dict[str, float]:
+    total = dict(zip(VALUES, (float(value) for value in sums_K), strict=True))
+    tokens = max(total["tokens"], 1.0)
+    nats = total["nats"] / tokens
+    return {
+        "nats_per_token": nats,
+        "perplexity": float(np.exp(min(nats, 700.0))),
+        "bits_per_byte": total["nats"] / np.log(2) / max(total["bytes"], 1.0),
+        "accuracy": total["right"] / tokens,
+        "kl": total["kl"] / tokens,
+        "top1_agreement": total["agree"] / tokens,
+    }
+
+
+def scores(names: tuple[str, ...], values_NK: NDArray[np.float64], rows: Any) -> dict[str, dict[str, Any]]:
+    """Metric → value, 95 % interval and number of targets; seeded bootstrap over rows, whose tokens hang together."""
+    wide_NK = values_NK.astype(np.float64)
+    value = metrics(wide_NK, rows)
+    rng = np.random.default_rng(0)
+    num_rows = len(wide_NK)
+    draws = [_metrics(rng.multinomial(num_rows, np.full(num_rows, 1 / num_rows)) @ wide_NK) for _ in range(RESAMPLES)]
+    found = {}
+    for name in names:
+        low, high = np.percentile([draw[name] for draw in draws], [2.5, 97.5])
+        interval = {"low": min(float(low), value[name]), "high": max(float(high), value[name])}
+        found[name] = {"value": value[name], **interval, "num_rows": int(wide_NK[:, 0].sum())}
+    return found
+
+
+def against_teacher(values_NK: NDArray[np.float64], _: Any) -> dict[str, float] | None:
+    """KL(teacher || model) in nats per token and the share of targets with the same top token."""
+    found = metrics(values_NK, None)
+    return None if np.isnan(found["kl"]) else {name: found[name] for name in AGAINST}
+
+
+def difference(model: nn.Module, other: nn.Module, batch: dict[str, Any]) -> Tensor:
+    """Largest difference of a logit between two models, per row, [B, 1]."""
+    import torch
+
+    one, two = target_states(model, batch), target_states(other, batch)
+    worst_B = torch.zeros(len(batch["num_bytes_B"]), device=one.device)
+    for start in range(0, len(one), 64):
+        part = slice(start, start + 64)
+        gap_N = (head_of(model).logits(one[part]).float() - head_of(other).logits(two[part]).float()).abs().amax(-1)
+        worst_B.scatter_reduce_(0, batch["rows_N"][part], gap_N, "amax")
+    return worst_B.unsqueeze(-1)
+
+
+def forward(model: nn.Module, inputs: dict[str, Any]) -> Any:
+    """One pass as it begins every generation: all tokens in, the last one's logits out."""
+    return model(**inputs, logits_to_keep=1)
+
+
+def samples(model: Any, tokenizer: Any, rows: Any, count: int, max_new_tokens: int) -> list[dict[str, str]]:
+    """Greedy completions of the first rows: their prompt, or the first 16 tokens of plain text."""
+    import torch
+    from transformers import GenerationConfig
+
+    found = []
+    for row in rows.dataset.select(range(min(count, len(rows.dataset)))):
+        ids = row["input_ids"][: row["segments"][0]]
+        first = next((i for i, flag in enumerate(row["target"]) if flag), 1)
+        begin = first if first > 1 else max(1, min(16, len(ids) // 2))
+        prompt = torch.tensor([ids[:begin]], device=model.device)
+        settings = GenerationConfig(
+            max_new_tokens=max_new_tokens, do_sample=False,
+            pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id,
+        )  # fmt: skip
+        with torch.no_grad():
+            out = model.generate(
+                input_ids=prompt, attention_mask=torch.ones_like(prompt), generation_config=settings, use_cache=True
+            )
+        tail = out[0, begin:].tolist()
+        found.append({"prompt": tokenizer.decode(ids[:begin]), "completion": tokenizer.decode(tail)})
+    return found
