@@ -154,7 +154,7 @@ def test_a_second_run_does_nothing(finished, capsys):
         {"teacher__fit__precision": "bf16", "distil__fit__precision": "bf16", "targets__precision": "bf16",
          "evaluate__precision": "bf16", "distil__divergence": {"kind": "reverse_kl"}},
     ],
-    ids=["chats", "text", "pairs as chats", "random lora student", "int8 and jsd", "skewed", "full tuning", "no teacher",
+    ids=["chats", "text", "pairs", "random lora student", "int8 and jsd", "skewed", "full tuning", "no teacher",
          "bf16"],
 )  # fmt: skip
 def test_the_chain_holds_for(tmp_path, changes):
