@@ -142,7 +142,7 @@ def reference(optimizer: str) -> Trace:
     data, trace = rows(), []
     kinds = {"sgd": torch.optim.SGD, "adamw": torch.optim.AdamW}
     optim = kinds[optimizer](student.parameters(), lr=OPTIMIZERS[optimizer], weight_decay=0.0)
-    for batch in _batches(data):
+    for batch in batches(data):
         total, count = torch.zeros((), dtype=torch.float64), 0
         for row in batch:
             start = 0
@@ -170,7 +170,8 @@ def _document(student: nn.Module, teacher: nn.Module, ids: list[int], target: li
     return (LOSS.alpha * kl + (1 - LOSS.alpha) * ce)[counted].sum(), int(counted.sum())
 
 
-def _batches(data: dict[str, list[Any]]) -> list[Any]:
+def batches(data: dict[str, list[Any]]) -> list[Any]:
+    """The global batches of every step, in order."""
     lengths = np.array([len(ids) for ids in data["input_ids"]], dtype=np.int32)
     return [batch for epoch in range(EPOCHS) for batch in epoch_batches(lengths, BATCH, SEED, epoch)]
 
