@@ -112,7 +112,7 @@ def torchrun(script: Path, settings: dict[str, object], folder: Path, processes:
     paths = [str(folder / "settings.json"), str(folder / "out.json")]
     done = subprocess.run(
         [*launcher, str(script), *paths],
-        env={**os.environ, "PYTHONPATH": str(TESTS)},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS), str(TESTS.parent / "src")])},
         capture_output=True,
         text=True,
         timeout=300,

@@ -14,6 +14,7 @@ weights in use, and reduce their gradients like all others.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ from torch.nn import functional as F
 
 from distilpeft.losses import Loss, value_and_grad
 
-CHUNK_BYTES = {"cpu": 320 << 20, "cuda": 1 << 30}
+CHUNK_BYTES = {"cpu": 600 << 20, "cuda": 1 << 30}
 """Bytes that a chunk's logits, the student's and the teacher's, may take; fewer read the head's weights more often."""
 BLOCK_BYTES = {"cpu": 4 << 20, "cuda": 128 << 20}
 """Bytes of one float32 buffer of the closed-form arithmetic, which goes over a chunk in blocks: on a CPU they stay in
@@ -110,6 +111,13 @@ def rows_per_chunk(vocabulary: int, device: torch.device, itemsize: int = 4) -> 
     return max(MIN_CHUNK, min(MAX_CHUNK, budget // (2 * itemsize * vocabulary)))
 
 
+def even_chunks(num_rows: int, size: int) -> list[slice]:
+    """As few chunks of at most `size` rows as there can be, all of nearly the same length."""
+    count = -(-num_rows // size)
+    edges = [num_rows * i // count for i in range(count + 1)] if count else []
+    return [slice(start, end) for start, end in pairwise(edges)]
+
+
 def vocabulary_of(head: Head) -> int:
     """Number of logits that the head gives."""
     layer = head.layer
@@ -128,8 +136,7 @@ class _Fused(torch.autograd.Function):
         itemsize = _compute_dtype(hidden_NH).itemsize
         size = chunk_rows or rows_per_chunk(vocabulary_of(head), hidden_NH.device, itemsize)
         total = torch.zeros((), device=hidden_NH.device, dtype=_accumulator(hidden_NH.dtype))
-        for start in range(0, len(hidden_NH), size):
-            rows = slice(start, start + size)
+        for rows in even_chunks(len(hidden_NH), size):
             soft_NV = None
             if loss.alpha > 0:
                 assert teacher is not None, "alpha > 0 needs a teacher"
@@ -241,8 +248,7 @@ def linear_scores(
     size = rows_per_chunk(vocabulary_of(head), hidden_NH.device)
     parts: list[dict[str, Tensor]] = []
     with torch.no_grad():
-        for start in range(0, max(1, len(hidden_NH)), size):
-            rows = slice(start, start + size)
+        for rows in even_chunks(len(hidden_NH), size) or [slice(0, 0)]:
             soft_NV = teacher[1].logits(teacher[0][rows]) if teacher else None
             parts.append(_scores(head.logits(hidden_NH[rows]), labels_N[rows], soft_NV))
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}

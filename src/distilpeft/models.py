@@ -19,11 +19,9 @@ import torch
 import transformers
 from torch import nn
 
-from distilpeft.artifact import digest_file
 from distilpeft.errors import InputError
-from distilpeft.machine import cache_folder
 from distilpeft.recipe import Lora
-from distilpeft.sources import Source, is_gguf
+from distilpeft.sources import Source, gguf_folder, is_gguf
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 Quantize = Literal["nf4", "int8", "none"]
@@ -275,7 +273,7 @@ def _from_gguf(source: Source) -> Source:
     """The same weights as an ordinary folder: dequantized to float32 once, and kept in the user's cache."""
     path = source.path
     assert path is not None
-    folder = cache_folder() / f"gguf-{digest_file(path)[:16]}"
+    folder = gguf_folder(path)
     if not folder.exists():
         folder.parent.mkdir(parents=True, exist_ok=True)
         options = {"gguf_file": path.name}

@@ -43,7 +43,7 @@ def build(plan: Plan) -> dict[str, Any]:
         "models": models,
         "task": kind,
         "metric": main,
-        "student_vs_teacher": math.exp(teacher - student) if kind == "causal_lm" else student / teacher,
+        "student_vs_teacher": _share(kind, student, teacher),
         "ce_gap_closed": sign * (student - ce_only) / gap if ce_only is not None and gap > 0 else None,
         "quantization_cost": _quantization_cost(plan, figures, main),
         "rows": {
@@ -59,6 +59,13 @@ def build(plan: Plan) -> dict[str, Any]:
         "environment": plan.artifacts[f"distil/{STUDENT}"].manifest()["environment"],
         "artifacts": {step: made.path.name for step, made in plan.artifacts.items()},
     }
+
+
+def _share(kind: str, student: float, teacher: float) -> float | None:
+    """The share of the teacher's score that the student keeps; None of a teacher that scores nothing."""
+    if kind == "causal_lm":
+        return math.exp(teacher - student)
+    return student / teacher if teacher else None
 
 
 def _model(role: str, figures: dict[str, Any]) -> dict[str, Any]:
@@ -191,6 +198,8 @@ def _kept(report: dict[str, Any]) -> list[str]:
     """How near the student came to the teacher."""
     models = {model["role"]: model for model in report["models"]}
     scored = f"{models[STUDENT]['scores'][report['metric']]['num_rows']} {report['split']}"
+    if report["student_vs_teacher"] is None:
+        return [f"The teacher scores 0 ({scored} rows): there is nothing to keep."]
     if report["task"] != "causal_lm":
         return [f"The student keeps {report['student_vs_teacher']:.1%} of the teacher's accuracy ({scored} rows)."]
     lines = [

@@ -17,6 +17,7 @@ from typing import Any
 
 from distilpeft.artifact import digest_file, digest_json, read_json
 from distilpeft.errors import InputError
+from distilpeft.machine import cache_folder
 
 DATA_SUFFIXES = {".csv": "csv", ".tsv": "csv", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
 HUB_ID_LENGTH = 193  # the hub allows 96 characters on either side of the slash
@@ -104,8 +105,16 @@ def digest(source: Source) -> str:
     return digest_json([[file.relative_to(source.path).as_posix(), digest_file(file)] for file in files])
 
 
+def gguf_folder(path: Path) -> Path:
+    """Where the dequantized form of a GGUF file is kept, named by its content; it may not be there yet."""
+    return cache_folder() / f"gguf-{digest_file(path)[:16]}"
+
+
 def model_folder(source: Source) -> Path | None:
-    """The folder with the model's files if they are on this machine (local, or in the hub's cache)."""
+    """The folder with the model's files if they are on this machine (local, converted, or in the hub's cache)."""
+    if source.path is not None and is_gguf(source):
+        folder = gguf_folder(source.path)
+        return folder if folder.is_dir() else None
     if source.path is not None:
         return source.path
     from huggingface_hub import try_to_load_from_cache
@@ -143,7 +152,7 @@ def _check_gguf(path: Path, key: str) -> None:
 def model_config(source: Source) -> dict[str, Any] | None:
     """The model's config.json, or None if it is not on this machine."""
     folder = model_folder(source)
-    if folder is None or is_gguf(source):
+    if folder is None:
         return None
     return read_json(folder / "config.json", "the model's configuration is damaged")
 
@@ -163,7 +172,7 @@ def weight_shapes(source: Source) -> dict[str, tuple[int, ...]] | None:
         InputError: a header is damaged.
     """
     folder = model_folder(source)
-    files = sorted(folder.glob("*.safetensors")) if folder and not is_gguf(source) else []
+    files = sorted(folder.glob("*.safetensors")) if folder else []
     shapes: dict[str, tuple[int, ...]] = {}
     for file in files:
         try:

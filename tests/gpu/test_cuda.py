@@ -7,6 +7,8 @@ import json
 import commands
 import pytest
 import torch
+from torch import nn
+from torch.nn import functional as F
 
 pytestmark = [
     pytest.mark.gpu,
@@ -25,3 +27,55 @@ def test_the_whole_chain_runs_on_the_gpu_in_bf16(tmp_path, quantize):
     assert scores["student"] > 0.9
     assert report["training"]["teacher"]["precision"] == "bf16"
     assert report["environment"]["device"] == torch.cuda.get_device_name()
+
+
+def test_a_language_model_is_distilled_on_the_gpu(tmp_path):
+    from pipeline import test_language
+
+    recipe = test_language.workspace(tmp_path, **test_language.QUICK, teacher__fit__precision="auto")
+    assert commands.run(recipe) == 0
+    models = test_language.scores(test_language.report_of(recipe))
+    assert models["student"]["against_teacher"]["kl"] < models["untrained"]["against_teacher"]["kl"]
+
+
+def test_the_fused_loss_is_the_eager_one_in_bf16_and_takes_a_fraction_of_its_memory():
+    from distilpeft.fused import Head, linear_distil_sum
+    from distilpeft.losses import Loss
+
+    torch.manual_seed(0)
+    rows, hidden, vocabulary = 4096, 512, 64_000
+    options = {"device": "cuda", "dtype": torch.bfloat16}
+    head, known = (nn.Linear(hidden, vocabulary, bias=False, **options) for _ in range(2))
+    states, soft = (torch.randn(rows, hidden, **options) for _ in range(2))
+    labels = torch.randint(0, vocabulary, (rows,), device="cuda")
+    figures = {}
+    for name in ("eager", "fused"):
+        leaf = states.clone().requires_grad_()
+        head.weight.grad = None
+        torch.cuda.reset_peak_memory_stats()
+        base = torch.cuda.memory_allocated()
+        if name == "eager":
+            q = head(leaf).float()
+            with torch.no_grad():
+                p = known(soft).float()
+            kl = F.kl_div(q.log_softmax(-1), p.log_softmax(-1), reduction="sum", log_target=True)
+            loss = 0.5 * kl + 0.5 * F.cross_entropy(q, labels, reduction="sum")
+            del q, p, kl
+        else:
+            loss = linear_distil_sum(leaf, Head(head), labels, (soft, Head(known.requires_grad_(False))), Loss(0.5))
+        loss.backward()
+        peak = torch.cuda.max_memory_allocated() - base
+        figures[name] = loss.item(), leaf.grad.float(), head.weight.grad.float(), peak
+    eager, fused = figures["eager"], figures["fused"]
+    assert fused[0] == pytest.approx(eager[0], rel=1e-3)
+    for one, two in zip(fused[1:3], eager[1:3], strict=True):
+        assert (one - two).norm() / two.norm() < 2e-2
+    assert fused[3] < 0.35 * eager[3]
+
+
+def test_the_proof_of_split_invariance_holds_on_this_gpu():
+    from rich.console import Console
+
+    from distilpeft import selftest
+
+    assert selftest.run([1], Console(quiet=True))

@@ -224,3 +224,60 @@ def test_altered_soft_targets_are_refused_before_they_teach(tmp_path, capfd):
     assert commands.run(recipe) == 2
     error = capfd.readouterr().err.strip().splitlines()[-1]
     assert "logits.npy: missing or altered" in error
+
+
+def test_no_form_of_the_teacher_loses_its_tuning(finished):
+    """Trap 21: the unquantized teacher is held against peft alone, the merged one against the 4-bit one."""
+    from peft import PeftModel
+    from transformers import AutoModelForSequenceClassification
+
+    from distilpeft.pair import load_teacher
+    from distilpeft.runtime import Runtime
+
+    plan = plan_of(finished)
+    folder = plan.artifacts["teacher"].path
+    base = AutoModelForSequenceClassification.from_pretrained(str(finished.parent / "base"), num_labels=2)
+    plain = PeftModel.from_pretrained(base, str(folder / "adapter")).eval()
+    ids = torch.randint(5, 25, (16, 10), generator=torch.Generator().manual_seed(0))
+
+    def logits(**form: bool) -> torch.Tensor:
+        with torch.no_grad():
+            return load_teacher(Runtime(), plan.recipe, folder, "fp32", **form).model(input_ids=ids).logits
+
+    with torch.no_grad():
+        expected = plain(input_ids=ids).logits
+    torch.testing.assert_close(logits(full_precision=True), expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(logits(full_precision=True, merged=True), expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(logits(merged=True), logits(), atol=1e-4, rtol=1e-4)
+
+
+def test_a_base_with_other_weights_makes_everything_anew(finished):
+    """Trap 26: a model folder is named by its content too."""
+    before = {made.path.name for made in plan_of(finished).artifacts.values()}
+    weights = finished.parent / "base/model.safetensors"
+    kept = weights.read_bytes()
+    try:
+        weights.write_bytes(kept[:-1] + bytes([kept[-1] ^ 1]))
+        after = {made.path.name for made in plan_of(finished).artifacts.values()}
+    finally:
+        weights.write_bytes(kept)
+    assert not before & after
+
+
+def test_targets_of_another_teacher_are_refused_by_the_stage_itself(finished, tmp_path):
+    """Trap 8: also where somebody hands the stage a store that the plan would not have chosen."""
+    from dataclasses import replace
+
+    from distilpeft.artifact import Artifact
+    from distilpeft.errors import InputError
+    from distilpeft.runtime import Runtime
+    from distilpeft.stages import distil
+    from distilpeft.tasks import TaskData
+
+    plan = plan_of(finished)
+    teacher = plan.artifacts["teacher"]
+    other = replace(teacher, inputs={**teacher.inputs, "base": "another"})
+    data = TaskData(plan.recipe, plan.data_digest, tmp_path)
+    out = Artifact("distil", tmp_path / "distil-0", {}, {})
+    with pytest.raises(InputError, match=r"these soft targets belong to base .*, not to another"):
+        distil.run(Runtime(), plan.recipe, data, alpha=0.5, teacher=other, targets=plan.artifacts["targets"], out=out)

@@ -6,13 +6,17 @@ import errno
 import hashlib
 import json
 import signal
+from contextlib import nullcontext
 from pathlib import Path
 
 import commands
 import pytest
 
+from distilpeft.errors import GateError
 from distilpeft.plan import make_plan
 from distilpeft.recipe_file import load_recipe
+from distilpeft.runtime import Runtime
+from distilpeft.stages.teacher import _gate
 
 SHORT = ("--until", "distil")
 UNTIL_TEACHER = ("--until", "teacher")
@@ -127,3 +131,26 @@ def test_a_folder_that_cannot_be_written_is_one_line(tmp_path, capfd, monkeypatc
     error = capfd.readouterr().err.strip().splitlines()
     assert len(error) == 1
     assert "runs/tiny: Permission denied" in error[0]
+
+
+@pytest.mark.parametrize(
+    ("tuned", "untuned", "majority", "finite", "stops"),
+    [
+        (0.8, 0.7, 0.6, 1.0, False),
+        (0.8, 0.7, 0.8, 1.0, True),
+        (0.8, 0.8, 0.6, 1.0, True),
+        (0.8, 0.7, 0.6, 0.0, True),
+    ],
+    ids=["better", "as the majority", "as the untuned base", "not finite"],
+)
+def test_the_gate_asks_for_more_than_the_majority_and_more_than_the_untuned_base(
+    tmp_path, tuned, untuned, majority, finite, stops
+):
+    recipe = load_recipe(commands.workspace(tmp_path))
+    figures = {
+        "tuned": {"accuracy": tuned, "finite": finite},
+        "untuned": {"accuracy": untuned},
+        "majority": {"accuracy": majority},
+    }
+    with pytest.raises(GateError, match="is no teacher") if stops else nullcontext():
+        _gate(Runtime(), recipe, figures)

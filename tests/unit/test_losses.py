@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import log
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -126,6 +128,60 @@ def test_masked_ids_leave_value_and_gradient_finite(divergence, masked, sides, t
         torch.testing.assert_close(grad[:, kept], plain_grad, rtol=1e-4, atol=1e-6)
 
 
+FINITE = {"student": {"forward_kl"}, "teacher": {"reverse_kl"}}  # divergences that are infinite if this side masks
+
+
+@every
+@pytest.mark.parametrize("side", ["student", "teacher"])
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 4.0])
+def test_an_id_that_one_side_masks_has_probability_zero_there(divergence, side, temperature):
+    """In the definition e^-200 stands for 0; logit MSE has no such limit, and leaves the id out on both sides."""
+    if divergence.kind in FINITE[side]:
+        pytest.skip("infinite by definition")
+    student, teacher, labels = logits()
+    masked, almost = (torch.zeros(6, 9, dtype=torch.float64) for _ in range(2))
+    masked[:, 6:8], almost[:, 6:8] = float("-inf"), -200 * temperature
+    sides = (student + masked, teacher) if side == "student" else (student, teacher + masked)
+    limit = (student + almost, teacher) if side == "student" else (student, teacher + almost)
+    if divergence.kind == "logit_mse":
+        limit = tuple(one[:, [0, 1, 2, 3, 4, 5, 8]] for one in limit)
+    found = distil_sum(sides[0], labels, sides[1], only(divergence, temperature))
+    expected = reference(*limit, divergence, temperature)
+    assert found.item() == pytest.approx(expected.item(), rel=1e-6)
+    torch.testing.assert_close(
+        torch.autograd.grad(found, student)[0], torch.autograd.grad(expected, student)[0], rtol=1e-6, atol=1e-8
+    )
+
+
+@every
+@pytest.mark.parametrize("teacher_masks", [slice(0, 5), slice(3, 5)], ids=["all ids", "what the student leaves"])
+def test_rows_without_an_id_that_both_sides_allow_are_finite(divergence, teacher_masks):
+    student, teacher = torch.zeros(2, 5), torch.zeros(2, 5)
+    student[:, :3] = float("-inf")
+    teacher[:, teacher_masks] = float("-inf")
+    value, grad = value_and_grad(student, torch.tensor([3, 4]), teacher, Loss(0.5, 2.0, divergence))
+    assert torch.isfinite(value)
+    assert torch.isfinite(grad).all()
+
+
+@every
+def test_models_that_are_sure_of_different_ids_are_as_far_apart_as_can_be(divergence):
+    student, teacher = (torch.full((2, 7), -3e4, dtype=torch.float64) for _ in range(2))
+    student[:, 0], teacher[:, 1] = 0.0, 0.0
+    value, _ = value_and_grad(student, torch.zeros(2, dtype=torch.long), teacher, only(divergence))
+    beta, skew = divergence.beta, divergence.skew
+    expected = {
+        "forward_kl": 3e4,
+        "reverse_kl": 3e4,
+        "jsd": -beta * log(beta) - (1 - beta) * log(1 - beta),
+        "skew_kl": -log(skew),
+        "skew_reverse_kl": -log(skew),
+        "total_variation": 1.0,
+        "logit_mse": 2 * 9e8 / 7,
+    }[divergence.kind]
+    assert value.item() == pytest.approx(2 * expected, rel=1e-6)
+
+
 @every
 def test_logits_of_ten_thousand_are_computed_not_overflowed(divergence):
     student, teacher, labels = (tensor.detach() for tensor in logits(scale=1e4))
@@ -166,14 +222,22 @@ def test_ids_that_only_one_side_has_play_no_part_in_the_divergence(divergence, e
     assert not wide_grad[:, 9:].any()
 
 
-def test_ids_that_only_the_student_has_still_count_for_the_labels():
+@every
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+@pytest.mark.parametrize("offset", [0.0, 300.0])
+def test_ids_that_only_the_student_has_still_count_for_the_labels(divergence, temperature, offset):
+    """The labels are of such ids too; a constant added to the rows stays without effect where widths differ."""
     student, teacher, labels = logits()
     leaf = torch.cat([student.detach(), torch.ones(6, 4, dtype=torch.float64)], -1).requires_grad_()
-    found = distil_sum(leaf, labels, teacher, Loss(0.25, 1.0))
-    expected = 0.25 * reference(leaf[:, :9], teacher, KINDS[0], 1.0)
-    expected = expected + 0.75 * F.cross_entropy(leaf, labels, reduction="sum")
-    assert found.item() == pytest.approx(expected.item())
-    torch.testing.assert_close(torch.autograd.grad(found, leaf)[0], torch.autograd.grad(expected, leaf)[0])
+    labels[:3] = torch.tensor([9, 12, 10])
+    loss = Loss(0.25, temperature, divergence, label_smoothing=0.1)
+    found = distil_sum(leaf + offset, labels, teacher - offset, loss)
+    expected = 0.25 * reference(leaf[:, :9], teacher, divergence, temperature)
+    expected = expected + 0.75 * F.cross_entropy(leaf, labels, reduction="sum", label_smoothing=0.1)
+    assert found.item() == pytest.approx(expected.item(), rel=1e-9)
+    torch.testing.assert_close(
+        torch.autograd.grad(found, leaf)[0], torch.autograd.grad(expected, leaf)[0], rtol=1e-7, atol=1e-10
+    )
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.5])

@@ -54,6 +54,13 @@ def test_the_sentences_say_what_the_figures_mean():
     ]
 
 
+def test_of_a_teacher_that_scores_nothing_no_share_can_be_kept():
+    assert report._share("text_classification", 0.5, 0.0) is None
+    assert report._share("text_classification", 0.4, 0.5) == 0.8
+    assert report._share("causal_lm", 3.0, 3.0) == 1.0
+    assert "there is nothing to keep" in report.sentences({**small(), "student_vs_teacher": None})[0]
+
+
 def test_a_gap_that_is_not_there_cannot_be_closed():
     found = {**small(), "ce_gap_closed": None}
     assert "there was no gap to close" in report.sentences(found)[1]

@@ -9,7 +9,18 @@ import struct
 import pytest
 
 from distilpeft.errors import InputError
-from distilpeft.sources import Source, check_model, digest, num_layers, num_parameters, resolve, weight_shapes
+from distilpeft.sources import (
+    Source,
+    check_model,
+    digest,
+    gguf_folder,
+    is_gguf,
+    model_config,
+    num_layers,
+    num_parameters,
+    resolve,
+    weight_shapes,
+)
 
 
 def framed(header: bytes) -> bytes:
@@ -192,3 +203,35 @@ def test_a_digest_changes_with_content_and_names_and_not_with_the_location(tmp_p
 def test_the_digest_of_a_hub_id_names_id_and_revision():
     assert digest(Source("org/a", None)) == digest(Source("org/a", None))
     assert len({digest(Source("org/a", None)), digest(Source("org/b", None)), digest(Source("org/a", None, "v1"))}) == 3
+
+
+def test_a_gguf_file_is_a_model_once_its_reader_is_installed(tmp_path, monkeypatch):
+    file = tmp_path / "small.gguf"
+    file.write_bytes(b"GGUF" + bytes(60))
+    source = resolve(str(file), "teacher.model")
+    assert is_gguf(source)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r"teacher\.model: reading a GGUF file needs the package gguf: pip install"):
+        check_model(source, "teacher.model")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+    check_model(source, "teacher.model")
+    file.write_bytes(b"something else")
+    with pytest.raises(InputError, match=r"teacher\.model: .*small\.gguf is not a GGUF file"):
+        check_model(source, "teacher.model")
+
+
+def test_what_a_converted_gguf_file_holds_is_known_by_its_content(tmp_path, monkeypatch, fill_folder):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    file = tmp_path / "small.gguf"
+    file.write_bytes(b"GGUF" + bytes(60))
+    source = resolve(str(file), "teacher.model")
+    assert weight_shapes(source) is None
+    assert model_config(source) is None
+    fill_folder(tmp_path / "filled")
+    folder = gguf_folder(file)
+    folder.parent.mkdir(parents=True)
+    (tmp_path / "filled/base").rename(folder)
+    assert num_layers(model_config(source)) == 2
+    assert weight_shapes(source)["bert.embeddings.word_embeddings.weight"] == (16, 8)
+    file.write_bytes(b"GGUF" + bytes(61))
+    assert weight_shapes(source) is None

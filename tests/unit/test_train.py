@@ -151,3 +151,26 @@ def test_a_step_that_is_not_finite_changes_no_weight(tmp_path, runtime):
     with pytest.raises(GateError, match=r"step 6: loss .*not finite\. Rows of the batch: 0, 1, 2, 3"):
         optimizer_step(runtime, step_of(model, job), make_optimizer(model, Optim(lr=1)), np.arange(4), job, 5)
     assert torch.equal(model.weight, before)
+
+
+def test_random_numbers_differ_between_steps_and_processes_and_repeat_in_a_second_run(tmp_path, runtime, monkeypatch):
+    """Dropout is a function of (seed, step, process): one mask for all steps would always drop the same units."""
+
+    def drawn(process: int) -> list[float]:
+        found: list[float] = []
+
+        def loss_sum(model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+            found.append(torch.rand(()).item())
+            return model(batch["x"]).square().sum()
+
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))
+        folder.mkdir()
+        monkeypatch.setattr(type(runtime.accelerator), "process_index", process)
+        fit = FIT.model_copy(update={"keep": "last"})
+        train(runtime, nn.Linear(3, 2), work(folder, Optim(lr=0.1), fit, loss_sum=loss_sum))
+        return found
+
+    first, again, other = drawn(0), drawn(0), drawn(1)
+    assert first == again
+    assert len(set(first)) == len(first)
+    assert not set(first) & set(other)

@@ -1,0 +1,231 @@
+"""Pairs, chats and plain text → rows of token ids, with what is to be predicted and how many bytes that is.
+
+A document becomes one `Piece`; pieces are cut to `max_tokens` and, if the recipe says so, packed together. Columns of a
+row: input_ids; target, whether a token is to be predicted (never the first of a document); segments, lengths of the
+documents packed into it; num_tokens, num_targets, num_bytes (of the targets' text, in UTF-8; special tokens have none),
+truncated.
+"""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import datasets
+import numpy as np
+from numpy.typing import NDArray
+
+from distilpeft.errors import InputError
+from distilpeft.recipe import CausalLM
+
+FEATURES = datasets.Features(
+    {
+        "input_ids": datasets.List(datasets.Value("int32")),
+        "target": datasets.List(datasets.Value("bool")),
+        "segments": datasets.List(datasets.Value("int32")),
+        "num_tokens": datasets.Value("int32"),
+        "num_targets": datasets.Value("int32"),
+        "num_bytes": datasets.Value("int64"),
+        "truncated": datasets.Value("bool"),
+    }
+)
+
+
+@dataclass
+class Piece:
+    """One document, or a block of it: token ids, which of them are targets, and the bytes of each."""
+
+    ids: list[int]
+    target: list[bool]
+    num_bytes: list[int]
+    truncated: bool = False
+
+
+def check_rows(task: CausalLM, rows: datasets.Dataset, numbers_N: NDArray[np.int64], origin: str) -> None:
+    """Refuse rows that cannot be used; see `text_classification.check_rows`."""
+    keys = {"prompt": task.prompt, "completion": task.completion, "messages": task.messages, "text": task.text}
+    for key, column in keys.items():
+        if column is None:
+            continue
+        if column not in rows.column_names:
+            has = ", ".join(rows.column_names)
+            raise InputError(f"task.{key}: {origin} has no column {column!r}; its columns are {has}")
+        bad = [
+            (n, fault) for n, cell in zip(numbers_N, rows[column], strict=True) if (fault := _fault(task, key, cell))
+        ]
+        if bad:
+            raise InputError(f"{origin}: row {bad[0][0]}: column {column!r} {bad[0][1]} ({len(bad)} such rows)")
+
+
+def _fault(task: CausalLM, key: str, cell: Any) -> str | None:
+    if key == "messages":
+        return _messages_fault(cell, needs_reply=task.loss_on != "all")
+    if not isinstance(cell, str):
+        return f"holds no text but {type(cell).__name__}"
+    return "holds no text" if key == "text" and not cell.strip() else None  # a prompt or completion may be empty
+
+
+def _messages_fault(cell: Any, *, needs_reply: bool) -> str | None:
+    if not isinstance(cell, list) or not cell:
+        return "holds no list of messages"
+    for message in cell:
+        if not isinstance(message, dict) or not all(isinstance(message.get(key), str) for key in ("role", "content")):
+            return "holds a message without the texts role and content"
+    if needs_reply and not any(message["role"] == "assistant" for message in cell):
+        return "holds no message of the role assistant, so nothing to learn"
+    return None
+
+
+def texts(task: CausalLM, rows: datasets.Dataset) -> list[str]:
+    """What makes two rows the same, for counting duplicates between splits."""
+    columns = [column for column in (task.prompt, task.completion, task.messages, task.text) if column is not None]
+    return [repr(cells) for cells in zip(*(rows[column] for column in columns), strict=True)]
+
+
+def encode(
+    task: CausalLM, features: datasets.Features, batch: dict[str, list[Any]], tokenizer: Any, max_tokens: int
+) -> dict[str, list[Any]]:
+    """Tokenise rows that passed `check_rows` into rows of at most `max_tokens` tokens.
+
+    Pairs and chats are cut at the end. Plain text is cut into blocks, each begun with the last token of the one before,
+    so that every token but a document's first is a target once. With `pack`, rows are put together, longest first,
+    each where it leaves least room.
+
+    Raises:
+        InputError: there is no chat template, or it does not render a chat turn by turn.
+    """
+    del features
+    limit = min(max_tokens, tokenizer.model_max_length)
+    pieces = [piece for whole in _documents(task, batch, tokenizer) for piece in _cut(task, whole, limit)]
+    bins = _pack(pieces, limit) if task.pack else [[piece] for piece in pieces]
+    rows: dict[str, list[Any]] = {name: [] for name in FEATURES}
+    for group in bins:
+        target = [flag for piece in group for flag in piece.target]
+        sizes = [size for piece in group for size in piece.num_bytes]
+        rows["input_ids"].append([token for piece in group for token in piece.ids])
+        rows["target"].append(target)
+        rows["segments"].append([len(piece.ids) for piece in group])
+        rows["num_tokens"].append(len(target))
+        rows["num_targets"].append(sum(target))
+        rows["num_bytes"].append(sum(size for size, flag in zip(sizes, target, strict=True) if flag))
+        rows["truncated"].append(any(piece.truncated for piece in group))
+    return rows
+
+
+def _documents(task: CausalLM, batch: dict[str, list[Any]], tokenizer: Any) -> Iterator[Piece]:
+    if task.messages is not None:
+        yield from (_chat(task, messages, tokenizer) for messages in batch[task.messages])
+    elif task.text is not None:
+        for text in batch[task.text]:
+            ids, sizes = _tokens(text, tokenizer, begin=True)
+            ids, sizes = _ended(ids, sizes, tokenizer)
+            yield Piece(ids, [False] + [True] * (len(ids) - 1), sizes)
+    else:
+        assert task.prompt is not None
+        assert task.completion is not None
+        for prompt, completion in zip(batch[task.prompt], batch[task.completion], strict=True):
+            if task.chat:
+                turns = [{"role": "user", "content": prompt}, {"role": "assistant", "content": completion}]
+                yield _chat(task, turns, tokenizer)
+            else:
+                yield _pair(task, prompt, completion, tokenizer)
+
+
+def _pair(task: CausalLM, prompt: str, completion: str, tokenizer: Any) -> Piece:
+    """Prompt and completion are tokenised apart, as they will be when the model is asked; then the end token."""
+    head, head_sizes = _tokens(prompt, tokenizer, begin=True)
+    tail, tail_sizes = _tokens(completion, tokenizer, begin=False)
+    if tail:  # an empty completion teaches nothing, not even to be silent
+        tail, tail_sizes = _ended(tail, tail_sizes, tokenizer)
+    target = [task.loss_on == "all"] * len(head) + [True] * len(tail)
+    return Piece(head + tail, [False, *target[1:]], head_sizes + tail_sizes)
+
+
+def _chat(task: CausalLM, messages: list[dict[str, str]], tokenizer: Any) -> Piece:
+    """Render with the tokenizer's template; the targets are what the assistant says, with the end of its turn."""
+    if not tokenizer.chat_template:
+        raise InputError(f"task: the tokenizer of {tokenizer.name_or_path} has no chat template")
+    said = [{"role": message["role"], "content": message["content"]} for message in messages]
+    text = tokenizer.apply_chat_template(said, tokenize=False)
+    spans = [(0, len(text))] if task.loss_on == "all" else list(_replies(said, text, tokenizer))
+    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    offsets = encoded["offset_mapping"]
+    target = [end > start and any(a <= start < b for a, b in spans) for start, end in offsets]
+    sizes = _sizes(text, encoded["input_ids"], offsets, tokenizer)
+    return Piece(encoded["input_ids"], [False, *target[1:]], sizes)
+
+
+def _replies(messages: list[dict[str, str]], text: str, tokenizer: Any) -> Iterator[tuple[int, int]]:
+    """Where in the rendered text the assistant speaks, found by rendering every beginning of the chat."""
+    for index, message in enumerate(messages):
+        if message["role"] != "assistant":
+            continue
+        before = tokenizer.apply_chat_template(messages[:index], tokenize=False, add_generation_prompt=True)
+        after = tokenizer.apply_chat_template(messages[: index + 1], tokenize=False)
+        if not (text.startswith(after) and after.startswith(before)):
+            raise InputError(
+                f"task: the chat template of {tokenizer.name_or_path} renders earlier turns otherwise once "
+                f"later ones follow (near {text[len(before) - 20 : len(before) + 20]!r}); give one reply per row"
+            )
+        stripped = after.rstrip()
+        # A line break behind the end token is the template's, not the model's; without one it ends the turn itself.
+        ends = any(stripped.endswith(token) for token in tokenizer.all_special_tokens)
+        yield len(before), len(stripped) if ends else len(after)
+
+
+def _tokens(text: str, tokenizer: Any, *, begin: bool) -> tuple[list[int], list[int]]:
+    """Token ids (with the tokenizer's own first token if `begin`) and the bytes of text that each stands for."""
+    encoded = tokenizer(text, add_special_tokens=begin, return_offsets_mapping=True, verbose=False)
+    ids, offsets = list(encoded["input_ids"]), list(encoded["offset_mapping"])
+    while begin and ids and ids[-1] == tokenizer.eos_token_id and offsets[-1][0] == offsets[-1][1]:
+        ids, offsets = ids[:-1], offsets[:-1]  # some tokenizers end whatever they begin
+    return ids, _sizes(text, ids, offsets, tokenizer)
+
+
+def _sizes(text: str, ids: Sequence[int], offsets: Sequence[tuple[int, int]], tokenizer: Any) -> list[int]:
+    """Bytes of each token's text; what lies between two tokens' spans goes to the second. They add up to the text's."""
+    special = set(tokenizer.all_special_ids)
+    sizes, reached = [], 0
+    for token, (_, end) in zip(ids, offsets, strict=True):
+        sizes.append(0 if token in special else len(text[reached:end].encode("utf-8", "replace")))
+        reached = max(reached, end)
+    return sizes
+
+
+def _ended(ids: list[int], sizes: list[int], tokenizer: Any) -> tuple[list[int], list[int]]:
+    """Append the end token, which is worth no bytes."""
+    if tokenizer.eos_token_id is None or ids[-1:] == [tokenizer.eos_token_id]:
+        return ids, sizes
+    return [*ids, tokenizer.eos_token_id], [*sizes, 0]
+
+
+def _cut(task: CausalLM, whole: Piece, limit: int) -> Iterator[Piece]:
+    if task.text is None:
+        cut = slice(0, limit)
+        yield Piece(whole.ids[cut], whole.target[cut], whole.num_bytes[cut], truncated=len(whole.ids) > limit)
+        return
+    step = max(1, limit - 1)
+    for start in range(0, max(1, len(whole.ids) - 1), step):
+        block = slice(start, start + step + 1)
+        ids = whole.ids[block]
+        yield Piece(ids, [False] + [True] * (len(ids) - 1), whole.num_bytes[block])
+
+
+def _pack(pieces: Sequence[Piece], limit: int) -> list[list[Piece]]:
+    """Best fit, longest first: each piece goes where it leaves least room. Order is a function of the pieces alone."""
+    bins: list[list[Piece]] = []
+    room: list[tuple[int, int]] = []  # (tokens left, bin), sorted
+    for piece in sorted(pieces, key=lambda piece: -len(piece.ids)):
+        size = len(piece.ids)
+        place = bisect.bisect_left(room, (size, 0))
+        if place < len(room):
+            left, index = room.pop(place)
+        else:
+            left, index = limit, len(bins)
+            bins.append([])
+        bins[index].append(piece)
+        if left > size:
+            bisect.insort(room, (left - size, index))
+    return bins
