@@ -57,13 +57,13 @@ def tokenizer_source(recipe: Recipe) -> Source:
 
 
 def check_tokenizers(recipe: Recipe) -> None:
-    """Refuse a pair that reads token ids differently where the soft targets live over tokens; loads no weights.
+    """Refuse a pair that reads token ids differently where it is taught or judged token by token; loads no weights.
 
     Raises:
         InputError: the first token, special token or place of the chat template that differs.
     """
     taken = recipe.student.tokenizer == "teacher"
-    if recipe.task.kind != "causal_lm" or recipe.distil.alpha == 0 or (taken and recipe.student.from_config):
+    if recipe.task.kind != "causal_lm" or (taken and recipe.student.from_config):
         return  # to random weights every id is as good as any other
     sources = (teacher_source(recipe), student_source(recipe))
     if sources[0] == sources[1]:

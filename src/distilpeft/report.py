@@ -207,9 +207,8 @@ def _kept(report: dict[str, Any]) -> list[str]:
         f"teacher gives it ({scored} tokens, geometric mean)."
     ]
     before, after = (models[role]["against_teacher"]["kl"] for role in ("untrained", STUDENT))
-    lines.append(
-        f"KL to the teacher: {before:.3f} nats per token untrained, {after:.3f} distilled, {before / after:.1f} x less."
-    )
+    factor = f", {before / after:.1f} x less" if after > 0 else ""
+    lines.append(f"KL to the teacher: {before:.3f} nats per token untrained, {after:.3f} distilled{factor}.")
     return lines
 
 

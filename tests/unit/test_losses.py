@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from distilpeft.losses import DIVERGENCES, Loss, distil_sum, value_and_grad
-from distilpeft.recipe import Divergence
+from distilpeft.recipe import Distil, Divergence
 
 KINDS = [
     Divergence(kind="forward_kl"),
@@ -57,6 +57,11 @@ def logits(rows: int = 6, width: int = 9, scale: float = 2.0, seed: int = 0) -> 
 
 def only(divergence: Divergence, temperature: float = 1.0) -> Loss:
     return Loss(alpha=1.0, temperature=temperature, divergence=divergence)
+
+
+def test_the_loss_of_a_recipe_has_all_that_the_recipe_says():
+    distil = Distil.model_construct(temperature=3.0, divergence=KINDS[2], label_smoothing=0.1)
+    assert Loss.of(distil, 0.7) == Loss(0.7, 3.0, KINDS[2], 0.1)
 
 
 def test_every_divergence_of_the_recipe_is_here_and_tested():
