@@ -12,7 +12,7 @@ quickstart: $(READY)
 	$(VENV)/bin/distilpeft run recipes/quickstart.yaml
 
 test: $(READY)
-	$(VENV)/bin/python -m pytest
+	$(VENV)/bin/python -m pytest -n auto
 
 lint: $(READY)
 	$(VENV)/bin/ruff check .
