@@ -23,6 +23,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="One recipe in; a small, fast, proven model out.",
 )
+targets_app = typer.Typer(no_args_is_help=True, help="Look into soft targets on disk, or bring them in from elsewhere.")
+app.add_typer(targets_app, name="targets")
 
 RecipePath = Annotated[Path, typer.Argument(help="the recipe, a YAML file", show_default=False)]
 Overrides = Annotated[
@@ -30,7 +32,7 @@ Overrides = Annotated[
     typer.Option("--set", metavar="KEY=VALUE", help="override a key, such as distil.temperature=4"),
 ]
 Runs = Annotated[Path, typer.Option("--runs", help="the folder that holds all runs")]
-STAGES = ("teacher", "targets", "distil", "evaluate", "export", "benchmark")
+STAGES = ("teacher", "targets", "distil", "audit", "evaluate", "export", "benchmark")
 
 
 @app.command()
@@ -111,6 +113,19 @@ def report_command(
         print(report.as_json(found))
     else:
         report.show(found, Console())
+
+
+@targets_app.command("inspect")
+def inspect_command(
+    path: Annotated[Path, typer.Argument(help="a folder of soft targets, or a run's folder", show_default=False)],
+    rows: Annotated[int, typer.Option(min=0, help="rows to show")] = 2,
+) -> None:
+    """Check every file of a store of soft targets, and print what it holds."""
+    from rich.console import Console
+
+    from distilpeft import inspect
+
+    inspect.show(path, rows, Console())
 
 
 @app.command()

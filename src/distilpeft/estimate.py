@@ -130,10 +130,11 @@ def stage_rows(plan: Plan, splits: Mapping[str, int] | None) -> list[tuple[str, 
     scored = splits[recipe.evaluate.split] if splits else None
     # Bytes kept per row: all logits of a class; for tokens six sums, and never their logits.
     per_row = 4 * len(recipe.task.labels) if isinstance(recipe.task, TextClassification) else 24
+    kept = None if train is None else train * _target_bytes(recipe)
     exported = student.total * BYTES[recipe.export.dtype] if student else None
     needs = {
         "teacher": _teacher_needs(recipe, teacher, train),
-        "targets": (_known(train), "-", _count(teacher), "as above", _bytes(train and train * per_row)),
+        "targets": (_known(train), "-", _count(teacher), "as above", _bytes(kept)),
         f"distil/{CE_ONLY}": _student_needs(recipe, student, train),
         f"distil/{STUDENT}": _student_needs(recipe, student, train),
         "evaluate": (_known(scored), "-", "-", "-", _bytes(scored and len(plan.roles()) * scored * per_row)),
@@ -146,6 +147,17 @@ def stage_rows(plan: Plan, splits: Mapping[str, int] | None) -> list[tuple[str, 
         if steps:
             rows.append((label, f"{sum(steps)}/{len(steps)}", *cells))
     return rows
+
+
+def _target_bytes(recipe: Recipe) -> float:
+    """Bytes of a row's soft targets; of tokens at most, for a vocabulary of 2^17."""
+    if isinstance(recipe.task, TextClassification):
+        return 4.0 * len(recipe.task.labels)
+    targets, form = recipe.targets, recipe.targets.format
+    if form == "full":
+        return recipe.data.max_tokens * 2**17 * (targets.value_bits or 32) / 8
+    count = targets.k if form == "top_k" else targets.draws
+    return recipe.data.max_tokens * (8 + count * (17 + 6 + (targets.value_bits or 12)) / 8)
 
 
 def student_size(recipe: Recipe) -> Size | None:

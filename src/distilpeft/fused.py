@@ -21,7 +21,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from distilpeft.losses import Loss, value_and_grad
+from distilpeft.losses import Both, Loss, value_and_grad
+from distilpeft.sparse import Sparse, sparse_value_and_grad
 
 CHUNK_BYTES = {"cpu": 600 << 20, "cuda": 1 << 30}
 """Bytes that a chunk's logits, the student's and the teacher's, may take; fewer read the head's weights more often."""
@@ -76,11 +77,41 @@ class Head:
         return grad_NV.mul_(self.scale) if self.scale != 1 else grad_NV
 
 
+@dataclass(frozen=True)
+class Running:
+    """The soft targets of a running teacher: its logits are made for the rows that are asked for, and not kept.
+
+    Attributes:
+        hidden_NH: its last hidden states at the same positions as the student's.
+        head: its head.
+    """
+
+    hidden_NH: Tensor
+    head: Head
+
+    def __len__(self) -> int:
+        return len(self.hidden_NH)
+
+    def __getitem__(self, rows: slice) -> Tensor:
+        return self.head.logits(self.hidden_NH[rows])
+
+
+Soft = Running | Sparse | Tensor
+"""Soft targets of N rows, which a slice of rows cuts to logits [n, V] or to kept ids."""
+
+
+def soft_value_and_grad(student_NV: Tensor, labels_N: Tensor, soft: Sparse | Tensor | None, loss: Loss) -> Both:
+    """Loss summed over rows and its gradient for the student's logits, from targets of either kind."""
+    if isinstance(soft, Sparse):
+        return sparse_value_and_grad(student_NV, labels_N, soft, loss)
+    return value_and_grad(student_NV, labels_N, soft, loss)
+
+
 def linear_distil_sum(
     hidden_NH: Tensor,
     head: Head,
     labels_N: Tensor,
-    teacher: tuple[Tensor, Head] | None,
+    teacher: Soft | None,
     loss: Loss,
     *,
     chunk_rows: int | None = None,
@@ -91,7 +122,7 @@ def linear_distil_sum(
         hidden_NH: the student's last hidden states at the positions that count.
         head: the student's head.
         labels_N: the ids that follow.
-        teacher: its hidden states [N, H'] at the same positions, and its head; None only where alpha is 0.
+        teacher: its soft targets of the same rows; None only where alpha is 0.
         loss: weights, temperature and divergence.
         chunk_rows: rows per chunk; by default as many as `CHUNK_BYTES` allow.
 
@@ -128,7 +159,7 @@ def vocabulary_of(head: Head) -> int:
 class _Fused(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden_NH: Tensor, labels_N: Tensor, head: Head, teacher: tuple[Tensor, Head] | None, loss: Loss,
+        ctx: Any, hidden_NH: Tensor, labels_N: Tensor, head: Head, teacher: Soft | None, loss: Loss,
         chunk_rows: int | None, *weights: Tensor,
     ) -> Tensor:  # fmt: skip
         chunks = _PlainChunks if type(head.layer) is nn.Linear else _ModuleChunks
@@ -137,11 +168,12 @@ class _Fused(torch.autograd.Function):
         size = chunk_rows or rows_per_chunk(vocabulary_of(head), hidden_NH.device, itemsize)
         total = torch.zeros((), device=hidden_NH.device, dtype=_accumulator(hidden_NH.dtype))
         for rows in even_chunks(len(hidden_NH), size):
-            soft_NV = None
+            soft: Sparse | Tensor | None = None
             if loss.alpha > 0:
                 assert teacher is not None, "alpha > 0 needs a teacher"
-                soft_NV = teacher[1].logits(teacher[0][rows])
-            total += worker.chunk(rows, labels_N[rows], soft_NV, loss)
+                assert len(teacher) == len(hidden_NH), f"{len(teacher)} soft targets for {len(hidden_NH)} rows"
+                soft = teacher[rows].to(hidden_NH.device)
+            total += worker.chunk(rows, labels_N[rows], soft, loss)
         ctx.gradients = worker.gradients()
         return total
 
@@ -174,11 +206,11 @@ class _PlainChunks:
             if parameter.requires_grad
         }
 
-    def chunk(self, rows: slice, labels_N: Tensor, soft_NV: Tensor | None, loss: Loss) -> Tensor:
+    def chunk(self, rows: slice, labels_N: Tensor, soft: Sparse | Tensor | None, loss: Loss) -> Tensor:
         """Loss of these rows; keeps their gradients."""
         hidden_NH = self._hidden[rows]
         logits_NV = self._head.shape(F.linear(hidden_NH, self._weight, self._bias))
-        value = _replace_by_gradient(self._head, logits_NV, labels_N, soft_NV, loss)
+        value = _replace_by_gradient(self._head, logits_NV, labels_N, soft, loss)
         if "bias" in self._grads:
             self._grads["bias"] += logits_NV.sum(0, dtype=self._grads["bias"].dtype)
         if self._hidden_grad is not None:
@@ -201,14 +233,14 @@ class _ModuleChunks:
         self._hidden_grad = torch.empty_like(hidden_NH) if hidden_needs_grad else None
         self._grads = [torch.zeros_like(weight, dtype=_accumulator(weight.dtype)) for weight in self._weights]
 
-    def chunk(self, rows: slice, labels_N: Tensor, soft_NV: Tensor | None, loss: Loss) -> Tensor:
+    def chunk(self, rows: slice, labels_N: Tensor, soft: Sparse | Tensor | None, loss: Loss) -> Tensor:
         """Loss of these rows; keeps their gradients."""
         hidden_NH = self._hidden[rows].detach().requires_grad_(self._hidden_grad is not None)
         inputs = ([hidden_NH] if self._hidden_grad is not None else []) + self._weights
         with torch.set_grad_enabled(bool(inputs)):
             raw_NV = self._head.layer(hidden_NH)
         logits_NV = self._head.shape(raw_NV.detach().clone())
-        value = _replace_by_gradient(self._head, logits_NV, labels_N, soft_NV, loss)
+        value = _replace_by_gradient(self._head, logits_NV, labels_N, soft, loss)
         found = list(torch.autograd.grad(raw_NV, inputs, logits_NV)) if inputs else []
         if self._hidden_grad is not None:
             self._hidden_grad[rows] = found.pop(0)
@@ -221,27 +253,28 @@ class _ModuleChunks:
         return [self._hidden_grad, *(g.to(w.dtype) for g, w in zip(self._grads, self._weights, strict=True))]
 
 
-def _replace_by_gradient(head: Head, logits_NV: Tensor, labels_N: Tensor, soft_NV: Tensor | None, loss: Loss) -> Tensor:
+def _replace_by_gradient(
+    head: Head, logits_NV: Tensor, labels_N: Tensor, soft: Sparse | Tensor | None, loss: Loss
+) -> Tensor:
     """Overwrite the student's logits by the loss's gradient for the linear layer's output; returns the loss."""
     device = "cpu" if logits_NV.device.type == "cpu" else "cuda"
     size = max(1, BLOCK_BYTES[device] // (4 * logits_NV.shape[-1]))
     total = torch.zeros((), device=logits_NV.device, dtype=_accumulator(logits_NV.dtype))
     for start in range(0, len(logits_NV), size):
         rows = slice(start, start + size)
-        soft_block_NV = None if soft_NV is None else soft_NV[rows]
-        value, grad_NV = value_and_grad(logits_NV[rows], labels_N[rows], soft_block_NV, loss)
+        block = None if soft is None else soft[rows]
+        value, grad_NV = soft_value_and_grad(logits_NV[rows], labels_N[rows], block, loss)
         logits_NV[rows] = head.chain(grad_NV, logits_NV[rows])
         total += value
     return total
 
 
-def linear_scores(
-    hidden_NH: Tensor, head: Head, labels_N: Tensor, teacher: tuple[Tensor, Head] | None
-) -> dict[str, Tensor]:
+def linear_scores(hidden_NH: Tensor, head: Head, labels_N: Tensor, teacher: Running | None) -> dict[str, Tensor]:
     """Per-row figures of a frozen model, chunk by chunk, in float32 or wider.
 
     Returns:
-        `nats`: negative log-likelihood of the label; `right`: whether it has the top logit; with a teacher also `kl`,
+        `nats`: negative log-likelihood of the label; `right`: whether it has the top logit;
+        `confidence`: the probability of the top id; with a teacher also `kl`,
         KL(teacher || student) at temperature 1 over the ids that both have, and `agree`, whether both have the same
         top id among these. All [N].
     """
@@ -249,7 +282,7 @@ def linear_scores(
     parts: list[dict[str, Tensor]] = []
     with torch.no_grad():
         for rows in even_chunks(len(hidden_NH), size) or [slice(0, 0)]:
-            soft_NV = teacher[1].logits(teacher[0][rows]) if teacher else None
+            soft_NV = None if teacher is None else teacher[rows]
             parts.append(_scores(head.logits(hidden_NH[rows]), labels_N[rows], soft_NV))
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
@@ -260,6 +293,7 @@ def _scores(logits_NV: Tensor, labels_N: Tensor, soft_NV: Tensor | None) -> dict
     found = {
         "nats": -log_q_NV.gather(-1, labels_N.unsqueeze(-1)).squeeze(-1),
         "right": (wide_NV.argmax(-1) == labels_N).to(wide_NV.dtype),
+        "confidence": log_q_NV.amax(-1).exp(),
     }
     if soft_NV is not None:
         shared = min(logits_NV.shape[-1], soft_NV.shape[-1])

@@ -85,12 +85,12 @@ def value_and_grad(student_NV: Tensor, labels_N: Tensor, teacher_NV: Tensor | No
     The logits are left as they are; at most three buffers of their size are alive besides them.
     """
     if loss.alpha == 0:
-        return _cross_entropy(_log_softmax(student_NV, 1.0), labels_N, loss.label_smoothing)
+        return cross_entropy(log_softmax(student_NV, 1.0), labels_N, loss.label_smoothing)
     assert teacher_NV is not None, "alpha > 0 needs soft targets"
     shared = min(student_NV.shape[-1], teacher_NV.shape[-1])
     temperature = loss.temperature
-    log_q_NV = _log_softmax(student_NV[:, :shared], temperature)
-    log_p_NV = _log_softmax(teacher_NV[:, :shared], temperature)
+    log_q_NV = log_softmax(student_NV[:, :shared], temperature)
+    log_p_NV = log_softmax(teacher_NV[:, :shared], temperature)
     value, grad_NV = DIVERGENCES[loss.divergence.kind](log_q_NV, log_p_NV, loss.divergence)
     # T^2 keeps the size of the gradient independent of T (Hinton et al. 2015, arXiv:1503.02531, section 2); the
     # functions differentiate for logits / T, which takes one T off again.
@@ -98,17 +98,21 @@ def value_and_grad(student_NV: Tensor, labels_N: Tensor, teacher_NV: Tensor | No
     if loss.alpha == 1:
         return value, _widened(grad_NV, student_NV.shape[-1])
     if temperature != 1 or shared < student_NV.shape[-1]:
-        log_q_NV = _log_softmax(student_NV, 1.0)
-    labels_value, labels_grad_NV = _cross_entropy(log_q_NV, labels_N, loss.label_smoothing)
+        log_q_NV = log_softmax(student_NV, 1.0)
+    labels_value, labels_grad_NV = cross_entropy(log_q_NV, labels_N, loss.label_smoothing)
     labels_grad_NV.mul_(1 - loss.alpha)[:, :shared] += grad_NV
     return value + (1 - loss.alpha) * labels_value, labels_grad_NV
 
 
-def _log_softmax(logits_NV: Tensor, temperature: float) -> Tensor:
+def log_softmax(logits_NV: Tensor, temperature: float) -> Tensor:
     """Log-probabilities in at least float32; masked ids get a probability of 0 and a finite logarithm."""
+    return torch.log_softmax(scaled(logits_NV, temperature), dim=-1)
+
+
+def scaled(logits_NV: Tensor, temperature: float) -> Tensor:
+    """Logits / T in at least float32, masked ones made finite; a new tensor."""
     wide_NV = logits_NV if logits_NV.dtype == torch.float64 else logits_NV.float()
-    scaled_NV = (wide_NV / temperature).clamp_(min=MASKED) if temperature != 1 else wide_NV.clamp(min=MASKED)
-    return torch.log_softmax(scaled_NV, dim=-1)
+    return (wide_NV / temperature).clamp_(min=MASKED) if temperature != 1 else wide_NV.clamp(min=MASKED)
 
 
 def _widened(grad_NV: Tensor, width: int) -> Tensor:
@@ -116,7 +120,7 @@ def _widened(grad_NV: Tensor, width: int) -> Tensor:
     return torch.nn.functional.pad(grad_NV, (0, width - grad_NV.shape[-1])) if grad_NV.shape[-1] < width else grad_NV
 
 
-def _cross_entropy(log_q_NV: Tensor, labels_N: Tensor, smoothing: float) -> Both:
+def cross_entropy(log_q_NV: Tensor, labels_N: Tensor, smoothing: float) -> Both:
     """Cross-entropy with hard labels, of which `smoothing` is spread evenly over all ids; overwrites log_q_NV."""
     picked_N1 = labels_N.unsqueeze(-1)
     value = -(1 - smoothing) * log_q_NV.gather(-1, picked_N1).sum()

@@ -10,12 +10,13 @@ import torch
 import transformers
 
 from distilpeft import models
-from distilpeft.artifact import digest_file, digest_json, read_json, write_json
+from distilpeft.artifact import Artifact, digest_file, digest_json, read_json, write_json
 from distilpeft.models import Architecture
-from distilpeft.recipe import Precision, Recipe
+from distilpeft.recipe import Precision, Recipe, result_settings
 from distilpeft.runtime import Runtime
+from distilpeft.soft_targets import SoftTargets, row_hashes
 from distilpeft.sources import Source, resolve
-from distilpeft.tasks import task_module
+from distilpeft.tasks import TaskData, task_module
 from distilpeft.vocabulary import Vocabulary, check_same
 
 MODEL, ADAPTER, HEADS = "model", "adapter", "heads.json"
@@ -70,6 +71,56 @@ def check_tokenizers(recipe: Recipe) -> None:
         return
     teacher, student = (Vocabulary.of_tokenizer(source.name, models.load_tokenizer(source)) for source in sources)
     check_same(teacher, student, chat=recipe.needs_template, tokens_only=taken)
+
+
+def binding(recipe: Recipe, teacher: Artifact, tokenizer: Any) -> dict[str, str]:
+    """Everything that soft targets depend on besides the rows: the teacher's own files, and how it reads text."""
+    files = teacher.manifest()["files"]
+    weights = {name: entry["sha256"] for name, entry in files.items() if name.endswith(".safetensors")}
+    return {
+        "teacher": teacher.key,
+        "base": f"{recipe.teacher.model} ({str(teacher.inputs.get('base'))[:12]})",
+        "adapter": digest_json(weights)[:12],
+        "quantize": recipe.teacher.quantize,
+        "task": digest_json([result_settings(recipe.task), recipe.data.max_tokens])[:12],
+        **text_binding(tokenizer),
+    }
+
+
+def open_targets(recipe: Recipe, data: TaskData, folder: Path, teacher: Artifact | None) -> SoftTargets:
+    """A store of soft targets for the recipe's training rows.
+
+    Args:
+        recipe: names the models.
+        data: the rows.
+        folder: the store.
+        teacher: whose targets they must be; None for a store that was made elsewhere (`targets.source`).
+
+    Raises:
+        InputError: they belong to another teacher, or to other tokens; both sides are named.
+    """
+    store = SoftTargets(folder)
+    source = teacher_source(recipe)
+    tokenizer = models.load_tokenizer(source)
+    if teacher is not None:
+        expected = binding(recipe, teacher, tokenizer)
+    else:
+        bound = store.store["bound"]
+        expected = {name: value for name, value in text_binding(tokenizer).items() if name in bound}
+        if not recipe.needs_template:
+            expected.pop("chat_template", None)
+    # Tokens are looked up for the student's own reading of the rows, classes for the teacher's.
+    read_by = tokenizer_source(recipe) if recipe.task.kind == "causal_lm" else source
+    rows = data.tokens("train", models.load_tokenizer(read_by), tokenizer_digest(read_by))
+    store.check(expected, row_hashes(rows.dataset))
+    return store
+
+
+def text_binding(tokenizer: Any) -> dict[str, str]:
+    """How text becomes ids: the token → id map and the chat template."""
+    tokens = digest_json(tokenizer.get_vocab())
+    template = tokenizer.chat_template
+    return {"vocabulary": tokens[:12], "chat_template": digest_json(template)[:12] if template else "none"}
 
 
 def new_teacher(runtime: Runtime, recipe: Recipe, tokenizer: Any) -> tuple[Any, list[str]]:

@@ -13,10 +13,11 @@ from typing import Any
 from distilpeft import report
 from distilpeft.artifact import Artifact, replace_link
 from distilpeft.errors import InputError
-from distilpeft.pair import MODEL, Loaded, check_tokenizers, load_student, load_teacher, new_student
+from distilpeft.pair import MODEL, Loaded, check_tokenizers, load_student, load_teacher, new_student, open_targets
 from distilpeft.plan import CE_ONLY, FULL, MAJORITY, STUDENT, TEACHER, UNTRAINED, Plan
 from distilpeft.runtime import Runtime
-from distilpeft.stages import benchmark, distil, evaluate, export, targets, teacher
+from distilpeft.soft_targets import SoftTargets
+from distilpeft.stages import audit, benchmark, distil, evaluate, export, targets, teacher
 from distilpeft.tasks import TaskData
 
 
@@ -73,6 +74,9 @@ class Steps:
             cache = plan.folder / "cache"
             self._data = TaskData(plan.recipe, plan.data_digest, cache, runtime.accelerator.main_process_first)
         check_tokenizers(plan.recipe)
+        elsewhere = plan.recipe.targets.source
+        if elsewhere is not None and plan.recipe.distil.alpha > 0:
+            open_targets(plan.recipe, self._data, Path(elsewhere).expanduser(), None).verify()
         self._held: tuple[str, Loaded] | None = None
         self._live: Loaded | None = None  # the teacher, while other models are compared with it token by token
 
@@ -99,6 +103,11 @@ class Steps:
             return targets.run(runtime, recipe, data, self._verified("teacher"), out)
         if stage == "distil":
             return self._distil(role, out)
+        if stage == "audit":
+            layout = SoftTargets(made["targets"].path).layout
+            loaded = self._load(STUDENT)
+            assert loaded is not None
+            return audit.run(runtime, recipe, data, layout=layout, student=loaded, teacher=self._teacher())
         if stage == "export":
             roles = [step.partition("/")[2] for step in made if step.startswith("evaluate/") and "export" not in step]
             figures = {role: made[f"evaluate/{role}"].figures() for role in roles}
@@ -123,8 +132,13 @@ class Steps:
         cached = alpha > 0 and recipe.targets.mode == "cached"
         return distil.run(
             self._runtime, recipe, self._data, alpha=alpha, teacher=self._verified("teacher"),
-            targets=self._verified("targets") if cached else None, out=out,
+            targets=self._targets() if cached else None, out=out,
         )  # fmt: skip
+
+    def _targets(self) -> Path:
+        """The store of soft targets: the recipe's own, or one made elsewhere (checked when the run began)."""
+        elsewhere = self._plan.recipe.targets.source
+        return Path(elsewhere).expanduser() if elsewhere else self._verified("targets").path
 
     def _verified(self, name: str) -> Artifact:
         """An artifact whose files are what they were when they were written."""

@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from distilpeft.artifact import Artifact, artifact, digest_json
+from distilpeft.artifact import Artifact, artifact, digest_file, digest_json
 from distilpeft.data import data_sources
 from distilpeft.errors import InputError
 from distilpeft.machine import machine_name
-from distilpeft.recipe import Lora, Recipe, result_settings
+from distilpeft.recipe import Lora, Recipe, format_fault, result_settings
+from distilpeft.soft_targets import STORE, read_store
 from distilpeft.sources import (
     Source,
     check_model,
@@ -29,7 +30,7 @@ from distilpeft.sources import (
 )
 from distilpeft.vocabulary import Vocabulary, check_same
 
-FORMAT = 2
+FORMAT = 3
 STUDENT, CE_ONLY, UNTRAINED, TEACHER, FULL, MAJORITY = (
     "student", "student_ce_only", "untrained", "teacher", "teacher_full_precision", "majority",
 )  # fmt: skip
@@ -44,7 +45,7 @@ class Plan:
         folder: runs/<name>.
         data_digest: names the rows.
         artifacts: by step, in the order in which they are made: `teacher`, `targets`, `distil/<role>`,
-            `evaluate/<role>`, `export/<format>`, `benchmark/<role>`.
+            `audit`, `evaluate/<role>`, `export/<format>`, `benchmark/<role>`.
     """
 
     recipe: Recipe
@@ -81,13 +82,16 @@ def make_plan(recipe: Recipe, runs: Path) -> Plan:
     found: dict[str, Artifact] = {}
     teacher_settings = _without(result_settings(recipe.teacher), "gate", "model", "revision")
     teacher = found["teacher"] = make("teacher", {**teacher_settings, **seeded}, base=digest(teacher_base))
-    if recipe.targets.mode == "cached" and recipe.distil.alpha > 0:
-        found["targets"] = make("targets", {"precision": recipe.targets.precision}, teacher=teacher.key)
+    cached = recipe.targets.mode == "cached" and recipe.distil.alpha > 0
+    if cached and recipe.targets.source is None:
+        found["targets"] = make("targets", _target_settings(recipe), teacher=teacher.key)
     _check_tokens(recipe)
     origin = _student_inputs(recipe, teacher)
     student = {**_without(result_settings(recipe.student), "model", "revision"), **seeded}
     distil = _without(result_settings(recipe.distil), "ce_only_baseline")
     soft = {"targets": found["targets"].key} if "targets" in found else {}
+    if cached and recipe.targets.source is not None:
+        soft = {"targets": _source_of_targets(recipe, recipe.targets.source)}
     if recipe.distil.alpha > 0 and not soft:
         soft = {"teacher": teacher.key, "precision": recipe.targets.precision}
     models: dict[str, dict[str, str]] = {MAJORITY: {}, UNTRAINED: {"seeded": digest_json([student, origin])}}
@@ -97,6 +101,10 @@ def make_plan(recipe: Recipe, runs: Path) -> Plan:
         models[CE_ONLY] = {"model": made.key}
     found[f"distil/{STUDENT}"] = made = make("distil", {**distil, "student": student}, **{**origin, **soft})
     models[STUDENT] = {"model": made.key}
+    if "targets" in found and recipe.task.kind == "causal_lm":
+        audited = {"temperature": recipe.distil.temperature, "precision": recipe.evaluate.precision, **seeded}
+        inputs = {"student": made.key, "targets": found["targets"].key}
+        found["audit"] = make("audit", {**audited, "k": recipe.targets.k, "draws": recipe.targets.draws}, **inputs)
     models[TEACHER] = {"model": teacher.key}
     if recipe.evaluate.teacher_full_precision and recipe.teacher.quantize != "none":
         models[FULL] = {"model": teacher.key, "quantize": "none"}
@@ -140,6 +148,37 @@ def digest_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
         else value
         for name, value in settings.items()
     }
+
+
+def _target_settings(recipe: Recipe) -> dict[str, Any]:
+    """What soft targets depend on besides the teacher. All logits, which classes keep, serve every temperature."""
+    targets = recipe.targets
+    settings: dict[str, Any] = {"precision": targets.precision}
+    if recipe.task.kind == "text_classification":
+        return settings
+    read = {"auto": ("k", "draws"), "top_k": ("k",), "sampled": ("draws",), "full": ()}[targets.format]
+    settings |= {name: getattr(targets, name) for name in ("format", "value_bits", *read)}
+    if targets.format != "full":
+        settings["temperatures"] = targets.temperatures or (recipe.distil.temperature,)
+    if targets.format == "auto":  # the choice depends on what the loss can use
+        settings["divergence"] = recipe.distil.divergence.kind
+    return settings if targets.format in ("full", "top_k") else {**settings, "seed": recipe.seed}
+
+
+def _source_of_targets(recipe: Recipe, source: str) -> str:
+    """The digest of a store made elsewhere, checked as far as its description tells."""
+    folder, key = Path(source).expanduser(), "targets.source"
+    if not (folder / STORE).is_file():
+        raise InputError(f"{key}: {source}: no soft targets here (no {STORE}); distilpeft targets import makes some")
+    layout = read_store(folder)["layout"]
+    fault = format_fault(layout["kind"], recipe.distil)
+    temperature = recipe.distil.temperature
+    if layout["kind"] != "full" and temperature not in layout["temperatures"]:
+        listed = ", ".join(f"{one:g}" for one in layout["temperatures"])
+        fault = f"its targets are for temperature {listed}, but distil.temperature is {temperature:g}"
+    if fault is not None:
+        raise InputError(f"{key}: {source}: {fault}")
+    return digest_file(folder / STORE)
 
 
 def _without(settings: Mapping[str, Any], *names: str) -> dict[str, Any]:

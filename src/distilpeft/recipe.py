@@ -32,7 +32,7 @@ NOT_IN_KEY: dict[str, Any] = {"not_in_key": True}
 
 METRICS: dict[str, tuple[str, ...]] = {
     "text_classification": ("accuracy", "macro_f1", "mcc", "ece", "log_loss"),
-    "causal_lm": ("nats_per_token", "perplexity", "bits_per_byte", "accuracy"),
+    "causal_lm": ("nats_per_token", "perplexity", "bits_per_byte", "accuracy", "ece"),
 }
 """Metrics of each task that work without a hub, the one that models are judged by first. Classification also takes any
 hub metric, written `hub:NAME`."""
@@ -198,13 +198,46 @@ class Teacher(Section):
 
 
 class Targets(Section):
-    """The teacher's soft targets: computed once and kept, or computed in every step."""
+    """The teacher's soft targets: computed once and kept, or computed in every step.
 
-    mode: Literal["cached", "online"] = Field(
-        "cached", description="online runs the teacher in every step; causal_lm needs it"
+    Classes are kept as all their logits. For tokens `format` says what of a position's distribution is kept.
+    """
+
+    mode: Literal["cached", "online"] = Field("cached", description="online runs the teacher in every step")
+    source: str | None = Field(
+        None, min_length=1, description="folder of soft targets made elsewhere (`distilpeft targets import`)"
+    )
+    format: Literal["auto", "full", "top_k", "sampled"] = Field(
+        "auto", description="causal_lm: full = all logits; top_k = the likeliest ids, the rest as one class; "
+        "sampled = random ids, unbiased; auto chooses by size, and says why"
+    )  # fmt: skip
+    k: Annotated[int, _Number, Field(gt=0, lt=2**16)] = Field(16, description="top_k: ids kept of each position")
+    draws: Annotated[int, _Number, Field(gt=0, lt=2**16)] = Field(
+        50, description="sampled: draws per position; several of one id are kept as one"
+    )
+    temperatures: tuple[Positive, ...] | None = Field(
+        None, min_length=1, description="causal_lm: temperatures the targets can be used at; default: distil's"
+    )
+    value_bits: Literal[8, 12, 16, 32] | None = Field(
+        None, description="bits of a kept log-probability, 32 = float32; default: 32 for full, else 12"
     )
     precision: Precision = "auto"
     micro_batch_size: Count = Field(64, json_schema_extra=NOT_IN_KEY)
+
+    @model_validator(mode="after")
+    def _only_what_is_read(self) -> Self:
+        given = self.model_fields_set
+        formats = {"k": ("auto", "top_k"), "draws": ("auto", "sampled")}
+        for name in ("source", "format", "k", "draws", "temperatures", "value_bits"):
+            if name in given and self.mode == "online":
+                raise ValueError(f"{name} is for targets on disk, and would do nothing with mode: online")
+            if name in given and name != "source" and self.source is not None:
+                raise ValueError(f"{name} is written in the store that source names, and would do nothing here")
+            if name in given and self.format not in formats.get(name, (self.format,)):
+                raise ValueError(f"{name} is not for format {self.format}, and would do nothing here")
+        if self.temperatures is not None and len(set(self.temperatures)) < len(self.temperatures):
+            raise ValueError("the temperatures must differ from each other")
+        return self
 
 
 class FromTeacher(Section):
@@ -353,13 +386,44 @@ def cross_faults(recipe: Recipe) -> Iterator[tuple[tuple[str, ...], str]]:
             hub = "; a hub metric is written hub:NAME" if kind == "text_classification" else ""
             yield ("evaluate", "metrics"), f"{name!r} is none of {', '.join(known)}{hub}"
     for section, fit in (("teacher", recipe.teacher.fit), ("distil", recipe.distil.fit)):
-        allowed = (*known, "kl") if (kind, section) == ("causal_lm", "distil") and recipe.distil.alpha > 0 else known
+        live = kind == "causal_lm" and recipe.targets.mode == "online" and recipe.distil.alpha > 0
+        allowed = (*known, "kl") if section == "distil" and live else known
         if fit.monitor is not None and fit.monitor not in allowed:
-            yield (section, "fit", "monitor"), f"{fit.monitor!r} is none of {', '.join(allowed)}"
-    if kind == "causal_lm" and recipe.distil.alpha > 0 and recipe.targets.mode == "cached":
-        yield ("targets", "mode"), "causal_lm needs mode: online; soft targets of tokens are not kept on disk yet"
+            why = (
+                " (kl is measured where targets.mode is online)" if fit.monitor == "kl" and section == "distil" else ""
+            )
+            yield (section, "fit", "monitor"), f"{fit.monitor!r} is none of {', '.join(allowed)}{why}"
+    if recipe.distil.alpha > 0 and recipe.targets.mode == "cached":
+        yield from _target_faults(recipe)
     if kind != "causal_lm" and recipe.student.tokenizer == "teacher":
         yield ("student", "tokenizer"), "only causal_lm students can take over the teacher's tokenizer"
+
+
+def _target_faults(recipe: Recipe) -> Iterator[tuple[tuple[str, ...], str]]:
+    """Soft targets on disk that the loss could not use."""
+    targets, distil = recipe.targets, recipe.distil
+    if recipe.task.kind != "causal_lm":
+        for name in ("format", "k", "draws", "temperatures", "value_bits"):
+            if name in targets.model_fields_set and (name, targets.format) != ("format", "full"):
+                yield ("targets", name), "is for causal_lm; of classes all logits are kept"
+        return
+    at = targets.temperatures
+    if at is not None and distil.temperature not in at:
+        listed = ", ".join(f"{one:g}" for one in at)
+        yield ("targets", "temperatures"), f"distil.temperature is {distil.temperature:g}, but only {listed} are listed"
+    fault = format_fault(targets.format, distil)
+    if fault is not None and targets.source is None:
+        yield ("targets", "format"), fault
+
+
+def format_fault(form: str, distil: Distil) -> str | None:
+    """Why a form of soft targets cannot serve a loss."""
+    kind = distil.divergence.kind
+    if form == "sampled" and kind != "forward_kl":
+        return f"sampled targets estimate forward_kl and nothing else; {kind} needs top_k or full"
+    if form == "top_k" and kind == "logit_mse":
+        return "logit_mse compares single logits, but top_k keeps the tail as one class; take full or mode: online"
+    return None
 
 
 def sections_of(annotation: Any) -> list[type[BaseModel]]:

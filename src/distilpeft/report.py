@@ -52,6 +52,7 @@ def build(plan: Plan) -> dict[str, Any]:
             "duplicates": tuned["duplicates"],
         },
         "samples": _samples(figures),
+        "soft_targets": _soft_targets(figures),
         "training": {
             step: {name: figures[step][name] for name in TRAINING} for step in figures if "rows_per_s" in figures[step]
         },
@@ -97,6 +98,14 @@ def _quantization_cost(plan: Plan, figures: dict[str, Any], main: str) -> dict[s
     }
 
 
+def _soft_targets(figures: dict[str, Any]) -> dict[str, Any] | None:
+    """What is kept of the teacher's distributions, and what that costs."""
+    if "targets" not in figures:
+        return None
+    made = figures["targets"]
+    return {"layout": made["layout"], "why": made["why"], "measured": made["measured"], "audit": figures.get("audit")}
+
+
 def _samples(figures: dict[str, Any]) -> list[dict[str, str]]:
     """What teacher and student make of the same beginnings, side by side."""
     told = {role: figures[f"evaluate/{role}"].get("samples", []) for role in (TEACHER, STUDENT)}
@@ -123,7 +132,7 @@ def load(run: Path) -> dict[str, Any]:
             f"{run}: no report.json here; give a run's folder, such as runs/quickstart, once it is finished"
         )
     found = read_json(run / "report.json", "run the recipe again")
-    if "task" not in found:
+    if "soft_targets" not in found:
         raise InputError(f"{run / 'report.json'}: written by another version of distilpeft; run the recipe again")
     return found
 
@@ -183,6 +192,7 @@ def sentences(report: dict[str, Any]) -> list[str]:
             f"(KL {cost['kl']:.4f} nats, same answer on {cost['top1_agreement']:.1%} of "
             f"{'tokens' if language else 'rows'})."
         )
+    lines += _stored(report)
     rows = report["rows"]
     limit = report["settings"]["data"]["max_tokens"]
     lines.append(f"{rows['truncated']} of {rows['train']} training rows were cut to {limit} tokens.")
@@ -192,6 +202,44 @@ def sentences(report: dict[str, Any]) -> list[str]:
             "Texts that stand in two splits: " + ", ".join(f"{pair} {count}" for pair, count in shared.items()) + "."
         )
     return lines
+
+
+def audit_rows(report: dict[str, Any]) -> list[tuple[str, ...]]:
+    """What forms of soft targets cost, cell by cell; the first row holds the titles."""
+    audit = (report["soft_targets"] or {}).get("audit")
+    if audit is None:
+        return []
+    titles: tuple[str, ...] = ("soft targets", "bytes/token", "bias", "spread", "cosine per token", "cosine of sum")
+    return [titles] + [
+        (
+            form_name(form) + (" (in use)" if form["in_use"] else ""),
+            f"{form['bytes_per_token']:.1f}",
+            f"{form['bias']:+.4f} ± {form['standard_error']:.4f}",
+            f"{form['spread']:.3f}",
+            f"{form['cosine_per_token']:.4f}",
+            f"{form['cosine_of_sum']:.4f}",
+        )
+        for form in audit["forms"]
+    ]
+
+
+def form_name(layout: dict[str, Any]) -> str:
+    """A layout in two words."""
+    names = {"full": "full", "top_k": f"top_k {layout['count']}", "sampled": f"sampled {layout['count']}"}
+    return names[layout["kind"]]
+
+
+def _stored(report: dict[str, Any]) -> list[str]:
+    """What was kept of the teacher's distributions."""
+    found = report["soft_targets"]
+    if found is None or report["task"] != "causal_lm":
+        return []
+    measured = found["measured"]
+    return [
+        f"Soft targets on disk ({found['why']}): {measured['bytes_per_token']:.1f} bytes per token, "
+        f"{measured['bytes'] / 1e6:.1f} MB; {measured['ids_per_token']:.1f} ids hold "
+        f"{measured['captured_mass']:.1%} of the teacher's probability."
+    ]
 
 
 def _kept(report: dict[str, Any]) -> list[str]:
@@ -218,6 +266,15 @@ def markdown(report: dict[str, Any]) -> str:
     titles = columns(report)
     lines += [" | ".join(titles), " | ".join("---" for _ in titles)]
     lines += [" | ".join(row) for row in table_rows(report)]
+    audit = audit_rows(report)
+    if audit:
+        titles_, *forms = audit
+        loss = report["soft_targets"]["audit"]
+        lines += ["", "## What soft targets on disk cost", ""]
+        lines += [f"Against the whole distribution on {loss['positions']} validation tokens, where the divergence is "
+                  f"{loss['loss_per_token']:.4f} nats per token. Bias and spread (standard deviation) are per token; "
+                  "cosines are between gradients for the student's logits.", ""]  # fmt: skip
+        lines += [" | ".join(titles_), " | ".join("---" for _ in titles_), *(" | ".join(row) for row in forms)]
     for sample in report["samples"]:
         lines += ["", "### Sample", "", *(f"- {role}: {_quoted(text)}" for role, text in sample.items())]
     environment = report["environment"]

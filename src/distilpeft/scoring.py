@@ -16,6 +16,7 @@ from distilpeft.recipe import Precision, Recipe
 from distilpeft.runtime import Bar, Runtime
 from distilpeft.tasks import TaskData, Tokens
 
+AGAINST_TEACHER = ("kl", "top1_agreement")
 Soft = Callable[[dict[str, Any]], Any]
 """Batch on the device → what the teacher knows of it, in the task's form."""
 
@@ -65,6 +66,7 @@ def validator(
         )  # fmt: skip
         if not np.isfinite(values_NK).all():
             return {"finite": 0.0}
-        return {"finite": 1.0, **data.task.metrics(values_NK, rows)}
+        found = {"finite": 1.0, **data.task.metrics(values_NK, rows)}
+        return found if soft else {name: value for name, value in found.items() if name not in AGAINST_TEACHER}
 
     return validate

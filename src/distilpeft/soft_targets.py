@@ -1,101 +1,314 @@
-"""The teacher's soft targets on disk: all class logits of every training row, looked up by row id.
+"""Soft targets on disk: a folder of shards that are memory-mapped, looked up by row id, checked, and resumable.
 
-Layout of the folder: `logits.npy`, float32 [rows, classes], a plain NumPy file that is memory-mapped for reading;
-`bound.json`, which names everything the logits belong to. A store that was made for another teacher, adapter,
-tokenizer or set of rows is refused with both sides named. Writing is resumable: `progress.json` holds how many
-rows are safely on disk.
+    R  rows of data    N  positions: rows that a loss counts, several to a row of a language model
+
+`rows.npy`: uint64 [R], a hash of each row's token ids and of what is to be predicted.  `positions.npy`: uint32 [R],
+positions of each row.  `shard-00000.bin`, ...: blocks of consecutive rows (`codec` says what is in one), then uint64
+[rows + 1], where each begins and the last ends.  `store.json`: the layout, the rows of every shard, the SHA-256 of
+every file, what was measured while writing, and `bound`: the teacher and all else that the targets depend on. A store
+of another teacher, adapter, tokenizer or order of rows is refused with both sides named.
+
+Shards are finished one by one, by any process, so an interrupted writer goes on after the last finished one. Works
+without torch.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
-from collections.abc import Mapping
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import datasets
 import numpy as np
 from numpy.typing import NDArray
 
-from distilpeft.artifact import Artifact, digest_json, read_json, write_json
+from distilpeft.artifact import digest_file, digest_json, fsync, read_json, write_json
+from distilpeft.codec import Bytes, Kept, Layout
 from distilpeft.errors import InputError
 
-LOGITS, BOUND, PROGRESS = "logits.npy", "bound.json", "progress.json"
-Floats = NDArray[np.float32]
+FORMAT = 1
+STORE, ROWS, POSITIONS, BEGUN = "store.json", "rows.npy", "positions.npy", "begun.json"
+SHARD_TOKENS, NUM_SHARDS = 16_384, 1_000
+"""A shard holds about so many tokens, what an interruption may cost; more where there would be too many shards."""
+SHARD_BYTES = 256 << 20
+HASHED = ("input_ids", "label", "target", "segments")
+OPEN_SHARDS = 256  # memory-mapped at once; each holds a file descriptor
+Hashes = NDArray[np.uint64]
 
 
-def rows_digest(tokens: datasets.Dataset) -> str:
-    """A hash of every row's token ids and label, in order: what the logits of a store are logits of."""
-    result = hashlib.sha256()
-    for batch in tokens.with_format("arrow").iter(batch_size=10_000):
-        ids = batch["input_ids"].combine_chunks()
-        result.update(ids.flatten().to_numpy().astype("<i4").tobytes())
-        result.update(ids.value_lengths().to_numpy().astype("<i4").tobytes())
-        result.update(batch["label"].to_numpy().astype("<i8").tobytes())
-    return result.hexdigest()
+def row_hashes(tokens: datasets.Dataset) -> Hashes:
+    """A hash of each row's token ids and of what is to be predicted there: what its soft targets are targets of."""
+    columns = [name for name in HASHED if name in tokens.column_names]
+    found = []
+    for batch in tokens.select_columns(columns).with_format("numpy").iter(batch_size=2_000):
+        cells = [[np.asarray(cell, dtype="<i4").tobytes() for cell in batch[name]] for name in columns]
+        for row in zip(*cells, strict=True):
+            lengths = np.array([len(part) for part in row], dtype="<i8").tobytes()
+            found.append(hashlib.blake2b(lengths + b"".join(row), digest_size=8).digest())
+    return np.frombuffer(b"".join(found), dtype="<u8").astype(np.uint64)
 
 
-def binding(teacher: Artifact, tokens: datasets.Dataset, tokenizer_digest: str) -> dict[str, str]:
-    """Everything that a store's logits depend on: the teacher's own files, the tokenizer and the rows."""
-    files = teacher.manifest()["files"]
-    weights = {name: entry["sha256"] for name, entry in files.items() if name.endswith(".safetensors")}
-    return {
-        "teacher": teacher.key,
-        "base": str(teacher.inputs.get("base")),
-        "weights": digest_json(weights),
-        "tokenizer": tokenizer_digest,
-        "rows": rows_digest(tokens),
-    }
+def shard_edges(num_tokens_R: NDArray[np.integer[Any]], bytes_R: NDArray[np.floating[Any]]) -> list[int]:
+    """Where shards begin and the last ends, a function of the rows and the layout alone."""
+    limit = max(SHARD_TOKENS, -(-int(num_tokens_R.sum()) // NUM_SHARDS))
+    edges, tokens, size = [0], 0, 0.0
+    for row, (count, weight) in enumerate(zip(num_tokens_R.tolist(), bytes_R.tolist(), strict=True)):
+        if row > edges[-1] and (tokens + count > limit or size + weight > SHARD_BYTES):
+            edges.append(row)
+            tokens, size = 0, 0.0
+        tokens, size = tokens + count, size + weight
+    return [*edges, len(num_tokens_R)]
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What a store is to hold.
+
+    Attributes:
+        layout: how positions are kept.
+        bound: name → what the targets belong to.
+        hashes_R: see `row_hashes`.
+        positions_R: positions of each row.
+        edges: see `shard_edges`.
+    """
+
+    layout: Layout
+    bound: Mapping[str, str]
+    hashes_R: Hashes
+    positions_R: NDArray[np.integer[Any]]
+    edges: Sequence[int]
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Plain values that name it."""
+        rows = hashlib.sha256(self.hashes_R.astype("<u8").tobytes()).hexdigest()
+        shards = {"edges": list(self.edges), "positions": digest_json(self.positions_R.tolist())}
+        return {"format": FORMAT, "layout": _plain(self.layout), "bound": dict(self.bound), "rows": rows, **shards}
 
 
 class Writer:
-    """Fills a store row by row id; a new Writer on a folder that was interrupted goes on after `done` rows."""
+    """Fills a store shard by shard; on a folder that was interrupted, finished shards stay.
 
-    def __init__(self, folder: Path, num_rows: int, num_classes: int, bound: Mapping[str, str]) -> None:
-        self._folder = folder
-        path = folder / LOGITS
-        known = folder / PROGRESS
-        self.done = 0
-        if known.is_file() and path.is_file() and read_json(folder / BOUND, "delete it") == dict(bound):
-            self.done = int(read_json(known, "delete it")["done"])
-            self._logits_NC: Floats = np.load(path, mmap_mode="r+", allow_pickle=False)
-        else:
-            known.unlink(missing_ok=True)  # before anything else: it counts rows of the store that is begun anew
-            write_json(folder / BOUND, bound)
-            self._logits_NC = np.lib.format.open_memmap(
-                path, mode="w+", dtype=np.float32, shape=(num_rows, num_classes)
-            )
+    Several processes may each have one on the same folder: the main one is made first.
+    """
 
-    def append(self, logits_NC: Floats) -> None:
-        """Store the logits of the next rows; they are on disk when this returns."""
-        end = self.done + len(logits_NC)
-        self._logits_NC[self.done : end] = logits_NC
-        assert isinstance(self._logits_NC, np.memmap)
-        self._logits_NC.flush()
-        self.done = end
-        write_json(self._folder / PROGRESS, {"done": end})
+    def __init__(self, folder: Path, contents: Contents, *, is_main: bool = True) -> None:
+        self._folder, self._contents = folder, contents
+        if is_main and not self._is_same():
+            for file in [*folder.glob("shard-*"), folder / STORE, folder / BEGUN]:
+                file.unlink(missing_ok=True)
+            write_json(folder / BEGUN, contents.identity)
+        self.num_shards = len(contents.edges) - 1
 
-    def close(self) -> None:
-        """Finish: the store is whole."""
-        assert self.done == len(self._logits_NC), "soft targets are missing rows"
-        del self._logits_NC
-        (self._folder / PROGRESS).unlink()
+    def _is_same(self) -> bool:
+        begun = self._folder / BEGUN
+        return begun.is_file() and read_json(begun, "delete it") == self._contents.identity
+
+    def rows(self, shard: int) -> tuple[int, int]:
+        """First row of a shard, and the one behind its last."""
+        return self._contents.edges[shard], self._contents.edges[shard + 1]
+
+    def is_done(self, shard: int) -> bool:
+        """Whether a shard is on disk in full, byte for byte as it was written."""
+        if (self._folder / STORE).is_file():  # put together, but killed before it was published
+            return True
+        file, record = self._folder / _name(shard), self._folder / _record(shard)
+        if not (file.is_file() and record.is_file()):
+            return False
+        known = read_json(record, "delete it")
+        return bool(file.stat().st_size == known["bytes"] and digest_file(file) == known["sha256"])
+
+    def write(self, shard: int, rows: Sequence[Kept], measured: Mapping[str, float]) -> None:
+        """Store what is kept of the rows of a shard, in their order; it is on disk when this returns."""
+        start, stop = self.rows(shard)
+        assert [len(kept) for kept in rows] == self._contents.positions_R[start:stop].tolist()
+        blocks = [self._contents.layout.encode(kept) for kept in rows]
+        offsets = np.cumsum([0, *map(len, blocks)]).astype("<u8")
+        file = self._folder / _name(shard)
+        (self._folder / _record(shard)).unlink(missing_ok=True)  # it may tell of other bytes
+        with file.open("wb") as out:
+            out.writelines([*blocks, offsets.tobytes()])
+            out.flush()
+            os.fsync(out.fileno())
+        entry = {"file": file.name, "first_row": start, "num_rows": stop - start, "bytes": file.stat().st_size}
+        write_json(self._folder / _record(shard), {**entry, "sha256": digest_file(file), "measured": dict(measured)})
+
+    def finish(self, notes: Mapping[str, Any]) -> dict[str, Any]:
+        """Put the store together; `notes` are kept in it as they are.
+
+        Returns:
+            The figures of `measured`.
+        """
+        folder, contents = self._folder, self._contents
+        if not (folder / STORE).is_file():
+            records = [folder / _record(shard) for shard in range(self.num_shards)]
+            assert all(record.is_file() for record in records), "soft targets are missing shards"
+            shards = [read_json(record, "delete it") for record in records]
+            np.save(folder / ROWS, contents.hashes_R.astype("<u8"), allow_pickle=False)
+            np.save(folder / POSITIONS, contents.positions_R.astype("<u4"), allow_pickle=False)
+            num_bytes = sum(shard["bytes"] for shard in shards)
+            sums = [shard.pop("measured") for shard in shards]
+            store = {
+                "format": FORMAT,
+                "layout": _plain(contents.layout),
+                "num_rows": len(contents.hashes_R),
+                "num_positions": int(contents.positions_R.sum()),
+                "bound": dict(contents.bound),
+                "measured": summary(sums, num_bytes),
+                **notes,
+                "rows": {name: digest_file(folder / name) for name in (ROWS, POSITIONS)},
+                "shards": shards,
+            }
+            fsync(folder)
+            write_json(folder / STORE, {**store, "checksum": digest_json(store)})
+        for record in [*folder.glob("shard-*.json"), folder / BEGUN]:
+            record.unlink(missing_ok=True)
+        measured: dict[str, Any] = read_store(folder)["measured"]
+        return measured
+
+
+def summary(sums: Sequence[Mapping[str, float]], num_bytes: int) -> dict[str, Any]:
+    """Figures of a store from the sums of its shards; see `sparse.describe`. Bytes are those of the shards."""
+    positions = max(1.0, sum(part["positions"] for part in sums))
+    found: dict[str, Any] = {"bytes": num_bytes, "bytes_per_token": num_bytes / positions}
+    names = {"ids": "ids_per_token", "mass": "captured_mass", "entropy": "entropy_nats", "error": "log_p_error"}
+    for key, name in names.items():
+        if all(key in part for part in sums):
+            found[name] = sum(part[key] for part in sums) / positions
+    if all("max_error" in part for part in sums):
+        found["log_p_max_error"] = max((part["max_error"] for part in sums), default=0.0)
+    return found
+
+
+def read_store(folder: Path) -> dict[str, Any]:
+    """The checked content of `store.json`.
+
+    Raises:
+        InputError: there is none, it was altered, or another version wrote it.
+    """
+    if (folder / BEGUN).exists():
+        raise InputError(f"{folder}: these soft targets are not finished; run the recipe that makes them again")
+    path = folder / STORE
+    found = read_json(path, "give a folder of soft targets, or make them again")
+    if found.get("format") != FORMAT:
+        raise InputError(f"{path}: format {found.get('format')!r}, but this version reads {FORMAT}; make them again")
+    checksum = found.pop("checksum", None)
+    if checksum != digest_json(found):
+        raise InputError(f"{path}: altered since it was written (its checksum does not fit); make the targets again")
+    return found
 
 
 class SoftTargets:
-    """A whole store, read by row id."""
+    """A whole store, read by row id.
 
-    def __init__(self, folder: Path, expected: Mapping[str, str]) -> None:
-        if (folder / PROGRESS).exists():
-            raise InputError(f"{folder}: these soft targets are not finished; run the recipe that makes them again")
-        bound = read_json(folder / BOUND, f"delete {folder} to make it again")
+    Attributes:
+        store: content of `store.json`.
+        layout: how positions are kept.
+        positions_R: positions of each row.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.store = read_store(folder)
+        self._folder = folder
+        layout = self.store["layout"]
+        self.layout = Layout(**{**layout, "temperatures": tuple(layout["temperatures"])})
+        self.positions_R: NDArray[np.int64] = self._array(POSITIONS).astype(np.int64)
+        self._first_rows = np.array([shard["first_row"] for shard in self.store["shards"]])
+        # Closed with the store; a shard's pages are the system's to keep or drop.
+        self._open: Callable[[int], tuple[Bytes, NDArray[np.int64]]] = functools.lru_cache(OPEN_SHARDS)(self._map)
+
+    def _array(self, name: str) -> NDArray[Any]:
+        try:
+            found: NDArray[Any] = np.load(self._folder / name, allow_pickle=False)
+        except (OSError, ValueError) as error:
+            raise InputError(f"{self._folder / name}: cannot be read ({type(error).__name__})") from None
+        return found
+
+    def _map(self, shard: int) -> tuple[Bytes, NDArray[np.int64]]:
+        """A shard's bytes, memory-mapped, and where its blocks begin."""
+        entry = self.store["shards"][shard]
+        path = self._folder / entry["file"]
+        if not path.is_file() or path.stat().st_size != entry["bytes"]:
+            raise InputError(f"{path}: missing, or not of the {entry['bytes']} bytes that were written")
+        mapped: Bytes = np.memmap(path, dtype=np.uint8, mode="r")
+        size = 8 * (entry["num_rows"] + 1)
+        return mapped, np.array(mapped[-size:]).view("<u8").astype(np.int64)
+
+    def row(self, row_id: int) -> Kept:
+        """What is kept of one row's positions."""
+        if not 0 <= row_id < len(self.positions_R):
+            raise IndexError(f"row {row_id} of {len(self.positions_R)}")
+        shard = int(np.searchsorted(self._first_rows, row_id, side="right")) - 1
+        mapped, offsets = self._open(shard)
+        at = row_id - int(self._first_rows[shard])
+        return self.layout.decode(np.array(mapped[offsets[at] : offsets[at + 1]]), int(self.positions_R[row_id]))
+
+    def lookup(self, row_ids_N: NDArray[np.int64]) -> Kept:
+        """What is kept of these rows' positions, row by row."""
+        return Kept.join([self.row(row_id) for row_id in row_ids_N.tolist()])
+
+    def verify(self) -> None:
+        """Compare every file with its recorded size and SHA-256.
+
+        Raises:
+            InputError: one is missing or altered; the message names it.
+        """
+        recorded = {entry["file"]: entry["sha256"] for entry in self.store["shards"]}
+        for name, sha256 in {**self.store["rows"], **recorded}.items():
+            file = self._folder / name
+            if not file.is_file() or digest_file(file) != sha256:
+                raise InputError(f"{file}: missing or altered since it was written; make the soft targets again")
+
+    def check(self, expected: Mapping[str, str], hashes_R: Hashes) -> None:
+        """Refuse targets of anything else.
+
+        Args:
+            expected: name → what the targets must belong to.
+            hashes_R: of the rows that they are wanted for.
+
+        Raises:
+            InputError: the first difference, with both sides named.
+        """
         for name, value in expected.items():
-            if bound.get(name) != value:
+            found = self.store["bound"].get(name)
+            if found != value:
                 raise InputError(
-                    f"{folder}: these soft targets belong to {name} {bound.get(name)}, not to {value}; "
-                    f"delete the folder to make them again"
+                    f"{self._folder}: these soft targets belong to {name} {found}, not to {value}; "
+                    "make them again with this recipe"
                 )
-        self._logits_NC: Floats = np.load(folder / LOGITS, mmap_mode="r", allow_pickle=False)
+        fault = _rows_fault(self._array(ROWS), hashes_R)
+        if fault is not None:
+            raise InputError(f"{self._folder}: these soft targets belong to other rows: {fault}")
 
-    def lookup(self, row_ids_N: NDArray[np.int64]) -> Floats:
-        """Teacher logits [N, C] of these rows."""
-        return np.asarray(self._logits_NC[row_ids_N])
+
+def _rows_fault(ours: Hashes, theirs: Hashes) -> str | None:
+    """How the rows of a store differ from those that it is wanted for."""
+    if len(ours) != len(theirs):
+        return f"{len(ours)} rows in the store, {len(theirs)} here"
+    differing = np.flatnonzero(ours != theirs)
+    if not len(differing):
+        return None
+    first = int(differing[0])
+    if np.array_equal(np.sort(ours), np.sort(theirs)):
+        where = int(np.flatnonzero(ours == theirs[first])[0])
+        return f"the same rows in another order: row {first} here is row {where} of the store"
+    return (
+        f"row {first} has other tokens (hash {int(ours[first]):016x} in the store, {int(theirs[first]):016x} here; "
+        f"{len(differing)} rows differ); tokenizer, template, max_tokens and data must be those of the store"
+    )
+
+
+def _plain(layout: Layout) -> dict[str, Any]:
+    return {**asdict(layout), "temperatures": list(layout.temperatures)}
+
+
+def _name(shard: int) -> str:
+    return f"shard-{shard:05d}.bin"
+
+
+def _record(shard: int) -> str:
+    return f"shard-{shard:05d}.json"

@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from unit.test_losses import KINDS, NAMES, reference
 
 from distilpeft import fused
-from distilpeft.fused import Head, linear_distil_sum, linear_scores, rows_per_chunk, vocabulary_of
+from distilpeft.fused import Head, Running, linear_distil_sum, linear_scores, rows_per_chunk, vocabulary_of
 from distilpeft.losses import Loss
 from distilpeft.recipe import Divergence
 
@@ -58,7 +58,7 @@ def compare(found: Tensor, expected: Tensor, inputs: list[Tensor], tolerance: fl
 def test_every_divergence_is_the_eager_one(divergence, chunk_rows):
     hidden, head, labels, soft, teacher = tensors()
     loss = Loss(0.7, 2.0, divergence, label_smoothing=0.1)
-    found = linear_distil_sum(hidden, Head(head), labels, (soft, Head(teacher)), loss, chunk_rows=chunk_rows)
+    found = linear_distil_sum(hidden, Head(head), labels, Running(soft, Head(teacher)), loss, chunk_rows=chunk_rows)
     compare(found, eager(head(hidden), labels, teacher(soft), loss), [hidden, head.weight])
 
 
@@ -69,7 +69,7 @@ def test_neither_chunks_nor_blocks_change_anything(monkeypatch, alpha, chunk_row
     monkeypatch.setitem(fused.BLOCK_BYTES, "cpu", block_bytes)
     hidden, head, labels, soft, teacher = tensors()
     found = linear_distil_sum(
-        hidden, Head(head), labels, (soft, Head(teacher)), Loss(alpha, 1.5), chunk_rows=chunk_rows
+        hidden, Head(head), labels, Running(soft, Head(teacher)), Loss(alpha, 1.5), chunk_rows=chunk_rows
     )
     compare(found, eager(head(hidden), labels, teacher(soft), Loss(alpha, 1.5)), [hidden, head.weight])
 
@@ -84,7 +84,7 @@ def test_bias_scale_and_softcap_of_either_side(scale, softcap, bias):
         teacher.bias = nn.Parameter(torch.randn(V, dtype=torch.float64), requires_grad=False)
     loss = Loss(0.6, 2.0)
     found = linear_distil_sum(
-        hidden, Head(head, scale, softcap), labels, (soft, Head(teacher, scale, softcap)), loss, chunk_rows=4
+        hidden, Head(head, scale, softcap), labels, Running(soft, Head(teacher, scale, softcap)), loss, chunk_rows=4
     )
     expected = eager(shaped(head(hidden), scale, softcap), labels, shaped(teacher(soft), scale, softcap), loss)
     compare(found, expected, [hidden, *head.parameters()])
@@ -98,7 +98,7 @@ def test_a_frozen_weight_costs_and_gets_no_gradient(trained):
         parameter.requires_grad_(name == trained)
     products = Products()
     with products:
-        found = linear_distil_sum(hidden, Head(head), labels, (soft, Head(teacher)), Loss(0.5), chunk_rows=8)
+        found = linear_distil_sum(hidden, Head(head), labels, Running(soft, Head(teacher)), Loss(0.5), chunk_rows=8)
     assert products.weight_gradients == (3 if trained == "weight" else 0)
     chosen = [parameter for parameter in head.parameters() if parameter.requires_grad]
     compare(found, eager(head(hidden), labels, teacher(soft), Loss(0.5)), [hidden, *chosen])
@@ -106,7 +106,7 @@ def test_a_frozen_weight_costs_and_gets_no_gradient(trained):
 
 def test_frozen_hidden_states_get_no_gradient():
     hidden, head, labels, soft, teacher = tensors()
-    found = linear_distil_sum(hidden.detach(), Head(head), labels, (soft, Head(teacher)), Loss(0.5))
+    found = linear_distil_sum(hidden.detach(), Head(head), labels, Running(soft, Head(teacher)), Loss(0.5))
     compare(found, eager(head(hidden.detach()), labels, teacher(soft), Loss(0.5)), [head.weight])
 
 
@@ -117,7 +117,9 @@ def test_tied_embeddings_get_both_gradients():
     def hidden(weight: Tensor) -> Tensor:
         return torch.tanh(F.embedding(ids, weight))
 
-    found = linear_distil_sum(hidden(head.weight), Head(head), labels, (soft, Head(teacher)), Loss(0.5), chunk_rows=6)
+    found = linear_distil_sum(
+        hidden(head.weight), Head(head), labels, Running(soft, Head(teacher)), Loss(0.5), chunk_rows=6
+    )
     compare(found, eager(head(hidden(head.weight)), labels, teacher(soft), Loss(0.5)), [head.weight])
 
 
@@ -143,7 +145,7 @@ def lora_head(dtype: torch.dtype = torch.float64, *, bias: bool = False):
 
 def test_a_lora_head_is_merged_into_the_logits_and_only_its_adapter_is_trained():
     hidden, layer, labels, soft, teacher = lora_head()
-    found = linear_distil_sum(hidden, Head(layer), labels, (soft, Head(teacher)), Loss(0.5, 2.0), chunk_rows=7)
+    found = linear_distil_sum(hidden, Head(layer), labels, Running(soft, Head(teacher)), Loss(0.5, 2.0), chunk_rows=7)
     weights = [layer.lora_A["default"].weight, layer.lora_B["default"].weight]
     compare(found, eager(layer(hidden), labels, teacher(soft), Loss(0.5, 2.0)), [hidden, *weights])
     assert vocabulary_of(Head(layer)) == V
@@ -157,11 +159,11 @@ def test_a_lora_head_with_a_bias_is_scaled_and_capped_like_a_plain_one(scale, so
     hidden, layer, labels, soft, teacher = lora_head(bias=True)
     loss = Loss(0.6, 2.0)
     found = linear_distil_sum(
-        hidden, Head(layer, scale, softcap), labels, (soft, Head(teacher)), loss, chunk_rows=chunk_rows
+        hidden, Head(layer, scale, softcap), labels, Running(soft, Head(teacher)), loss, chunk_rows=chunk_rows
     )
     weights = [layer.lora_A["default"].weight, layer.lora_B["default"].weight]
     compare(found, eager(shaped(layer(hidden), scale, softcap), labels, teacher(soft), loss), [hidden, *weights])
-    linear_distil_sum(hidden.detach(), Head(layer), labels, (soft, Head(teacher)), loss).backward()
+    linear_distil_sum(hidden.detach(), Head(layer), labels, Running(soft, Head(teacher)), loss).backward()
     assert layer.lora_A["default"].weight.grad.any(), "also where the hidden states get no gradient"
     assert layer.base_layer.weight.grad is None
     assert layer.base_layer.bias.grad is None
@@ -170,7 +172,7 @@ def test_a_lora_head_with_a_bias_is_scaled_and_capped_like_a_plain_one(scale, so
 def test_a_wholly_frozen_module_passes_the_gradient_on_to_the_hidden_states_only():
     hidden, layer, labels, soft, teacher = lora_head()
     layer.requires_grad_(False)
-    found = linear_distil_sum(hidden, Head(layer), labels, (soft, Head(teacher)), Loss(0.5), chunk_rows=7)
+    found = linear_distil_sum(hidden, Head(layer), labels, Running(soft, Head(teacher)), Loss(0.5), chunk_rows=7)
     compare(found, eager(layer(hidden), labels, teacher(soft), Loss(0.5)), [hidden])
     assert not linear_distil_sum(hidden.detach(), Head(layer), labels, None, Loss(0.0), chunk_rows=7).requires_grad
 
@@ -181,7 +183,7 @@ def test_lora_on_a_quantized_head_trains_the_adapter():
     holder = Holder(quantized_head("nf4", nn.Linear(64, V, bias=False)))
     layer = peft.get_peft_model(holder, peft.LoraConfig(r=3, target_modules=["lm_head"])).base_model.model.lm_head
     nn.init.normal_(layer.lora_B["default"].weight)
-    found = linear_distil_sum(hidden, Head(layer), labels, (soft, Head(teacher)), Loss(0.5), chunk_rows=7)
+    found = linear_distil_sum(hidden, Head(layer), labels, Running(soft, Head(teacher)), Loss(0.5), chunk_rows=7)
     weights = [layer.lora_A["default"].weight, layer.lora_B["default"].weight]
     compare(found, eager(layer(hidden), labels, teacher(soft), Loss(0.5)), [hidden, *weights], 1e-5)
     assert vocabulary_of(Head(layer)) == V
@@ -194,7 +196,7 @@ def test_a_head_that_peft_trains_in_full_is_the_copy_at_work():
     copied = layer.modules_to_save["default"].weight
     with torch.no_grad():
         copied.add_(torch.randn_like(copied))
-    found = linear_distil_sum(hidden, Head(layer), labels, (soft, Head(teacher)), Loss(0.5), chunk_rows=7)
+    found = linear_distil_sum(hidden, Head(layer), labels, Running(soft, Head(teacher)), Loss(0.5), chunk_rows=7)
     compare(found, eager(layer(hidden), labels, teacher(soft), Loss(0.5)), [hidden, copied])
     assert not layer.original_module.weight.requires_grad
     assert vocabulary_of(Head(layer)) == V
@@ -222,10 +224,10 @@ def test_a_quantized_teacher_head_is_called_as_it_is(kind):
         logits = quantized(soft)
     assert (logits - plain(soft)).abs().max() > 1e-3, "it must be quantized for this test to mean anything"
     # One chunk: int8 quantizes activations by the batch that it is given.
-    found = linear_distil_sum(hidden, Head(head), labels, (soft, Head(quantized)), Loss(0.5))
+    found = linear_distil_sum(hidden, Head(head), labels, Running(soft, Head(quantized)), Loss(0.5))
     compare(found, eager(head(hidden), labels, logits, Loss(0.5)), [hidden, head.weight], 1e-5)
     assert vocabulary_of(Head(quantized)) == V + 3
-    scores = linear_scores(hidden.detach(), Head(head), labels, (soft, Head(quantized)))
+    scores = linear_scores(hidden.detach(), Head(head), labels, Running(soft, Head(quantized)))
     kl = reference(head(hidden).detach().double(), logits[:, :V].double(), Divergence(), 1.0)
     assert scores["kl"].sum().item() == pytest.approx(kl.item(), rel=1e-4)
 
@@ -235,7 +237,7 @@ def test_an_offloaded_teacher_head_is_fetched_when_it_is_needed():
     expected = eager(head(hidden), labels, teacher(soft), Loss(0.5))
     away = accelerate.cpu_offload(copy.deepcopy(teacher), execution_device=torch.device("cpu"))
     assert away.weight.device.type == "meta"
-    found = linear_distil_sum(hidden, Head(head), labels, (soft, Head(away)), Loss(0.5), chunk_rows=9)
+    found = linear_distil_sum(hidden, Head(head), labels, Running(soft, Head(away)), Loss(0.5), chunk_rows=9)
     compare(found, expected, [hidden, head.weight])
 
 
@@ -243,7 +245,7 @@ def test_an_offloaded_teacher_head_is_fetched_when_it_is_needed():
 def test_a_teacher_of_another_width_is_compared_on_the_ids_that_both_have(teacher_v):
     """Traps 11 and 12 for Qwen2.5: 151,936 and 152,064 rows over the same tokens."""
     hidden, head, labels, soft, teacher = tensors(teacher_v=teacher_v)
-    found = linear_distil_sum(hidden, Head(head), labels, (soft, Head(teacher)), Loss(0.5, 2.0), chunk_rows=5)
+    found = linear_distil_sum(hidden, Head(head), labels, Running(soft, Head(teacher)), Loss(0.5, 2.0), chunk_rows=5)
     compare(found, eager(head(hidden), labels, teacher(soft), Loss(0.5, 2.0)), [hidden, head.weight])
 
 
@@ -253,7 +255,9 @@ def test_a_model_is_at_no_distance_from_itself_with_padded_embeddings():
     with torch.no_grad():
         padded.weight[:V] = head.weight
         padded.weight[V:] = 0.0
-    found = linear_distil_sum(hidden, Head(head), labels, (hidden.detach(), Head(padded)), Loss(1.0), chunk_rows=5)
+    found = linear_distil_sum(
+        hidden, Head(head), labels, Running(hidden.detach(), Head(padded)), Loss(1.0), chunk_rows=5
+    )
     assert abs(found.item()) < 1e-12
 
 
@@ -274,7 +278,7 @@ def test_products_are_bf16_and_sums_are_float32(monkeypatch, kind, precision):
     for chunk_rows in (1, len(hidden)):
         with torch.autocast("cpu", torch.bfloat16, enabled=precision == "autocast"):
             found = linear_distil_sum(
-                hidden, Head(head), labels, (soft, Head(teacher)), Loss(0.5), chunk_rows=chunk_rows
+                hidden, Head(head), labels, Running(soft, Head(teacher)), Loss(0.5), chunk_rows=chunk_rows
             )
             logits, known = head(hidden), teacher(soft)
         assert found.dtype == torch.float32
@@ -292,12 +296,18 @@ def test_products_are_bf16_and_sums_are_float32(monkeypatch, kind, precision):
 def test_no_rows_give_no_loss_and_zero_gradients(kind):
     """Trap 19."""
     hidden, head, labels, soft, teacher = lora_head() if kind == "lora" else tensors()
-    found = linear_distil_sum(hidden[:0], Head(head), labels[:0], (soft[:0], Head(teacher)), Loss(0.5))
+    found = linear_distil_sum(hidden[:0], Head(head), labels[:0], Running(soft[:0], Head(teacher)), Loss(0.5))
     assert found.item() == 0
     grads = torch.autograd.grad(found, [hidden, *Head(head).trainable()])
     assert not any(grad.any() for grad in grads)
-    scores = linear_scores(hidden[:0].detach(), Head(head), labels[:0], (soft[:0], Head(teacher)))
-    assert {name: len(figures) for name, figures in scores.items()} == {"nats": 0, "right": 0, "kl": 0, "agree": 0}
+    scores = linear_scores(hidden[:0].detach(), Head(head), labels[:0], Running(soft[:0], Head(teacher)))
+    assert {name: len(figures) for name, figures in scores.items()} == {
+        "nats": 0,
+        "right": 0,
+        "confidence": 0,
+        "kl": 0,
+        "agree": 0,
+    }
 
 
 def test_the_teacher_is_asked_only_where_it_has_weight_and_then_must_be_there():
@@ -305,7 +315,7 @@ def test_the_teacher_is_asked_only_where_it_has_weight_and_then_must_be_there():
     silent = nn.Module()  # has no forward
     without = linear_distil_sum(hidden, Head(head), labels, None, Loss(0.0))
     compare(without, F.cross_entropy(head(hidden), labels, reduction="sum"), [hidden, head.weight])
-    unasked = linear_distil_sum(hidden, Head(head), labels, (soft, Head(silent)), Loss(0.0))
+    unasked = linear_distil_sum(hidden, Head(head), labels, Running(soft, Head(silent)), Loss(0.0))
     assert unasked.item() == without.item()
     with pytest.raises(AssertionError, match="needs a teacher"):
         linear_distil_sum(hidden, Head(head), labels, None, Loss(0.5))
@@ -336,7 +346,9 @@ def test_no_tensor_of_rows_by_vocabulary_is_ever_made(alpha):
     soft, labels = torch.randn(400, TEACHER_H), torch.randint(0, V, (400,))
     seen = Products()
     with seen:
-        linear_distil_sum(hidden, Head(head), labels, (soft, Head(teacher)), Loss(alpha, 2.0), chunk_rows=20).backward()
+        linear_distil_sum(
+            hidden, Head(head), labels, Running(soft, Head(teacher)), Loss(alpha, 2.0), chunk_rows=20
+        ).backward()
     assert seen.largest < 400 * V / 2
     assert seen.weight_gradients == 20
 
@@ -350,17 +362,17 @@ def test_nor_by_adapters_or_scores(monkeypatch, kind):
     with seen:
         if kind == "lora":
             leaf = hidden.requires_grad_()
-            linear_distil_sum(leaf, Head(head, 0.5, 3.0), labels, (soft, Head(teacher)), Loss(0.5)).backward()
+            linear_distil_sum(leaf, Head(head, 0.5, 3.0), labels, Running(soft, Head(teacher)), Loss(0.5)).backward()
         else:
-            linear_scores(hidden, Head(head), labels, (soft, Head(teacher)))
+            linear_scores(hidden, Head(head), labels, Running(soft, Head(teacher)))
     assert seen.largest < 400 * V / 2
 
 
 def test_the_gradient_scales_with_what_comes_from_above_and_is_given_once():
     hidden, head, labels, soft, teacher = tensors()
-    found = linear_distil_sum(hidden, Head(head), labels, (soft, Head(teacher)), Loss(0.5))
+    found = linear_distil_sum(hidden, Head(head), labels, Running(soft, Head(teacher)), Loss(0.5))
     compare(3 * found, 3 * eager(head(hidden), labels, teacher(soft), Loss(0.5)), [hidden, head.weight])
-    found = linear_distil_sum(hidden, Head(head), labels, (soft, Head(teacher)), Loss(0.5))
+    found = linear_distil_sum(hidden, Head(head), labels, Running(soft, Head(teacher)), Loss(0.5))
     found.backward(retain_graph=True)
     with pytest.raises(AssertionError, match="differentiated a second time"):
         found.backward()
@@ -371,13 +383,14 @@ def test_scores_of_a_frozen_model_are_those_of_whole_logits(monkeypatch, teacher
     monkeypatch.setattr(fused, "MIN_CHUNK", 5)
     monkeypatch.setitem(fused.CHUNK_BYTES, "cpu", 1)
     hidden, head, labels, soft, teacher = tensors(teacher_v=teacher_v)
-    found = linear_scores(hidden.detach(), Head(head), labels, (soft, Head(teacher)))
+    found = linear_scores(hidden.detach(), Head(head), labels, Running(soft, Head(teacher)))
     logits, known = head(hidden).detach(), teacher(soft)
     shared = min(V, teacher_v)
     p, q = (torch.softmax(one[:, :shared], -1) for one in (known, logits))
     expected = {
         "nats": F.cross_entropy(logits, labels, reduction="none"),
         "right": (logits.argmax(-1) == labels).double(),
+        "confidence": torch.softmax(logits, -1).amax(-1),
         "kl": (p * (p / q).log()).sum(-1),
         "agree": (p.argmax(-1) == q.argmax(-1)).double(),
     }
@@ -385,12 +398,12 @@ def test_scores_of_a_frozen_model_are_those_of_whole_logits(monkeypatch, teacher
     for name, values in expected.items():
         torch.testing.assert_close(found[name], values)
     assert not found["nats"].requires_grad
-    assert set(linear_scores(hidden.detach(), Head(head), labels, None)) == {"nats", "right"}
+    assert set(linear_scores(hidden.detach(), Head(head), labels, None)) == {"nats", "right", "confidence"}
 
 
 def test_scores_of_bf16_heads_are_computed_in_float32():
     hidden, head, labels, soft, teacher = tensors(dtype=torch.bfloat16)
-    found = linear_scores(hidden.detach(), Head(head), labels, (soft, Head(teacher)))
+    found = linear_scores(hidden.detach(), Head(head), labels, Running(soft, Head(teacher)))
     logits, known = head(hidden).detach().double(), teacher(soft).double()
     assert {figures.dtype for figures in found.values()} == {torch.float32}
     nats = F.cross_entropy(logits, labels, reduction="none")
@@ -419,7 +432,7 @@ def test_scores_leave_out_ids_that_are_masked():
         (masking, torch.softmax(head(hidden)[:, kept], -1)),
         (head, torch.softmax(head(hidden), -1)[:, kept]),
     ):
-        found = linear_scores(hidden.detach(), Head(module), labels, (soft, Head(knowing)))
+        found = linear_scores(hidden.detach(), Head(module), labels, Running(soft, Head(knowing)))
         torch.testing.assert_close(found["kl"], (p * (p / q).log()).sum(-1).detach())
 
 

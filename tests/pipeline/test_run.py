@@ -185,10 +185,11 @@ def test_cached_targets_are_the_tuned_teachers_logits_row_by_row(finished):
     """Trap 21: and not those of its base."""
     from distilpeft.pair import load_teacher
     from distilpeft.runtime import Runtime
+    from distilpeft.soft_targets import SoftTargets
     from distilpeft.tasks import read_task_splits
 
     plan = plan_of(finished)
-    stored = np.load(plan.artifacts["targets"].path / "logits.npy")
+    stored = SoftTargets(plan.artifacts["targets"].path).lookup(np.arange(120)).values
     loaded = load_teacher(Runtime(), plan.recipe, plan.artifacts["teacher"].path, "fp32")
     rows = read_task_splits(plan.recipe)["train"]
     assert len(stored) == len(rows) == 120
@@ -216,14 +217,14 @@ def test_no_checkpoint_is_left_in_a_published_artifact(finished):
 def test_altered_soft_targets_are_refused_before_they_teach(tmp_path, capfd):
     recipe = commands.workspace(tmp_path)
     assert commands.run(recipe, "--until", "targets") == 0
-    logits = plan_of(recipe).artifacts["targets"].path / "logits.npy"
+    logits = plan_of(recipe).artifacts["targets"].path / "shard-00000.bin"
     content = bytearray(logits.read_bytes())
     content[-5] ^= 1
     logits.write_bytes(content)
     capfd.readouterr()
     assert commands.run(recipe) == 2
     error = capfd.readouterr().err.strip().splitlines()[-1]
-    assert "logits.npy: missing or altered" in error
+    assert "shard-00000.bin: missing or altered" in error
 
 
 def test_no_form_of_the_teacher_loses_its_tuning(finished):
@@ -279,5 +280,6 @@ def test_targets_of_another_teacher_are_refused_by_the_stage_itself(finished, tm
     other = replace(teacher, inputs={**teacher.inputs, "base": "another"})
     data = TaskData(plan.recipe, plan.data_digest, tmp_path)
     out = Artifact("distil", tmp_path / "distil-0", {}, {})
-    with pytest.raises(InputError, match=r"these soft targets belong to base .*, not to another"):
-        distil.run(Runtime(), plan.recipe, data, alpha=0.5, teacher=other, targets=plan.artifacts["targets"], out=out)
+    store = plan.artifacts["targets"].path
+    with pytest.raises(InputError, match=r"these soft targets belong to base .* \(.*\), not to .* \(another\)"):
+        distil.run(Runtime(), plan.recipe, data, alpha=0.5, teacher=other, targets=store, out=out)

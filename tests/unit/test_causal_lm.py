@@ -70,7 +70,7 @@ def test_an_empty_completion_has_no_target_and_gives_neither_nan_nor_weight():
     assert loss.item() == 0
     assert all(p.grad is not None and not p.grad.any() for p in model.parameters())
     values = causal_lm.measure(model, collated(found))
-    assert values.tolist() == [[0, 0, 0, 0, 0, 0]]
+    assert values.tolist() == [[0] * len(causal_lm.VALUES)]
 
 
 def test_a_row_is_cut_at_its_end_and_says_so():
@@ -183,16 +183,33 @@ def test_loss_and_figures_are_those_of_single_unpadded_documents(pack, size):
 
 
 def test_metrics_follow_from_the_sums_by_hand():
-    values = np.array([[2, 3.0, 1, 4, 0.5, 2], [2, 1.0, 1, 4, 0.1, 1]])
+    gaps = np.zeros((2, causal_lm.BINS))
+    gaps[0, 3], gaps[1, 3], gaps[1, 9] = 0.3, -0.1, -0.4  # gaps of one bin cancel, those of two do not
+    values = np.concatenate([np.array([[2, 3.0, 1, 4, 0.5, 2], [2, 1.0, 1, 4, 0.1, 1]]), gaps], -1)
     found = causal_lm.metrics(values, None)
     assert found["nats_per_token"] == 1.0
     assert found["perplexity"] == pytest.approx(np.e)
     assert found["bits_per_byte"] == pytest.approx(4 / np.log(2) / 8)
     assert found["accuracy"] == 0.5
+    assert found["ece"] == pytest.approx(0.6 / 4)
     assert causal_lm.against_teacher(values, None) == {"kl": pytest.approx(0.15), "top1_agreement": 0.75}
     scored = causal_lm.scores(("nats_per_token", "accuracy"), values, None)
     assert scored["nats_per_token"]["num_rows"] == 4
     assert scored["nats_per_token"]["low"] <= 1.0 <= scored["nats_per_token"]["high"]
+
+
+def test_the_calibration_error_is_the_classifiers_over_all_tokens():
+    from distilpeft import metrics
+
+    model, words = tiny_lm.model(), tiny_lm.tokenizer()
+    rows = causal_lm.encode(PAIRS, None, {"prompt": ["one :", "two"], "completion": [" three", " four five"]}, words, 64)
+    batch = causal_lm.collate(rows, words)
+    causal_lm.prepare(PAIRS, model)
+    with torch.no_grad():
+        values = causal_lm.measure(model.eval(), batch).numpy()
+        states = causal_lm.target_states(model, batch)
+        p = torch.softmax(causal_lm.head_of(model).logits(states), -1).numpy()
+    assert causal_lm.metrics(values, None)["ece"] == pytest.approx(metrics.ece(p, batch["labels_N"].numpy()), abs=1e-6)
 
 
 def test_the_answer_as_often_as_in_training_is_scored_by_counts():

@@ -33,6 +33,7 @@ def small():
         "task": "text_classification",
         "metric": "accuracy",
         "samples": [],
+        "soft_targets": None,
         "models": [model("majority", 0.5), model("student_ce_only", 0.78), student, model("teacher", 0.9)],
         "student_vs_teacher": 0.9,
         "ce_gap_closed": 0.25,
@@ -163,3 +164,22 @@ class TestCard:
 
     def test_the_card_of_a_fully_tuned_teacher_says_so(self):
         assert "tuned with all weights" in rendered("teacher.lora=null", "teacher.quantize=none")
+
+
+def test_the_markdown_says_what_soft_targets_on_disk_cost():
+    form = {"kind": "sampled", "count": 50, "bytes_per_token": 57.25, "bias": 0.0012, "standard_error": 0.001,
+            "spread": 0.5, "cosine_per_token": 0.9, "cosine_of_sum": 0.99, "in_use": True}  # fmt: skip
+    other = {**form, "kind": "top_k", "count": 16, "bias": -0.25, "in_use": False}
+    found = small()
+    found["task"] = "causal_lm"
+    found["soft_targets"] = {
+        "layout": {}, "why": "sampled, 50 draws",
+        "audit": {"positions": 9, "loss_per_token": 1.5, "forms": [form, other]},
+        "measured": {"bytes": 5e6, "bytes_per_token": 57.25, "ids_per_token": 12.3, "captured_mass": 0.91},
+    }  # fmt: skip
+    titles, first, second = report.audit_rows(found)
+    assert first[:3] == ("sampled 50 (in use)", "57.2", "+0.0012 ± 0.0010")
+    assert second[0] == "top_k 16"
+    assert len(titles) == len(first)
+    (said,) = report._stored(found)
+    assert "57.2 bytes per token, 5.0 MB; 12.3 ids hold 91.0% of" in said

@@ -1,154 +1,281 @@
-"""Soft targets: found by row id, resumed after an interruption, refused for anything they were not made for."""
+"""Soft targets: found by row id, finished shards kept after a kill, one flipped byte named, other rows refused."""
 
 from __future__ import annotations
+
+import dataclasses
+import json
 
 import datasets
 import numpy as np
 import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from distilpeft.artifact import artifact
+from distilpeft.codec import RANGE, Kept, Layout, pack, quantized, unpack
 from distilpeft.errors import InputError
-from distilpeft.soft_targets import SoftTargets, Writer, binding, rows_digest
+from distilpeft.soft_targets import (
+    BEGUN,
+    POSITIONS,
+    ROWS,
+    STORE,
+    Contents,
+    SoftTargets,
+    Writer,
+    row_hashes,
+    shard_edges,
+)
+from distilpeft.sparse import keep
+from distilpeft.tasks import language_rows
 from distilpeft.tasks.text_classification import FEATURES
 
-BOUND = {"teacher": "t1", "base": "b1", "weights": "w1", "tokenizer": "k1", "rows": "r1"}
-LOGITS = np.random.default_rng(0).normal(0, 4, (11, 3)).astype(np.float32)
+V = 40
+POSITIONS_R = np.array([3, 0, 5, 1, 4, 2])
+BOUND = {"teacher": "t1", "adapter": "a1", "vocabulary": "v1", "chat_template": "none"}
+LAYOUTS = {
+    "full": Layout("full", V),
+    "full16": Layout("full", V, 16),
+    "top_k": Layout("top_k", V, 12, (1.0, 2.0), 7),
+    "sampled": Layout("sampled", V, 8, (1.0,), 30, ragged=True),
+    "wide": Layout("sampled", V, 32, (0.5, 1.0), 300, ragged=True),
+}
+LOGITS = torch.randn(int(POSITIONS_R.sum()), V, generator=torch.Generator().manual_seed(0)) * 3
 
 
-def fill(folder, start=0, stop=11, step=4, bound=BOUND):
-    writer = Writer(folder, len(LOGITS), 3, bound)
-    for begin in range(start, stop, step):
-        writer.append(LOGITS[begin : min(begin + step, stop)])
+def contents(layout: Layout, **changes) -> Contents:
+    hashes = np.arange(100, 100 + len(POSITIONS_R), dtype=np.uint64)
+    return dataclasses.replace(Contents(layout, BOUND, hashes, POSITIONS_R, [0, 2, 4, 6]), **changes)
+
+
+def rows_of(layout: Layout) -> list[Kept]:
+    draws = np.random.default_rng(0).random((len(LOGITS), layout.count)) if layout.kind == "sampled" else None
+    kept, ends = keep(LOGITS, layout, draws), np.cumsum(POSITIONS_R)
+    return [kept.rows(end - size, end) for size, end in zip(POSITIONS_R, ends, strict=True)]
+
+
+def fill(folder, layout, shards=(0, 1, 2), scale=1.0):
+    writer = Writer(folder, contents(layout))
+    rows = rows_of(layout)
+    for shard in shards:
+        start, stop = writer.rows(shard)
+        writer.write(shard, rows[start:stop], {"positions": float(POSITIONS_R[start:stop].sum()), "mass": scale})
     return writer
 
 
-def test_logits_come_back_by_row_id_in_any_order(tmp_path):
-    fill(tmp_path).close()
-    store = SoftTargets(tmp_path, BOUND)
-    order = np.random.default_rng(1).permutation(len(LOGITS))
-    for batch in (order[:5], order[5:], np.array([3, 3, 0])):
-        np.testing.assert_array_equal(store.lookup(batch), np.stack([LOGITS[i] for i in batch]))
-    assert store.lookup(order).dtype == np.float32
+def finished(folder, layout=LAYOUTS["top_k"]):
+    fill(folder, layout).finish({})
+    return SoftTargets(folder)
+
+
+def same(one: Kept, two: Kept, bits: int) -> None:
+    for name in ("ids_M", "sizes_N", "counts_M"):
+        np.testing.assert_array_equal(getattr(one, name), getattr(two, name))
+    np.testing.assert_allclose(one.lse_NT, two.lse_NT)
+    np.testing.assert_array_equal(one.values, quantized(two.values, bits))
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_targets_come_back_by_row_id_in_any_order(tmp_path, name):
+    """Trap 9."""
+    layout = LAYOUTS[name]
+    store, rows = finished(tmp_path, layout), rows_of(layout)
+    order = np.random.default_rng(1).permutation(len(rows))
+    for picked in (order, order[:3], np.array([5, 5, 1]), np.array([1])):
+        same(store.lookup(picked), Kept.join([rows[i] for i in picked]), layout.value_bits)
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_a_block_is_as_long_as_its_layout_says(name):
+    layout = LAYOUTS[name]
+    for kept in rows_of(layout):
+        assert len(layout.encode(kept)) == layout.num_bytes(kept.sizes_N)
+        if len(kept):
+            per_position = layout.bytes_per_position(kept.sizes_N.mean())
+            assert 0 <= len(layout.encode(kept)) - len(kept) * per_position < 3
+
+
+@pytest.mark.parametrize(("vocabulary", "sampled", "top_k"), [(49_152, 56, 60), (151_936, 59, 64)])
+def test_a_token_takes_at_most_64_bytes(vocabulary, sampled, top_k):
+    assert Layout("sampled", vocabulary, 12, (1.0,), 50, ragged=True).bytes_per_position(12) == sampled
+    assert Layout("top_k", vocabulary, 12, (1.0,), 16).bytes_per_position(16) == top_k
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 25), st.integers(0, 40), st.integers(0, 2**32 - 1))
+def test_packed_integers_come_back(bits, count, seed):
+    numbers = np.random.default_rng(seed).integers(0, 2**bits, count)
+    packed = pack(numbers, bits)
+    assert len(packed) == (count * bits + 7) // 8
+    np.testing.assert_array_equal(unpack(np.frombuffer(packed, np.uint8).copy(), count, bits), numbers)
+
+
+def test_packing_is_little_endian_from_the_least_significant_bit():
+    assert pack(np.array([1, 2, 3]), 4) == bytes([0x21, 0x03])
+    assert pack(np.array([0x123, 0xABC]), 12) == bytes([0x23, 0xC1, 0xAB])
+
+
+@pytest.mark.parametrize(("bits", "worst"), [(8, 0.26), (12, 0.016), (16, 0.001)])
+def test_codes_are_off_by_at_most_half_a_step(bits, worst):
+    values = -np.linspace(0, RANGE, 100_001)
+    error = np.abs(quantized(values, bits) - values)
+    assert worst / 2 < error.max() < worst
+    weighed = (np.exp(values) * error).max()  # what is lost of a probability
+    assert weighed < worst / 16
+    assert quantized(np.array([0.0, -1e8]), bits).tolist() == [0.0, -RANGE]
 
 
 def test_a_row_that_is_not_in_the_store_is_an_error(tmp_path):
-    fill(tmp_path).close()
-    with pytest.raises(IndexError):
-        SoftTargets(tmp_path, BOUND).lookup(np.array([len(LOGITS)]))
+    store = finished(tmp_path)
+    for row in (-1, len(POSITIONS_R)):
+        with pytest.raises(IndexError):
+            store.lookup(np.array([row]))
 
 
-def test_a_writer_goes_on_where_an_interrupted_one_stopped(tmp_path):
-    stopped = fill(tmp_path, stop=8)
-    del stopped
-    writer = Writer(tmp_path, len(LOGITS), 3, BOUND)
-    assert writer.done == 8
-    writer.append(LOGITS[8:])
-    writer.close()
-    np.testing.assert_array_equal(SoftTargets(tmp_path, BOUND).lookup(np.arange(11)), LOGITS)
+def test_a_writer_goes_on_after_finished_shards_and_ends_in_the_same_bytes(tmp_path):
+    one, two = tmp_path / "one", tmp_path / "two"
+    one.mkdir()
+    two.mkdir()
+    fill(one, LAYOUTS["sampled"]).finish({})
+    fill(two, LAYOUTS["sampled"], shards=(1,))
+    (two / "shard-00002.bin").write_bytes(b"half of")  # killed while writing
+    writer = Writer(two, contents(LAYOUTS["sampled"]))
+    assert [writer.is_done(shard) for shard in range(3)] == [False, True, False]
+    fill(two, LAYOUTS["sampled"], shards=(0, 2)).finish({})
+    files = {file.name: file.read_bytes() for file in one.iterdir()}
+    assert {file.name: file.read_bytes() for file in two.iterdir()} == files
+    assert set(files) == {STORE, ROWS, POSITIONS, "shard-00000.bin", "shard-00001.bin", "shard-00002.bin"}
 
 
-def test_a_writer_that_was_stopped_before_its_first_rows_starts_at_the_beginning(tmp_path):
-    Writer(tmp_path, len(LOGITS), 3, BOUND)
-    assert Writer(tmp_path, len(LOGITS), 3, BOUND).done == 0
+def test_a_finished_shard_that_was_altered_is_made_again(tmp_path):
+    fill(tmp_path, LAYOUTS["top_k"])
+    file = tmp_path / "shard-00001.bin"
+    file.write_bytes(file.read_bytes()[:-1] + b"\xff")
+    assert [Writer(tmp_path, contents(LAYOUTS["top_k"])).is_done(shard) for shard in range(3)] == [True, False, True]
 
 
-def test_a_writer_for_another_teacher_starts_at_the_beginning(tmp_path):
-    fill(tmp_path, stop=8)
-    writer = Writer(tmp_path, len(LOGITS), 3, {**BOUND, "teacher": "t2"})
-    assert writer.done == 0
-    writer.append(-LOGITS)
-    writer.close()
-    np.testing.assert_array_equal(SoftTargets(tmp_path, {"teacher": "t2"}).lookup(np.arange(11)), -LOGITS)
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"bound": {**BOUND, "adapter": "a2"}},
+        {"hashes_R": np.arange(len(POSITIONS_R), dtype=np.uint64)},
+        {"layout": LAYOUTS["full"]},
+        {"edges": [0, 3, 6]},
+    ],
+    ids=["adapter", "rows", "layout", "edges"],
+)
+def test_a_writer_of_something_else_inherits_no_shard(tmp_path, changed):
+    """Trap 26."""
+    fill(tmp_path, LAYOUTS["top_k"])
+    writer = Writer(tmp_path, contents(**{"layout": LAYOUTS["top_k"], **changed}))
+    assert not any(writer.is_done(shard) for shard in range(writer.num_shards))
+    assert not list(tmp_path.glob("shard-*"))
 
 
-def test_a_writer_for_another_teacher_that_is_stopped_before_its_first_rows_inherits_no_progress(tmp_path):
-    fill(tmp_path, stop=8)
-    other = {**BOUND, "teacher": "t2"}
-    Writer(tmp_path, len(LOGITS), 3, other)
-    assert Writer(tmp_path, len(LOGITS), 3, other).done == 0
+def test_a_store_that_was_put_together_but_not_published_is_whole(tmp_path):
+    fill(tmp_path, LAYOUTS["top_k"]).finish({})
+    before = (tmp_path / STORE).read_bytes()
+    (tmp_path / BEGUN).write_text(json.dumps(contents(LAYOUTS["top_k"]).identity))
+    writer = Writer(tmp_path, contents(LAYOUTS["top_k"]))
+    assert all(writer.is_done(shard) for shard in range(3))
+    writer.finish({})
+    assert (tmp_path / STORE).read_bytes() == before
 
 
-def test_a_store_with_missing_rows_cannot_be_finished(tmp_path):
-    with pytest.raises(AssertionError, match="missing rows"):
-        fill(tmp_path, stop=8).close()
+def test_a_store_with_missing_shards_cannot_be_finished(tmp_path):
+    with pytest.raises(AssertionError, match="missing shards"):
+        fill(tmp_path, LAYOUTS["top_k"], shards=(0, 2)).finish({})
+
+
+def test_an_unfinished_store_is_refused(tmp_path):
+    fill(tmp_path, LAYOUTS["top_k"])
+    with pytest.raises(InputError, match="not finished"):
+        SoftTargets(tmp_path)
 
 
 @pytest.mark.parametrize("name", list(BOUND))
 def test_a_store_of_something_else_is_refused_with_both_sides_named(tmp_path, name):
-    fill(tmp_path).close()
+    """Traps 21 and 26."""
+    store = finished(tmp_path)
+    store.check(BOUND, contents(LAYOUTS["top_k"]).hashes_R)
     with pytest.raises(InputError) as caught:
-        SoftTargets(tmp_path, {**BOUND, name: "other9"})
-    message = str(caught.value)
-    assert message.startswith(f"{tmp_path}: ")
-    assert f"{name} {BOUND[name]}" in message
-    assert "other9" in message
-
-
-def test_a_folder_without_a_store_is_refused(tmp_path):
-    with pytest.raises(InputError, match=r"bound\.json: cannot be read"):
-        SoftTargets(tmp_path, BOUND)
-
-
-def tokens(ids=((1, 5, 2), (1, 6, 7, 2), (1, 2)), labels=(0, 1, 0)):
-    lengths = [len(row) for row in ids]
-    columns = {
-        "input_ids": [list(row) for row in ids],
-        "label": list(labels),
-        "num_tokens": lengths,
-        "truncated": [False] * len(ids),
-    }
-    return datasets.Dataset.from_dict(columns, features=FEATURES)
+        store.check({**BOUND, name: "other9"}, contents(LAYOUTS["top_k"]).hashes_R)
+    assert str(caught.value).startswith(f"{tmp_path}: ")
+    assert f"{name} {BOUND[name]}, not to other9" in str(caught.value)
 
 
 @pytest.mark.parametrize(
-    "other",
+    ("order", "message"),
     [
-        tokens(ids=((1, 5, 2), (1, 6, 8, 2), (1, 2))),
-        tokens(labels=(0, 1, 1)),
-        tokens(ids=((1, 5, 2), (1, 6, 7), (2, 1, 2))),
-        tokens(ids=((1, 6, 7, 2), (1, 5, 2), (1, 2)), labels=(1, 0, 0)),
-        tokens(ids=((1, 5, 2), (1, 6, 7, 2)), labels=(0, 1)),
+        ([1, 0, 2, 3, 4, 5], "in another order: row 0 here is row 1 of the store"),
+        ([0, 1, 2], "6 rows in the store, 3 here"),
+        ([0, 1, 2, 3, 4, 4], r"row 5 has other tokens .* 1 rows differ"),
     ],
-    ids=["token", "label", "boundary", "order", "fewer"],
 )
-def test_the_digest_of_rows_changes_with_any_token_label_boundary_or_order(other):
-    assert rows_digest(other) != rows_digest(tokens())
+def test_other_rows_are_refused_and_the_first_is_named(tmp_path, order, message):
+    store = finished(tmp_path)
+    with pytest.raises(InputError, match=message):
+        store.check(BOUND, contents(LAYOUTS["top_k"]).hashes_R[order])
 
 
-def test_the_digest_of_rows_does_not_depend_on_how_they_are_stored():
-    one = rows_digest(tokens())
-    assert rows_digest(tokens()) == one
-    parts = [tokens().select([i]) for i in range(3)]
-    assert rows_digest(datasets.concatenate_datasets(parts)) == one
-    assert rows_digest(tokens().select([2, 1, 0]).select([2, 1, 0])) == one
+def test_one_flipped_byte_anywhere_is_found_and_named(tmp_path):
+    finished(tmp_path).verify()
+    for file in sorted(tmp_path.iterdir()):
+        good = file.read_bytes()
+        for at in np.linspace(0, len(good) - 1, 9).astype(int):
+            file.write_bytes(good[:at] + bytes([good[at] ^ 1]) + good[at + 1 :])
+            with pytest.raises(InputError, match=file.name):
+                SoftTargets(tmp_path).verify()
+        file.write_bytes(good)
+    SoftTargets(tmp_path).verify()
 
 
-def test_the_digest_of_many_rows_does_not_depend_on_how_they_are_stored():
-    rng = np.random.default_rng(0)
-    rows = [rng.integers(0, 99, rng.integers(2, 6)).tolist() for _ in range(10_500)]
-    whole = tokens(rows, rng.integers(0, 2, len(rows)).tolist())
-    halves = [whole.select(range(4321)), whole.select(range(4321, len(rows)))]
-    assert rows_digest(datasets.concatenate_datasets(halves).flatten_indices()) == rows_digest(whole)
-    changed = whole.select([*range(10_499), 0])
-    assert rows_digest(changed) != rows_digest(whole)
+def test_a_shorter_or_missing_shard_is_named(tmp_path):
+    store = finished(tmp_path)
+    file = tmp_path / "shard-00001.bin"
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(InputError, match=r"shard-00001\.bin: missing, or not of the"):
+        store.lookup(np.array([2]))
 
 
-def teacher(folder, base="base-1", weights=b"weights", text=b"log"):
-    made = artifact(folder, "teacher", 1, {}, {"base": base})
-    made.partial.mkdir(parents=True)
-    (made.partial / "adapter.safetensors").write_bytes(weights)
-    (made.partial / "log.txt").write_bytes(text)
-    made.publish({}, {})
-    return made
+def test_shards_hold_about_as_many_tokens_and_bytes_as_they_may(monkeypatch):
+    tokens, size = np.full(50, 4000), np.full(50, 100.0)
+    assert shard_edges(tokens, size) == [*range(0, 50, 4), 50]
+    monkeypatch.setattr("distilpeft.soft_targets.SHARD_BYTES", 250)
+    assert shard_edges(tokens, size) == [*range(0, 50, 2), 50]
+    assert shard_edges(np.array([99_999, 1]), np.array([1e12, 1e12])) == [0, 1, 2]
+    monkeypatch.setattr("distilpeft.soft_targets.NUM_SHARDS", 2)
+    assert len(shard_edges(np.full(50, 4000), np.zeros(50))) - 1 <= 3
 
 
-def test_targets_are_bound_to_the_teacher_its_weights_the_tokenizer_and_the_rows(tmp_path):
-    plain = binding(teacher(tmp_path / "a"), tokens(), "k1")
-    assert plain["base"] == "base-1"
-    assert binding(teacher(tmp_path / "b", text=b"other log"), tokens(), "k1") == plain
-    assert binding(teacher(tmp_path / "c", weights=b"other"), tokens(), "k1")["weights"] != plain["weights"]
-    other_base = binding(teacher(tmp_path / "d", base="base-2"), tokens(), "k1")
-    assert other_base["teacher"] != plain["teacher"]
-    assert binding(teacher(tmp_path / "e"), tokens(labels=(1, 1, 1)), "k2") == {
-        **plain, "tokenizer": "k2", "rows": rows_digest(tokens(labels=(1, 1, 1))),
+def tokens(ids=((1, 5, 2), (1, 6, 7, 2), (1, 2)), labels=(0, 1, 0)):
+    columns = {
+        "input_ids": [list(row) for row in ids], "label": list(labels),
+        "num_tokens": [len(row) for row in ids], "truncated": [False] * len(ids),
     }  # fmt: skip
+    return datasets.Dataset.from_dict(columns, features=FEATURES)
+
+
+def test_the_hash_of_a_row_changes_with_its_tokens_and_label_alone():
+    plain = row_hashes(tokens())
+    assert len(set(plain.tolist())) == 3
+    np.testing.assert_array_equal(row_hashes(tokens().select([2, 1, 0])), plain[[2, 1, 0]])
+    assert (row_hashes(tokens(labels=(0, 1, 1))) != plain).tolist() == [False, False, True]
+    assert (row_hashes(tokens(ids=((1, 5, 2), (1, 6, 8, 2), (1, 2)))) != plain).tolist() == [False, True, False]
+    assert (row_hashes(tokens(ids=((1, 5, 2), (1, 6, 7), (2, 1, 2)))) != plain).tolist() == [False, True, True]
+
+
+def test_the_hash_of_a_language_row_changes_with_what_is_predicted_and_where_documents_begin():
+    """Trap 8."""
+
+    def language(target, segments):
+        row = {
+            "input_ids": [1, 2, 3, 4], "target": target, "segments": segments, "num_tokens": 4,
+            "num_targets": sum(target), "num_bytes": 4, "truncated": False,
+        }  # fmt: skip
+        data = datasets.Dataset.from_dict({k: [v] for k, v in row.items()}, features=language_rows.FEATURES)
+        return int(row_hashes(data)[0])
+
+    plain = language([False, True, True, True], [4])
+    assert language([False, False, True, True], [4]) != plain
+    assert language([False, True, True, True], [2, 2]) != plain
+    assert language([False, True, True, True], [4]) == plain

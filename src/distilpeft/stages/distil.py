@@ -5,6 +5,7 @@ Leaves: `model/`, an ordinary transformers model with its tokenizer, and `train_
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,18 +15,19 @@ from torch import Tensor, nn
 from distilpeft import models
 from distilpeft.artifact import Artifact
 from distilpeft.losses import Loss
-from distilpeft.pair import MODEL, load_teacher, new_student, save_student, teacher_source, tokenizer_digest
+from distilpeft.pair import MODEL, load_teacher, new_student, open_targets, save_student
 from distilpeft.recipe import METRICS, Recipe
 from distilpeft.runtime import Runtime
 from distilpeft.scoring import Soft, soft_of, validator
-from distilpeft.soft_targets import SoftTargets, binding
+from distilpeft.soft_targets import SoftTargets
+from distilpeft.sparse import Sparse
 from distilpeft.tasks import TaskData
 from distilpeft.train import Work, train
 
 
 def run(
     runtime: Runtime, recipe: Recipe, data: TaskData, *, alpha: float, teacher: Artifact | None,
-    targets: Artifact | None, out: Artifact,
+    targets: Path | None, out: Artifact,
 ) -> dict[str, Any]:  # fmt: skip
     """Train a student into `out.partial`.
 
@@ -35,7 +37,7 @@ def run(
         data: the rows.
         alpha: weight of the teacher; 0 for the CE-only baseline.
         teacher: the tuned teacher; needed by `from_teacher` and by online targets.
-        targets: cached soft targets; None computes them online (or not at all if alpha is 0).
+        targets: folder of cached soft targets; None computes them online (or not at all if alpha is 0).
         out: where the student goes.
 
     Returns:
@@ -79,23 +81,33 @@ def run(
 
 
 def _soft(
-    runtime: Runtime, recipe: Recipe, data: TaskData, teacher: Artifact | None, targets: Artifact | None
+    runtime: Runtime, recipe: Recipe, data: TaskData, teacher: Artifact | None, targets: Path | None
 ) -> tuple[Soft, Soft | None]:
     """What the teacher knows of a batch: from disk, or by running it; and the running one for validation, if wanted.
 
-    Token-level targets need the very same tokens, so the teacher runs on the student's own batch. Over classes the two
-    may have different tokenizers: the teacher reads the same rows, by row id, in its own.
+    Token-level targets need the very same tokens, so the teacher runs on the student's own batch, and targets on disk
+    are checked against the student's rows. Over classes the two may have different tokenizers: the teacher reads the
+    same rows, by row id, in its own.
     """
     assert teacher is not None
     if targets is not None:
-        source = teacher_source(recipe)
-        digest = tokenizer_digest(source)
-        teacher_rows = data.tokens("train", models.load_tokenizer(source), digest)
-        store = SoftTargets(targets.path, binding(teacher, teacher_rows.dataset, digest))
-        return (lambda batch: torch.from_numpy(store.lookup(batch["row_ids_N"])).to(runtime.device)), None
+        return _kept(runtime, recipe, open_targets(recipe, data, targets, teacher)), None
     loaded = load_teacher(runtime, recipe, teacher.path, recipe.targets.precision)
     live = soft_of(runtime, data, loaded, recipe.targets.precision)
     if recipe.task.kind == "causal_lm":
         return live, live
     rows = data.tokens("train", loaded.tokenizer, loaded.tokenizer_digest)
     return (lambda batch: live(send_to_device(rows.load_batch(batch["row_ids_N"]), runtime.device))), None
+
+
+def _kept(runtime: Runtime, recipe: Recipe, store: SoftTargets) -> Soft:
+    """Soft targets from disk, by row id: dense ones on the device, sparse ones moved chunk by chunk."""
+    layout, temperature = store.layout, recipe.distil.temperature
+
+    def soft(batch: dict[str, Any]) -> Any:
+        kept = store.lookup(batch["row_ids_N"])
+        if layout.kind == "full":
+            return torch.from_numpy(kept.values).to(runtime.device)
+        return Sparse.of(kept, layout, temperature)
+
+    return soft

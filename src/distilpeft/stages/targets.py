@@ -1,6 +1,7 @@
-"""Run the frozen teacher once over the training rows and keep its logits.
+"""Run the frozen teacher once over the training rows and keep its soft targets.
 
-Leaves a store as `soft_targets` describes it. Interrupted, it goes on after the last finished piece.
+Leaves a store as `soft_targets` describes it. Every process writes shards of its own; interrupted, the same command
+goes on after the last finished ones, and ends in the same bytes.
 """
 
 from __future__ import annotations
@@ -8,53 +9,166 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import torch
+from accelerate.utils import send_to_device
+from numpy.typing import NDArray
+from torch import Tensor
 
 from distilpeft.artifact import Artifact
-from distilpeft.data import length_order
+from distilpeft.codec import Kept, Layout
+from distilpeft.data import chunks, length_order
 from distilpeft.errors import GateError
-from distilpeft.pair import load_teacher
-from distilpeft.predict import predict
-from distilpeft.recipe import Recipe, TextClassification
-from distilpeft.runtime import Runtime
-from distilpeft.soft_targets import Writer, binding
-from distilpeft.tasks import TaskData
+from distilpeft.fused import Running, even_chunks, rows_per_chunk
+from distilpeft.pair import Loaded, binding, load_teacher
+from distilpeft.recipe import Recipe, format_fault
+from distilpeft.runtime import Bar, Runtime
+from distilpeft.soft_targets import Contents, Writer, row_hashes, shard_edges
+from distilpeft.sparse import describe, keep
+from distilpeft.tasks import TaskData, Tokens
 
-PIECE = 2048  # rows between two syncs to disk
+FULL_BYTES = 1 << 30
+"""What `format: auto` may spend on all logits of tokens."""
 
 
 def run(runtime: Runtime, recipe: Recipe, data: TaskData, teacher: Artifact, out: Artifact) -> dict[str, Any]:
-    """Compute the logits of every training row into `out.partial`.
+    """Keep the soft targets of every training row in `out.partial`.
 
     Raises:
-        GateError: a logit is not finite; the rows are named.
-        StoppedBySignal: a signal came; finished pieces are kept.
+        GateError: a position has no finite logit, or one that is not a number; its row is named.
+        StoppedBySignal: a signal came; finished shards are kept.
     """
     loaded = load_teacher(runtime, recipe, teacher.path, recipe.targets.precision)
     rows = data.tokens("train", loaded.tokenizer, loaded.tokenizer_digest)
-    num_rows = len(rows.lengths_N)
-    assert isinstance(recipe.task, TextClassification), "token-level targets are computed online"
-    num_classes = len(recipe.task.labels)
-    bound = binding(teacher, rows.dataset, loaded.tokenizer_digest)
-    writer = Writer(out.partial, num_rows, num_classes, bound) if runtime.is_main else None
-    done = runtime.from_main(writer.done if writer else 0)
-    with runtime.bar("targets", num_rows, done) as bar, runtime.stoppable():
-        for start in range(done, num_rows, PIECE):
-            order = length_order(rows.lengths_N, start, min(start + PIECE, num_rows))
-            found = predict(
-                runtime, loaded.model, order, rows.load_batch, data.task.measure,
-                micro_batch_size=recipe.targets.micro_batch_size, precision=recipe.targets.precision, bar=bar,
-            )  # fmt: skip
-            bad = order[~np.isfinite(found).all(-1)]
-            if len(bad):
-                raise GateError(
-                    f"targets: the teacher's logits are not finite for {len(bad)} rows, such as row {bad[0]}"
-                )
-            if writer is not None:
-                piece = np.empty_like(found)
-                piece[order - start] = found
-                writer.append(piece)
-            if runtime.any_stop_requested():
-                runtime.stop(f"targets after {start + len(order)} of {num_rows} rows")
-    if writer is not None:
-        writer.close()
-    return {"num_rows": num_rows, "truncated_rows": rows.num_truncated, "bound": bound}
+    positions_R = data.task.num_positions(rows)
+    layout, why = choose(recipe, data.task.vocabulary(recipe.task, loaded.model), int(positions_R.sum()))
+    runtime.say(f"  targets: {why}")
+    edges = shard_edges(rows.lengths_N, positions_R * layout.bytes_per_position(_most_ids(layout)))
+    contents = Contents(
+        layout, binding(recipe, teacher, loaded.tokenizer), row_hashes(rows.dataset), positions_R, edges
+    )
+    with runtime.accelerator.main_process_first():
+        writer = Writer(out.partial, contents, is_main=runtime.is_main)
+    maker = _Maker(runtime, recipe, data, loaded, rows, layout)
+    with runtime.bar("targets", len(positions_R), 0) as bar, runtime.stoppable():
+        _fill(runtime, writer, maker, bar)
+    figures: dict[str, Any] = {"num_rows": len(positions_R), "truncated_rows": rows.num_truncated, "why": why}
+    if runtime.is_main:
+        tokenizer = {"model": recipe.teacher.model, "revision": recipe.teacher.revision}
+        figures["measured"] = writer.finish({"tokenizer": tokenizer})
+        figures["layout"] = contents.identity["layout"]
+    return figures
+
+
+def choose(recipe: Recipe, vocabulary: int, num_positions: int) -> tuple[Layout, str]:
+    """The layout that a recipe asks for, or the best that is small enough, and why."""
+    targets, form = recipe.targets, recipe.targets.format
+    if recipe.task.kind == "text_classification":
+        return Layout("full", vocabulary), f"all {vocabulary} logits of every row"
+    full = Layout("full", vocabulary, targets.value_bits or 32)
+    size = f"all logits take {num_positions * full.bytes_per_position(0) / 1e9:.2f} GB"
+    why = "as the recipe says"
+    if form == "auto":
+        if num_positions * full.bytes_per_position(0) <= FULL_BYTES:
+            form, why = "full", f"{size}, small enough"
+        elif format_fault("top_k", recipe.distil) is not None:
+            form, why = "full", f"{size}, but {recipe.distil.divergence.kind} needs them"
+        elif format_fault("sampled", recipe.distil) is None:
+            form, why = "sampled", f"{size}; random ids are small, and unbiased for forward_kl"
+        else:
+            form, why = "top_k", f"{size}; {recipe.distil.divergence.kind} cannot be estimated from random ids"
+    if form == "full":
+        return full, f"full: {why}"
+    at = targets.temperatures or (recipe.distil.temperature,)
+    count = targets.draws if form == "sampled" else min(targets.k, vocabulary)
+    kind: Any = form
+    what = f"{count} draws" if form == "sampled" else f"k = {count}"
+    return Layout(kind, vocabulary, targets.value_bits or 12, at, count, form == "sampled"), f"{form}, {what}: {why}"
+
+
+def uniforms(seed: int, row_id: int, num_positions: int, draws: int) -> NDArray[np.float64]:
+    """The random numbers of a row, [positions, draws]: a function of seed and row, so that any process may draw."""
+    return np.random.default_rng([seed, row_id]).random((num_positions, draws))
+
+
+def _most_ids(layout: Layout) -> float:
+    return layout.count if layout.kind != "full" else 0
+
+
+def _fill(runtime: Runtime, writer: Writer, maker: _Maker, bar: Bar) -> None:
+    """Write every missing shard; processes take turns, and stop together."""
+    accelerator = runtime.accelerator
+    processes = accelerator.num_processes
+    for first in range(0, writer.num_shards, processes):
+        shard = first + accelerator.process_index
+        bad_row = None
+        if shard < writer.num_shards and not runtime.stop_requested:
+            start, stop = writer.rows(shard)
+            if writer.is_done(shard):
+                bar.advance((stop - start) * processes)
+            else:
+                bad_row = maker.make(writer, shard, bar)
+        known = torch.tensor([[int(runtime.stop_requested), -1 if bad_row is None else bad_row]], device=runtime.device)
+        stopped, bad = accelerator.gather(known).amax(0).tolist()
+        if bad >= 0:
+            raise GateError(f"targets: the teacher's logits are not finite for row {bad}; see teacher.gate")
+        if stopped:
+            runtime.stop(f"targets after {first} of {writer.num_shards} shards")
+
+
+class _Maker:
+    """Makes one shard at a time."""
+
+    def __init__(
+        self, runtime: Runtime, recipe: Recipe, data: TaskData, loaded: Loaded, rows: Tokens, layout: Layout
+    ) -> None:
+        self._runtime, self._targets, self._seed = runtime, recipe.targets, recipe.seed
+        self._task, self._model, self._rows, self._layout = data.task, loaded.model, rows, layout
+        self._positions_R = data.task.num_positions(rows)
+
+    def make(self, writer: Writer, shard: int, bar: Bar) -> int | None:
+        """Compute and write a shard, unless a signal comes first.
+
+        Returns:
+            A row whose logits are not finite, or None.
+        """
+        start, stop = writer.rows(shard)
+        found: dict[int, Kept] = {}
+        sums: dict[str, float] = {}
+        for ids in chunks(length_order(self._rows.lengths_N, start, stop), self._targets.micro_batch_size):
+            if self._runtime.stop_requested:
+                return None
+            batch = send_to_device(self._rows.load_batch(ids), self._runtime.device)
+            with torch.no_grad(), self._runtime.autocast(self._targets.precision):
+                kept, bad = self._positions(ids, self._task.soft(self._model, batch), sums)
+            if bad is not None:
+                return bad
+            edges = np.cumsum([0, *self._positions_R[ids]])
+            for index, row in enumerate(ids.tolist()):
+                found[row] = kept.rows(edges[index], edges[index + 1])
+            bar.advance(len(ids) * self._runtime.accelerator.num_processes)
+        writer.write(shard, [found[row] for row in range(start, stop)], sums)
+        return None
+
+    def _positions(
+        self, row_ids_N: NDArray[np.int64], soft: Running | Tensor, sums: dict[str, float]
+    ) -> tuple[Kept, int | None]:
+        """What is kept of a batch's positions; adds to the sums of the shard."""
+        layout, counts = self._layout, self._positions_R[row_ids_N]
+        rows_N = np.repeat(row_ids_N, counts)
+        numbers_ND: Any = None
+        if layout.kind == "sampled":
+            drawn = [
+                uniforms(self._seed, int(row), int(n), layout.count) for row, n in zip(row_ids_N, counts, strict=True)
+            ]
+            numbers_ND = np.concatenate(drawn)
+        parts = []
+        for part in even_chunks(len(soft), rows_per_chunk(layout.vocabulary, self._runtime.device)) or [slice(0, 0)]:
+            logits_NV = soft[part].float()
+            finite_N = torch.isfinite(logits_NV.amax(-1)).cpu().numpy()
+            if not finite_N.all():
+                return Kept.empty(layout), int(rows_N[part][~finite_N][0])
+            parts.append(keep(logits_NV, layout, None if numbers_ND is None else numbers_ND[part]))
+            for name, value in describe(logits_NV, parts[-1], layout).items():
+                larger = max(sums.get(name, 0.0), value)
+                sums[name] = larger if name == "max_error" else sums.get(name, 0.0) + value
+        return Kept.join(parts), None

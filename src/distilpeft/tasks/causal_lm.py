@@ -23,10 +23,8 @@ from distilpeft.tasks.language_rows import FEATURES, check_rows, encode, texts
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from distilpeft.fused import Head
+    from distilpeft.fused import Head, Running, Soft
     from distilpeft.losses import Loss
-
-    Soft = tuple[Tensor, Head]
 
 __all__ = ["FEATURES", "check_rows", "encode", "texts"]  # the rows' part of what every task has
 
@@ -34,7 +32,9 @@ AUTO_CLASS = "AutoModelForCausalLM"
 PEFT_TASK = "CAUSAL_LM"
 PIPELINE = "text-generation"
 TRAIN_HEADS = False  # the head is pretrained, often tied to the embeddings, and large
-VALUES = ("tokens", "nats", "right", "bytes", "kl", "agree")
+BINS = 15  # of confidence; as for classes
+VALUES = ("tokens", "nats", "right", "bytes", "kl", "agree", *(f"gap_{i}" for i in range(BINS)))
+"""Sums over a row's targets; gap_i is confidence less right answers over those whose confidence is in bin i."""
 AGAINST = ("kl", "top1_agreement")
 RESAMPLES = 200
 PROBE_TOLERANCE = 1e-3
@@ -170,9 +170,24 @@ def target_states(model: Any, batch: dict[str, Any]) -> Tensor:
     return states.reshape(-1, states.shape[-1])[batch["at_N"]]
 
 
-def soft(teacher: Any, batch: dict[str, Any]) -> Soft:
+def soft(teacher: Any, batch: dict[str, Any]) -> Running:
     """What the frozen teacher knows of a batch: its hidden states at the targets, and its head."""
-    return target_states(teacher, batch), head_of(teacher)
+    from distilpeft.fused import Running
+
+    return Running(target_states(teacher, batch), head_of(teacher))
+
+
+def num_positions(rows: Any) -> NDArray[np.int64]:
+    """How many soft targets each row has: one per token to be predicted."""
+    return rows.column("num_targets").astype(np.int64)  # type: ignore[no-any-return]
+
+
+def vocabulary(task: CausalLM, teacher: Any) -> int:
+    """Numbers in a soft target: the logits of the teacher's head."""
+    from distilpeft.fused import vocabulary_of
+
+    del task
+    return vocabulary_of(head_of(teacher))
 
 
 def loss_sum(model: nn.Module, batch: dict[str, Any], loss: Loss, soft: Soft | None) -> Tensor:
@@ -182,8 +197,8 @@ def loss_sum(model: nn.Module, batch: dict[str, Any], loss: Loss, soft: Soft | N
     return linear_distil_sum(target_states(model, batch), head_of(model), batch["labels_N"], soft, loss)
 
 
-def measure(model: nn.Module, batch: dict[str, Any], soft: Soft | None = None) -> Tensor:
-    """Sums over each row's targets, [B, K] in the order of `VALUES`; the last two are 0 without a teacher."""
+def measure(model: nn.Module, batch: dict[str, Any], soft: Running | None = None) -> Tensor:
+    """Sums over each row's targets, [B, K] in the order of `VALUES`; kl and agree are 0 without a teacher."""
     import torch
 
     from distilpeft.fused import linear_scores
@@ -194,7 +209,10 @@ def measure(model: nn.Module, batch: dict[str, Any], soft: Soft | None = None) -
     per_target = [torch.ones_like(zero_N), found["nats"], found["right"]]
     per_target += [zero_N, found.get("kl", zero_N), found.get("agree", zero_N)]
     values_BK = torch.zeros(num_rows, len(VALUES), device=zero_N.device)
-    values_BK.index_add_(0, batch["rows_N"], torch.stack(per_target, dim=-1).float())
+    values_BK[:, : len(per_target)].index_add_(0, batch["rows_N"], torch.stack(per_target, dim=-1).float())
+    bins_N = len(per_target) + (found["confidence"] * BINS).long().clamp(max=BINS - 1)
+    gaps_N = (found["confidence"] - found["right"]).float()
+    values_BK.index_put_((batch["rows_N"], bins_N), gaps_N, accumulate=True)
     values_BK[:, VALUES.index("bytes")] = batch["num_bytes_B"]
     return values_BK
 
@@ -211,11 +229,18 @@ def majority_values(task: CausalLM, train: Any, rows: Any) -> NDArray[np.float64
         counts += np.bincount(part, minlength=vocabulary)
     nats = -np.log(counts / counts.sum())
     likeliest = int(counts.argmax())
-    sizes = rows.column("num_bytes")
+    sizes, confidence = rows.column("num_bytes"), float(counts.max() / counts.sum())
+
+    def gaps(count: int, right: int) -> list[float]:
+        found = [0.0] * BINS
+        found[min(int(confidence * BINS), BINS - 1)] = count * confidence - right
+        return found
+
     return np.array(
         [
-            [len(part), nats[part].sum(), (part == likeliest).sum(), size, np.nan, np.nan]
+            [len(part), nats[part].sum(), right, size, np.nan, np.nan, *gaps(len(part), right)]
             for part, size in zip(_targets(rows), sizes, strict=True)
+            for right in [(part == likeliest).sum()]
         ]
     )
 
@@ -240,6 +265,7 @@ def _metrics(sums_K: NDArray[np.float64]) -> dict[str, float]:
         "perplexity": float(np.exp(min(nats, 700.0))),
         "bits_per_byte": total["nats"] / np.log(2) / max(total["bytes"], 1.0),
         "accuracy": total["right"] / tokens,
+        "ece": float(np.abs(sums_K[-BINS:]).sum()) / tokens,
         "kl": total["kl"] / tokens,
         "top1_agreement": total["agree"] / tokens,
     }

@@ -174,6 +174,17 @@ def soft(teacher: nn.Module, batch: dict[str, Any]) -> Tensor:
     return row_logits(teacher, batch).float()
 
 
+def num_positions(rows: Any) -> NDArray[np.int64]:
+    """How many soft targets each row has: one."""
+    return np.ones(len(rows.lengths_N), dtype=np.int64)
+
+
+def vocabulary(task: TextClassification, teacher: Any) -> int:
+    """Numbers in a soft target: a logit of each class."""
+    del teacher
+    return len(task.labels)
+
+
 def loss_sum(model: nn.Module, batch: dict[str, Any], loss: Loss, soft: Tensor | None) -> Tensor:
     """The loss summed over rows."""
     from distilpeft.losses import distil_sum
