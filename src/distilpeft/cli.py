@@ -128,6 +128,27 @@ def inspect_command(
     inspect.show(path, rows, Console())
 
 
+@targets_app.command("import")
+def import_command(
+    recipe: RecipePath,
+    answers: Annotated[Path, typer.Argument(help="JSONL, a server's answer for each training row", show_default=False)],
+    out: Annotated[Path, typer.Option("--out", help="the folder to make")],
+    teacher: Annotated[str, typer.Option(help="name of the served teacher, for the record")] = "served",
+    overrides: Overrides = None,
+    runs: Runs = Path("runs"),
+) -> None:
+    """Turn log-probabilities of a served teacher into soft targets for a recipe's training rows."""
+    from rich.console import Console
+
+    from distilpeft.plan import make_plan
+    from distilpeft.recipe_file import load_recipe
+
+    plan = make_plan(load_recipe(recipe, overrides or []), runs)
+    from distilpeft import served
+
+    served.run(plan, answers, out, teacher, Console(stderr=True))
+
+
 @app.command()
 def selftest(
     processes: Annotated[

@@ -202,7 +202,9 @@ def test_the_calibration_error_is_the_classifiers_over_all_tokens():
     from distilpeft import metrics
 
     model, words = tiny_lm.model(), tiny_lm.tokenizer()
-    rows = causal_lm.encode(PAIRS, None, {"prompt": ["one :", "two"], "completion": [" three", " four five"]}, words, 64)
+    rows = causal_lm.encode(
+        PAIRS, None, {"prompt": ["one :", "two"], "completion": [" three", " four five"]}, words, 64
+    )
     batch = causal_lm.collate(rows, words)
     causal_lm.prepare(PAIRS, model)
     with torch.no_grad():

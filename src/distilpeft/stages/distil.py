@@ -91,7 +91,8 @@ def _soft(
     """
     assert teacher is not None
     if targets is not None:
-        return _kept(runtime, recipe, open_targets(recipe, data, targets, teacher)), None
+        whose = teacher if recipe.targets.source is None else None
+        return _kept(runtime, recipe, open_targets(recipe, data, targets, whose)), None
     loaded = load_teacher(runtime, recipe, teacher.path, recipe.targets.precision)
     live = soft_of(runtime, data, loaded, recipe.targets.precision)
     if recipe.task.kind == "causal_lm":
