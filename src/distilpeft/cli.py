@@ -88,6 +88,28 @@ def check(recipe: RecipePath, overrides: Overrides = None, runs: Runs = Path("ru
 
 
 @app.command()
+def sweep(
+    recipe: RecipePath,
+    over: Annotated[
+        list[str] | None,
+        typer.Option("--over", metavar="KEY=V1,V2", help="a key and its values, such as distil.temperature=1,2,4"),
+    ] = None,
+    overrides: Overrides = None,
+    runs: Runs = Path("runs"),
+) -> None:
+    """Run every combination of several settings on one teacher and one cache, and compare them in one table."""
+    from rich.console import Console
+
+    from distilpeft import sweep as grid
+    from distilpeft.machine import is_first_process
+
+    found = grid.points(recipe, over or [], overrides or [], runs)
+    code = grid.run(found, Console(quiet=not is_first_process()))
+    if code:
+        raise typer.Exit(code)
+
+
+@app.command()
 def schema(
     markdown: Annotated[bool, typer.Option("--markdown", help="print the reference of all keys instead")] = False,
 ) -> None:

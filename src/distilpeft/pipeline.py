@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from distilpeft import report
-from distilpeft.artifact import Artifact, replace_link
+from distilpeft.artifact import Artifact
 from distilpeft.errors import InputError
 from distilpeft.pair import MODEL, Loaded, check_tokenizers, load_student, load_teacher, new_student, open_targets
 from distilpeft.plan import CE_ONLY, FULL, MAJORITY, STUDENT, TEACHER, UNTRAINED, Plan
@@ -21,19 +21,21 @@ from distilpeft.stages import audit, benchmark, distil, evaluate, export, target
 from distilpeft.tasks import TaskData
 
 
-def run(plan: Plan, until: str | None = None) -> None:
+def run(plan: Plan, until: str | None = None, runtime: Runtime | None = None, *, write_report: bool = True) -> None:
     """Do every step of the plan that is not done, then write the report.
 
     Args:
         plan: what there is to do.
         until: stop after the last step of this stage.
+        runtime: the machine, where several plans are run one after the other.
+        write_report: whether this plan's report and student are to be the folder's.
 
     Raises:
         InputError, GateError, StoppedBySignal: see the stages.
     """
     names = _until(plan, until)
     plan.folder.mkdir(parents=True, exist_ok=True)
-    runtime = Runtime()
+    runtime = runtime or Runtime()
     with _lock(plan.folder, runtime):
         steps = Steps(plan, runtime)
         for number, name in enumerate(names, 1):
@@ -42,8 +44,8 @@ def run(plan: Plan, until: str | None = None) -> None:
                 continue
             runtime.say(f"[{number}/{len(names)}] {name} → {made.path}")
             steps.do(name, made)
-        if until is None and runtime.is_main:
-            finish(plan)
+        if until is None and write_report and runtime.is_main:
+            report.finish(plan)
         runtime.accelerator.wait_for_everyone()
 
 
@@ -56,13 +58,6 @@ def _until(plan: Plan, until: str | None) -> list[str]:
     if not last:
         raise InputError(f"--until {until}: this recipe has no such stage")
     return names[: last[-1] + 1]
-
-
-def finish(plan: Plan) -> None:
-    """Write the report and point `runs/<name>/student` at the exported model."""
-    report.save(plan, report.build(plan))
-    first = plan.artifacts[f"export/{plan.recipe.export.formats[0]}"]
-    replace_link(plan.folder / "student", f"{first.path.name}/{MODEL}")
 
 
 class Steps:

@@ -64,6 +64,18 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     return recipe
 
 
+def parse_values(text: str, here: str) -> list[Any]:
+    """`v1,v2` of a command-line option as values, in the recipe's own YAML; lists and mappings are written inline.
+
+    Raises:
+        InputError: they cannot be read; `here` names the option.
+    """
+    found, _ = _parse(f"[{text}]", f"--set {here}", lambda _: here)
+    if not isinstance(found, list) or not found or any(value is None for value in found):
+        raise InputError(f"{here}: write values with commas between them")
+    return found
+
+
 def _read(path: Path) -> tuple[dict[str, Any], Places]:
     try:
         text = path.read_text(encoding="utf-8")

@@ -14,7 +14,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from distilpeft.artifact import read_json, write_json, write_text
+from distilpeft.artifact import read_json, replace_link, write_json, write_text
 from distilpeft.errors import InputError
 from distilpeft.plan import CE_ONLY, FULL, MAJORITY, STUDENT, TEACHER, Plan
 from distilpeft.recipe import LOWER_IS_BETTER, METRICS
@@ -113,6 +113,13 @@ def _samples(figures: dict[str, Any]) -> list[dict[str, str]]:
         {"prompt": one["prompt"], TEACHER: one["completion"], STUDENT: two["completion"]}
         for one, two in zip(told[TEACHER], told[STUDENT], strict=False)
     ]
+
+
+def finish(plan: Plan) -> None:
+    """Write the report and point `runs/<name>/student` at the exported model."""
+    save(plan, build(plan))
+    first = plan.artifacts[f"export/{plan.recipe.export.formats[0]}"]
+    replace_link(plan.folder / "student", f"{first.path.name}/model")
 
 
 def save(plan: Plan, report: dict[str, Any]) -> None:

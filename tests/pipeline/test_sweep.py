@@ -1,0 +1,170 @@
+"""Sweeps: one teacher, one cache, every artifact once; a joint table whose winner the test rows did not pick."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from unittest import mock
+
+import commands
+import pytest
+import tiny_lm
+import yaml
+
+from distilpeft import cli
+from distilpeft import sweep as grid
+from distilpeft.errors import InputError
+
+STUDENTS = "student.from_teacher.layers=[0],[1],[0, 1]"
+
+
+def sweep(recipe: Path, *arguments: str) -> int:
+    argv = ["distilpeft", "sweep", str(recipe), "--runs", str(recipe.parent / "runs"), *arguments]
+    with mock.patch.object(sys, "argv", argv):
+        try:
+            cli.main()
+        except SystemExit as leaving:
+            return int(leaving.code or 0)
+    return 0
+
+
+OVER = ("--over", STUDENTS, "--over", "distil.temperature=1,4")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    recipe = commands.workspace(
+        tmp_path_factory.mktemp("sweep"), teacher__fit__epochs=2, distil__fit__epochs=1, teacher__gate="warn"
+    )
+    assert sweep(recipe, *OVER) == 0
+    return recipe
+
+
+def joint_of(recipe: Path) -> dict:
+    (found,) = (recipe.parent / "runs/tiny").glob("sweep-*/sweep.json")
+    return json.loads(found.read_text())
+
+
+def count(recipe: Path, stage: str) -> int:
+    return len([path for path in (recipe.parent / "runs/tiny").glob(f"{stage}-*") if path.suffix != ".partial"])
+
+
+def test_three_students_at_two_temperatures_pay_for_one_teacher_and_one_cache(finished):
+    assert count(finished, "teacher") == 1
+    assert count(finished, "targets") == 1
+    assert count(finished, "distil") == 6 + 3, "six students, and a CE-only baseline for each of three"
+    joint = joint_of(finished)
+    assert len(joint["points"]) == 6
+    assert (joint["teachers"], joint["caches"]) == (1, 1)
+    assert joint["artifacts"]["made"] < joint["artifacts"]["without_sharing"]
+    assert sorted(row["role"] for row in joint["others"]) == ["student_ce_only"] * 3 + ["teacher"]
+    assert len({row["artifact"] for row in joint["points"]}) == 6
+
+
+def test_the_validation_rows_pick_the_winner_whose_report_and_student_are_the_runs(finished):
+    joint, run = joint_of(finished), finished.parent / "runs/tiny"
+    best = joint["points"][joint["best_by_validation"]]
+    assert best["validation"] == max(row["validation"] for row in joint["points"])
+    report = json.loads((run / "report.json").read_text())
+    assert report["artifacts"]["distil/student"] == best["artifact"]
+    assert (run / "student").resolve().parent.name == report["artifacts"]["export/safetensors"]
+    text = next(run.glob("sweep-*/sweep.md")).read_text()
+    assert "1 teacher(s), 1 cache(s)" in text
+    assert text.count("layers=") == 6 + 3 + 1, "points, baselines, and the sentence on the best"
+
+
+def test_the_same_sweep_again_does_nothing_and_needs_no_torch(finished):
+    code = (
+        "import sys; from distilpeft import cli\n"
+        f"sys.argv = {['distilpeft', 'sweep', str(finished), '--runs', str(finished.parent / 'runs'), *OVER]!r}\n"
+        "try:\n    cli.main()\nfinally:\n    assert 'torch' not in sys.modules\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "nothing to do: all 6 points are done" in done.stdout
+
+
+def test_a_point_that_was_lost_is_the_only_one_made_again(finished):
+    run = finished.parent / "runs/tiny"
+    before = {path.name: path.stat().st_mtime_ns for path in run.glob("distil-*")}
+    lost = joint_of(finished)["points"][2]["artifact"]
+    shutil.rmtree(run / lost)
+    assert sweep(finished, *OVER) == 0
+    after = {path.name: path.stat().st_mtime_ns for path in run.glob("distil-*")}
+    assert before.keys() == after.keys()
+    assert [name for name in before if before[name] != after[name]] == [lost]
+
+
+def test_a_point_that_its_figures_stop_is_told_and_the_others_go_on(finished, capsys):
+    stopped = ("--over", "export.max_abs_diff=1e-4,1e-30", "--set", "export.dtype=bf16", "--set", "export.gate_rows=8")
+    assert sweep(finished, *stopped, "--set", "student.from_teacher.layers=[0]") == 3
+    said = capsys.readouterr().out
+    assert "stopped: export.max_abs_diff=1e-30" in said
+
+
+@pytest.mark.parametrize(
+    ("over", "message"),
+    [
+        (["distil.temperature"], "--over distil.temperature: write it as key=value,value"),
+        (["distil.temperature="], "write it as key=value,value"),
+        (["name=a,b"], "share one folder"),
+        (["distil.temperature=1,1"], "a value is given twice"),
+        (["distil.temperature=1,2", "distil.temperature=3"], "a key is given twice"),
+        (["distil.temprature=1,2"], "did you mean distil.temperature"),
+        (["distil.temperature=1,-2"], "--over, at distil.temperature=-2"),
+        (["distil.temperature=1,,2"], "distil.temperature"),
+        (["student=[a"], "--over student=[a"),
+        (["student=no/such/../model,b"], "student.model"),
+        ([], "give at least one key"),
+    ],
+)
+def test_options_that_cannot_be_swept_are_refused_in_one_line_before_anything_runs(finished, capsys, over, message):
+    before = sorted((finished.parent / "runs/tiny").iterdir())
+    assert sweep(finished, *[part for one in over for part in ("--over", one)]) == 2
+    said = capsys.readouterr().err.strip()
+    assert message in said
+    assert "\n" not in said
+    assert sorted((finished.parent / "runs/tiny").iterdir()) == before
+
+
+def test_a_front_holds_what_no_other_point_beats():
+    assert grid.pareto([1, 2, 3, 3], [0.5, 0.7, 0.6, 0.7], lower_is_better=False) == [True, True, False, False]
+    assert grid.pareto([1, 2, 3], [5.0, 4.0, 3.0], lower_is_better=True) == [True, True, True]
+    assert grid.pareto([1, 1], [2.0, 2.0], lower_is_better=True) == [True, True]
+
+
+def language(folder: Path, **targets: object) -> Path:
+    tiny_lm.save_pretrained(folder / "base")
+    tiny_lm.write_jsonl(folder / "rows.jsonl", tiny_lm.pairs(20))
+    path = folder / "tiny.yaml"
+    path.write_text(yaml.safe_dump(tiny_lm.recipe_tree(folder, targets={"mode": "cached", **targets})))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("targets", "caches"),
+    [({"format": "sampled"}, 1), ({"format": "full"}, 1), ({"format": "top_k", "temperatures": [1, 2, 4]}, 1)],
+)
+def test_temperatures_of_a_language_model_share_one_cache(tmp_path, targets, caches):
+    points = grid.points(language(tmp_path, **targets), ["distil.temperature=4,1"], [], tmp_path / "runs")
+    keys = {point.plan.artifacts["targets"].key for point in points}
+    assert len(keys) == caches
+    if targets["format"] == "sampled":
+        assert points[0].plan.recipe.targets.temperatures == (1.0, 4.0)
+
+
+def test_a_temperature_that_the_recipes_targets_do_not_list_is_refused(tmp_path):
+    recipe = language(tmp_path, format="top_k", temperatures=[1, 2])
+    with pytest.raises(InputError, match=r"at distil.temperature=8: .* only 1, 2 are listed"):
+        grid.points(recipe, ["distil.temperature=1,8"], [], tmp_path / "runs")
+
+
+def test_a_student_by_its_name_alone_is_a_pretrained_model(tmp_path):
+    recipe = language(tmp_path, format="full")
+    base = tmp_path / "base"
+    points = grid.points(recipe, [f"student={base},{{from_teacher: {{layers: [1]}}}}"], [], tmp_path / "runs")
+    assert points[0].plan.recipe.student.model == str(base)
+    assert points[1].plan.recipe.student.from_teacher.layers == (1,)
