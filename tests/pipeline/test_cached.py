@@ -196,3 +196,28 @@ def test_targets_that_the_loss_cannot_use_are_refused_before_anything_starts(onl
     arguments = [part for one in ("targets.mode=cached", *overrides) for part in ("--set", one)]
     assert commands.run(online, *arguments) == 2
     assert message in capsys.readouterr().err
+
+
+def test_targets_are_made_again_for_what_they_depend_on_and_for_nothing_else(online):
+    def key(*changes: str) -> str:
+        return plan_of(online, "targets.mode=cached", *changes).artifacts["targets"].key
+
+    warm, half = "distil.temperature=4", "distil.alpha=0.5"
+    assert key("targets.format=full") == key("targets.format=full", warm) == key("targets.format=full", half)
+    for form in ("top_k", "sampled", "auto"):
+        chosen = f"targets.format={form}"
+        assert key(chosen) == key(chosen, half)
+        assert key(chosen) != key(chosen, warm), "the log-sum-exp is that of one temperature"
+        listed = "targets.temperatures=[2, 4]"
+        assert key(chosen, listed) == key(chosen, listed, warm)
+        assert key(chosen) != key(chosen, "targets.value_bits=8")
+    assert key("targets.format=top_k") != key("targets.format=top_k", "targets.k=3")
+    assert key("targets.format=sampled") != key("targets.format=sampled", "targets.draws=3")
+
+
+def test_every_row_and_every_seed_has_random_numbers_of_its_own():
+    from distilpeft.stages.targets import uniforms
+
+    np.testing.assert_array_equal(uniforms(1, 5, 2, 3), uniforms(1, 5, 2, 3))
+    for other in (uniforms(1, 6, 2, 3), uniforms(2, 5, 2, 3)):
+        assert not np.isin(other, uniforms(1, 5, 2, 3)).any()

@@ -202,6 +202,17 @@ def test_an_answer_that_does_not_fit_is_named_by_line_and_nothing_is_left(
     assert [file.name for file in tmp_path.iterdir()] == ["answers.jsonl"]
 
 
+def test_served_tokens_that_are_not_among_the_entries_are_not_the_recipes(made, answers, tmp_path, capsys):
+    """Trap 8: entries moved by one belong to other tokens, although they are as many."""
+    lines = [vllm(one) for one in answers]
+    entries = lines[0]["response"]["choices"][0]["prompt_logprobs"]
+    entries[1:] = [*entries[2:], entries[1]]
+    source = tiny_lm.write_jsonl(tmp_path / "answers.jsonl", lines)
+    capsys.readouterr()
+    assert distilpeft("targets", "import", made, source, "--out", tmp_path / "s", "--runs", made.parent / "runs") == 2
+    assert "the recipe has token" in capsys.readouterr().err
+
+
 def test_missing_rows_other_temperatures_and_folders_that_are_there_are_refused(made, answers, tmp_path, capsys):
     source = tiny_lm.write_jsonl(tmp_path / "answers.jsonl", [plain(one) for one in answers[:-2]])
     common = ("targets", "import", made, source, "--runs", made.parent / "runs", "--out")
