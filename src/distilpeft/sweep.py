@@ -262,6 +262,7 @@ def sentences(joint: Mapping[str, Any]) -> list[str]:
 
 
 COLUMNS = ("point", "validation", "test (95 %)", "params", "size", "ms p50", "train s", "front")
+ON_TERMINAL = (0, 1, 2, 4, 5, 7)  # what fits into 80 characters
 
 
 def cells(joint: Mapping[str, Any]) -> list[tuple[str, ...]]:
@@ -269,7 +270,7 @@ def cells(joint: Mapping[str, Any]) -> list[tuple[str, ...]]:
     rows: list[tuple[str, ...]] = []
     for row in [*joint["points"], *joint["others"]]:
         values = ", ".join(f"{key.rpartition('.')[2]}={short(value)}" for key, value in row["values"].items())
-        marks = [name for name in ("latency", "size") if row.get(f"pareto_{name}")]
+        marks = [word for name, word in (("latency", "speed"), ("size", "size")) if row.get(f"pareto_{name}")]
         score = row["score"]
         rows.append((
             " ".join(part for part in (row.get("role", ""), values) if part),
@@ -295,10 +296,12 @@ def markdown(joint: Mapping[str, Any]) -> str:
 def show(joint: Mapping[str, Any], console: Console) -> None:
     """Print the table and what it means."""
     shown = Table(title=f"sweep of {joint['recipe']}", title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for index, column in enumerate(COLUMNS):
-        shown.add_column(column, justify="left" if index == 0 else "right", no_wrap=index > 0)
-    for index, row in enumerate(cells(joint)):
-        shown.add_row(*row, style="bold" if index == joint["best_by_validation"] else None)
+    for index in ON_TERMINAL:
+        left: Any = {"justify": "left", "overflow": "fold", "min_width": 18}
+        shown.add_column(COLUMNS[index], **(left if index == 0 else {"justify": "right", "no_wrap": True}))
+    for number, row in enumerate(cells(joint)):
+        style = "bold" if number == joint["best_by_validation"] else None
+        shown.add_row(*(row[index] for index in ON_TERMINAL), style=style)
     console.print(shown)
     for line in sentences(joint):
         console.print(line, highlight=False)

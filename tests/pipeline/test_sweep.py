@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 import subprocess
@@ -13,6 +14,7 @@ import commands
 import pytest
 import tiny_lm
 import yaml
+from rich.console import Console
 
 from distilpeft import cli
 from distilpeft import sweep as grid
@@ -128,6 +130,15 @@ def test_options_that_cannot_be_swept_are_refused_in_one_line_before_anything_ru
     assert message in said
     assert "\n" not in said
     assert sorted((finished.parent / "runs/tiny").iterdir()) == before
+
+
+def test_the_table_on_the_terminal_shows_every_point_within_80_characters(finished):
+    console = Console(file=io.StringIO(), width=80)
+    grid.show(joint_of(finished), console)
+    said = console.file.getvalue()
+    assert all(len(line) <= 80 for line in said.splitlines())
+    assert said.count("temperature") >= 6
+    assert "teacher" in said
 
 
 def test_a_front_holds_what_no_other_point_beats():
