@@ -28,6 +28,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import page
 import torch
 from numpy.linalg import norm
 from torch import nn
@@ -256,9 +257,7 @@ def main() -> int:
     text = "\n\n".join(table(path) for path in sorted(RESULTS.glob("loss_*.json")))
     print(text)
     if PAGE.is_file():
-        begin, end = "<!-- loss: written by benchmarks/loss.py -->", "<!-- /loss -->"
-        page = PAGE.read_text(encoding="utf-8")
-        PAGE.write_text(f"{page.partition(begin)[0]}{begin}\n{text}\n{end}{page.partition(end)[2]}", encoding="utf-8")
+        page.insert(PAGE, "loss", text)
     return 0
 
 

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import page
 import torch
 
 from distilpeft import sparse
@@ -117,9 +118,7 @@ def main() -> None:
     if not options.table:
         run(options)
         return
-    begin, end = "<!-- sparsity: written by benchmarks/sparsity.py -->", "<!-- /sparsity -->"
-    page = PAGE.read_text(encoding="utf-8")
-    PAGE.write_text(f"{page.partition(begin)[0]}{begin}\n{table()}\n{end}{page.partition(end)[2]}", encoding="utf-8")
+    page.insert(PAGE, "sparsity", table())
     print(table())
 
 

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import page
 import torch
 from accelerate.utils import send_to_device
 
@@ -177,9 +178,7 @@ def main() -> None:
     if not options.table:
         run(options)
         return
-    begin, end = "<!-- step: written by benchmarks/step.py -->", "<!-- /step -->"
-    page = PAGE.read_text(encoding="utf-8")
-    PAGE.write_text(f"{page.partition(begin)[0]}{begin}\n{table()}\n{end}{page.partition(end)[2]}", encoding="utf-8")
+    page.insert(PAGE, "step", table())
     print(table())
 
 

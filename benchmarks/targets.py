@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import page
 import torch
 from accelerate.utils import send_to_device
 from step import MODEL, TASK, finish, load
@@ -185,9 +186,7 @@ def main() -> None:
     if not options.table:
         run(options)
         return
-    begin, end = "<!-- targets: written by benchmarks/targets.py -->", "<!-- /targets -->"
-    page = PAGE.read_text(encoding="utf-8")
-    PAGE.write_text(f"{page.partition(begin)[0]}{begin}\n{table()}\n{end}{page.partition(end)[2]}", encoding="utf-8")
+    page.insert(PAGE, "targets", table())
     print(table())
 
 

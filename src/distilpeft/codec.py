@@ -164,14 +164,6 @@ class Layout:
             counts_M = unpack(take(_num_bytes(total, self.count_bits)), total, self.count_bits) + 1
         return Kept(values, ids_M, sizes_N, lse_NT.astype(np.float32, copy=False), counts_M)
 
-    def num_bytes(self, sizes_N: Ints) -> int:
-        """Bytes of the block of positions with so many ids."""
-        if self.kind == "full":
-            return _num_bytes(len(sizes_N) * self.vocabulary, self.value_bits)
-        fixed = len(sizes_N) * (4 * len(self.temperatures) + (self._size_dtype.itemsize if self.ragged else 0))
-        widths = (self.id_bits, self.value_bits, self.count_bits)
-        return fixed + sum(_num_bytes(int(sizes_N.sum()), bits) for bits in widths)
-
 
 def quantized(values: NDArray[np.floating[Any]], bits: int) -> Floats:
     """Log-probabilities as they come back from codes of so many bits."""

@@ -70,7 +70,7 @@ def parse_values(text: str, here: str) -> list[Any]:
     Raises:
         InputError: they cannot be read; `here` names the option.
     """
-    found, _ = _parse(f"[{text}]", f"--set {here}", lambda _: here)
+    found, _ = _parse(f"[{text}]", here, lambda _: here)
     if not isinstance(found, list) or not found or any(value is None for value in found):
         raise InputError(f"{here}: write values with commas between them")
     return found
@@ -91,7 +91,7 @@ def _read(path: Path) -> tuple[dict[str, Any], Places]:
 
 def _parse(text: str, whole: str, place: Callable[[yaml.Node], str]) -> tuple[Any, Places]:
     """YAML text → value and the place of every key in it; `whole` names the text."""
-    what = "the value is not valid YAML" if whole.startswith("--set") else "not valid YAML"
+    what = "the value is not valid YAML" if whole.startswith("--") else "not valid YAML"
     try:
         loader = _Loader(text)
         try:
@@ -103,7 +103,7 @@ def _parse(text: str, whole: str, place: Callable[[yaml.Node], str]) -> tuple[An
     except InputError:
         raise
     except yaml.MarkedYAMLError as error:
-        line = f":{error.problem_mark.line + 1}" if error.problem_mark and not whole.startswith("--set") else ""
+        line = f":{error.problem_mark.line + 1}" if error.problem_mark and not whole.startswith("--") else ""
         raise InputError(f"{whole}{line}: {what}: {error.problem}") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise InputError(f"{whole}: {what}: {' '.join(str(error).split())}") from None

@@ -12,11 +12,10 @@ from torch import nn
 from distilpeft.data import length_order
 from distilpeft.pair import Loaded
 from distilpeft.predict import Measure, predict
-from distilpeft.recipe import Precision, Recipe
+from distilpeft.recipe import METRICS, Precision, Recipe
 from distilpeft.runtime import Bar, Runtime
 from distilpeft.tasks import TaskData, Tokens
 
-AGAINST_TEACHER = ("kl", "top1_agreement")
 Soft = Callable[[dict[str, Any]], Any]
 """Batch on the device → what the teacher knows of it, in the task's form."""
 
@@ -67,6 +66,6 @@ def validator(
         if not np.isfinite(values_NK).all():
             return {"finite": 0.0}
         found = {"finite": 1.0, **data.task.metrics(values_NK, rows)}
-        return found if soft else {name: value for name, value in found.items() if name not in AGAINST_TEACHER}
+        return found if soft else {name: found[name] for name in ("finite", *METRICS[recipe.task.kind])}
 
     return validate

@@ -105,8 +105,11 @@ class Writer:
         self.num_shards = len(contents.edges) - 1
 
     def _is_same(self) -> bool:
-        begun = self._folder / BEGUN
-        return begun.is_file() and read_json(begun, "delete it") == self._contents.identity
+        """Whether the folder holds these very targets, begun or put together."""
+        begun, store = self._folder / BEGUN, self._folder / STORE
+        if begun.is_file():
+            return read_json(begun, "delete it") == self._contents.identity
+        return store.is_file() and read_json(store, "delete it").get("identity") == digest_json(self._contents.identity)
 
     def rows(self, shard: int) -> tuple[int, int]:
         """First row of a shard, and the one behind its last."""
@@ -154,6 +157,7 @@ class Writer:
             sums = [shard.pop("measured") for shard in shards]
             store = {
                 "format": FORMAT,
+                "identity": digest_json(contents.identity),
                 "layout": _plain(contents.layout),
                 "num_rows": len(contents.hashes_R),
                 "num_positions": int(contents.positions_R.sum()),

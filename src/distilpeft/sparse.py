@@ -135,9 +135,12 @@ Parts = tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None, Tensor]
 
 def _top_k(z_NV: Tensor, soft: Sparse, loss: Loss) -> Parts:
     """Divergence over kept ids and tail; leaves the student's distribution within the tail in z_NV."""
-    kept_z_NK = z_NV.gather(-1, soft.ids_NK).masked_fill_(soft.log_p_NK == -torch.inf, MASKED)
+    absent_NK = soft.log_p_NK == -torch.inf
+    kept_z_NK = z_NV.gather(-1, soft.ids_NK)
+    # The lower wins: where nothing is kept an id keeps its own logit, unless the row really keeps that id as well.
+    z_NV.scatter_reduce_(-1, soft.ids_NK, torch.where(absent_NK, kept_z_NK, -torch.inf), "amin")
+    kept_z_NK.masked_fill_(absent_NK, MASKED)
     log_p_NK = soft.log_p_NK.to(z_NV.dtype).clamp(min=MASKED)
-    z_NV.scatter_(-1, soft.ids_NK, -torch.inf)
     tail_z_N1 = torch.logsumexp(z_NV, -1, keepdim=True).clamp_(min=MASKED)
     z_NV.sub_(tail_z_N1).exp_()
     classes_NK = torch.cat([kept_z_NK, tail_z_N1], -1)  # K + 1 of them
@@ -213,9 +216,20 @@ def _keep_top(logits_NV: Tensor, layout: Layout) -> Kept:
 
 def _keep_drawn(logits_NV: Tensor, layout: Layout, uniforms_ND: Any) -> Kept:
     log_p_NV = log_softmax(logits_NV, 1.0)
-    lse_NT = np.stack([_numpy(torch.logsumexp(log_p_NV / t, -1)) for t in layout.temperatures], -1)
+    return _counted(log_p_NV, layout, _drawn(log_p_NV, layout, uniforms_ND))
+
+
+def keep_drawn_often(logits_NV: Tensor, layout: Layout, uniforms_RND: Any) -> list[Kept]:
+    """`keep` of a `sampled` layout R times over the same logits, which are summed up once."""
+    log_p_NV = log_softmax(logits_NV, 1.0)
+    drawn_ND = _drawn(log_p_NV, layout, np.concatenate(list(uniforms_RND), -1))
+    return [_counted(log_p_NV, layout, part) for part in np.split(drawn_ND, len(uniforms_RND), -1)]
+
+
+def _drawn(log_p_NV: Tensor, layout: Layout, uniforms_ND: Any) -> Any:
+    """Ids [N, D] at these uniform numbers, from the mean of the distributions at the layout's temperatures."""
     drawn_ND = np.empty(uniforms_ND.shape, np.int64)
-    size = max(1, DRAW_BLOCK_BYTES // (8 * logits_NV.shape[-1]))
+    size = max(1, DRAW_BLOCK_BYTES // (8 * log_p_NV.shape[-1]))
     for start in range(0, len(log_p_NV), size):
         rows = slice(start, start + size)
         proposal_NV = torch.zeros_like(log_p_NV[rows], dtype=torch.float64)
@@ -227,7 +241,13 @@ def _keep_drawn(logits_NV: Tensor, layout: Layout, uniforms_ND: Any) -> Kept:
         numbers_ND = torch.from_numpy(uniforms_ND[rows]).to(log_p_NV.device) * top_N1
         numbers_ND = torch.minimum(numbers_ND, torch.nextafter(top_N1, torch.zeros_like(top_N1)))
         drawn_ND[rows] = torch.searchsorted(cumulative_NV, numbers_ND, right=True).cpu().numpy()
-    drawn_ND.sort(axis=-1)
+    return drawn_ND
+
+
+def _counted(log_p_NV: Tensor, layout: Layout, drawn_ND: Any) -> Kept:
+    """Several draws of one id become one entry with their number."""
+    lse_NT = np.stack([_numpy(torch.logsumexp(log_p_NV / t, -1)) for t in layout.temperatures], -1)
+    drawn_ND = np.sort(drawn_ND, axis=-1)
     first_ND = np.concatenate([np.ones((len(drawn_ND), 1), bool), drawn_ND[:, 1:] != drawn_ND[:, :-1]], -1)
     starts_M = np.flatnonzero(first_ND)
     counts_M = np.diff(np.append(starts_M, drawn_ND.size))

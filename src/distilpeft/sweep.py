@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,7 @@ class Point:
     @property
     def label(self) -> str:
         """The values, shortly."""
-        return ", ".join(f"{key}={short(value)}" for key, value in self.values.items())
+        return _label(self.values)
 
 
 def short(value: Any) -> str:
@@ -69,18 +70,55 @@ def points(recipe: Path, over: Sequence[str], overrides: Sequence[str], runs: Pa
         raise InputError("--over: a key is given twice")
     if not swept:
         raise InputError("--over: give at least one key with its values, such as --over distil.temperature=1,2,4")
-    common = [*overrides, *_shared_temperatures(load_recipe(recipe, overrides), swept)]
+    values = [dict(zip(swept, combined, strict=True)) for combined in itertools.product(*swept.values())]
+    settings = [[*overrides, *(_override(key, value) for key, value in point.items())] for point in values]
+    recipes = []
+    for point, given in zip(values, settings, strict=True):
+        with _named(point):
+            recipes.append(load_recipe(recipe, given))
+    _refuse_incomparable(values, recipes)
+    shared = _shared_temperatures(recipes)
     found = []
-    for values in itertools.product(*swept.values()):
-        point = dict(zip(swept, values, strict=True))
-        settings = [f"{key}={json.dumps(value)}" for key, value in point.items()]  # JSON is YAML
-        try:
-            plan = make_plan(load_recipe(recipe, [*common, *settings]), runs)
-        except InputError as error:
-            said = ", ".join(f"{key}={short(value)}" for key, value in point.items())
-            raise InputError(f"--over, at {said}: {error}") from None
-        found.append(Point(point, plan))
+    for point, given, own in zip(values, settings, recipes, strict=True):
+        whole = [*given, *shared] if shared and _keeps_some(own) else given
+        with _named(point):
+            found.append(Point(point, make_plan(load_recipe(recipe, whole), runs)))
     return found
+
+
+@contextmanager
+def _named(values: Mapping[str, Any]) -> Iterator[None]:
+    """Let faults name the point."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"--over, at {_label(values)}: {error}") from None
+
+
+def _label(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key}={short(value)}" for key, value in values.items())
+
+
+def _override(key: str, value: Any) -> str:
+    return f"{key}={json.dumps(value, ensure_ascii=False)}"  # JSON is YAML
+
+
+def _refuse_incomparable(values: Sequence[Mapping[str, Any]], recipes: Sequence[Recipe]) -> None:
+    """Points that are one and the same, or that no single figure can rank."""
+    seen: list[tuple[Mapping[str, Any], dict[str, Any]]] = []
+    for point, recipe in zip(values, recipes, strict=True):
+        whole = recipe.model_dump()
+        same = next((other for other, known in seen if known == whole), None)
+        if same is not None:
+            raise InputError(f"--over, at {_label(point)}: the same recipe as at {_label(same)}; one key hides another")
+        seen.append((point, whole))
+    for what, found in (
+        ("distil.fit.monitor", {recipe.monitor(recipe.distil.fit) for recipe in recipes}),
+        ("evaluate.split", {recipe.evaluate.split for recipe in recipes}),
+        ("task.kind", {recipe.task.kind for recipe in recipes}),
+    ):
+        if len(found) > 1:
+            raise InputError(f"--over: {what} is {' or '.join(sorted(found))}, and such points cannot be compared")
 
 
 def _parse_over(text: str) -> tuple[str, list[Any]]:
@@ -91,6 +129,10 @@ def _parse_over(text: str) -> tuple[str, list[Any]]:
     if key == "name":
         raise InputError(f"{here}: the points of a sweep share one folder, which the name is")
     parsed = parse_values(values, here)
+    try:
+        json.dumps(parsed)
+    except TypeError as error:  # YAML has dates and sets, recipes do not
+        raise InputError(f"{here}: no recipe holds such a value: {error}") from None
     if key == "student":
         parsed = [{"model": value} if isinstance(value, str) else value for value in parsed]
     if any(value == other for value, other in itertools.combinations(parsed, 2)):
@@ -98,14 +140,17 @@ def _parse_over(text: str) -> tuple[str, list[Any]]:
     return key, parsed
 
 
-def _shared_temperatures(recipe: Recipe, swept: Mapping[str, Sequence[Any]]) -> list[str]:
-    """Let one cache serve every temperature of the sweep."""
+def _keeps_some(recipe: Recipe) -> bool:
+    """Whether the point's cache serves only temperatures that are listed, and the recipe leaves the list open."""
     targets = recipe.targets
-    keeps_some = targets.mode == "cached" and targets.source is None and targets.format != "full"
-    temperatures = [value for value in swept.get("distil.temperature", ()) if isinstance(value, int | float)]
-    if recipe.task.kind != "causal_lm" or not keeps_some or targets.temperatures is not None or not temperatures:
-        return []
-    return [f"targets.temperatures={sorted(float(value) for value in temperatures)}"]
+    cached = targets.mode == "cached" and targets.source is None and recipe.distil.alpha > 0
+    return recipe.task.kind == "causal_lm" and cached and targets.format != "full" and targets.temperatures is None
+
+
+def _shared_temperatures(recipes: Sequence[Recipe]) -> list[str]:
+    """Let one cache serve every temperature of the sweep."""
+    found = sorted({recipe.distil.temperature for recipe in recipes if _keeps_some(recipe)})
+    return [_override("targets.temperatures", found)] if len(found) > 1 else []
 
 
 def run(points: Sequence[Point], console: Console) -> int:
@@ -123,7 +168,7 @@ def run(points: Sequence[Point], console: Console) -> int:
         console.print(f"nothing to do: all {len(points)} points are done")
     done = [point for point in points if not point.plan.missing()]
     if done:
-        joint = table(done, failed)
+        joint = table(done, failed, points)
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / "sweep.json", joint)
         write_text(folder / "sweep.md", markdown(joint))
@@ -167,12 +212,15 @@ def key_of(points: Sequence[Point]) -> str:
     return digest_json([[dict(point.values), point.plan.artifacts[f"distil/{STUDENT}"].key] for point in points])[:12]
 
 
-def table(points: Sequence[Point], failed: Mapping[str, str]) -> dict[str, Any]:
+def table(
+    points: Sequence[Point], failed: Mapping[str, str], every_point: Sequence[Point] | None = None
+) -> dict[str, Any]:
     """Everything that the sweep has found.
 
     Args:
         points: those that are done.
         failed: label → reason.
+        every_point: those that are not done, too; default: `points`.
     """
     recipe = points[0].plan.recipe
     metric = METRICS[recipe.task.kind][0]
@@ -188,12 +236,13 @@ def table(points: Sequence[Point], failed: Mapping[str, str]) -> dict[str, Any]:
     every = [made.path.name for point in points for made in point.plan.artifacts.values()]
     return {
         "recipe": recipe.name,
+        "task": recipe.task.kind,
         "metric": metric,
         "split": recipe.evaluate.split,
         "monitors": sorted(monitors),
         "points": rows,
         "best_by_validation": best,
-        "others": _others(points),
+        "others": _others(points, every_point or points),
         "failed": dict(failed),
         "artifacts": {"made": len(set(every)), "without_sharing": len(every)},
         "teachers": len({point.plan.artifacts["teacher"].key for point in points}),
@@ -220,25 +269,37 @@ def _row(point: Point) -> dict[str, Any]:
     }
 
 
-def _others(points: Sequence[Point]) -> list[dict[str, Any]]:
-    """The teachers and CE-only students beside the points, each once."""
+def _others(points: Sequence[Point], every: Sequence[Point]) -> list[dict[str, Any]]:
+    """The teachers and CE-only students beside the points, each once, with the values that set it apart."""
     found: dict[str, dict[str, Any]] = {}
     for point in points:
         for role, trained in ((TEACHER, "teacher"), (CE_ONLY, f"distil/{CE_ONLY}")):
             made = point.plan.artifacts
             if trained not in made or made[trained].path.name in found:
                 continue
+            users = [one for one in every if _name_of(one, trained) == made[trained].path.name]
+            scored = made[f"evaluate/{role}"].figures()
             timed = made[f"benchmark/{role}"].figures()
             found[made[trained].path.name] = {
                 "role": role,
-                "values": {k: v for k, v in point.values.items() if role == CE_ONLY and k.startswith("student")},
-                "score": made[f"evaluate/{role}"].figures()["scores"][METRICS[point.plan.recipe.task.kind][0]],
+                "values": {
+                    key: value
+                    for key, value in point.values.items()
+                    if len(users) < len(every) and all(one.values[key] == value for one in users)
+                },
+                "score": scored["scores"][METRICS[point.plan.recipe.task.kind][0]],
+                "against_teacher": scored.get("against_teacher"),
                 "num_parameters": timed["num_parameters"],
                 "size_bytes": timed["size_bytes"],
                 "latency_ms": timed["latency_ms"]["p50"],
                 "seconds": made[trained].figures()["seconds"],
             }
     return list(found.values())
+
+
+def _name_of(point: Point, step: str) -> str | None:
+    made = point.plan.artifacts.get(step)
+    return made.path.name if made is not None else None
 
 
 def pareto(costs: Sequence[float], scores: Sequence[float], *, lower_is_better: bool) -> list[bool]:
@@ -250,45 +311,61 @@ def pareto(costs: Sequence[float], scores: Sequence[float], *, lower_is_better: 
 
 def sentences(joint: Mapping[str, Any]) -> list[str]:
     """What the table means."""
-    made, count = joint["artifacts"], len(joint["points"])
-    best = joint["points"][joint["best_by_validation"]]
-    values = ", ".join(f"{key}={short(value)}" for key, value in best["values"].items())
+    made, best = joint["artifacts"], joint["points"][joint["best_by_validation"]]
+    seconds = sum(row["seconds"] for row in joint["others"] if row["role"] == TEACHER)
+    shared = [f"{_counted(joint['teachers'], 'teacher')} ({seconds:.0f} s)"]
+    if joint["caches"]:
+        shared.append(f"{_counted(joint['caches'], 'cache')} of soft targets")
+    fair = f" The {joint['split']} rows picked nothing." if joint["split"] != "validation" else ""
     return [
-        f"{count} points made {made['made']} artifacts instead of {made['without_sharing']}: "
-        f"{joint['teachers']} teacher(s), {joint['caches']} cache(s) of soft targets.",
-        f"Best by validation {best['monitor']} ({best['validation']:.4f}): {values}. "
-        f"The {joint['split']} rows picked nothing.",
+        f"{_counted(len(joint['points']), 'point')} made {made['made']} artifacts instead of "
+        f"{made['without_sharing']}: {', '.join(shared)}.",
+        f"Best by validation {best['monitor']} ({best['validation']:.4f}): {_label(best['values'])}.{fair}",
     ]
 
 
-COLUMNS = ("point", "validation", "test (95 %)", "params", "size", "ms p50", "train s", "front")
-ON_TERMINAL = (0, 1, 2, 4, 5, 7)  # what fits into 80 characters
+def _counted(count: int, noun: str) -> str:
+    return f"one {noun}" if count == 1 else f"{count} {noun}s"
+
+
+COLUMNS = ("point", "valid.", "test (95 %)", "KL", "params", "size", "ms p50", "train s", "front")
+ON_TERMINAL = frozenset({"point", "valid.", "test (95 %)", "KL", "size", "ms p50", "front"})
+"""What fits into 80 characters."""
+
+
+def columns(joint: Mapping[str, Any]) -> tuple[str, ...]:
+    """The titles of the table; KL to the teacher is measured for tokens, on the evaluation rows."""
+    return tuple(title for title in COLUMNS if title != "KL" or joint["task"] == "causal_lm")
 
 
 def cells(joint: Mapping[str, Any]) -> list[tuple[str, ...]]:
     """The table: points, then teachers and baselines."""
+    titles = columns(joint)
     rows: list[tuple[str, ...]] = []
     for row in [*joint["points"], *joint["others"]]:
         values = ", ".join(f"{key.rpartition('.')[2]}={short(value)}" for key, value in row["values"].items())
         marks = [word for name, word in (("latency", "speed"), ("size", "size")) if row.get(f"pareto_{name}")]
-        score = row["score"]
-        rows.append((
+        score, against = row["score"], row["against_teacher"]
+        found = (
             " ".join(part for part in (row.get("role", ""), values) if part),
             f"{row['validation']:.4f}" if "validation" in row else "-",
             f"{score['value']:.4f} ({score['low']:.2f}-{score['high']:.2f})",
+            f"{against['kl']:.4f}" if against else "-",
             f"{row['num_parameters'] / 1e6:.1f}M",
             f"{row['size_bytes'] / 1e6:.1f}MB",
             f"{row['latency_ms']:.1f}",
             f"{row['seconds']:.0f}",
             "+".join(marks) or "-",
-        ))  # fmt: skip
+        )
+        rows.append(tuple(cell for title, cell in zip(COLUMNS, found, strict=True) if title in titles))
     return rows
 
 
 def markdown(joint: Mapping[str, Any]) -> str:
     """The sweep as Markdown."""
+    titles = columns(joint)
     lines = [f"# Sweep of {joint['recipe']}", "", *(f"- {line}" for line in sentences(joint)), ""]
-    lines += [" | ".join(COLUMNS), " | ".join("---" for _ in COLUMNS), *(" | ".join(row) for row in cells(joint))]
+    lines += [" | ".join(titles), " | ".join("---" for _ in titles), *(" | ".join(row) for row in cells(joint))]
     note = f"Test metric: {joint['metric']}. Front: no other point is both better and cheaper."
     return "\n".join([*lines, "", note]) + "\n"
 
@@ -296,12 +373,14 @@ def markdown(joint: Mapping[str, Any]) -> str:
 def show(joint: Mapping[str, Any], console: Console) -> None:
     """Print the table and what it means."""
     shown = Table(title=f"sweep of {joint['recipe']}", title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for index in ON_TERMINAL:
-        left: Any = {"justify": "left", "overflow": "fold", "min_width": 18}
-        shown.add_column(COLUMNS[index], **(left if index == 0 else {"justify": "right", "no_wrap": True}))
+    titles = columns(joint)
+    shown_columns = [index for index, title in enumerate(titles) if title in ON_TERMINAL]
+    for index in shown_columns:
+        left: Any = {"justify": "left", "overflow": "fold", "min_width": 13}
+        shown.add_column(titles[index], **(left if index == 0 else {"justify": "right", "no_wrap": True}))
     for number, row in enumerate(cells(joint)):
         style = "bold" if number == joint["best_by_validation"] else None
-        shown.add_row(*(row[index] for index in ON_TERMINAL), style=style)
+        shown.add_row(*(row[index] for index in shown_columns), style=style)
     console.print(shown)
     for line in sentences(joint):
         console.print(line, highlight=False)

@@ -64,6 +64,9 @@ def test_three_students_at_two_temperatures_pay_for_one_teacher_and_one_cache(fi
     assert joint["artifacts"]["made"] < joint["artifacts"]["without_sharing"]
     assert sorted(row["role"] for row in joint["others"]) == ["student_ce_only"] * 3 + ["teacher"]
     assert len({row["artifact"] for row in joint["points"]}) == 6
+    baselines = [row["values"] for row in joint["others"] if row["role"] == "student_ce_only"]
+    assert baselines == [{"student.from_teacher.layers": layers} for layers in ([0], [1], [0, 1])]
+    assert [row["values"] for row in joint["others"] if row["role"] == "teacher"] == [{}]
 
 
 def test_the_validation_rows_pick_the_winner_whose_report_and_student_are_the_runs(finished):
@@ -74,7 +77,11 @@ def test_the_validation_rows_pick_the_winner_whose_report_and_student_are_the_ru
     assert report["artifacts"]["distil/student"] == best["artifact"]
     assert (run / "student").resolve().parent.name == report["artifacts"]["export/safetensors"]
     text = next(run.glob("sweep-*/sweep.md")).read_text()
-    assert "1 teacher(s), 1 cache(s)" in text
+    seconds = next(row["seconds"] for row in joint["others"] if row["role"] == "teacher")
+    assert f"6 points made {joint['artifacts']['made']} artifacts" in text
+    assert f"one teacher ({seconds:.0f} s), one cache of soft targets." in text
+    assert "The test rows picked nothing." in text
+    assert " | KL | " not in text, "of classes it is not shown"
     assert text.count("layers=") == 6 + 3 + 1, "points, baselines, and the sentence on the best"
 
 
@@ -118,7 +125,17 @@ def test_a_point_that_its_figures_stop_is_told_and_the_others_go_on(finished, ca
         (["distil.temprature=1,2"], "did you mean distil.temperature"),
         (["distil.temperature=1,-2"], "--over, at distil.temperature=-2"),
         (["distil.temperature=1,,2"], "distil.temperature"),
-        (["student=[a"], "--over student=[a"),
+        (["student=[a"], "error: --over student=[a: the value is not valid YAML"),
+        (["seed=2024-01-01,3"], "--over seed=2024-01-01,3: no recipe holds such a value"),
+        (["distil.optim.lr=1e-3,2e-3", "distil.optim={lr: 1e-2}"], "one key hides another"),
+        (
+            ["distil.fit.monitor=accuracy,log_loss"],
+            "distil.fit.monitor is accuracy or log_loss, and such",
+        ),
+        (
+            ["evaluate.split=validation,test"],
+            "evaluate.split is test or validation, and such points",
+        ),
         (["student=no/such/../model,b"], "student.model"),
         ([], "give at least one key"),
     ],
@@ -139,12 +156,6 @@ def test_the_table_on_the_terminal_shows_every_point_within_80_characters(finish
     assert all(len(line) <= 80 for line in said.splitlines())
     assert said.count("temperature") >= 6
     assert "teacher" in said
-
-
-def test_a_front_holds_what_no_other_point_beats():
-    assert grid.pareto([1, 2, 3, 3], [0.5, 0.7, 0.6, 0.7], lower_is_better=False) == [True, True, False, False]
-    assert grid.pareto([1, 2, 3], [5.0, 4.0, 3.0], lower_is_better=True) == [True, True, True]
-    assert grid.pareto([1, 1], [2.0, 2.0], lower_is_better=True) == [True, True]
 
 
 def language(folder: Path, **targets: object) -> Path:

@@ -199,6 +199,17 @@ def test_vocabularies_of_two_widths_meet_on_the_ids_that_both_have(width):
     torch.testing.assert_close(grad, expected_grad, rtol=0, atol=5e-6)
 
 
+def test_kept_ids_that_only_the_teacher_has_take_no_id_from_the_student():
+    teacher = TEACHER.clone()
+    teacher[:, V - 1] = 60.0
+    student, labels, loss = logits(4, V - 1), LABELS % (V - 1), Loss(0.4, 1.0)
+    labels[0] = V - 2
+    value, grad = sparse_value_and_grad(student, labels, top(teacher, 1, 1.0), loss)
+    expected, expected_grad = value_and_grad(student, labels, None, Loss(0.0))
+    torch.testing.assert_close(value, 0.6 * expected, rtol=1e-5, atol=0)
+    torch.testing.assert_close(grad, 0.6 * expected_grad, rtol=0, atol=1e-6)
+
+
 def test_masked_logits_of_either_side_leave_everything_finite():
     teacher, student = TEACHER.clone(), STUDENT.clone()
     teacher[:, 7:20] = -torch.inf

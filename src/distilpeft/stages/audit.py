@@ -25,7 +25,7 @@ from distilpeft.losses import Loss
 from distilpeft.pair import Loaded
 from distilpeft.recipe import Recipe, format_fault
 from distilpeft.runtime import Runtime
-from distilpeft.sparse import Sparse, keep
+from distilpeft.sparse import Sparse, keep, keep_drawn_often
 from distilpeft.tasks import TaskData
 
 MAX_POSITIONS = 1024
@@ -101,9 +101,13 @@ class _Form:
 
     def add(self, student_NV: Tensor, labels_N: Tensor, teacher_NV: Tensor, whole_NV: Tensor) -> None:
         """Compare one chunk; `whole_NV` is the gradient of the whole distribution."""
-        for draw in range(self._draws):
-            numbers_ND = self._rng.random((len(labels_N), self.layout.count)) if self._draws > 1 else None
-            block = self.layout.encode(keep(teacher_NV, self.layout, numbers_ND))
+        if self.layout.kind == "sampled":
+            numbers_DNK = self._rng.random((self._draws, len(labels_N), self.layout.count))
+            rounds = keep_drawn_often(teacher_NV, self.layout, numbers_DNK)
+        else:
+            rounds = [keep(teacher_NV, self.layout)]
+        for draw, made in enumerate(rounds):
+            block = self.layout.encode(made)
             kept = self.layout.decode(np.frombuffer(bytearray(block), np.uint8), len(labels_N))
             soft: Any = torch.from_numpy(kept.values)
             if self.layout.kind != "full":

@@ -42,7 +42,7 @@ def run(runtime: Runtime, recipe: Recipe, data: TaskData, teacher: Artifact, out
     positions_R = data.task.num_positions(rows)
     layout, why = choose(recipe, data.task.vocabulary(recipe.task, loaded.model), int(positions_R.sum()))
     runtime.say(f"  targets: {why}")
-    edges = shard_edges(rows.lengths_N, positions_R * layout.bytes_per_position(_most_ids(layout)))
+    edges = shard_edges(rows.lengths_N, positions_R * layout.bytes_per_position(layout.count))
     contents = Contents(
         layout, binding(recipe, teacher, loaded.tokenizer), row_hashes(rows.dataset), positions_R, edges
     )
@@ -88,10 +88,6 @@ def choose(recipe: Recipe, vocabulary: int, num_positions: int) -> tuple[Layout,
 def uniforms(seed: int, row_id: int, num_positions: int, draws: int) -> NDArray[np.float64]:
     """The random numbers of a row, [positions, draws]: a function of seed and row, so that any process may draw."""
     return np.random.default_rng([seed, row_id]).random((num_positions, draws))
-
-
-def _most_ids(layout: Layout) -> float:
-    return layout.count if layout.kind != "full" else 0
 
 
 def _fill(runtime: Runtime, writer: Writer, maker: _Maker, bar: Bar) -> None:

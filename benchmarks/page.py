@@ -1,0 +1,12 @@
+"""Put a benchmark's table between its marks in a page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+def insert(page: Path, name: str, text: str) -> None:
+    """Replace what stands between the marks of benchmarks/NAME.py."""
+    begin, end = f"<!-- {name}: written by benchmarks/{name}.py -->", f"<!-- /{name} -->"
+    whole = page.read_text(encoding="utf-8")
+    page.write_text(f"{whole.partition(begin)[0]}{begin}\n{text}\n{end}{whole.partition(end)[2]}", encoding="utf-8")
