@@ -46,13 +46,13 @@ def workspace(folder: Path, count: int = 200, noise: float = 0.0, **changes: obj
     return path
 
 
-def arguments_of(recipe: Path, arguments: Sequence[str]) -> list[str]:
-    return ["distilpeft", "run", str(recipe), "--runs", str(recipe.parent / "runs"), *arguments]
+def arguments_of(recipe: Path, arguments: Sequence[str], verb: str = "run") -> list[str]:
+    return ["distilpeft", verb, str(recipe), "--runs", str(recipe.parent / "runs"), *arguments]
 
 
-def run(recipe: Path, *arguments: str) -> int:
-    """`distilpeft run` in this process; returns the exit code."""
-    with mock.patch.object(sys, "argv", arguments_of(recipe, arguments)):
+def run(recipe: Path, *arguments: str, verb: str = "run") -> int:
+    """`distilpeft run` (or another verb) in this process; returns the exit code."""
+    with mock.patch.object(sys, "argv", arguments_of(recipe, arguments, verb)):
         try:
             cli.main()
         except SystemExit as leaving:
@@ -60,9 +60,9 @@ def run(recipe: Path, *arguments: str) -> int:
     return 0
 
 
-def run_apart(recipe: Path, *arguments: str, before: str = "") -> Done:
-    """`distilpeft run` in a process of its own, after the Python statements `before`."""
-    return apart([(recipe.parent / "output.txt", arguments_of(recipe, arguments), before, {})])[0]
+def run_apart(recipe: Path, *arguments: str, before: str = "", verb: str = "run") -> Done:
+    """`distilpeft run` (or another verb) in a process of its own, after the Python statements `before`."""
+    return apart([(recipe.parent / "output.txt", arguments_of(recipe, arguments, verb), before, {})])[0]
 
 
 def signal_at(label: str, step: int, signal: str) -> str:
@@ -79,12 +79,16 @@ loop._log = log_then_signal
 """
 
 
-def joined(recipe: Path, processes: int) -> list[Done]:
-    """`distilpeft run` as processes joined as torchrun joins them."""
-    commands = [
-        (recipe.parent / f"output{i}.txt", arguments_of(recipe, ()), "", ranks) for i, ranks in ranked(processes)
-    ]
-    return apart(commands)
+def joined(recipe: Path, processes: int, *arguments: str, verb: str = "run") -> list[Done]:
+    """`distilpeft run` (or another verb) as processes joined as torchrun joins them."""
+    argv = arguments_of(recipe, arguments, verb)
+    return apart([(recipe.parent / f"output{i}.txt", argv, "", ranks) for i, ranks in ranked(processes)])
+
+
+def side_by_side(recipe: Path, *arguments: str, verb: str, count: int = 2) -> list[Done]:
+    """The same command several times at once, as from several terminals."""
+    argv = arguments_of(recipe, arguments, verb)
+    return apart([(recipe.parent / f"output{i}.txt", argv, "", {}) for i in range(count)])
 
 
 def ranked(processes: int) -> list[tuple[int, dict[str, str]]]:

@@ -96,15 +96,36 @@ def sweep(
     ] = None,
     overrides: Overrides = None,
     runs: Runs = Path("runs"),
+    jobs: Annotated[int, typer.Option(min=1, help="worker processes that share this machine")] = 1,
+    search: Annotated[
+        list[str] | None,
+        typer.Option("--search", metavar="KEY=LOW..HIGH[:log]", help="let Optuna choose a number, and from --over"),
+    ] = None,
+    trials: Annotated[int | None, typer.Option(min=1, help="trials of a search; default: 20")] = None,
+    storage: Annotated[
+        str | None, typer.Option(help="where machines share a search: a journal file, or a database's URL")
+    ] = None,
 ) -> None:
-    """Run every combination of several settings on one teacher and one cache, and compare them in one table."""
+    """Compare several settings on one teacher and one cache: every combination, or what Optuna chooses."""
     from rich.console import Console
 
-    from distilpeft import sweep as grid
-    from distilpeft.machine import is_first_process
+    from distilpeft.machine import is_first_process, num_launched
 
-    found = grid.points(recipe, over or [], overrides or [], runs)
-    code = grid.run(found, Console(quiet=not is_first_process()))
+    if jobs > 1 and num_launched() > 1:
+        raise InputError("--jobs: torchrun spreads every training over its processes already; use one of the two")
+    console = Console(quiet=not is_first_process())
+    if search:
+        from distilpeft import search as searcher
+        from distilpeft import space
+
+        asked = space.make(recipe, search, over or [], overrides or [], runs, trials or 20, storage)
+        code = searcher.run(asked, console, jobs)
+    elif trials is not None or storage is not None:
+        raise InputError("--trials and --storage belong to a search; give --search KEY=LOW..HIGH")
+    else:
+        from distilpeft import sweep as grid
+
+        code = grid.run(grid.points(recipe, over or [], overrides or [], runs), console, jobs)
     if code:
         raise typer.Exit(code)
 

@@ -15,5 +15,8 @@ class StoppedBySignal(RuntimeError):
     """Stopped by a signal after a checkpoint; the same command goes on from there. Exit code 75 (or 130)."""
 
     def __init__(self, message: str, exit_code: int) -> None:
-        super().__init__(message)
+        super().__init__(message, exit_code)  # both, so that it comes whole out of another process
         self.exit_code = exit_code
+
+    def __str__(self) -> str:
+        return str(self.args[0])

@@ -53,3 +53,20 @@ def gpu_names() -> list[str]:
 def machine_name() -> str:
     """One line that tells machines with different speed apart."""
     return " + ".join([f"{cpu_name()} x{num_cpus()}", *gpu_names()])
+
+
+def num_launched() -> int:
+    """Processes that torchrun or Accelerate have started as one."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def take_share(index: int, count: int) -> None:
+    """Keep to one of `count` equal shares of processors and GPUs; before torch is imported, or it does nothing.
+
+    Thread counts that the user has set stay.
+    """
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, num_cpus() // count)))
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(len(gpu_names())))))
+    listed = [name for name in visible.split(",") if name]
+    if listed:
+        os.environ["CUDA_VISIBLE_DEVICES"] = listed[index % len(listed)]

@@ -2,72 +2,214 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
 import socket
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from distilpeft import report
 from distilpeft.artifact import Artifact
-from distilpeft.errors import InputError
+from distilpeft.errors import GateError, InputError
+from distilpeft.locks import POLL_S, Lock
 from distilpeft.pair import MODEL, Loaded, check_tokenizers, load_student, load_teacher, new_student, open_targets
 from distilpeft.plan import CE_ONLY, FULL, MAJORITY, STUDENT, TEACHER, UNTRAINED, Plan
 from distilpeft.runtime import Runtime
 from distilpeft.soft_targets import SoftTargets
 from distilpeft.stages import audit, benchmark, distil, evaluate, export, targets, teacher
 from distilpeft.tasks import TaskData
+from distilpeft.train import Watch
 
 
-def run(plan: Plan, until: str | None = None, runtime: Runtime | None = None, *, write_report: bool = True) -> None:
+@dataclass(frozen=True)
+class Job:
+    """One step of one plan.
+
+    Attributes:
+        plan: whose step it is.
+        step: its name there.
+        label: which of several plans this is, for the user.
+    """
+
+    plan: Plan
+    step: str
+    label: str = ""
+
+    @property
+    def made(self) -> Artifact:
+        """What the step leaves behind."""
+        return self.plan.artifacts[self.step]
+
+    @property
+    def stage(self) -> str:
+        """The verb."""
+        return self.step.partition("/")[0]
+
+    def needs(self) -> list[Artifact]:
+        """What has to be there first: all earlier stages, and the evaluated teacher before what is compared with it."""
+        steps = list(self.plan.artifacts)
+        return [
+            self.plan.artifacts[step]
+            for step in steps[: steps.index(self.step)]
+            if step.partition("/")[0] != self.stage or step == f"evaluate/{TEACHER}"
+        ]
+
+
+def run(plan: Plan, until: str | None = None) -> None:
     """Do every step of the plan that is not done, then write the report.
 
     Args:
         plan: what there is to do.
         until: stop after the last step of this stage.
-        runtime: the machine, where several plans are run one after the other.
-        write_report: whether this plan's report and student are to be the folder's.
 
     Raises:
         InputError, GateError, StoppedBySignal: see the stages.
     """
-    names = _until(plan, until)
-    plan.folder.mkdir(parents=True, exist_ok=True)
-    runtime = runtime or Runtime()
-    with _lock(plan.folder, runtime):
-        steps = Steps(plan, runtime)
-        for number, name in enumerate(names, 1):
-            made = plan.artifacts[name]
-            if made.done:
-                continue
-            runtime.say(f"[{number}/{len(names)}] {name} → {made.path}")
-            steps.do(name, made)
-        if until is None and write_report and runtime.is_main:
-            report.finish(plan)
-        runtime.accelerator.wait_for_everyone()
+    jobs = jobs_of(plan, until)
+    runtime = Runtime()
+    for error in do(jobs, runtime).values():
+        raise error
+    if until is None and runtime.is_main:
+        report.finish(plan)
+    runtime.accelerator.wait_for_everyone()
 
 
-def _until(plan: Plan, until: str | None) -> list[str]:
-    """The plan's steps up to the last one of a stage."""
+def jobs_of(plan: Plan, until: str | None = None) -> list[Job]:
+    """The plan's steps, up to the last one of a stage."""
     names = list(plan.artifacts)
-    if until is None:
-        return names
-    last = [index for index, name in enumerate(names) if name.partition("/")[0] == until]
-    if not last:
-        raise InputError(f"--until {until}: this recipe has no such stage")
-    return names[: last[-1] + 1]
+    if until is not None:
+        last = [index for index, name in enumerate(names) if name.partition("/")[0] == until]
+        if not last:
+            raise InputError(f"--until {until}: this recipe has no such stage")
+        names = names[: last[-1] + 1]
+    return [Job(plan, name) for name in names]
+
+
+def do(
+    jobs: Sequence[Job],
+    runtime: Runtime,
+    watch: Watch | None = None,
+    failed: Mapping[Path, GateError] | None = None,
+) -> dict[Path, GateError]:
+    """Do all jobs that are not done, together with whoever else is at the same ones.
+
+    Any number of processes, on this machine or on others that share the folder, may be given the same jobs. Each takes
+    the first one that is free and has all that it needs, under a lock of its own, and waits while there is none. So a
+    process that dies loses nothing but its own step since the last checkpoint, and another one takes it up.
+    Latency is measured last, by one process at a time on each machine.
+
+    Args:
+        jobs: in the order in which they are to be done.
+        runtime: the machine; its processes do every job together.
+        watch: sees the validations of every student's training, and may raise to give it up.
+        failed: what the figures have stopped before.
+
+    Returns:
+        What the figures have stopped, now and before: path → why. No other job of its plans was begun after it.
+    """
+    failed = dict(failed or {})
+    users = Counter(job.made.path for job in jobs)
+    steps: Steps | None = None
+    told: set[Path] = set()
+    while True:
+        live = [job for job in jobs if not failed.keys() & {made.path for made in job.plan.artifacts.values()}]
+        number, turn = _next(live, runtime, told)
+        if number == FINISHED:
+            return failed
+        job = live[number]
+        try:
+            if steps is None or steps.plan is not job.plan:
+                steps = Steps(job.plan, runtime, watch, steps)
+            whose = f" of {job.label}" if job.label and users[job.made.path] == 1 else ""
+            runtime.say(f"[{turn.num_done + 1}/{turn.num_all}] {job.step}{whose} → {job.made.path}")
+            steps.do(job.step, job.made)
+        except GateError as error:
+            failed[job.made.path] = error.with_traceback(None)  # which would keep the models alive
+        finally:
+            turn.release()
+
+
+def _next(jobs: Sequence[Job], runtime: Runtime, told: set[Path]) -> tuple[int, Turn]:
+    """The main process looks and locks, the others follow: the index of the next job, or `FINISHED`."""
+    while True:
+        turn = Turn(jobs if runtime.is_main else ())
+        number = runtime.from_main(turn.number)
+        if number != WAIT:
+            return number, turn
+        for job, lock in turn.busy:
+            if job.made.path not in told:
+                told.add(job.made.path)
+                runtime.say(f"waiting for {job.made.path.name}: {lock.holder() or 'another run'} is at work on it")
+        time.sleep(POLL_S)
+
+
+FINISHED, WAIT = -1, -2
+
+
+class Turn:
+    """A look at what is done, and the lock of the first job that can be begun.
+
+    Attributes:
+        number: its index, or `FINISHED` or `WAIT`.
+        num_done: artifacts that are there.
+        num_all: artifacts that there will be.
+        busy: jobs that somebody else is at, and their locks.
+    """
+
+    def __init__(self, jobs: Sequence[Job]) -> None:
+        done = {made.path: made.done for job in jobs for made in job.plan.artifacts.values()}
+        wanted = {job.made.path for job in jobs}
+        self.num_all, self.num_done = len(wanted), sum(done[path] for path in wanted)
+        self.busy: list[tuple[Job, Lock]] = []
+        self._locks: list[Lock] = []
+        left = [index for index, job in enumerate(jobs) if not done[job.made.path]]
+        self.number = WAIT if left else FINISHED
+        early = [index for index in left if jobs[index].stage != "benchmark"]
+        for index in early or left:
+            if all(done[need.path] for need in jobs[index].needs()) and self._take(jobs[index]):
+                self.number = index
+                return
+
+    def _take(self, job: Job) -> bool:
+        """Lock a job, unless it is taken, or was done a moment ago."""
+        names = [job.made.path.name]
+        if job.stage == "benchmark":
+            names.append(f"benchmark-{socket.gethostname()}")
+        for name in names:
+            lock = Lock(job.plan.folder, name)
+            if not lock.acquire():
+                self.busy.append((job, lock))
+                self.release()
+                return False
+            self._locks.append(lock)
+        if job.made.done:
+            self.release()
+        return bool(self._locks)
+
+    def release(self) -> None:
+        """Let others at the job."""
+        for lock in self._locks:
+            lock.release()
+        self._locks = []
 
 
 class Steps:
     """Does single steps; rows and the model in hand are kept between steps that need the same ones."""
 
-    def __init__(self, plan: Plan, runtime: Runtime) -> None:
-        self._plan, self._runtime = plan, runtime
-        with runtime.accelerator.main_process_first():
-            cache = plan.folder / "cache"
-            self._data = TaskData(plan.recipe, plan.data_digest, cache, runtime.accelerator.main_process_first)
+    def __init__(self, plan: Plan, runtime: Runtime, watch: Watch | None = None, before: Steps | None = None) -> None:
+        self.plan, self._runtime, self._watch = plan, runtime, watch
+        same = before is not None and (before.plan.recipe.task, before.plan.recipe.data) == (
+            plan.recipe.task, plan.recipe.data,
+        )  # fmt: skip
+        self._data: TaskData
+        if before is not None and same:
+            self._data = before._data
+        else:
+            with runtime.accelerator.main_process_first():
+                cache = plan.folder / "cache"
+                self._data = TaskData(plan.recipe, plan.data_digest, cache, runtime.accelerator.main_process_first)
         check_tokenizers(plan.recipe)
         elsewhere = plan.recipe.targets.source
         if elsewhere is not None and plan.recipe.distil.alpha > 0:
@@ -81,16 +223,18 @@ class Steps:
         if runtime.is_main:
             out.partial.mkdir(parents=True, exist_ok=True)
         runtime.accelerator.wait_for_everyone()
-        figures = self._figures(name, out)
-        runtime.accelerator.wait_for_everyone()
-        if runtime.is_main:
-            out.publish(figures, runtime.environment())
-        runtime.accelerator.wait_for_everyone()
-        if out.stage in ("teacher", "distil"):  # Accelerate holds on to what it has prepared
-            runtime.accelerator.free_memory()
+        try:
+            figures = self._figures(name, out)
+            runtime.accelerator.wait_for_everyone()
+            if runtime.is_main:
+                out.publish(figures, runtime.environment())
+            runtime.accelerator.wait_for_everyone()
+        finally:
+            if out.stage in ("teacher", "distil"):  # Accelerate holds on to what it has prepared
+                runtime.accelerator.free_memory()
 
     def _figures(self, name: str, out: Artifact) -> dict[str, Any]:
-        runtime, recipe, data, made = self._runtime, self._plan.recipe, self._data, self._plan.artifacts
+        runtime, recipe, data, made = self._runtime, self.plan.recipe, self._data, self.plan.artifacts
         stage, _, role = name.partition("/")
         if stage == "teacher":
             return teacher.run(runtime, recipe, data, out)
@@ -122,22 +266,22 @@ class Steps:
         return benchmark.run(runtime, recipe, data, loaded)
 
     def _distil(self, role: str, out: Artifact) -> dict[str, Any]:
-        recipe = self._plan.recipe
+        recipe = self.plan.recipe
         alpha = recipe.distil.alpha if role == STUDENT else 0.0
         cached = alpha > 0 and recipe.targets.mode == "cached"
         return distil.run(
             self._runtime, recipe, self._data, alpha=alpha, teacher=self._verified("teacher"),
-            targets=self._targets() if cached else None, out=out,
+            targets=self._targets() if cached else None, out=out, watch=self._watch,
         )  # fmt: skip
 
     def _targets(self) -> Path:
         """The store of soft targets: the recipe's own, or one made elsewhere (checked when the run began)."""
-        elsewhere = self._plan.recipe.targets.source
+        elsewhere = self.plan.recipe.targets.source
         return Path(elsewhere).expanduser() if elsewhere else self._verified("targets").path
 
     def _verified(self, name: str) -> Artifact:
         """An artifact whose files are what they were when they were written."""
-        made = self._plan.artifacts[name]
+        made = self.plan.artifacts[name]
         if self._runtime.is_main:
             made.verify()
         return made
@@ -157,31 +301,13 @@ class Steps:
         return self._live
 
     def _load_role(self, role: str) -> Loaded:
-        runtime, recipe = self._runtime, self._plan.recipe
+        runtime, recipe = self._runtime, self.plan.recipe
         if role in (TEACHER, FULL):
             path = self._verified("teacher").path
             return load_teacher(runtime, recipe, path, recipe.evaluate.precision, full_precision=role == FULL)
         if role == UNTRAINED:
-            loaded = new_student(runtime, recipe, self._plan.artifacts["teacher"].path)
+            loaded = new_student(runtime, recipe, self.plan.artifacts["teacher"].path)
             loaded.model.requires_grad_(False).eval()
             return loaded
         step = f"distil/{role}" if role in (STUDENT, CE_ONLY) else role.replace(":", "/")
         return load_student(runtime, recipe, self._verified(step).path / MODEL)
-
-
-@contextmanager
-def _lock(folder: Path, runtime: Runtime) -> Iterator[None]:
-    """Keep two runs out of one folder; the processes of one run share it through their main process."""
-    if not runtime.is_main:
-        yield
-        return
-    with (folder / ".lock").open("a+", encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            file.seek(0)
-            raise InputError(f"{folder}: another run is at work here ({file.read().strip()}); wait for it") from None
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}")
-        file.flush()
-        yield

@@ -16,6 +16,7 @@ from rich.table import Table
 
 from distilpeft.artifact import read_json, replace_link, write_json, write_text
 from distilpeft.errors import InputError
+from distilpeft.locks import Lock
 from distilpeft.plan import CE_ONLY, FULL, MAJORITY, STUDENT, TEACHER, Plan
 from distilpeft.recipe import LOWER_IS_BETTER, METRICS
 
@@ -117,9 +118,10 @@ def _samples(figures: dict[str, Any]) -> list[dict[str, str]]:
 
 def finish(plan: Plan) -> None:
     """Write the report and point `runs/<name>/student` at the exported model."""
-    save(plan, build(plan))
     first = plan.artifacts[f"export/{plan.recipe.export.formats[0]}"]
-    replace_link(plan.folder / "student", f"{first.path.name}/model")
+    with Lock(plan.folder, "report").held():
+        save(plan, build(plan))
+        replace_link(plan.folder / "student", f"{first.path.name}/model")
 
 
 def save(plan: Plan, report: dict[str, Any]) -> None:

@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast
+from accelerate.utils import broadcast, broadcast_object_list
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -32,7 +32,7 @@ from rich.progress import (
 )
 
 from distilpeft.errors import InputError, StoppedBySignal
-from distilpeft.machine import cpu_has_bf16, cpu_name
+from distilpeft.machine import cpu_has_bf16, cpu_name, num_launched
 from distilpeft.recipe import Precision
 
 LINE_EVERY_S = 15.0  # without a terminal, progress is a line this often
@@ -61,19 +61,24 @@ class Bar:
 
 
 class Runtime:
-    """One process's view of the machine."""
+    """One process's view of the machine.
 
-    def __init__(self) -> None:
+    Args:
+        label: put before every line, where several workers speak at once; bars are lines then.
+    """
+
+    def __init__(self, label: str = "") -> None:
         quiet_libraries()
         # Without cpu=True, Accelerate under torchrun on a machine without GPUs runs N lone processes.
         self.accelerator = Accelerator(mixed_precision="no", cpu=not torch.accelerator.is_available())
-        launched = int(os.environ.get("WORLD_SIZE", "1"))
+        launched = num_launched()
         if launched != self.accelerator.num_processes:
             raise InputError(
                 f"launched as {launched} processes, but Accelerate joined {self.accelerator.num_processes}; "
                 "start with torchrun --nproc_per_node N -m distilpeft run RECIPE"
             )
-        self.console = Console(stderr=True, highlight=False)
+        self._label = label
+        self.console = Console(stderr=True, highlight=False, force_terminal=False if label else None)
         self._signal: int | None = None
 
     @property
@@ -90,7 +95,7 @@ class Runtime:
     def say(self, message: str) -> None:
         """Print a line for the user, once over all processes."""
         if self.is_main:
-            self.console.print(message, soft_wrap=True, markup=False)
+            self.console.print(f"{self._label}{message}", soft_wrap=True, markup=False)
 
     @contextmanager
     def bar(self, label: str, total: int, done: int = 0) -> Iterator[Bar]:
@@ -158,6 +163,10 @@ class Runtime:
     def from_main(self, number: int) -> int:
         """The main process's number, on all processes."""
         return int(broadcast(torch.tensor(number, device=self.device)))
+
+    def value_from_main(self, value: Any) -> Any:
+        """The main process's value, whatever it is, on all processes."""
+        return broadcast_object_list([value])[0]
 
     def stop(self, where: str) -> None:
         """Leave the run after a checkpoint.

@@ -23,9 +23,11 @@ from rich.table import Table
 from distilpeft import report
 from distilpeft.artifact import digest_json, write_json, write_text
 from distilpeft.errors import GateError, InputError
+from distilpeft.machine import is_first_process
 from distilpeft.plan import CE_ONLY, STUDENT, TEACHER, Plan, make_plan
 from distilpeft.recipe import LOWER_IS_BETTER, METRICS, Recipe
 from distilpeft.recipe_file import load_recipe, parse_values
+from distilpeft.workers import spread
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ class Point:
     @property
     def label(self) -> str:
         """The values, shortly."""
-        return _label(self.values)
+        return label_of(self.values)
 
 
 def short(value: Any) -> str:
@@ -65,52 +67,60 @@ def points(recipe: Path, over: Sequence[str], overrides: Sequence[str], runs: Pa
     Raises:
         InputError: an option cannot be read, or a point is no good recipe; the option is named.
     """
-    swept = dict(_parse_over(text) for text in over)
+    swept = dict(parse_over(text) for text in over)
     if len(swept) < len(over):
         raise InputError("--over: a key is given twice")
     if not swept:
         raise InputError("--over: give at least one key with its values, such as --over distil.temperature=1,2,4")
     values = [dict(zip(swept, combined, strict=True)) for combined in itertools.product(*swept.values())]
-    settings = [[*overrides, *(_override(key, value) for key, value in point.items())] for point in values]
+    settings = [[*overrides, *settings_of(point)] for point in values]
     recipes = []
     for point, given in zip(values, settings, strict=True):
-        with _named(point):
+        with named("--over", point):
             recipes.append(load_recipe(recipe, given))
-    _refuse_incomparable(values, recipes)
-    shared = _shared_temperatures(recipes)
+    refuse_incomparable("--over", values, recipes)
+    shared = shared_temperatures(recipes)
     found = []
     for point, given, own in zip(values, settings, recipes, strict=True):
         whole = [*given, *shared] if shared and _keeps_some(own) else given
-        with _named(point):
+        with named("--over", point):
             found.append(Point(point, make_plan(load_recipe(recipe, whole), runs)))
     return found
 
 
 @contextmanager
-def _named(values: Mapping[str, Any]) -> Iterator[None]:
-    """Let faults name the point."""
+def named(option: str, values: Mapping[str, Any]) -> Iterator[None]:
+    """Let faults name the option and the values."""
     try:
         yield
     except InputError as error:
-        raise InputError(f"--over, at {_label(values)}: {error}") from None
+        raise InputError(f"{option}, at {label_of(values)}: {error}") from None
 
 
-def _label(values: Mapping[str, Any]) -> str:
+def label_of(values: Mapping[str, Any]) -> str:
+    """Values in a line."""
     return ", ".join(f"{key}={short(value)}" for key, value in values.items())
 
 
-def _override(key: str, value: Any) -> str:
-    return f"{key}={json.dumps(value, ensure_ascii=False)}"  # JSON is YAML
+def settings_of(values: Mapping[str, Any]) -> list[str]:
+    """Values as overrides of a recipe."""
+    return [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in values.items()]  # JSON is YAML
 
 
-def _refuse_incomparable(values: Sequence[Mapping[str, Any]], recipes: Sequence[Recipe]) -> None:
-    """Points that are one and the same, or that no single figure can rank."""
+def refuse_incomparable(option: str, values: Sequence[Mapping[str, Any]], recipes: Sequence[Recipe]) -> None:
+    """Refuse points that are one and the same, or that no single figure can rank.
+
+    Raises:
+        InputError: there are some; `option` is what to call them by.
+    """
     seen: list[tuple[Mapping[str, Any], dict[str, Any]]] = []
     for point, recipe in zip(values, recipes, strict=True):
         whole = recipe.model_dump()
         same = next((other for other, known in seen if known == whole), None)
         if same is not None:
-            raise InputError(f"--over, at {_label(point)}: the same recipe as at {_label(same)}; one key hides another")
+            raise InputError(
+                f"{option}, at {label_of(point)}: the same recipe as at {label_of(same)}; one key hides another"
+            )
         seen.append((point, whole))
     for what, found in (
         ("distil.fit.monitor", {recipe.monitor(recipe.distil.fit) for recipe in recipes}),
@@ -118,10 +128,15 @@ def _refuse_incomparable(values: Sequence[Mapping[str, Any]], recipes: Sequence[
         ("task.kind", {recipe.task.kind for recipe in recipes}),
     ):
         if len(found) > 1:
-            raise InputError(f"--over: {what} is {' or '.join(sorted(found))}, and such points cannot be compared")
+            raise InputError(f"{option}: {what} is {' or '.join(sorted(found))}, and such points cannot be compared")
 
 
-def _parse_over(text: str) -> tuple[str, list[Any]]:
+def parse_over(text: str) -> tuple[str, list[Any]]:
+    """Read `KEY=V1,V2`.
+
+    Raises:
+        InputError: it cannot be read.
+    """
     key, found, values = text.partition("=")
     here = f"--over {text}"
     if not found or not key or not values.strip():
@@ -147,23 +162,27 @@ def _keeps_some(recipe: Recipe) -> bool:
     return recipe.task.kind == "causal_lm" and cached and targets.format != "full" and targets.temperatures is None
 
 
-def _shared_temperatures(recipes: Sequence[Recipe]) -> list[str]:
-    """Let one cache serve every temperature of the sweep."""
+def shared_temperatures(recipes: Sequence[Recipe]) -> list[str]:
+    """What to set so that one cache serves every temperature of the sweep."""
     found = sorted({recipe.distil.temperature for recipe in recipes if _keeps_some(recipe)})
-    return [_override("targets.temperatures", found)] if len(found) > 1 else []
+    return settings_of({"targets.temperatures": found}) if len(found) > 1 else []
 
 
-def run(points: Sequence[Point], console: Console) -> int:
+def run(points: Sequence[Point], console: Console, jobs: int = 1) -> int:
     """Do all points, then write and print the table.
+
+    Args:
+        points: what `points` has found.
+        console: for the table.
+        jobs: worker processes on this machine.
 
     Returns:
         0, or 3 if the figures stopped a point.
     """
     folder = points[0].plan.folder / f"sweep-{key_of(points)}"
-    missing = [point for point in points if point.plan.missing()]
     failed: dict[str, str] = {}
-    if missing:
-        _compute(points, missing, failed, console)
+    if any(point.plan.missing() for point in points):
+        failed = _compute(points, console, jobs)
     else:
         console.print(f"nothing to do: all {len(points)} points are done")
     done = [point for point in points if not point.plan.missing()]
@@ -173,7 +192,8 @@ def run(points: Sequence[Point], console: Console) -> int:
         write_json(folder / "sweep.json", joint)
         write_text(folder / "sweep.md", markdown(joint))
         best = done[joint["best_by_validation"]]
-        _finish(best.plan)
+        if is_first_process():  # the best point's report and student become the folder's
+            report.finish(best.plan)
         show(joint, console)
         console.print(f"Table: {folder / 'sweep.md'}   Best student: {best.plan.folder / 'student'}", soft_wrap=True)
     for label, reason in failed.items():
@@ -181,30 +201,48 @@ def run(points: Sequence[Point], console: Console) -> int:
     return 3 if failed else 0
 
 
-def _compute(points: Sequence[Point], missing: Sequence[Point], failed: dict[str, str], console: Console) -> None:
+def _compute(points: Sequence[Point], console: Console, jobs: int) -> dict[str, str]:
+    """Make what is missing; returns the points that their figures have stopped, and why."""
     from distilpeft.tasks import read_task_splits
 
-    read_task_splits(missing[0].plan.recipe)  # bad rows are found here, before torch is even imported
+    read_task_splits(points[0].plan.recipe)  # bad rows are found here, before torch is even imported
+    stopped: dict[Path, GateError] = {}
+    untimed = any(not step.startswith("benchmark/") for point in points for step in point.plan.missing())
+    if jobs > 1 and untimed:
+        for found in spread(jobs, train_points, [points], console):
+            stopped |= found
     from distilpeft import pipeline
     from distilpeft.runtime import Runtime
 
-    runtime = Runtime()
-    for number, point in enumerate(points, 1):
-        if point not in missing:
-            continue
-        console.print(f"point {number}/{len(points)}: {point.label}", soft_wrap=True)
-        try:
-            pipeline.run(point.plan, runtime=runtime, write_report=False)
-        except GateError as error:
-            failed[point.label] = str(error)
+    stopped = pipeline.do(_jobs(points), Runtime(), failed=stopped)
+    failed: dict[str, str] = {}
+    for point in points:
+        for made in point.plan.artifacts.values():
+            if made.path in stopped:
+                failed.setdefault(point.label, str(stopped[made.path]))
+    return failed
 
 
-def _finish(plan: Plan) -> None:
-    """The best point's report and student become the folder's."""
-    from distilpeft.machine import is_first_process
+def train_points(number: int, points: Sequence[Point]) -> dict[Path, GateError]:
+    """What a worker does: all but the timing, for which the machine has to be quiet.
 
-    if is_first_process():
-        report.finish(plan)
+    Args:
+        number: which worker this is.
+        points: those of the whole sweep.
+
+    Returns:
+        What its figures have stopped.
+    """
+    from distilpeft import pipeline
+    from distilpeft.runtime import Runtime
+
+    return pipeline.do([job for job in _jobs(points) if job.stage != "benchmark"], Runtime(f"[{number}] "))
+
+
+def _jobs(points: Sequence[Point]) -> list[Any]:
+    from distilpeft.pipeline import Job
+
+    return [Job(point.plan, step, point.label) for point in points for step in point.plan.artifacts]
 
 
 def key_of(points: Sequence[Point]) -> str:
@@ -320,7 +358,7 @@ def sentences(joint: Mapping[str, Any]) -> list[str]:
     return [
         f"{_counted(len(joint['points']), 'point')} made {made['made']} artifacts instead of "
         f"{made['without_sharing']}: {', '.join(shared)}.",
-        f"Best by validation {best['monitor']} ({best['validation']:.4f}): {_label(best['values'])}.{fair}",
+        f"Best by validation {best['monitor']} ({best['validation']:.4f}): {label_of(best['values'])}.{fair}",
     ]
 
 

@@ -37,6 +37,8 @@ from distilpeft.recipe import LOWER_IS_BETTER, Fit, Optim
 from distilpeft.runtime import Runtime
 
 Batch = dict[str, Any]
+Watch = Callable[[float, float], None]
+"""(share of all steps that is done, the monitor's value) of each validation of a training."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,7 @@ class Work:
         validate: bare model → metrics on the validation rows; equal on all processes; `finite` 0 if it has none.
         monitor: the metric that picks the checkpoint.
         folder: where checkpoints and `train_log.jsonl` go.
+        watch: called after every validation of tuned weights, once more for those before a resumption; may raise.
     """
 
     label: str
@@ -65,6 +68,7 @@ class Work:
     validate: Callable[[nn.Module], dict[str, float]]
     folder: Path
     monitor: str = "accuracy"
+    watch: Watch | None = None
 
 
 class Step(nn.Module):
@@ -170,7 +174,8 @@ def train(runtime: Runtime, model: nn.Module, work: Work) -> dict[str, Any]:
             stop = figures.pop("stop")
             _log(runtime, work, {"step": state.step, "epoch": at, "lr": lr, **figures})
             state.seconds += time.monotonic() - begin
-            improved = _is_due(fit.validate_every or len(batches), state.step, total) and _validate(work, model, state)
+            due = _is_due(fit.validate_every or len(batches), state.step, total)
+            improved = due and _validate(work, model, state)
             if improved or stop or _is_due(fit.save_every, state.step, total):
                 _save(runtime, work, model, optimizer, state)
             if stop:
@@ -257,12 +262,12 @@ def _is_due(every: int, step: int, total: int) -> bool:
 
 def _validate(work: Work, model: nn.Module, state: State) -> bool:
     """Measure, remember the best, move the plateau schedule and early stopping; True if this is the best so far."""
-    metrics = work.validate(model)
-    state.validations.append({"step": state.step, **metrics})
+    metrics = {"step": state.step, **work.validate(model)}
+    state.validations.append(metrics)
     if state.step == 0:
         return False  # the untuned model is a reference, never a result
-    sign = -1 if work.monitor in LOWER_IS_BETTER else 1
-    value = metrics[work.monitor] if metrics.get("finite", 1.0) else -sign * sys.float_info.max
+    _watch(work, metrics)
+    sign, value = _sign(work), _value(work, metrics)
     improved = state.best_value is None or sign * value > sign * state.best_value
     if improved:
         state.best_step, state.best_value = state.step, value
@@ -276,6 +281,19 @@ def _validate(work: Work, model: nn.Module, state: State) -> bool:
     patience = work.fit.early_stopping_patience
     state.stopped_early = patience is not None and state.bad_validations >= patience
     return False
+
+
+def _sign(work: Work) -> int:
+    return -1 if work.monitor in LOWER_IS_BETTER else 1
+
+
+def _value(work: Work, metrics: dict[str, float]) -> float:
+    return metrics[work.monitor] if metrics.get("finite", 1.0) else -_sign(work) * sys.float_info.max
+
+
+def _watch(work: Work, metrics: dict[str, float]) -> None:
+    if work.watch is not None and metrics["step"] > 0:
+        work.watch(metrics["step"] / total_steps(len(work.lengths_N), work.fit), _value(work, metrics))
 
 
 def _name(step: int) -> str:
@@ -326,6 +344,8 @@ def _resume(runtime: Runtime, work: Work, model: nn.Module, optimizer: Any) -> S
     if runtime.is_main:
         _cut_log(work.folder / "train_log.jsonl", state.step)
     runtime.say(f"  {work.label}: going on after step {state.step}")
+    for earlier in state.validations:
+        _watch(work, earlier)
     return state
 
 

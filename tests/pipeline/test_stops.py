@@ -5,7 +5,11 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import os
 import signal
+import socket
+import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -13,6 +17,7 @@ import commands
 import pytest
 
 from distilpeft.errors import GateError
+from distilpeft.locks import POLL_S, Lock
 from distilpeft.plan import make_plan
 from distilpeft.recipe_file import load_recipe
 from distilpeft.runtime import Runtime
@@ -103,17 +108,32 @@ def test_a_loss_that_is_not_finite_stops_at_its_step_and_names_rows(tmp_path, ca
     assert "Rows of the batch:" in error
 
 
-def test_a_second_run_on_the_same_folder_is_refused_while_the_first_is_at_work(tmp_path, capfd):
-    import fcntl
-
+def test_two_runs_at_once_on_one_folder_share_the_work(tmp_path):
     recipe = commands.workspace(tmp_path)
-    (tmp_path / "runs/tiny").mkdir(parents=True)
-    with (tmp_path / "runs/tiny/.lock").open("w") as held:
-        held.write("process 1 on elsewhere")
-        held.flush()
-        fcntl.flock(held, fcntl.LOCK_EX)
-        assert commands.run(recipe) == 2
-    assert "another run is at work here (process 1 on elsewhere)" in capfd.readouterr().err
+    done = commands.side_by_side(recipe, verb="run")
+    assert [one.returncode for one in done] == [0, 0], "\n".join(one.output[-2000:] for one in done)
+    made = [line.rpartition(" ")[2] for one in done for line in one.output.splitlines() if " → " in line]
+    assert len(made) == len(set(made)) == len(make_plan(load_recipe(recipe), tmp_path / "runs").artifacts)
+
+
+def test_a_run_waits_for_what_another_one_is_at_and_says_so_once(tmp_path):
+    recipe = commands.workspace(tmp_path)
+    plan = make_plan(load_recipe(recipe), tmp_path / "runs")
+    lock = Lock(plan.folder, plan.artifacts["teacher"].path.name)
+    assert lock.acquire()
+    output = tmp_path / "output.txt"
+    with ThreadPoolExecutor() as threads:
+        running = threads.submit(commands.run_apart, recipe, *UNTIL_TEACHER)
+        while not (output.is_file() and "waiting" in output.read_text()):
+            assert not running.done(), output.read_text()
+            time.sleep(0.05)
+        time.sleep(2 * POLL_S)
+        assert not plan.artifacts["teacher"].partial.exists(), "nothing is touched before the lock is free"
+        lock.release()
+    assert running.result().returncode == 0
+    told = [line for line in output.read_text().splitlines() if "waiting" in line]
+    assert len(told) == 1
+    assert f"process {os.getpid()} on {socket.gethostname()} is at work on it" in told[0]
 
 
 def test_a_folder_that_cannot_be_written_is_one_line(tmp_path, capfd, monkeypatch):
@@ -130,7 +150,7 @@ def test_a_folder_that_cannot_be_written_is_one_line(tmp_path, capfd, monkeypatc
     assert commands.run(recipe) == 2
     error = capfd.readouterr().err.strip().splitlines()
     assert len(error) == 1
-    assert "runs/tiny: Permission denied" in error[0]
+    assert "runs/tiny/.locks: Permission denied" in error[0]
 
 
 @pytest.mark.parametrize(

@@ -4,33 +4,32 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
-from unittest import mock
 
 import commands
 import pytest
 import tiny_lm
+import torch
 import yaml
 from rich.console import Console
+from safetensors.torch import load_file
 
-from distilpeft import cli
 from distilpeft import sweep as grid
 from distilpeft.errors import InputError
+from distilpeft.locks import Lock
 
+STAGES = ("teacher", "targets", "distil", "evaluate", "export", "benchmark")
 STUDENTS = "student.from_teacher.layers=[0],[1],[0, 1]"
 
 
 def sweep(recipe: Path, *arguments: str) -> int:
-    argv = ["distilpeft", "sweep", str(recipe), "--runs", str(recipe.parent / "runs"), *arguments]
-    with mock.patch.object(sys, "argv", argv):
-        try:
-            cli.main()
-        except SystemExit as leaving:
-            return int(leaving.code or 0)
-    return 0
+    return commands.run(recipe, *arguments, verb="sweep")
 
 
 OVER = ("--over", STUDENTS, "--over", "distil.temperature=1,4")
@@ -94,6 +93,106 @@ def test_the_same_sweep_again_does_nothing_and_needs_no_torch(finished):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "nothing to do: all 6 points are done" in done.stdout
+
+
+@pytest.fixture(scope="module")
+def together(finished, tmp_path_factory) -> tuple[Path, list[commands.Done]]:
+    """The same sweep from two terminals at once, one of them with two workers."""
+    folder = tmp_path_factory.mktemp("together")
+    recipe = folder / "tiny.yaml"
+    recipe.write_text(finished.read_text())
+    argv = commands.arguments_of(recipe, OVER, "sweep")
+    return recipe, commands.apart(
+        [(folder / "a.txt", argv, "", {}), (folder / "b.txt", [*argv, "--jobs", "2"], "", {})]
+    )
+
+
+def test_processes_share_a_sweep_and_make_every_artifact_once(finished, together):
+    recipe, done = together
+    assert [one.returncode for one in done] == [0, 0], "\n".join(one.output[-2000:] for one in done)
+    joint = joint_of(recipe)
+    assert [row["artifact"] for row in joint["points"]] == [row["artifact"] for row in joint_of(finished)["points"]]
+    made = [line.rpartition(" ")[2] for one in done for line in one.output.splitlines() if " → " in line]
+    assert len(made) == len(set(made)) == joint["artifacts"]["made"]
+    both = "\n".join(one.output for one in done)
+    assert "[1] " in both
+    assert "[2] " in both
+
+
+def test_the_points_of_a_shared_sweep_are_those_of_a_lone_one(finished, together):
+    """To rounding only: workers have fewer threads, and sums another order."""
+    for one, two in zip(joint_of(finished)["points"], joint_of(together[0])["points"], strict=True):
+        weights = [
+            load_file(recipe.parent / "runs/tiny" / row["artifact"] / "model/model.safetensors")
+            for recipe, row in ((finished, one), (together[0], two))
+        ]
+        for name, expected in weights[0].items():
+            torch.testing.assert_close(weights[1][name], expected, atol=1e-5, rtol=1e-4)
+
+
+def test_timing_waits_for_all_training(together):
+    run = together[0].parent / "runs/tiny"
+    ended = {stage: [path.stat().st_mtime_ns for path in run.glob(f"{stage}-*/manifest.json")] for stage in STAGES}
+    assert min(ended["benchmark"]) > max(max(times) for stage, times in ended.items() if stage != "benchmark")
+
+
+def lock_of_a_training(run: Path) -> Lock:
+    """Wait for a student's first checkpoint; what its worker holds."""
+    for _ in range(6000):
+        for folder in run.glob("distil-*.partial/checkpoints/step-*[0-9]"):
+            return Lock(run, folder.parent.parent.name.removesuffix(".partial"))
+        time.sleep(0.01)
+    raise AssertionError("no training began")
+
+
+def start(recipe: Path, *arguments: str) -> subprocess.Popen[str]:
+    argv = commands.arguments_of(recipe, arguments, "sweep")[1:]
+    return subprocess.Popen(
+        [sys.executable, "-m", "distilpeft", *argv], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+LONG = ("--over", "distil.temperature=1,4", "--set", "distil.fit.epochs=30", "--jobs", "2")
+
+
+def test_a_worker_that_is_killed_is_told_and_others_take_its_work(tmp_path):
+    recipe = commands.workspace(tmp_path, teacher__gate="warn")
+    sweeping = start(recipe, *LONG)
+    victim = int(lock_of_a_training(tmp_path / "runs/tiny").holder().split()[1])
+    assert victim != sweeping.pid
+    os.kill(victim, signal.SIGKILL)
+    said, _ = sweeping.communicate(timeout=300)
+    assert sweeping.returncode == 0, said
+    assert "was killed (exit code -9); others take its work" in said
+    assert "going on after step" in said
+    assert len(joint_of(recipe)["points"]) == 2
+
+
+def test_a_signal_stops_all_workers_after_a_checkpoint_and_the_same_command_goes_on(tmp_path):
+    recipe = commands.workspace(tmp_path, teacher__gate="warn")
+    sweeping = start(recipe, *LONG)
+    lock_of_a_training(tmp_path / "runs/tiny")
+    sweeping.terminate()
+    said, _ = sweeping.communicate(timeout=60)
+    assert sweeping.returncode == 75, said
+    assert said.splitlines()[-1] == "stopped all workers; the same command goes on from there"
+    assert not list((tmp_path / "runs/tiny").glob("sweep-*"))
+    again = start(recipe, *LONG)
+    said, _ = again.communicate(timeout=300)
+    assert again.returncode == 0, said
+    assert "going on after step" in said
+
+
+def test_workers_do_not_outlive_a_killed_sweep(tmp_path):
+    recipe = commands.workspace(tmp_path, teacher__gate="warn")
+    sweeping = start(recipe, *LONG)
+    lock = lock_of_a_training(tmp_path / "runs/tiny")
+    assert not lock.acquire()
+    sweeping.kill()
+    sweeping.communicate(timeout=60)  # the workers share its output, so this waits for them, too
+    assert lock.acquire()
+    lock.release()
+    assert not [made for made in (tmp_path / "runs/tiny").glob("distil-*") if made.suffix != ".partial"]
 
 
 def test_a_point_that_was_lost_is_the_only_one_made_again(finished):

@@ -22,12 +22,12 @@ from distilpeft.scoring import Soft, soft_of, validator
 from distilpeft.soft_targets import SoftTargets
 from distilpeft.sparse import Sparse
 from distilpeft.tasks import TaskData
-from distilpeft.train import Work, train
+from distilpeft.train import Watch, Work, train
 
 
 def run(
     runtime: Runtime, recipe: Recipe, data: TaskData, *, alpha: float, teacher: Artifact | None,
-    targets: Path | None, out: Artifact,
+    targets: Path | None, out: Artifact, watch: Watch | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Train a student into `out.partial`.
 
@@ -39,6 +39,7 @@ def run(
         teacher: the tuned teacher; needed by `from_teacher` and by online targets.
         targets: folder of cached soft targets; None computes them online (or not at all if alpha is 0).
         out: where the student goes.
+        watch: sees every validation, and may raise.
 
     Returns:
         Figures for the manifest.
@@ -68,6 +69,7 @@ def run(
         validate=validator(runtime, recipe, data, held_out, fit.precision, live),
         folder=out.partial,
         monitor=recipe.monitor(fit) if recipe.monitor(fit) != "kl" or alpha > 0 else METRICS[recipe.task.kind][0],
+        watch=watch,
     )
     figures = train(runtime, student.model, work)
     if runtime.is_main:

@@ -1,0 +1,260 @@
+"""`distilpeft sweep --search`: let Optuna choose settings by the validation rows, and give up hopeless ones early.
+
+A trial tunes one student on the shared teacher and cache; all it makes are artifacts, as of every run. The best
+trial's recipe is then done in full. Any number of processes and machines share a search through Optuna's storage.
+Imports torch only to compute.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from distilpeft import report
+from distilpeft.artifact import Artifact, write_json, write_text
+from distilpeft.locks import POLL_S, Lock
+from distilpeft.machine import is_first_process
+from distilpeft.plan import CE_ONLY, Plan
+from distilpeft.recipe import LOWER_IS_BETTER
+from distilpeft.space import DISTIL, Range, Search
+from distilpeft.study import FINISHED, THOUSANDTHS, WAIT, Outcome, Study, Trial
+from distilpeft.sweep import settings_of, short
+from distilpeft.workers import spread
+
+
+def run(search: Search, console: Console, jobs: int = 1) -> int:
+    """Make all trials, do the best one's recipe in full, write and print the table.
+
+    Args:
+        search: what `make` has found.
+        console: for the table.
+        jobs: worker processes on this machine.
+
+    Returns:
+        0, or 3 if no trial came to an end.
+    """
+    study = Study(search) if is_first_process() else None
+    if study is None or study.trials_left() or not _best_is_done(search, study):
+        _compute(search, console, jobs)
+    else:
+        console.print(f"nothing to do: all {len(study.counted())} trials are done")
+    if study is None:
+        return 0
+    joint = table(search, study)
+    write_json(search.folder / "search.json", joint)
+    write_text(search.folder / "search.md", markdown(joint))
+    show(joint, console)
+    console.print(f"Table: {search.folder / 'search.md'}", soft_wrap=True)
+    if joint["best"] is None:
+        return 3
+    report.finish(search.plan(study.values(study.best())))
+    console.print(f"Best student: {search.corner.folder / 'student'}", soft_wrap=True)
+    return 0
+
+
+def _best_is_done(search: Search, study: Study) -> bool:
+    best = study.best()
+    return best is None or not search.plan(study.values(best)).missing()
+
+
+def _compute(search: Search, console: Console, jobs: int) -> None:
+    from distilpeft.tasks import read_task_splits
+
+    read_task_splits(search.corner.recipe)  # bad rows are found here, before torch is even imported
+    if jobs > 1:
+        spread(jobs, make_trials, [search], console)
+    from distilpeft import pipeline
+    from distilpeft.runtime import Runtime
+
+    runtime = Runtime()
+    study = _make_trials(search, runtime)
+    values = runtime.value_from_main(study.values(best) if study and (best := study.best()) else None)
+    if values is not None:
+        jobs_left = pipeline.jobs_of(search.plan(values))
+        for error in pipeline.do(jobs_left, runtime).values():
+            raise error
+
+
+def make_trials(number: int, search: Search) -> None:
+    """What a worker does: make trials until there are enough.
+
+    Args:
+        number: which worker this is.
+        search: what is searched.
+    """
+    from distilpeft.runtime import Runtime
+
+    _make_trials(search, Runtime(f"[{number}] "))
+
+
+def _make_trials(search: Search, runtime: Any) -> Study | None:
+    """Make trials until there are enough, and wait for those of others; the main process asks and tells."""
+    study = Study(search) if runtime.is_main else None
+    waiting = False
+    while True:
+        turn = study.next() if study else None
+        values = runtime.value_from_main(turn.values if isinstance(turn, Trial) else turn)
+        if values == FINISHED:
+            return study
+        if values == WAIT:
+            if not waiting:
+                runtime.say("waiting for the last trials, which others are at")
+            waiting = True
+            time.sleep(POLL_S)
+            continue
+        trial = turn if isinstance(turn, Trial) else None
+        try:
+            name = f"trial {trial.number + 1}" if trial else ""
+            runtime.say(f"{name} (of {search.trials}): {_shown(values)}")
+            outcome = _try(search, runtime, values, trial)
+            if study and trial:
+                study.tell(trial, outcome)
+            runtime.say(f"{name}: {outcome.said(search.monitor)}")
+        finally:
+            if trial:
+                trial.lock.release()
+
+
+class Pruned(Exception):
+    """This trial is worse than most were at this point."""
+
+
+def _try(search: Search, runtime: Any, values: Mapping[str, Any], trial: Trial | None) -> Outcome:
+    """Train the student of one setting."""
+    from distilpeft import pipeline
+
+    plan = search.plan(values)
+    made = plan.artifacts[DISTIL]
+
+    def watch(share: float, value: float) -> None:
+        if runtime.from_main(int(trial is not None and trial.is_hopeless(share, value))):
+            raise Pruned
+
+    try:
+        jobs = [job for job in pipeline.jobs_of(plan, "distil") if job.step != f"distil/{CE_ONLY}"]
+        stopped = pipeline.do(jobs, runtime, watch)
+    except Pruned:
+        if runtime.is_main:
+            _drop(plan, made)
+        return Outcome()
+    for path, error in stopped.items():
+        if path != made.path:  # the teacher's: of no use to any trial
+            raise error
+        return Outcome(stopped=str(error))
+    return Outcome(made.figures()["best_value"])
+
+
+def _drop(plan: Plan, made: Artifact) -> None:
+    """Delete what was given up, unless somebody else has begun to go on with it."""
+    lock = Lock(plan.folder, made.path.name)
+    if lock.acquire():
+        shutil.rmtree(made.partial, ignore_errors=True)
+        lock.release()
+
+
+def table(search: Search, study: Study) -> dict[str, Any]:
+    """Everything that the search has found."""
+    best = study.best()
+    return {
+        "recipe": search.corner.recipe.name,
+        "monitor": search.monitor,
+        "space": {key: vars(one) if isinstance(one, Range) else list(one) for key, one in search.space.items()},
+        "trials": [_row(search, study, trial) for trial in study.counted()],
+        "best": best.number if best is not None else None,
+    }
+
+
+def _row(search: Search, study: Study, trial: Any) -> dict[str, Any]:
+    stopped = trial.user_attrs.get("stopped")
+    state = "stopped" if stopped else {"COMPLETE": "done", "PRUNED": "given up"}.get(trial.state.name, "elsewhere")
+    values = study.values(trial) if trial.params else {}
+    made = search.plan(values).artifacts[DISTIL] if values else None
+    seconds = trial.duration.total_seconds() if trial.duration else None
+    if made is not None and state == "done" and made.done:  # the training alone: the first trial waits for the teacher
+        seconds = made.figures()["seconds"]
+    return {
+        "number": trial.number,
+        "state": state,
+        "values": values,
+        "own": bool(trial.user_attrs.get("own")),
+        "validation": trial.value if state == "done" else None,
+        "validations": {str(step / THOUSANDTHS): value for step, value in trial.intermediate_values.items()},
+        "seconds": round(seconds, 1) if seconds is not None else None,
+        "stopped": stopped,
+        "artifact": made.path.name if made is not None else None,
+    }
+
+
+TITLES = ("trial", "settings", "valid.", "state", "s")
+
+
+def cells(joint: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """The table, best first; then what was given up or stopped."""
+    sign = 1 if joint["monitor"] in LOWER_IS_BETTER else -1
+    ranked = sorted(
+        joint["trials"], key=lambda row: (row["state"] != "done", sign * (row["validation"] or 0), row["number"])
+    )
+    return [
+        (
+            str(row["number"] + 1),
+            _shown(row["values"], last=True) + (" (the recipe's own)" if row["own"] else ""),
+            f"{row['validation']:.4f}" if row["validation"] is not None else "-",
+            row["state"] if row["state"] != "given up" else f"given up at {_progress(row):.0%}",
+            f"{row['seconds']:.0f}" if row["seconds"] is not None else "-",
+        )
+        for row in ranked
+    ]
+
+
+def _progress(row: Mapping[str, Any]) -> float:
+    return max(map(float, row["validations"]), default=0.0)
+
+
+def _shown(values: Mapping[str, Any], *, last: bool = False) -> str:
+    """Values in a line; `last`: by the last part of their keys."""
+    return ", ".join(
+        f"{key.rpartition('.')[2] if last else key}={f'{value:.4g}' if isinstance(value, float) else short(value)}"
+        for key, value in values.items()
+    )
+
+
+def sentences(joint: Mapping[str, Any]) -> list[str]:
+    """What the table means."""
+    states = [row["state"] for row in joint["trials"]]
+    kinds = [(state, states.count(state)) for state in ("done", "given up", "stopped", "elsewhere")]
+    found = [f"{len(states)} trials: " + ", ".join(f"{count} {state}" for state, count in kinds if count) + "."]
+    best = next((row for row in joint["trials"] if row["number"] == joint["best"]), None)
+    if best is None:
+        return [*found, "None came to its end."]
+    settings = " ".join(f"--set '{one}'" for one in settings_of(best["values"]))
+    found.append(f"Best by validation {joint['monitor']}: {best['validation']:.4f}, as a run with {settings}")
+    own = next((row for row in joint["trials"] if row["own"] and row["validation"] is not None), None)
+    if own is not None and own is not best:
+        found.append(f"The recipe's own settings have {own['validation']:.4f}.")
+    return [*found, "The test rows picked nothing."]
+
+
+def markdown(joint: Mapping[str, Any]) -> str:
+    """The search as Markdown."""
+    lines = [f"# Search of {joint['recipe']}", "", *(f"- {line}" for line in sentences(joint)), ""]
+    lines += [" | ".join(TITLES), " | ".join("---" for _ in TITLES), *(" | ".join(row) for row in cells(joint))]
+    return "\n".join([*lines, "", f"Validation metric: {joint['monitor']}."]) + "\n"
+
+
+def show(joint: Mapping[str, Any], console: Console) -> None:
+    """Print the table and what it means."""
+    shown = Table(title=f"search of {joint['recipe']}", title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for title in TITLES:
+        left = title in ("settings", "state")
+        shown.add_column(title, justify="left" if left else "right", overflow="fold", no_wrap=title != "settings")
+    for number, row in enumerate(cells(joint)):
+        shown.add_row(*row, style="bold" if number == 0 and joint["best"] is not None else None)
+    console.print(shown)
+    for line in sentences(joint):
+        console.print(line, highlight=False, soft_wrap=True)

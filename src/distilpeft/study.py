@@ -1,0 +1,224 @@
+"""Optuna's side of a search: its study and storage, and which of the trials that it calls running are alive.
+
+Optuna cannot know that the process behind a running trial was killed. Here every trial holds a lock, which the kernel
+lets go of: a trial that runs without one has died, and its settings are tried again, from their checkpoint.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import time
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from distilpeft.artifact import write_text
+from distilpeft.errors import InputError
+from distilpeft.locks import POLL_S, Lock
+from distilpeft.recipe import LOWER_IS_BETTER
+from distilpeft.space import Range, Search, Space, own_values
+
+THOUSANDTHS = 1000
+"""Validations are reported by the share of the training that is done, so that trials of different length compare."""
+
+
+@dataclass
+class Trial:
+    """One trial of Optuna's that this process is at.
+
+    Attributes:
+        values: key → value.
+        found: Optuna's object.
+        lock: tells others that the trial is alive.
+    """
+
+    values: dict[str, Any]
+    found: Any
+    lock: Lock
+
+    @property
+    def number(self) -> int:
+        """Its place in the study, from 0."""
+        return int(self.found.number)
+
+    def is_hopeless(self, share: float, value: float) -> bool:
+        """Report a validation; whether the trial is worse than the median of the others was at this point."""
+        self.found.report(value, round(THOUSANDTHS * share))
+        return bool(self.found.should_prune())
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a trial ended: with a validation value, stopped by its figures, or given up early."""
+
+    value: float | None = None
+    stopped: str | None = None
+
+    def said(self, monitor: str) -> str:
+        """The outcome for the user."""
+        if self.stopped is not None:
+            return f"stopped: {self.stopped}"
+        return f"{monitor} {self.value:.4f}" if self.value is not None else "given up: worse than most at this point"
+
+
+FINISHED, WAIT = "finished", "wait"
+
+
+class Study:
+    """Optuna's study of a search, and which of its trials are alive.
+
+    Raises:
+        InputError: Optuna is missing, or its storage cannot be used.
+    """
+
+    def __init__(self, search: Search) -> None:
+        self._search, self._optuna = search, _optuna()
+        search.folder.mkdir(parents=True, exist_ok=True)
+        with self._lock("study").held():
+            token = search.folder / "folder.id"  # tells the trials of this folder from those of other machines' folders
+            if not token.is_file():
+                write_text(token, secrets.token_hex(8))
+            self._folder = token.read_text(encoding="utf-8")
+            self._study = self._open()
+            own = own_values(search)
+            if own is not None and not self._study.get_trials(deepcopy=False):
+                self._study.enqueue_trial(_encoded(search.space, own), user_attrs={"own": True})
+
+    def _lock(self, name: str) -> Lock:
+        return Lock(self._search.corner.folder, f"search-{self._search.key}-{name}")
+
+    def _open(self) -> Any:
+        optuna, search = self._optuna, self._search
+        try:
+            return optuna.create_study(
+                storage=_storage(optuna, search),
+                study_name=f"{search.corner.recipe.name}-{search.key}",
+                direction="minimize" if search.monitor in LOWER_IS_BETTER else "maximize",
+                pruner=optuna.pruners.MedianPruner(),
+                load_if_exists=True,
+            )
+        except Exception as error:  # whatever a database's driver raises
+            where = (search.storage or str(search.folder)).partition("://")[0]  # the rest may hold a password
+            raise InputError(f"--storage {where}: cannot be used: {' '.join(str(error).split())[:300]}") from None
+
+    def counted(self) -> list[Any]:
+        """All trials but those that died and were begun again."""
+        trials = self._study.get_trials(deepcopy=False)
+        again = {trial.user_attrs.get("again") for trial in trials}
+        return [trial for trial in trials if trial.number not in again]
+
+    def trials_left(self) -> bool:
+        """Whether there are trials to make, or to wait for."""
+        trials = self.counted()
+        return len(trials) < self._search.trials or any(self._is_waiting(one) or self._is_ours(one) for one in trials)
+
+    def next(self) -> Trial | str:
+        """A trial to make, `WAIT` while the last ones are being made in this folder, or `FINISHED`."""
+        with self._lock("study").held():
+            for one in self.counted():
+                if self._is_ours(one) and self._has_died(one):
+                    self._study.tell(one.number, state=self._optuna.trial.TrialState.FAIL)
+                    self._study.enqueue_trial(one.params, user_attrs={**one.user_attrs, "again": one.number})
+            trials = self.counted()
+            if len(trials) < self._search.trials or any(map(self._is_waiting, trials)):
+                return self._ask(len(trials))
+            return WAIT if any(map(self._is_ours, trials)) else FINISHED
+
+    def _is_waiting(self, trial: Any) -> bool:
+        return bool(trial.state == self._optuna.trial.TrialState.WAITING)
+
+    def _is_ours(self, trial: Any) -> bool:
+        """Whether somebody in this folder is at the trial, or was when he died."""
+        running = trial.state == self._optuna.trial.TrialState.RUNNING
+        unnamed = self._search.storage is None and "folder" not in trial.user_attrs  # died in the middle of asking
+        return running and (unnamed or trial.user_attrs.get("folder") == self._folder)
+
+    def _has_died(self, trial: Any) -> bool:
+        lock = self._lock(f"trial-{trial.number}")
+        free = lock.acquire()
+        lock.release()
+        return free
+
+    def _ask(self, count: int) -> Trial:
+        """A fresh sampler for every trial, seeded by how many there are: resumed, a search asks the same questions."""
+        optuna, search = self._optuna, self._search
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            self._study.sampler = optuna.samplers.TPESampler(seed=search.corner.recipe.seed + count, constant_liar=True)
+        found = self._study.ask({key: _distribution(optuna, one) for key, one in search.space.items()})
+        found.set_user_attr("folder", self._folder)
+        lock = self._lock(f"trial-{found.number}")
+        lock.acquire()
+        return Trial(self.values(found), found, lock)
+
+    def values(self, trial: Any) -> dict[str, Any]:
+        """A trial's values for the recipe."""
+        return {
+            key: trial.params[key] if isinstance(one, Range) else json.loads(trial.params[key])
+            for key, one in self._search.space.items()
+        }
+
+    def tell(self, trial: Trial, outcome: Outcome) -> None:
+        """Record how a trial ended; one that its figures stopped counts as given up, so that Optuna learns of it."""
+        if outcome.stopped is not None:
+            trial.found.set_user_attr("stopped", outcome.stopped)
+        state = self._optuna.trial.TrialState
+        if outcome.value is None:
+            self._study.tell(trial.found, state=state.PRUNED)
+        else:
+            self._study.tell(trial.found, outcome.value)
+
+    def best(self) -> Any:
+        """The best trial that came to its end, or None."""
+        state = self._optuna.trial.TrialState
+        sign = 1 if self._search.monitor in LOWER_IS_BETTER else -1
+        ended = [one for one in self.counted() if one.state == state.COMPLETE]
+        return min(ended, key=lambda one: sign * one.value, default=None)
+
+
+def _optuna() -> Any:
+    try:
+        import optuna
+    except ImportError:
+        raise InputError("--search needs Optuna: pip install 'distilpeft[search]'") from None
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    return optuna
+
+
+def _storage(optuna: Any, search: Search) -> Any:
+    if search.storage is not None and "://" in search.storage:
+        return optuna.storages.RDBStorage(search.storage)
+    journal = Path(search.storage).expanduser() if search.storage else search.folder / "journal.log"
+    journal.parent.mkdir(parents=True, exist_ok=True)
+    backend = optuna.storages.journal.JournalFileBackend(str(journal), lock_obj=_JournalLock(journal))
+    return optuna.storages.journal.JournalStorage(backend)
+
+
+class _JournalLock:
+    """Optuna's own locks for journals outlive a killed holder; the kernel's do not."""
+
+    def __init__(self, journal: Path) -> None:
+        self._lock = Lock(journal.parent, journal.name)
+
+    def acquire(self) -> bool:
+        while not self._lock.acquire():
+            time.sleep(POLL_S / 50)
+        return True
+
+    def release(self) -> None:
+        self._lock.release()
+
+
+def _distribution(optuna: Any, one: Range | tuple[Any, ...]) -> Any:
+    if not isinstance(one, Range):
+        return optuna.distributions.CategoricalDistribution([json.dumps(value) for value in one])
+    if one.whole:
+        return optuna.distributions.IntDistribution(int(one.low), int(one.high), log=one.log)
+    return optuna.distributions.FloatDistribution(one.low, one.high, log=one.log)
+
+
+def _encoded(space: Space, values: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: values[key] if isinstance(one, Range) else json.dumps(values[key]) for key, one in space.items()}
