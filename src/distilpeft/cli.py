@@ -46,7 +46,7 @@ def run(
     from rich.console import Console
 
     from distilpeft import report
-    from distilpeft.machine import is_first_process
+    from distilpeft.machine import is_first_process, num_launched
     from distilpeft.plan import make_plan
     from distilpeft.recipe_file import load_recipe
 
@@ -55,7 +55,8 @@ def run(
     plan = make_plan(load_recipe(recipe, overrides or []), runs)
     console = Console(quiet=not is_first_process())
     missing = plan.missing()
-    if missing or not (plan.folder / "report.json").is_file():
+    # torchrun's processes go on together: while others are at work here, each for itself might see another state
+    if missing or num_launched() > 1 or not (plan.folder / "report.json").is_file():
         from distilpeft.tasks import read_task_splits
 
         read_task_splits(plan.recipe)  # bad rows are found here, before torch is even imported

@@ -159,6 +159,8 @@ class Turn:
     """
 
     def __init__(self, jobs: Sequence[Job]) -> None:
+        for folder in {job.plan.folder for job in jobs}:
+            _look(folder)
         done = {made.path: made.done for job in jobs for made in job.plan.artifacts.values()}
         wanted = {job.made.path for job in jobs}
         self.num_all, self.num_done = len(wanted), sum(done[path] for path in wanted)
@@ -184,6 +186,7 @@ class Turn:
                 self.release()
                 return False
             self._locks.append(lock)
+        _look(job.plan.folder)
         if job.made.done:
             self.release()
         return bool(self._locks)
@@ -193,6 +196,12 @@ class Turn:
         for lock in self._locks:
             lock.release()
         self._locks = []
+
+
+def _look(folder: Path) -> None:
+    """Read a folder anew: over NFS, what others have renamed is otherwise seen only after a while."""
+    if folder.is_dir():
+        list(folder.iterdir())
 
 
 class Steps:

@@ -19,7 +19,7 @@ from rich.table import Table
 from distilpeft import report
 from distilpeft.artifact import Artifact, write_json, write_text
 from distilpeft.locks import POLL_S, Lock
-from distilpeft.machine import is_first_process
+from distilpeft.machine import is_first_process, num_launched
 from distilpeft.plan import CE_ONLY, Plan
 from distilpeft.recipe import LOWER_IS_BETTER
 from distilpeft.space import DISTIL, Range, Search
@@ -40,7 +40,8 @@ def run(search: Search, console: Console, jobs: int = 1) -> int:
         0, or 3 if no trial came to an end.
     """
     study = Study(search) if is_first_process() else None
-    if study is None or study.trials_left() or not _best_is_done(search, study):
+    # the processes of torchrun go on together: each for itself might see another state
+    if study is None or num_launched() > 1 or study.trials_left() or not _best_is_done(search, study):
         _compute(search, console, jobs)
     else:
         console.print(f"nothing to do: all {len(study.counted())} trials are done")
@@ -143,8 +144,9 @@ def _try(search: Search, runtime: Any, values: Mapping[str, Any], trial: Trial |
         if runtime.is_main:
             _drop(plan, made)
         return Outcome()
+    shared = {one.path for one in search.corner.artifacts.values()} - {made.path}
     for path, error in stopped.items():
-        if path != made.path:  # the teacher's: of no use to any trial
+        if path in shared:  # the teacher of all trials
             raise error
         return Outcome(stopped=str(error))
     return Outcome(made.figures()["best_value"])

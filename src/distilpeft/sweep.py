@@ -23,7 +23,7 @@ from rich.table import Table
 from distilpeft import report
 from distilpeft.artifact import digest_json, write_json, write_text
 from distilpeft.errors import GateError, InputError
-from distilpeft.machine import is_first_process
+from distilpeft.machine import is_first_process, num_launched
 from distilpeft.plan import CE_ONLY, STUDENT, TEACHER, Plan, make_plan
 from distilpeft.recipe import LOWER_IS_BETTER, METRICS, Recipe
 from distilpeft.recipe_file import load_recipe, parse_values
@@ -181,7 +181,7 @@ def run(points: Sequence[Point], console: Console, jobs: int = 1) -> int:
     """
     folder = points[0].plan.folder / f"sweep-{key_of(points)}"
     failed: dict[str, str] = {}
-    if any(point.plan.missing() for point in points):
+    if num_launched() > 1 or any(point.plan.missing() for point in points):  # torchrun's processes go on together
         failed = _compute(points, console, jobs)
     else:
         console.print(f"nothing to do: all {len(points)} points are done")

@@ -147,6 +147,9 @@ def test_processes_joined_by_torchrun_make_every_trial_together(tmp_path):
     assert [one.returncode for one in done] == [0, 0], "\n".join(one.output[-2000:] for one in done)
     assert [row["state"] for row in joint_of(recipe)["trials"]] == ["done"] * 2
     assert "trial" not in done[1].output
+    again = commands.joined(recipe, 2, *SPACE, *FAST, "--trials", "2", verb="sweep")
+    assert [one.returncode for one in again] == [0, 0], "nobody waits for the other"
+    assert not made_by(*again)
 
 
 def test_machines_with_folders_of_their_own_share_a_search_through_a_database(tmp_path):
@@ -185,6 +188,19 @@ def test_a_trial_that_its_figures_stop_counts_as_given_up_and_the_search_goes_on
     assert search(recipe, *wild) == 0
     states = {(row["values"]["distil.optim.lr"], row["state"]) for row in joint_of(recipe)["trials"]}
     assert states == {(0.005, "done"), (1e30, "stopped")}
+
+
+def test_a_teacher_of_one_trial_may_fail_and_that_of_all_trials_may_not(tmp_path, capsys):
+    recipe = commands.workspace(tmp_path, noise=0.2, teacher__optim={"lr": 0.02, "max_grad_norm": None})
+    (tmp_path / "runs").mkdir()
+    teachers = ("--search", "distil.alpha=0.1..0.9", "--over", "teacher.optim.lr=0.02,1e30", *FAST, "--trials", "4")
+    assert search(recipe, *teachers, "--set", "teacher.optim.warmup_ratio=0") == 0
+    states = {(row["values"]["teacher.optim.lr"], row["state"]) for row in joint_of(recipe)["trials"]}
+    assert states == {(0.02, "done"), (1e30, "stopped")}
+    capsys.readouterr()
+    hopeless = ("--set", "teacher.optim.lr=1e30", "--set", "teacher.optim.warmup_ratio=0")
+    assert search(recipe, "--search", "distil.alpha=0.1..0.9", *FAST, *hopeless) == 3
+    assert "stopped: teacher: step 2: loss nan" in capsys.readouterr().err
 
 
 def test_a_search_without_a_result_says_so_and_ends_with_the_gates_exit_code(tmp_path, capsys):
