@@ -120,8 +120,9 @@ class Study:
         with self._lock("study").held():
             for one in self.counted():
                 if self._is_ours(one) and self._has_died(one):
-                    self._study.tell(one.number, state=self._optuna.trial.TrialState.FAIL)
+                    # in this order: killed in between, it is not counted twice, and not lost
                     self._study.enqueue_trial(one.params, user_attrs={**one.user_attrs, "again": one.number})
+                    self._study.tell(one.number, state=self._optuna.trial.TrialState.FAIL)
             trials = self.counted()
             if len(trials) < self._search.trials or any(map(self._is_waiting, trials)):
                 return self._ask(len(trials))
