@@ -47,9 +47,7 @@ def run(search: Search, console: Console, jobs: int = 1) -> int:
         console.print(f"nothing to do: all {len(study.counted())} trials are done")
     if study is None:
         return 0
-    joint = table(search, study)
-    write_json(search.folder / "search.json", joint)
-    write_text(search.folder / "search.md", markdown(joint))
+    joint = save(search, study)
     show(joint, console)
     console.print(f"Table: {search.folder / 'search.md'}", soft_wrap=True)
     if joint["best"] is None:
@@ -57,6 +55,14 @@ def run(search: Search, console: Console, jobs: int = 1) -> int:
     report.finish(search.plan(study.values(study.best())))
     console.print(f"Best student: {search.corner.folder / 'student'}", soft_wrap=True)
     return 0
+
+
+def save(search: Search, study: Study) -> dict[str, Any]:
+    """Write the table of all trials so far, as JSON and Markdown, and return it."""
+    joint = table(search, study)
+    write_json(search.folder / "search.json", joint)
+    write_text(search.folder / "search.md", markdown(joint))
+    return joint
 
 
 def _best_is_done(search: Search, study: Study) -> bool:
@@ -75,6 +81,8 @@ def _compute(search: Search, console: Console, jobs: int) -> None:
 
     runtime = Runtime()
     study = _make_trials(search, runtime)
+    if study is not None:
+        save(search, study)  # a gate may still stop the best one
     values = runtime.value_from_main(study.values(best) if study and (best := study.best()) else None)
     if values is not None:
         jobs_left = pipeline.jobs_of(search.plan(values))

@@ -203,6 +203,13 @@ def test_a_teacher_of_one_trial_may_fail_and_that_of_all_trials_may_not(tmp_path
     assert "stopped: teacher: step 2: loss nan" in capsys.readouterr().err
 
 
+def test_the_table_is_kept_if_a_gate_stops_the_best_one(tmp_path, capsys):
+    recipe = workspace(tmp_path, export__dtype="bf16", export__max_abs_diff=1e-30)
+    assert search(recipe, "--search", "distil.alpha=0.1..0.9", *FAST, "--trials", "2") == 3
+    assert "max_abs_diff" in capsys.readouterr().err
+    assert [row["state"] for row in joint_of(recipe)["trials"]] == ["done"] * 2
+
+
 def test_a_search_without_a_result_says_so_and_ends_with_the_gates_exit_code(tmp_path, capsys):
     recipe = workspace(tmp_path, distil__optim={"lr": 0.005, "max_grad_norm": None, "warmup_ratio": 0})
     assert search(recipe, "--search", "distil.optim.lr=1e29..1e30", *FAST, "--trials", "2") == 3
