@@ -12,12 +12,14 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
+from unittest import mock
 
 import commands
 import pytest
 
 from distilpeft.errors import GateError
 from distilpeft.locks import POLL_S, Lock
+from distilpeft.pipeline import FINISHED, WAIT, Turn, jobs_of
 from distilpeft.plan import make_plan
 from distilpeft.recipe_file import load_recipe
 from distilpeft.runtime import Runtime
@@ -174,3 +176,18 @@ def test_the_gate_asks_for_more_than_the_majority_and_more_than_the_untuned_base
     }
     with pytest.raises(GateError, match="is no teacher") if stops else nullcontext():
         _gate(Runtime(), recipe, figures)
+
+
+def test_what_another_run_finished_while_this_one_took_its_lock_is_not_made_again(tmp_path):
+    plan = make_plan(load_recipe(commands.workspace(tmp_path)), tmp_path / "runs")
+    jobs, acquire = jobs_of(plan, "teacher"), Lock.acquire
+
+    def acquire_late(lock: Lock) -> bool:
+        plan.artifacts["teacher"].path.mkdir(parents=True)
+        (plan.artifacts["teacher"].path / "manifest.json").write_text("{}")
+        return acquire(lock)
+
+    with mock.patch.object(Lock, "acquire", acquire_late):
+        assert Turn(jobs).number == WAIT
+    assert Turn(jobs).number == FINISHED
+    assert Lock(plan.folder, plan.artifacts["teacher"].path.name).acquire(), "the lock was let go"
