@@ -19,6 +19,7 @@ from pathlib import Path
 from unittest import mock
 
 import tiny
+import tiny_lm
 import yaml
 
 from distilpeft import cli
@@ -43,6 +44,17 @@ def workspace(folder: Path, count: int = 200, noise: float = 0.0, **changes: obj
         tiny.write_csv(folder / "rows.csv", count, noise=noise)
     path = folder / "tiny.yaml"
     path.write_text(yaml.safe_dump(tiny.recipe_tree(folder, **changes)))
+    return path
+
+
+def language_workspace(folder: Path, **targets: object) -> Path:
+    """The same for a language model, with these settings of `targets`; for plans: nothing is computed with it."""
+    if not (folder / "base").exists():
+        tiny_lm.model().save_pretrained(str(folder / "base"))
+        tiny_lm.tokenizer().save_pretrained(str(folder / "base"))
+        tiny_lm.write_jsonl(folder / "rows.jsonl", tiny_lm.pairs(20))
+    path = folder / "tiny.yaml"
+    path.write_text(yaml.safe_dump(tiny_lm.recipe_tree(folder, targets=targets)))
     return path
 
 

@@ -1,10 +1,14 @@
-"""What this machine is, read without torch: it names benchmark results and picks precisions."""
+"""What this machine is and gives to this process, without torch: names, shares, signals."""
 
 from __future__ import annotations
 
 import os
 import platform
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 
 
 def cpu_info(field: str) -> str:
@@ -70,3 +74,16 @@ def take_share(index: int, count: int) -> None:
     listed = [name for name in visible.split(",") if name]
     if listed:
         os.environ["CUDA_VISIBLE_DEVICES"] = listed[index % len(listed)]
+
+
+@contextmanager
+def on_signals(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Let `handler` have SIGINT and SIGTERM for the block."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number in before:
+        signal.signal(number, handler)
+    try:
+        yield
+    finally:
+        for number, earlier in before.items():
+            signal.signal(number, earlier)

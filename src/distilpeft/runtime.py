@@ -32,7 +32,7 @@ from rich.progress import (
 )
 
 from distilpeft.errors import InputError, StoppedBySignal
-from distilpeft.machine import cpu_has_bf16, cpu_name, num_launched
+from distilpeft.machine import cpu_has_bf16, cpu_name, num_launched, on_signals
 from distilpeft.recipe import Precision
 
 LINE_EVERY_S = 15.0  # without a terminal, progress is a line this often
@@ -134,7 +134,6 @@ class Runtime:
     @contextmanager
     def stoppable(self) -> Iterator[None]:
         """Turn SIGINT and SIGTERM into `stop_requested`; a second one stops at once."""
-        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
         def note(number: int, _frame: FrameType | None) -> None:
             if self._signal is not None:
@@ -142,13 +141,8 @@ class Runtime:
                 os.kill(os.getpid(), number)
             self._signal = number
 
-        for number in before:
-            signal.signal(number, note)
-        try:
+        with on_signals(note):
             yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
     @property
     def stop_requested(self) -> bool:

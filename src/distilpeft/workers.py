@@ -19,9 +19,7 @@ from typing import Any
 from rich.console import Console
 
 from distilpeft.errors import GateError, InputError, StoppedBySignal
-from distilpeft.machine import take_share
-
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+from distilpeft.machine import on_signals, take_share
 
 
 @dataclass
@@ -61,19 +59,13 @@ class Crew:
     @contextmanager
     def forwarding(self) -> Iterator[None]:
         """Pass on signals that this process gets; workers are in sessions of their own, so each gets it once."""
-        before = {number: signal.getsignal(number) for number in SIGNALS}
 
         def forward(number: int, _frame: FrameType | None) -> None:
             self.stopped_by = number
             self.send(number)
 
-        for number in SIGNALS:
-            signal.signal(number, forward)
-        try:
+        with on_signals(forward):
             yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
 
 def spread(count: int, function: Callable[..., Any], arguments: Sequence[Any], console: Console) -> list[Any]:

@@ -14,9 +14,7 @@ from pathlib import Path
 
 import commands
 import pytest
-import tiny_lm
 import torch
-import yaml
 from rich.console import Console
 from safetensors.torch import load_file
 
@@ -257,21 +255,17 @@ def test_the_table_on_the_terminal_shows_every_point_within_80_characters(finish
     assert "teacher" in said
 
 
-def language(folder: Path, **targets: object) -> Path:
-    tiny_lm.model().save_pretrained(str(folder / "base"))  # nothing is computed with it
-    tiny_lm.tokenizer().save_pretrained(str(folder / "base"))
-    tiny_lm.write_jsonl(folder / "rows.jsonl", tiny_lm.pairs(20))
-    path = folder / "tiny.yaml"
-    path.write_text(yaml.safe_dump(tiny_lm.recipe_tree(folder, targets={"mode": "cached", **targets})))
-    return path
-
-
 @pytest.mark.parametrize(
     ("targets", "caches"),
     [({"format": "sampled"}, 1), ({"format": "full"}, 1), ({"format": "top_k", "temperatures": [1, 2, 4]}, 1)],
 )
 def test_temperatures_of_a_language_model_share_one_cache(tmp_path, targets, caches):
-    points = grid.points(language(tmp_path, **targets), ["distil.temperature=4,1"], [], tmp_path / "runs")
+    points = grid.points(
+        commands.language_workspace(tmp_path, mode="cached", **targets),
+        ["distil.temperature=4,1"],
+        [],
+        tmp_path / "runs",
+    )
     keys = {point.plan.artifacts["targets"].key for point in points}
     assert len(keys) == caches
     if targets["format"] == "sampled":
@@ -279,13 +273,13 @@ def test_temperatures_of_a_language_model_share_one_cache(tmp_path, targets, cac
 
 
 def test_a_temperature_that_the_recipes_targets_do_not_list_is_refused(tmp_path):
-    recipe = language(tmp_path, format="top_k", temperatures=[1, 2])
+    recipe = commands.language_workspace(tmp_path, mode="cached", format="top_k", temperatures=[1, 2])
     with pytest.raises(InputError, match=r"at distil.temperature=8: .* only 1, 2 are listed"):
         grid.points(recipe, ["distil.temperature=1,8"], [], tmp_path / "runs")
 
 
 def test_a_student_by_its_name_alone_is_a_pretrained_model(tmp_path):
-    recipe = language(tmp_path, format="full")
+    recipe = commands.language_workspace(tmp_path, mode="cached", format="full")
     base = tmp_path / "base"
     points = grid.points(recipe, [f"student={base},{{from_teacher: {{layers: [1]}}}}"], [], tmp_path / "runs")
     assert points[0].plan.recipe.student.model == str(base)

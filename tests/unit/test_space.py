@@ -6,8 +6,6 @@ from pathlib import Path
 
 import commands
 import pytest
-import tiny_lm
-import yaml
 
 from distilpeft import space
 from distilpeft.errors import InputError
@@ -99,13 +97,7 @@ def test_the_recipes_own_values_are_known_where_the_space_has_them(recipe):
 
 @pytest.fixture(scope="module")
 def language(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("language")
-    tiny_lm.model().save_pretrained(str(folder / "base"))  # nothing is computed with it
-    tiny_lm.tokenizer().save_pretrained(str(folder / "base"))
-    tiny_lm.write_jsonl(folder / "rows.jsonl", tiny_lm.pairs(20))
-    path = folder / "tiny.yaml"
-    path.write_text(yaml.safe_dump(tiny_lm.recipe_tree(folder, targets={"mode": "cached", "format": "sampled"})))
-    return path
+    return commands.language_workspace(tmp_path_factory.mktemp("language"), mode="cached", format="sampled")
 
 
 def test_targets_that_serve_listed_temperatures_only_are_not_made_anew_for_every_trial(language):

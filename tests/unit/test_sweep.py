@@ -6,9 +6,8 @@ import copy
 import io
 from pathlib import Path
 
+import commands
 import pytest
-import tiny_lm
-import yaml
 from rich.console import Console
 
 from distilpeft import sweep as grid
@@ -17,17 +16,11 @@ from distilpeft.recipe_file import parse_values
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("language")
-    tiny_lm.model().save_pretrained(str(folder / "base"))  # nothing is computed with it
-    tiny_lm.tokenizer().save_pretrained(str(folder / "base"))
-    tiny_lm.write_jsonl(folder / "rows.jsonl", tiny_lm.pairs(20))
-    return folder
+    return tmp_path_factory.mktemp("language")
 
 
 def points(base: Path, targets: dict, *over: str) -> list[grid.Point]:
-    path = base / "tiny.yaml"
-    path.write_text(yaml.safe_dump(tiny_lm.recipe_tree(base, targets=targets)))
-    return grid.points(path, over, [], base / "runs")
+    return grid.points(commands.language_workspace(base, **targets), over, [], base / "runs")
 
 
 def caches(found: list[grid.Point]) -> list[str]:
