@@ -62,8 +62,12 @@ def renormalised(of: Any) -> Any:
 
 def run(options: argparse.Namespace) -> None:
     runtime = Runtime()
-    common = [f"data.train=train[:{options.articles}]", f"distil.fit.max_steps={options.steps}", "distil.fit.keep=last"]
-    seeds: dict[str, Any] = {}
+    common = [
+        f"data.train=train[:{options.articles}]", f"data.test=test[:{options.test_articles}]",
+        f"distil.fit.epochs={options.epochs}", f"distil.fit.max_steps={options.steps}", "distil.fit.keep=last",
+    ]  # fmt: skip
+    before = json.loads(RESULT.read_text()) if RESULT.is_file() else {}
+    seeds: dict[str, Any] = before["seeds"] if before.get("changes") == common else {}  # more seeds of the same kind
     for seed in options.seeds:
         seeds[str(seed)] = arms(runtime, [*common, f"seed={seed}"])
         result = {"recipe": RECIPE.stem, "changes": common, "seeds": seeds, "environment": runtime.environment()}
@@ -133,8 +137,10 @@ def spread(values: list[float]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--articles", type=int, default=8)
-    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--articles", type=int, default=16)
+    parser.add_argument("--test-articles", type=int, default=3)
+    parser.add_argument("--epochs", type=int, default=2)
+    parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--seeds", type=int, nargs="+", default=[17, 18, 19])
     parser.add_argument("--table", action="store_true")
     options = parser.parse_args()

@@ -6,6 +6,7 @@ killed, and without the seconds that importing torch costs each time.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import multiprocessing
 import os
@@ -22,7 +23,7 @@ import tiny
 import tiny_lm
 import yaml
 
-from distilpeft import cli
+from distilpeft import cli, parity
 
 TESTS = Path(__file__).parent
 FORKS = multiprocessing.get_context("forkserver")
@@ -62,9 +63,24 @@ def arguments_of(recipe: Path, arguments: Sequence[str], verb: str = "run") -> l
     return ["distilpeft", verb, str(recipe), "--runs", str(recipe.parent / "runs"), *arguments]
 
 
-def run(recipe: Path, *arguments: str, verb: str = "run") -> int:
-    """`distilpeft run` (or another verb) in this process; returns the exit code."""
-    with mock.patch.object(sys, "argv", arguments_of(recipe, arguments, verb)):
+def answer_here(folder: Path, calls: Path, out: Path) -> str | None:
+    """`parity.answered` without the seconds that a process of its own takes to import; test_export.py takes those."""
+    from distilpeft import runners
+
+    try:
+        runners.answer(folder, calls, out)
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return None
+
+
+def run(recipe: Path, *arguments: str, verb: str = "run", own_process: bool = False) -> int:
+    """`distilpeft run` (or another verb) in this process; returns the exit code.
+
+    `own_process`: let the gate of exports start one, as it does outside of tests.
+    """
+    argv = mock.patch.object(sys, "argv", arguments_of(recipe, arguments, verb))
+    with argv, contextlib.nullcontext() if own_process else mock.patch("distilpeft.parity.answered", answer_here):
         try:
             cli.main()
         except SystemExit as leaving:
@@ -156,6 +172,7 @@ def _child(output: Path, argv: list[str], before: str, environment: dict[str, st
     os.dup2(handle, 2)
     os.environ.update(environment)
     sys.argv = argv
+    parity.answered = answer_here
     exec(before, {})
     if argv[0].endswith(".py"):
         runpy.run_path(argv[0], run_name="__main__")

@@ -20,11 +20,11 @@ SPECIAL = ["<|pad|>", "<|end|>", "<|user|>", "<|assistant|>", "<|system|>"]
 
 
 @functools.cache
-def tokenizer() -> PreTrainedTokenizerFast:
+def tokenizer(*merges: tuple[str, str]) -> PreTrainedTokenizerFast:
     """Bytes as tokens, with a chat template: offsets, special tokens and all as large tokenizers have them."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {token: index for index, token in enumerate([*SPECIAL, *alphabet])}
-    core = Tokenizer(models.BPE(vocabulary, merges=[]))
+    vocabulary = {token: index for index, token in enumerate([*SPECIAL, *alphabet, *map("".join, merges)])}
+    core = Tokenizer(models.BPE(vocabulary, merges=list(merges)))
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     core.decoder = decoders.ByteLevel()
     core.add_special_tokens(SPECIAL)

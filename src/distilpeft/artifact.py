@@ -94,7 +94,7 @@ class Artifact:
                 "sha256": digest_file(file),
             }
             for file in sorted(self.partial.rglob("*"))
-            if file.is_file() and file.name != MANIFEST and self.partial / CHECKPOINTS not in file.parents
+            if file.is_file() and file != self.partial / MANIFEST and self.partial / CHECKPOINTS not in file.parents
         }
         for file in files:
             fsync(self.partial / file)

@@ -1,75 +1,185 @@
-"""The model card: what a stranger needs to use, judge and cite an exported student."""
+"""The model card: what a stranger needs to use, judge and cite an exported student, in the hub's format.
+
+The metadata block holds only what is known: `base_model` and `datasets` where they are hub ids, the licence if the
+recipe names one, the scores as a model index. Of local paths the last part is shown: the rest means nothing elsewhere.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import yaml
 
+from distilpeft.data import data_sources
+from distilpeft.forms import FORMS
 from distilpeft.recipe import METRICS, Recipe, TextClassification
+from distilpeft.snippets import snippet
+from distilpeft.sources import Source, license_of, resolve
 
 PIPELINES = {"text_classification": "text-classification", "causal_lm": "text-generation"}
-TITLES = {"text_classification": "Accuracy", "causal_lm": "Nats per token"}
+LIBRARIES = {"transformers": "transformers", "onnxruntime": "onnx", "openvino": "openvino"}
 
 
-def render(recipe: Recipe, figures: dict[str, Any]) -> str:
+def render(
+    recipe: Recipe, told: Mapping[str, Any], figures: Mapping[str, Any], timed: Mapping[str, Any], export: Any
+) -> str:
     """The card as Markdown with hub metadata.
 
     Args:
         recipe: the run.
+        told: the export's manifest: its `format` and how to open it.
         figures: evaluation figures by role (`scores`, maybe `against_teacher`).
+        timed: benchmark figures by role.
+        export: the export's own figures: `parity`, `size_bytes`, maybe `way`.
     """
-    metadata = {
-        "library_name": "transformers",
-        "pipeline_tag": PIPELINES[recipe.task.kind],
-        "tags": ["distilpeft", "distillation"],
-    }
+    form = told["format"]
+    own = f"export:{form}"
     main = METRICS[recipe.task.kind][0]
-    rows = [f"| {role} | {_score(found, main)} |" for role, found in figures.items() if role != "majority"]
-    what, usage = _what(recipe)
-    lora = recipe.teacher.lora
-    alpha = recipe.distil.alpha
-    divergence = _divergence(recipe)
-    tuned = f"LoRA rank {lora.rank}" if lora else "all weights"
+    num_rows = figures[own]["scores"][main]["num_rows"]
+    what = _what(recipe)
+    unit = "rows" if recipe.task.kind == "text_classification" else "tokens"
     text = f"""# {recipe.name}
 
-A compact {what}, distilled by distilpeft from a larger teacher.
+A compact {what}, distilled by distilpeft from a larger teacher; as {form}.
 
-```python
-from transformers import pipeline
+## Use
 
-{usage}
-```
+In this folder:
 
-## {TITLES[recipe.task.kind]} on {next(iter(figures.values()))["scores"][main]["num_rows"]} {recipe.evaluate.split} rows
+{snippet(told)}
 
-| model | {main} (95 % interval) |
-| --- | --- |
-{chr(10).join(rows)}
+## Scores and latency
+
+On {num_rows} {recipe.evaluate.split} {unit}; latency of one row{_where(timed)}.
+
+| model | {main} (95 % interval) | weights | size | latency p50 |
+| --- | --- | --- | --- | --- |
+{_table(figures, timed, own, main, export["size_bytes"])}
+
+{_parity(form, export)}
 
 ## How it was made
 
-- Teacher: `{recipe.teacher.model}`, quantized: {recipe.teacher.quantize}, tuned with {tuned}.
-- Student: {_student(recipe)}.
-- Loss: {alpha:g} · T² · {divergence} + {1 - alpha:g} · CE, T = {recipe.distil.temperature:g}.
-- Data: `{recipe.data.source}`, texts cut to {recipe.data.max_tokens} tokens, seed {recipe.seed}.
+{_made(recipe)}
 
-## Limits
+## Intended use and limits
 
-The scores hold for text like the data above. The licences of the teacher's base model and of the data apply to
-this model too.
+{_limits(recipe)}
+
+## Licences
+
+{_licences(recipe)}
 """
-    return f"---\n{yaml.safe_dump(metadata, sort_keys=False)}---\n\n{text}"
+    metadata = yaml.safe_dump(_metadata(recipe, form, figures[own]["scores"]), sort_keys=False, allow_unicode=True)
+    return f"---\n{metadata}---\n\n{text}"
 
 
-def _what(recipe: Recipe) -> tuple[str, str]:
-    """What the model is, and how to call it."""
+def _metadata(recipe: Recipe, form: str, scores: Mapping[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = {"license": recipe.export.license} if recipe.export.license else {}
+    library = "gguf" if form.startswith("gguf") else LIBRARIES[FORMS[form].runtime]
+    found |= {"library_name": library, "pipeline_tag": PIPELINES[recipe.task.kind]}
+    found["tags"] = ["distilpeft", "knowledge-distillation", form]
+    base = resolve(recipe.teacher.model, "teacher.model", recipe.teacher.revision)
+    if base.path is None:
+        found["base_model"] = base.name
+    sources = list(data_sources(recipe.data).values())
+    hub = [source.name for source in sources if source.path is None]
+    if hub:
+        found["datasets"] = hub
+    found["metrics"] = list(scores)
+    task = {"type": PIPELINES[recipe.task.kind]}
+    data = {"name": _shown(sources[0]), "type": hub[0] if hub else "local", "split": recipe.evaluate.split}
+    metrics = [{"type": name, "value": round(score["value"], 6)} for name, score in scores.items()]
+    found["model-index"] = [{"name": recipe.name, "results": [{"task": task, "dataset": data, "metrics": metrics}]}]
+    return found
+
+
+def _table(figures: Mapping[str, Any], timed: Mapping[str, Any], own: str, main: str, size: int) -> str:
+    lines: list[str] = []
+    for role, found in figures.items():
+        if role == "majority":
+            continue
+        time = timed.get(role, {})
+        name = f"**{role}** (this)" if role == own else role
+        weights = time.get("num_parameters") or timed["student"]["num_parameters"] if role in timed else 0
+        size_bytes = size if role == own else time.get("size_bytes")
+        cells = (
+            name,
+            _score(found, main),
+            f"{weights / 1e6:.1f}M" if weights else "-",
+            f"{size_bytes / 1e6:.1f} MB" if size_bytes else "-",
+            f"{time['latency_ms']['p50']:.2f} ms" if time else "-",
+        )
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _where(timed: Mapping[str, Any]) -> str:
+    found: Mapping[str, Any] = next(iter(timed.values()), {})
+    return f" on {found['machine']}, {found['threads']} threads" if "machine" in found else ""
+
+
+def _parity(form: str, export: Mapping[str, Any]) -> str:
+    parity = export["parity"]
+    way = f" (int8: {export['way']})" if "way" in export else ""
+    return (
+        f"Before it counted, this file{way} was opened in a process of its own and held against the student on "
+        f"{parity['rows']} other held-out rows: a logit differs by at most {parity['max_abs_diff']:.2g}, KL "
+        f"{parity['kl']:.2g} nats, same answer on {parity['top1_agreement']:.2%}, {parity['metric_kept']:.2%} of the "
+        "score."
+    )
+
+
+def _what(recipe: Recipe) -> str:
     if isinstance(recipe.task, TextClassification):
         labels = ", ".join(f"{i} = {name}" for i, name in enumerate(recipe.task.labels))
-        call = 'classify = pipeline("text-classification", model="PATH/TO/THIS/FOLDER")\nprint(classify("..."))'
-        return f"text classifier ({labels})", call
-    call = 'write = pipeline("text-generation", model="PATH/TO/THIS/FOLDER")\nprint(write("..."))'
-    return "language model", call
+        return f"text classifier ({labels})"
+    return "language model"
+
+
+def _made(recipe: Recipe) -> str:
+    lora, alpha = recipe.teacher.lora, recipe.distil.alpha
+    tuned = f"LoRA rank {lora.rank}" if lora else "all weights"
+    teacher = resolve(recipe.teacher.model, "teacher.model", recipe.teacher.revision)
+    data = ", ".join(f"`{_shown(source)}`" for source in dict.fromkeys(data_sources(recipe.data).values()))
+    return f"""- Teacher: `{_shown(teacher)}`, quantized: {recipe.teacher.quantize}, tuned with {tuned}.
+- Student: {_student(recipe)}.
+- Loss: {alpha:g} · T² · {_divergence(recipe)} + {1 - alpha:g} · CE, T = {recipe.distil.temperature:g}.
+- Data: {data}, texts cut to {recipe.data.max_tokens} tokens, seed {recipe.seed}."""
+
+
+def _limits(recipe: Recipe) -> str:
+    if isinstance(recipe.task, TextClassification):
+        use = f"It sorts texts into {', '.join(recipe.task.labels)}, and gives every text one of these, fitting or not."
+    else:
+        use = "It continues text. It states falsehoods fluently, more often than its teacher."
+    return (
+        f"{use} The scores hold for text like the data above; texts beyond {recipe.data.max_tokens} tokens were not "
+        "seen in training. What the teacher has learnt wrongly, and what is lopsided in the data, is in it too."
+    )
+
+
+def _licences(recipe: Recipe) -> str:
+    teacher = resolve(recipe.teacher.model, "teacher.model", recipe.teacher.revision)
+    data = dict.fromkeys(data_sources(recipe.data).values())
+    lines = [f"- Teacher's base `{_shown(teacher)}`: {_told(teacher)}."]
+    lines += [f"- Data `{_shown(source)}`: {_told(source)}." for source in data]
+    own = f"This model: {recipe.export.license}." if recipe.export.license else "Both apply to this model too."
+    return "\n".join([*lines, "", own])
+
+
+def _shown(source: Source) -> str:
+    return Path(source.name).name if source.path is not None and ":" not in source.name else source.name
+
+
+def _told(source: Source) -> str:
+    if source.path is None:
+        return f"see https://huggingface.co/{source.name}"
+    found = license_of(source)
+    where = "package" if source.name.startswith("package:") else "folder"
+    return f"{found}, as its {where} says" if found else "its files name none; ask where they come from"
 
 
 def _divergence(recipe: Recipe) -> str:
@@ -86,7 +196,7 @@ def _divergence(recipe: Recipe) -> str:
     return names[divergence.kind]
 
 
-def _score(found: dict[str, Any], name: str) -> str:
+def _score(found: Mapping[str, Any], name: str) -> str:
     score = found["scores"][name]
     return f"{score['value']:.4f} ({score['low']:.4f} to {score['high']:.4f})"
 

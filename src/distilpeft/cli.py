@@ -6,6 +6,7 @@ resumable; 1 a bug (with a traceback).
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import logging
@@ -16,6 +17,7 @@ from typing import Annotated
 import typer
 
 from distilpeft.errors import GateError, InputError, StoppedBySignal
+from distilpeft.forms import ALIASES
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -32,7 +34,7 @@ Overrides = Annotated[
     typer.Option("--set", metavar="KEY=VALUE", help="override a key, such as distil.temperature=4"),
 ]
 Runs = Annotated[Path, typer.Option("--runs", help="the folder that holds all runs")]
-STAGES = ("teacher", "targets", "distil", "audit", "evaluate", "export", "benchmark")
+STAGES = ("teacher", "targets", "distil", "audit", "evaluate", "export", "benchmark", "bundle")
 
 
 @app.command()
@@ -140,6 +142,82 @@ def schema(
     from distilpeft.recipe import Recipe
 
     print(reference.markdown() if markdown else json.dumps(Recipe.model_json_schema(), indent=2), end="")
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="a finished run's folder, such as runs/quickstart", show_default=False)],
+    formats: Annotated[
+        list[str] | None, typer.Option("--format", metavar="FORM", help="safetensors, onnx, onnx-int8, gguf-q8_0, ...")
+    ] = None,
+    overrides: Overrides = None,
+) -> None:
+    """Export a finished run's student in more forms; each is proven, scored, timed and bundled."""
+    from rich.console import Console
+
+    from distilpeft import report
+    from distilpeft.machine import is_first_process
+    from distilpeft.plan import make_plan
+    from distilpeft.recipe_file import with_formats
+
+    if not formats:
+        raise InputError("--format: give at least one, such as --format onnx-int8")
+    given = report.load(run)["given"]
+    plan = make_plan(with_formats(given, formats, overrides or []), run.resolve().parent)
+    from distilpeft import pipeline
+
+    pipeline.run(plan)
+    console = Console(quiet=not is_first_process())
+    report.show(report.load(plan.folder), console)
+    for form in formats:
+        console.print(f"{form}: {plan.folder / report.EXPORTS / ALIASES.get(form, form)}", highlight=False)
+
+
+@app.command()
+def predict(
+    bundle: Annotated[Path, typer.Argument(help="an exported folder, such as runs/quickstart/student")],
+    texts: Annotated[list[str] | None, typer.Argument(help="texts; without any, lines of --input")] = None,
+    source: Annotated[
+        str | None, typer.Option("--input", metavar="FILE", help="lines of text or JSONL; - (the default) is stdin")
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="a file for the answers; default: stdout")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="texts at once")] = 32,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="of a language model's answer")] = 64,
+) -> None:
+    """Answer texts with an exported model, as JSON lines."""
+    from distilpeft import answers
+
+    if texts and source is not None:
+        raise InputError("--input: give texts or a file of them, not both")
+    try:
+        with contextlib.ExitStack() as open_files:
+            lines = None
+            if not texts:
+                named = source not in (None, "-")
+                lines = open_files.enter_context(Path(str(source)).open(encoding="utf-8")) if named else sys.stdin
+            for line in answers.run(
+                bundle, texts or [], lines, out, batch_size=batch_size, max_new_tokens=max_new_tokens
+            ):
+                print(line, flush=True)
+    except UnicodeDecodeError as error:
+        raise InputError(f"{source or 'stdin'}: not UTF-8 text (byte {error.start})") from None
+    except FileNotFoundError as error:
+        raise InputError(f"{error.filename}: no such file or folder") from None
+
+
+@app.command()
+def push(
+    bundle: Annotated[Path, typer.Argument(help="an exported folder, such as runs/quickstart/student")],
+    repo: Annotated[str, typer.Argument(help="the hub repository, OWNER/NAME")],
+    private: Annotated[bool, typer.Option("--private", help="if the repository is new")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="check and list everything, upload nothing")] = False,
+) -> None:
+    """Upload an exported model with its card to a hub repository."""
+    from rich.console import Console
+
+    from distilpeft import hub
+
+    hub.push(bundle, repo, Console(), private=private, dry_run=dry_run)
 
 
 @app.command("report")

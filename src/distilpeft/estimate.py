@@ -17,6 +17,7 @@ from rich.table import Table
 
 from distilpeft import __version__
 from distilpeft.data import data_sources
+from distilpeft.forms import FORMS
 from distilpeft.plan import CE_ONLY, STUDENT, Plan
 from distilpeft.recipe import CausalLM, Fit, Lora, Recipe, Student, TextClassification
 from distilpeft.sources import Source, model_config, num_layers, num_parameters, resolve, weight_shapes
@@ -131,7 +132,7 @@ def stage_rows(plan: Plan, splits: Mapping[str, int] | None) -> list[tuple[str, 
     # Bytes kept per row: all logits of a class; for tokens six sums, and never their logits.
     per_row = 4 * len(recipe.task.labels) if isinstance(recipe.task, TextClassification) else 24
     kept = None if train is None else train * _target_bytes(recipe)
-    exported = student.total * BYTES[recipe.export.dtype] if student else None
+    exported = sum(student.total * _export_bytes(recipe, form) for form in recipe.export.formats) if student else None
     needs = {
         "teacher": _teacher_needs(recipe, teacher, train),
         "targets": (_known(train), "-", _count(teacher), "as above", _bytes(kept)),
@@ -141,6 +142,7 @@ def stage_rows(plan: Plan, splits: Mapping[str, int] | None) -> list[tuple[str, 
         "evaluate": (_known(scored), "-", "-", "-", _bytes(scored and len(plan.roles()) * scored * per_row)),
         "export": (str(recipe.export.gate_rows), "-", _count(student), "-", _bytes(exported)),
         "benchmark": (str(recipe.benchmark.repeats), "-", "-", "-", "-"),
+        "bundle": ("-", "-", "-", "-", "-"),
     }
     rows = []
     for label, cells in needs.items():
@@ -159,6 +161,12 @@ def _target_bytes(recipe: Recipe) -> float:
         return recipe.data.max_tokens * 2**17 * (targets.value_bits or 32) / 8
     count = targets.k if form == "top_k" else targets.draws
     return recipe.data.max_tokens * (8 + count * (17 + 6 + (targets.value_bits or 12)) / 8)
+
+
+def _export_bytes(recipe: Recipe, form: str) -> float:
+    """Bytes per weight of an export."""
+    exact = BYTES[recipe.export.dtype] if form == "safetensors" else BYTES["fp32"]
+    return {"exact": exact, "half": 2.0, "int8": 1.06, "int4": 0.6}[FORMS[form].exactness]
 
 
 def student_size(recipe: Recipe) -> Size | None:

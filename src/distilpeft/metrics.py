@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.metrics import f1_score, matthews_corrcoef
 
-Floats = NDArray[np.float64]
+from distilpeft.probabilities import Floats, divergence, log_softmax, softmax
+
 Ints = NDArray[np.int64]
 Z95 = 1.959963984540054
 RESAMPLES = 200
@@ -142,16 +143,8 @@ def wilson(share: float, num_rows: int) -> tuple[float, float]:
     return max(0.0, min(low, share)), min(1.0, max(high, share))  # at 0 and 1 rounding must not exclude the share
 
 
-def softmax(logits_NC: NDArray[np.floating[Any]]) -> Floats:
-    """Probabilities in float64."""
-    shifted = logits_NC.astype(np.float64) - logits_NC.max(-1, keepdims=True)
-    exp = np.exp(shifted)
-    probabilities: Floats = exp / exp.sum(-1, keepdims=True)
-    return probabilities
-
-
 def agreement(logits_NC: Floats, reference_NC: Floats) -> dict[str, float]:
     """How far a model is from a reference on the same rows: mean KL(reference || model) in nats, equal top class."""
-    p, q = softmax(reference_NC), softmax(logits_NC)
-    kl_N = (p * (np.log(np.clip(p, 1e-300, 1)) - np.log(np.clip(q, 1e-300, 1)))).sum(-1)
-    return {"kl": float(kl_N.mean()), "top1_agreement": float((p.argmax(-1) == q.argmax(-1)).mean())}
+    log_p_NC, log_q_NC = log_softmax(reference_NC), log_softmax(logits_NC)
+    kl = float(divergence(log_p_NC, log_q_NC).mean())
+    return {"kl": kl, "top1_agreement": float((log_p_NC.argmax(-1) == log_q_NC.argmax(-1)).mean())}

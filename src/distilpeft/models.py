@@ -11,6 +11,7 @@ import contextlib
 import io
 import re
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,6 +21,7 @@ import transformers
 from torch import nn
 
 from distilpeft.errors import InputError
+from distilpeft.forms import FORMS
 from distilpeft.recipe import Lora
 from distilpeft.sources import Source, gguf_folder, is_gguf
 
@@ -95,7 +97,7 @@ def load_base(
     while True:
         options: dict[str, Any] = {"config": config, "dtype": DTYPES[dtype], "output_loading_info": True}
         if quantize != "none":
-            options["quantization_config"] = _quantization(quantize, compute_bf16, heads)
+            options["quantization_config"] = quantization(quantize, compute_bf16, heads)
             options["device_map"] = {"": device}
         model, info = _load(
             "model", source, architecture.auto_class.from_pretrained, revision=source.revision,
@@ -152,6 +154,18 @@ def add_lora(model: nn.Module, lora: Lora, architecture: Architecture, heads: li
 def load_adapter(model: nn.Module, folder: Path) -> Any:
     """Put a saved adapter (and its heads) on its base; everything is frozen."""
     return peft.PeftModel.from_pretrained(model, str(folder), is_trainable=False)
+
+
+def load_exported(folder: Path, manifest: Mapping[str, Any], device: torch.device) -> Any:
+    """The model that transformers makes of an exported folder, frozen."""
+    form = FORMS[manifest["format"]]
+    options: dict[str, Any] = {"dtype": "auto", "device_map": {"": device}}
+    if form.file != ".":  # GGUF: dequantized to float32
+        options = {"gguf_file": form.file, "dtype": torch.float32}
+    model = getattr(transformers, manifest["auto_class"]).from_pretrained(str(folder), **options)
+    if form.file != ".":
+        model = model.to(device)
+    return model.requires_grad_(False).eval()
 
 
 def dequantize(model: Any) -> Any:
@@ -257,7 +271,8 @@ def _keep_trainable(model: nn.Module) -> None:
             setattr(module, "support_avx512bf16_for_cpu", False)  # noqa: B010 (see above)
 
 
-def _quantization(quantize: Quantize, compute_bf16: bool, skip: list[str]) -> Any:
+def quantization(quantize: Quantize, compute_bf16: bool, skip: list[str]) -> Any:
+    """What transformers needs to know to quantize the linear layers of a model, but for the modules in `skip`."""
     if quantize == "int8":
         return transformers.BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=skip)
     return transformers.BitsAndBytesConfig(

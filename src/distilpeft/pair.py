@@ -11,6 +11,7 @@ import transformers
 
 from distilpeft import models
 from distilpeft.artifact import Artifact, digest_file, digest_json, read_json, write_json
+from distilpeft.exported import Graph, open_exported
 from distilpeft.models import Architecture
 from distilpeft.recipe import Precision, Recipe, result_settings
 from distilpeft.runtime import Runtime
@@ -230,6 +231,15 @@ def load_student(runtime: Runtime, recipe: Recipe, folder: Path) -> Loaded:
     digest = tokenizer_digest(tokenizer_source(recipe))
     task_module(recipe).prepare(recipe.task, model)
     return Loaded(model.to(runtime.device).requires_grad_(False).eval(), tokenizer, digest)
+
+
+def load_export(runtime: Runtime, recipe: Recipe, folder: Path) -> Loaded:
+    """An exported folder in its own runtime, as a frozen module."""
+    tokenizer = transformers.AutoTokenizer.from_pretrained(str(folder))
+    model = open_exported(folder, runtime.device)
+    if not isinstance(model, Graph):
+        task_module(recipe).prepare(recipe.task, model)
+    return Loaded(model, tokenizer, tokenizer_digest(tokenizer_source(recipe)))
 
 
 def tokenizer_digest(source: Source) -> str:

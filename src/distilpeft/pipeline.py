@@ -14,11 +14,20 @@ from distilpeft import report
 from distilpeft.artifact import Artifact
 from distilpeft.errors import GateError, InputError
 from distilpeft.locks import POLL_S, Lock
-from distilpeft.pair import MODEL, Loaded, check_tokenizers, load_student, load_teacher, new_student, open_targets
-from distilpeft.plan import CE_ONLY, FULL, MAJORITY, STUDENT, TEACHER, UNTRAINED, Plan
+from distilpeft.pair import (
+    MODEL,
+    Loaded,
+    check_tokenizers,
+    load_export,
+    load_student,
+    load_teacher,
+    new_student,
+    open_targets,
+)
+from distilpeft.plan import CE_ONLY, FULL, LAST_STAGES, MAJORITY, MERGED, STUDENT, TEACHER, UNTRAINED, Plan
 from distilpeft.runtime import Runtime
 from distilpeft.soft_targets import SoftTargets
-from distilpeft.stages import audit, benchmark, distil, evaluate, export, targets, teacher
+from distilpeft.stages import audit, benchmark, bundle, distil, evaluate, export, targets, teacher
 from distilpeft.tasks import TaskData
 from distilpeft.train import Watch
 
@@ -98,7 +107,7 @@ def do(
     Any number of processes, on this machine or on others that share the folder, may be given the same jobs. Each takes
     the first one that is free and has all that it needs, under a lock of its own, and waits while there is none. So a
     process that dies loses nothing but its own step since the last checkpoint, and another one takes it up.
-    Latency is measured last, by one process at a time on each machine.
+    Latency is measured last and then told, by one process at a time on each machine.
 
     Args:
         jobs: in the order in which they are to be done.
@@ -168,7 +177,7 @@ class Turn:
         self._locks: list[Lock] = []
         left = [index for index, job in enumerate(jobs) if not done[job.made.path]]
         self.number = WAIT if left else FINISHED
-        early = [index for index in left if jobs[index].stage != "benchmark"]
+        early = [index for index in left if jobs[index].stage not in LAST_STAGES]
         for index in early or left:
             if all(done[need.path] for need in jobs[index].needs()) and self._take(jobs[index]):
                 self.number = index
@@ -257,10 +266,9 @@ class Steps:
             assert loaded is not None
             return audit.run(runtime, recipe, data, layout=layout, student=loaded, teacher=self._teacher())
         if stage == "export":
-            roles = [step.partition("/")[2] for step in made if step.startswith("evaluate/") and "export" not in step]
-            figures = {role: made[f"evaluate/{role}"].figures() for role in roles}
-            student = self._verified(f"distil/{STUDENT}")
-            return export.run(runtime, recipe, data, student=student, figures=figures, out=out)
+            return export.run(runtime, recipe, data, form=role, student=self._verified(f"distil/{STUDENT}"), out=out)
+        if stage == "bundle":
+            return self._bundle(role, out)
         loaded = self._load(role)
         if stage != "evaluate":
             self._live = None  # it would only take memory
@@ -282,6 +290,17 @@ class Steps:
             self._runtime, recipe, self._data, alpha=alpha, teacher=self._verified("teacher"),
             targets=self._targets() if cached else None, out=out, watch=self._watch,
         )  # fmt: skip
+
+    def _bundle(self, form: str, out: Artifact) -> dict[str, Any]:
+        made, own = self.plan.artifacts, f"export:{form}"
+        roles = [role for role in self.plan.roles() if role == own or not role.startswith("export:")]
+        figures = {role: made[f"evaluate/{role}"].figures() for role in roles}
+        timed = {role: made[f"benchmark/{role}"].figures() for role in roles if f"benchmark/{role}" in made}
+        files = self._verified(f"export/{form}")
+        keys = {"teacher": made["teacher"].key, "student": made[f"distil/{STUDENT}"].key, "data": self.plan.data_digest}
+        return self._runtime.on_main(  # type: ignore[no-any-return]
+            lambda: bundle.run(self.plan.recipe, form, files, figures=figures, timed=timed, keys=keys, out=out)
+        )
 
     def _targets(self) -> Path:
         """The store of soft targets: the recipe's own, or one made elsewhere (checked when the run began)."""
@@ -311,12 +330,14 @@ class Steps:
 
     def _load_role(self, role: str) -> Loaded:
         runtime, recipe = self._runtime, self.plan.recipe
-        if role in (TEACHER, FULL):
+        if role in (TEACHER, FULL, MERGED):
             path = self._verified("teacher").path
-            return load_teacher(runtime, recipe, path, recipe.evaluate.precision, full_precision=role == FULL)
+            form = {"full_precision": role == FULL, "merged": role == MERGED}
+            return load_teacher(runtime, recipe, path, recipe.evaluate.precision, **form)
         if role == UNTRAINED:
             loaded = new_student(runtime, recipe, self.plan.artifacts["teacher"].path)
             loaded.model.requires_grad_(False).eval()
             return loaded
-        step = f"distil/{role}" if role in (STUDENT, CE_ONLY) else role.replace(":", "/")
-        return load_student(runtime, recipe, self._verified(step).path / MODEL)
+        if role in (STUDENT, CE_ONLY):
+            return load_student(runtime, recipe, self._verified(f"distil/{role}").path / MODEL)
+        return load_export(runtime, recipe, self._verified(role.replace(":", "/")).path / MODEL)

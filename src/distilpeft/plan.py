@@ -8,7 +8,7 @@ result. So a new student, alpha or temperature finds the teacher and its targets
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +30,14 @@ from distilpeft.sources import (
 )
 from distilpeft.vocabulary import Vocabulary, check_same
 
-FORMAT = 3
-STUDENT, CE_ONLY, UNTRAINED, TEACHER, FULL, MAJORITY = (
-    "student", "student_ce_only", "untrained", "teacher", "teacher_full_precision", "majority",
+FORMAT = 4
+STUDENT, CE_ONLY, UNTRAINED, TEACHER, FULL, MERGED, MAJORITY = (
+    "student", "student_ce_only", "untrained", "teacher", "teacher_full_precision", "teacher_merged", "majority",
 )  # fmt: skip
+LAST_STAGES = ("benchmark", "bundle")
+"""For the end, when nothing else is left: latency on a machine at rest, and what tells of it."""
+UNTIMED = (MAJORITY, MERGED)
+"""Roles without a latency: one is no model, the other is an ordinary model of the full-precision teacher's size."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +49,7 @@ class Plan:
         folder: runs/<name>.
         data_digest: names the rows.
         artifacts: by step, in the order in which they are made: `teacher`, `targets`, `distil/<role>`,
-            `audit`, `evaluate/<role>`, `export/<format>`, `benchmark/<role>`.
+            `audit`, `evaluate/<role>`, `export/<format>`, `benchmark/<role>`, `bundle/<format>`.
     """
 
     recipe: Recipe
@@ -105,11 +109,20 @@ def make_plan(recipe: Recipe, runs: Path) -> Plan:
         audited = {"temperature": recipe.distil.temperature, "precision": recipe.evaluate.precision, **seeded}
         inputs = {"student": made.key, "targets": found["targets"].key}
         found["audit"] = make("audit", {**audited, "k": recipe.targets.k, "draws": recipe.targets.draws}, **inputs)
-    models[TEACHER] = {"model": teacher.key}
-    if recipe.evaluate.teacher_full_precision and recipe.teacher.quantize != "none":
-        models[FULL] = {"model": teacher.key, "quantize": "none"}
+    models |= _teacher_forms(recipe, teacher)
     _measure(recipe, found, models, make)
     return Plan(recipe, folder, data_digest, found)
+
+
+def _teacher_forms(recipe: Recipe, teacher: Artifact) -> dict[str, dict[str, str]]:
+    """The teacher, and what its short cuts are held against: unquantized, and merged as the student is cut from it."""
+    found = {TEACHER: {"model": teacher.key}}
+    quantized = recipe.teacher.quantize != "none"
+    if recipe.evaluate.teacher_full_precision and quantized:
+        found[FULL] = {"model": teacher.key, "quantize": "none"}
+    if recipe.student.from_teacher and recipe.teacher.lora and quantized:
+        found[MERGED] = {"model": teacher.key, "merged": "dequantized"}
+    return found
 
 
 def _measure(recipe: Recipe, found: dict[str, Artifact], models: dict[str, dict[str, str]], make: Any) -> None:
@@ -120,22 +133,37 @@ def _measure(recipe: Recipe, found: dict[str, Artifact], models: dict[str, dict[
     for role, inputs in models.items():
         if role != TEACHER:
             found[f"evaluate/{role}"] = make("evaluate", settings, role=role, teacher=reference.key, **inputs)
+    bases = list(models)
     for form in recipe.export.formats:
-        evaluated = {name.partition("/")[2]: made.key for name, made in found.items() if name.startswith("evaluate/")}
-        inputs = {**models[STUDENT], "figures": digest_json(evaluated), "name": recipe.name}
-        made = make("export", {**_without(result_settings(recipe.export), "formats"), "format": form}, **inputs)
+        made = make("export", _export_settings(recipe, form), **models[STUDENT])
         found[f"export/{form}"] = made
         role = f"export:{form}"
         models[role] = {"model": made.key}
         found[f"evaluate/{role}"] = make("evaluate", settings, role=role, teacher=reference.key, **models[role])
     for role, inputs in models.items():
-        if role != MAJORITY:
+        if role not in UNTIMED:
             timed = {
                 **result_settings(recipe.benchmark),
                 "split": recipe.evaluate.split,
                 "machine": machine_name(),
             }
             found[f"benchmark/{role}"] = make("benchmark", timed, role=role, **inputs)
+    for form in recipe.export.formats:
+        shown = [f"{stage}/{role}" for role in (*bases, f"export:{form}") for stage in ("evaluate", "benchmark")]
+        figures = digest_json({step: found[step].key for step in shown if step in found})
+        told = {"name": recipe.name, "license": recipe.export.license}
+        found[f"bundle/{form}"] = make("bundle", told, files=found[f"export/{form}"].key, figures=figures)
+
+
+def _export_settings(recipe: Recipe, form: str) -> dict[str, Any]:
+    """What the files of one form depend on besides the student, and what they had to hold."""
+    export = recipe.export
+    settings: dict[str, Any] = {"format": form, "gate_rows": export.gate_rows, "limits": asdict(recipe.limits(form))}
+    if form == "safetensors":
+        settings["dtype"] = export.dtype
+    if form == "onnx-int8":
+        settings |= {"int8": export.int8, "calibration_rows": export.calibration_rows, "seed": recipe.seed}
+    return settings
 
 
 def digest_settings(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,9 +9,12 @@ This module imports neither torch nor transformers.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+
+from distilpeft.forms import FORMS, LIMITS, FormName, Limits, form_name
 
 
 def _refuse_bool(value: Any) -> Any:
@@ -28,6 +31,7 @@ NotNegative = Annotated[float, _Number, Field(ge=0)]
 Count = Annotated[int, _Number, Field(gt=0)]
 Index = Annotated[int, _Number, Field(ge=0)]
 Precision = Literal["auto", "bf16", "fp32"]
+_Form = Annotated[FormName, BeforeValidator(form_name)]
 NOT_IN_KEY: dict[str, Any] = {"not_in_key": True}
 
 METRICS: dict[str, tuple[str, ...]] = {
@@ -337,13 +341,36 @@ class Benchmark(Section):
     repeats: Count = 50
 
 
-class Export(Section):
-    """Deployable files, and how closely each must match the student."""
+class Tolerance(Section):
+    """How far an export may be from the student on the gate's rows. What is not given has the form's own default."""
 
-    formats: tuple[Literal["safetensors"], ...] = Field(("safetensors",), min_length=1)
-    dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
-    max_abs_diff: Positive = Field(1e-4, description="largest allowed difference of a logit")
-    gate_rows: Count = Field(256, description="rows compared with the student before an export counts")
+    max_abs_diff: Positive | None = Field(None, description="largest difference of a logit")
+    kl: Positive | None = Field(None, description="mean KL(student ‖ export), nats per row or token")
+    top1_agreement: Fraction | None = Field(None, description="least share of rows or tokens with the same top answer")
+    metric_kept: Fraction | None = Field(
+        None, description="least share of the student's accuracy; causal_lm: exp(− more nats per token)"
+    )
+
+
+class Export(Section):
+    """Deployable files, and how closely each must match the student before it counts."""
+
+    formats: tuple[_Form, ...] = Field(("safetensors",), min_length=1, description="the first is the run's `student`")
+    dtype: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="of safetensors")
+    int8: Literal["auto", "dynamic", "per_channel", "mixed", "static"] = Field(
+        "auto", description="how onnx-int8 is made; auto tries these in turn until one is within the tolerance"
+    )
+    calibration_rows: Count = Field(128, description="training rows that static int8 takes its ranges from")
+    tolerance: dict[_Form, Tolerance] = Field({}, description="format → what it must hold, instead of its defaults")
+    gate_rows: Count = Field(1024, description="validation rows compared with the student")
+    license: str | None = Field(None, min_length=1, description="of the student, for its card; a hub id such as mit")
+
+    @field_validator("formats")
+    @classmethod
+    def _formats_differ(cls, formats: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(formats)) < len(formats):
+            raise ValueError("the formats must differ from each other")
+        return formats
 
 
 class Recipe(Section):
@@ -372,6 +399,15 @@ class Recipe(Section):
         """Whether rows are rendered by the tokenizer's chat template."""
         return isinstance(self.task, CausalLM) and (self.task.chat or self.task.messages is not None)
 
+    def limits(self, form: str) -> Limits:
+        """What an export must hold: the recipe's own limits over the form's."""
+        exactness = FORMS[form].exactness
+        if form == "safetensors" and self.export.dtype != "fp32":
+            exactness = "half"
+        own = self.export.tolerance.get(form)  # type: ignore[call-overload]
+        asked = {name: value for name, value in own if value is not None} if own else {}
+        return replace(LIMITS[self.task.kind, exactness], **asked)
+
     def monitor(self, fit: Fit) -> str:
         """The validation metric that picks the checkpoint."""
         return fit.monitor or METRICS[self.task.kind][0]
@@ -395,8 +431,20 @@ def cross_faults(recipe: Recipe) -> Iterator[tuple[tuple[str, ...], str]]:
             yield (section, "fit", "monitor"), f"{fit.monitor!r} is none of {', '.join(allowed)}{why}"
     if recipe.distil.alpha > 0 and recipe.targets.mode == "cached":
         yield from _target_faults(recipe)
+    yield from _export_faults(recipe)
     if kind != "causal_lm" and recipe.student.tokenizer == "teacher":
         yield ("student", "tokenizer"), "only causal_lm students can take over the teacher's tokenizer"
+
+
+def _export_faults(recipe: Recipe) -> Iterator[tuple[tuple[str, ...], str]]:
+    """Forms that the task does not have, or that cannot be written here."""
+    for name in recipe.export.formats:
+        form = FORMS[name]
+        if recipe.task.kind not in form.tasks:
+            yield ("export", "formats"), f"{name} is for {' and '.join(form.tasks)}"
+        if form.missing():
+            needs = ", ".join(form.missing())
+            yield ("export", "formats"), f'{name} needs {needs}: pip install "distilpeft[{form.extra}]"'
 
 
 def _target_faults(recipe: Recipe) -> Iterator[tuple[tuple[str, ...], str]]:

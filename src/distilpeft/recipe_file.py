@@ -6,16 +6,18 @@ from YAML 1.1, because both bite recipe writers: `2e-4` is a number, and only `t
 
 from __future__ import annotations
 
+import copy
 import difflib
 import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
 from distilpeft.errors import InputError
+from distilpeft.forms import ALIASES
 from distilpeft.recipe import Recipe, cross_faults, sections_of
 
 Path_ = tuple[str | int, ...]
@@ -54,14 +56,42 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     tree, places = _read(path)
     for override in overrides:
         _override(tree, places, override)
+    return _checked(tree, places, f"{path}:1")
+
+
+def _checked(tree: dict[str, Any], places: Places, top: str) -> Recipe:
+    """The recipe of a tree whose keys stand at these places; without one they stand at `top`."""
     try:
         recipe = Recipe.model_validate(tree)
     except ValidationError as error:
-        raise InputError(_located(error, places, f"{path}:1")) from None
+        raise InputError(_located(error, places, top)) from None
     for at, message in cross_faults(recipe):
-        _, place = _find(at, places, f"{path}:1")
+        _, place = _find(at, places, top)
         raise InputError(f"{place}: {'.'.join(at)}: {message}")
     return recipe
+
+
+def with_formats(given: dict[str, Any], formats: Sequence[str], overrides: Sequence[str] = ()) -> Recipe:
+    """A finished run's recipe with more forms to export, as if they had been in it.
+
+    Args:
+        given: its recipe, without defaults, as its report has it.
+        formats: to be added.
+        overrides: as in `load_recipe`; anything but `export` would make another run.
+
+    Raises:
+        InputError: a form does not exist or cannot be written; another section was to be changed.
+    """
+    tree: dict[str, Any] = copy.deepcopy(given)
+    export = tree.setdefault("export", {})
+    export["formats"] = list(dict.fromkeys([*export.get("formats", ()), *(ALIASES.get(one, one) for one in formats)]))
+    places: Places = {("export",): "--format", ("export", "formats"): "--format"}
+    places |= {("export", "formats", index): "--format" for index in range(len(export["formats"]))}
+    for override in overrides:
+        if not override.startswith("export."):
+            raise InputError(f"--set {override}: only keys of export; another setting needs another run")
+        _override(tree, places, override)
+    return _checked(tree, places, "--format")
 
 
 def parse_values(text: str, here: str) -> list[Any]:
@@ -192,10 +222,15 @@ def _find(loc: Path_, places: Places, top: str) -> tuple[Path_, str]:
 def _section(at: Path_, kinds: tuple[str, ...] = ()) -> type[BaseModel] | None:
     """The section at a key path; where it may be of several kinds, the one that is named in `kinds`, or the first."""
     section: type[BaseModel] | None = Recipe
+    free = False  # the next part is a key of a mapping, whose values are sections
     for part in at:
+        if free:
+            free = False
+            continue
         if section is None or part not in section.model_fields:
             return None
-        found = sections_of(section.model_fields[str(part)].annotation)
+        annotation = section.model_fields[str(part)].annotation
+        found, free = sections_of(annotation), get_origin(annotation) is dict
         named = [one for one in found if "kind" in one.model_fields and _kind(one) in kinds]
         section = next(iter(named or found), None)
     return section

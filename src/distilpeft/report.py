@@ -17,10 +17,11 @@ from rich.table import Table
 from distilpeft.artifact import read_json, replace_link, write_json, write_text
 from distilpeft.errors import InputError
 from distilpeft.locks import Lock
-from distilpeft.plan import CE_ONLY, FULL, MAJORITY, STUDENT, TEACHER, Plan
+from distilpeft.plan import CE_ONLY, FULL, MAJORITY, MERGED, STUDENT, TEACHER, Plan
 from distilpeft.recipe import LOWER_IS_BETTER, METRICS
 
-ORDER = (MAJORITY, "untrained", CE_ONLY, STUDENT, TEACHER, FULL)
+ORDER = (MAJORITY, "untrained", CE_ONLY, STUDENT, TEACHER, FULL, MERGED)
+EXPORTS = "exports"
 
 TRAINING = ("steps", "rows", "seconds", "rows_per_s", "precision", "kept_step", "validations")
 
@@ -30,6 +31,7 @@ def build(plan: Plan) -> dict[str, Any]:
     figures = {step: made.figures() for step, made in plan.artifacts.items()}
     roles = sorted(plan.roles(), key=lambda role: ORDER.index(role) if role in ORDER else len(ORDER))
     models = [_model(role, figures) for role in roles]
+    exports = {form: _export(form, figures) for form in plan.recipe.export.formats}
     kind = plan.recipe.task.kind
     main = METRICS[kind][0]
     score = {model["role"]: model["scores"][main]["value"] for model in models}
@@ -42,11 +44,13 @@ def build(plan: Plan) -> dict[str, Any]:
         "seed": plan.recipe.seed,
         "split": plan.recipe.evaluate.split,
         "models": models,
+        "exports": exports,
         "task": kind,
         "metric": main,
         "student_vs_teacher": _share(kind, student, teacher),
         "ce_gap_closed": sign * (student - ce_only) / gap if ce_only is not None and gap > 0 else None,
         "quantization_cost": _quantization_cost(plan, figures, main),
+        "merging_cost": figures[f"evaluate/{MERGED}"]["against_teacher"] if f"evaluate/{MERGED}" in figures else None,
         "rows": {
             "train": tuned["train_rows"],
             "truncated": tuned["truncated_rows"],
@@ -58,6 +62,7 @@ def build(plan: Plan) -> dict[str, Any]:
             step: {name: figures[step][name] for name in TRAINING} for step in figures if "rows_per_s" in figures[step]
         },
         "settings": plan.recipe.model_dump(mode="json"),
+        "given": plan.recipe.model_dump(mode="json", exclude_unset=True),
         "environment": plan.artifacts[f"distil/{STUDENT}"].manifest()["environment"],
         "artifacts": {step: made.path.name for step, made in plan.artifacts.items()},
     }
@@ -73,16 +78,24 @@ def _share(kind: str, student: float, teacher: float) -> float | None:
 def _model(role: str, figures: dict[str, Any]) -> dict[str, Any]:
     scored = figures[f"evaluate/{role}"]
     timed = figures.get(f"benchmark/{role}", {})
-    exported = figures.get(role.replace(":", "/"), {})
+    exported, student = figures.get(role.replace(":", "/"), {}), figures[f"distil/{STUDENT}"]
     return {
         "role": role,
         "scores": scored["scores"],
         "against_teacher": scored.get("against_teacher"),
-        "num_parameters": timed.get("num_parameters", 0),
+        "num_parameters": timed.get("num_parameters") or (student["num_parameters"] if exported else 0),
         "size_bytes": exported.get("size_bytes", timed.get("size_bytes", 0)),
         "latency_ms": timed.get("latency_ms", {"p50": None, "p95": None}),
         "throughput_rows_per_s": timed.get("throughput_rows_per_s"),
     }
+
+
+def _export(form: str, figures: dict[str, Any]) -> dict[str, Any]:
+    """What one form's gate found, how large it is, and how much faster than the student."""
+    made = figures[f"export/{form}"]
+    latency = [figures[f"benchmark/{role}"]["latency_ms"]["p50"] for role in (STUDENT, f"export:{form}")]
+    kept = ("parity", "limits", "worst", "size_bytes", "way", "tried")
+    return {**{name: made[name] for name in kept if name in made}, "speedup": latency[0] / latency[1]}
 
 
 def _quantization_cost(plan: Plan, figures: dict[str, Any], main: str) -> dict[str, Any] | None:
@@ -117,11 +130,14 @@ def _samples(figures: dict[str, Any]) -> list[dict[str, str]]:
 
 
 def finish(plan: Plan) -> None:
-    """Write the report and point `runs/<name>/student` at the exported model."""
-    first = plan.artifacts[f"export/{plan.recipe.export.formats[0]}"]
+    """Write the report, and point `runs/<name>/exports/<format>` at the bundles, `student` at the first of them."""
+    forms = plan.recipe.export.formats
     with Lock(plan.folder, "report").held():
         save(plan, build(plan))
-        replace_link(plan.folder / "student", f"{first.path.name}/model")
+        (plan.folder / EXPORTS).mkdir(exist_ok=True)
+        for form in forms:
+            replace_link(plan.folder / EXPORTS / form, f"../{plan.artifacts[f'bundle/{form}'].path.name}/model")
+        replace_link(plan.folder / "student", f"{EXPORTS}/{forms[0]}")
 
 
 def save(plan: Plan, report: dict[str, Any]) -> None:
@@ -141,7 +157,7 @@ def load(run: Path) -> dict[str, Any]:
             f"{run}: no report.json here; give a run's folder, such as runs/quickstart, once it is finished"
         )
     found = read_json(run / "report.json", "run the recipe again")
-    if "soft_targets" not in found:
+    if "exports" not in found:
         raise InputError(f"{run / 'report.json'}: written by another version of distilpeft; run the recipe again")
     return found
 
@@ -201,7 +217,14 @@ def sentences(report: dict[str, Any]) -> list[str]:
             f"(KL {cost['kl']:.4f} nats, same answer on {cost['top1_agreement']:.1%} of "
             f"{'tokens' if language else 'rows'})."
         )
+    merging = report["merging_cost"]
+    if merging is not None:
+        lines.append(
+            f"Merging its adapter into the dequantized base, which the student is cut from: KL "
+            f"{max(merging['kl'], 0):.2g} nats, same answer on {merging['top1_agreement']:.2%}."
+        )
     lines += _stored(report)
+    lines += _chosen(report)
     rows = report["rows"]
     limit = report["settings"]["data"]["max_tokens"]
     lines.append(f"{rows['truncated']} of {rows['train']} training rows were cut to {limit} tokens.")
@@ -251,6 +274,41 @@ def _stored(report: dict[str, Any]) -> list[str]:
     ]
 
 
+def _chosen(report: dict[str, Any]) -> list[str]:
+    """How int8 was made, and what did not hold."""
+    lines = []
+    for form, made in report["exports"].items():
+        if "way" in made:
+            failed = "; ".join(f"{one['way']} did not hold ({', '.join(one['faults'])})" for one in made["tried"])
+            lines.append(f"{form}: {made['way']} holds" + (f"; {failed}." if failed else ", the first way tried."))
+    return lines
+
+
+def export_rows(report: dict[str, Any]) -> list[tuple[str, ...]]:
+    """What each export holds, cell by cell; the first row holds the titles."""
+    titles: tuple[str, ...] = (
+        "export",
+        "size",
+        "largest logit difference",
+        "KL",
+        "same answer",
+        "score kept",
+        "x student",
+    )
+    return [titles] + [
+        (
+            form,
+            f"{made['size_bytes'] / 1e6:.1f}MB",
+            f"{made['parity']['max_abs_diff']:.2g}",
+            f"{made['parity']['kl']:.2g}",
+            f"{made['parity']['top1_agreement']:.2%}",
+            f"{made['parity']['metric_kept']:.2%}",
+            f"{made['speedup']:.2f}",
+        )
+        for form, made in report["exports"].items()
+    ]
+
+
 def _kept(report: dict[str, Any]) -> list[str]:
     """How near the student came to the teacher."""
     models = {model["role"]: model for model in report["models"]}
@@ -284,6 +342,11 @@ def markdown(report: dict[str, Any]) -> str:
                   f"{loss['loss_per_token']:.4f} nats per token. Bias and spread (standard deviation) are per token; "
                   "cosines are between gradients for the student's logits.", ""]  # fmt: skip
         lines += [" | ".join(titles_), " | ".join("---" for _ in titles_), *(" | ".join(row) for row in forms)]
+    titles_, *exports = export_rows(report)
+    lines += ["", "## Exports", "", "Each was opened in its own runtime, in a process of its own, and held against "
+              "the student on validation rows before it counted; x: latency of the student in PyTorch at batch 1 over "
+              "its own.", ""]  # fmt: skip
+    lines += [" | ".join(titles_), " | ".join("---" for _ in titles_), *(" | ".join(row) for row in exports)]
     for sample in report["samples"]:
         lines += ["", "### Sample", "", *(f"- {role}: {_quoted(text)}" for role, text in sample.items())]
     environment = report["environment"]

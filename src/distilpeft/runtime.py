@@ -12,7 +12,7 @@ import platform
 import signal
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from importlib import metadata
 from types import FrameType
@@ -31,7 +31,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from distilpeft.errors import InputError, StoppedBySignal
+from distilpeft.errors import GateError, InputError, StoppedBySignal
 from distilpeft.machine import cpu_has_bf16, cpu_name, num_launched, on_signals
 from distilpeft.recipe import Precision
 
@@ -161,6 +161,20 @@ class Runtime:
     def value_from_main(self, value: Any) -> Any:
         """The main process's value, whatever it is, on all processes."""
         return broadcast_object_list([value])[0]
+
+    def on_main(self, work: Callable[[], Any]) -> Any:
+        """Do something in the main process alone; every process gets its result, or its fault."""
+        result: Any = None
+        fault: Exception | None = None
+        if self.is_main:
+            try:
+                result = work()
+            except (InputError, GateError) as error:
+                fault = error
+        result, fault = self.value_from_main((result, fault))
+        if fault is not None:
+            raise fault
+        return result
 
     def stop(self, where: str) -> None:
         """Leave the run after a checkpoint.

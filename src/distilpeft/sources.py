@@ -12,6 +12,7 @@ import math
 import re
 import struct
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,26 @@ def _in_package(name: str, key: str) -> Path:
     if not path.exists():
         raise InputError(f"{key}: the package {package!r} has no {inside!r}")
     return path
+
+
+def license_of(source: Source) -> str | None:
+    """The licence that a package, or a folder's or file's README.md beside it, names for itself; None if none does."""
+    if source.name.startswith("package:"):
+        module = source.name.removeprefix("package:").partition("/")[0]
+        for name in metadata.packages_distributions().get(module, []):
+            told: Any = metadata.metadata(name)
+            found = told.get("License-Expression") or told.get("License")
+            if found:
+                return str(found).splitlines()[0][:80]
+        return None
+    if source.path is None:
+        return None
+    readme = (source.path if source.path.is_dir() else source.path.parent) / "README.md"
+    text = readme.read_text(encoding="utf-8", errors="replace") if readme.is_file() else ""
+    found = (
+        re.search(r"^license:\s*(\S+)", text.partition("\n---")[0], re.MULTILINE) if text.startswith("---") else None
+    )
+    return found.group(1).strip("\"'") if found else None
 
 
 def is_gguf(source: Source) -> bool:

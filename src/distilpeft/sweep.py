@@ -24,7 +24,7 @@ from distilpeft import report
 from distilpeft.artifact import digest_json, write_json, write_text
 from distilpeft.errors import GateError, InputError
 from distilpeft.machine import is_first_process, num_launched
-from distilpeft.plan import CE_ONLY, STUDENT, TEACHER, Plan, make_plan
+from distilpeft.plan import CE_ONLY, LAST_STAGES, STUDENT, TEACHER, Plan, make_plan
 from distilpeft.recipe import LOWER_IS_BETTER, METRICS, Recipe
 from distilpeft.recipe_file import load_recipe, parse_values
 from distilpeft.workers import spread
@@ -207,7 +207,7 @@ def _compute(points: Sequence[Point], console: Console, jobs: int) -> dict[str, 
 
     read_task_splits(points[0].plan.recipe)  # bad rows are found here, before torch is even imported
     stopped: dict[Path, GateError] = {}
-    untimed = any(not step.startswith("benchmark/") for point in points for step in point.plan.missing())
+    untimed = any(step.partition("/")[0] not in LAST_STAGES for point in points for step in point.plan.missing())
     if jobs > 1 and untimed:
         for found in spread(jobs, train_points, [points], console):
             stopped |= found
@@ -236,7 +236,7 @@ def train_points(number: int, points: Sequence[Point]) -> dict[Path, GateError]:
     from distilpeft import pipeline
     from distilpeft.runtime import Runtime
 
-    return pipeline.do([job for job in _jobs(points) if job.stage != "benchmark"], Runtime(f"[{number}] "))
+    return pipeline.do([job for job in _jobs(points) if job.stage not in LAST_STAGES], Runtime(f"[{number}] "))
 
 
 def _jobs(points: Sequence[Point]) -> list[Any]:

@@ -62,7 +62,7 @@ def test_the_report_judges_every_model_by_nats_and_its_distance_from_the_teacher
     models = scores(report)
     assert set(models) == {
         "majority", "untrained", "student_ce_only", "student", "teacher", "teacher_full_precision",
-        "export:safetensors",
+        "teacher_merged", "export:safetensors",
     }  # fmt: skip
     nats = {role: model["scores"]["nats_per_token"]["value"] for role, model in models.items()}
     assert nats["teacher"] < nats["student"] < nats["untrained"]
@@ -134,7 +134,7 @@ def test_the_export_writes_on_through_a_plain_pipeline(finished):
 
 def test_a_second_run_does_nothing(finished, capsys):
     assert commands.run(finished) == 0
-    assert "nothing to do, all 17 steps are done" in capsys.readouterr().out
+    assert "nothing to do, all 19 steps are done" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -273,5 +273,5 @@ def test_check_tells_what_it_can(finished, capsys, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["distilpeft", "check", str(finished), "--runs", str(finished.parent / "runs")])
     cli.main()
     printed = " ".join(capsys.readouterr().out.split())
-    assert "17 of 17 steps are done" in printed
+    assert "19 of 19 steps are done" in printed
     assert "kind: causal_lm" in printed

@@ -25,6 +25,7 @@ ROLES = [
     "student",
     "teacher",
     "teacher_full_precision",
+    "teacher_merged",
     "export:safetensors",
 ]
 
@@ -100,7 +101,7 @@ def test_a_second_run_does_nothing_and_never_imports_torch(finished):
     code += "; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
-    assert "nothing to do, all 18 steps are done" in done.stdout
+    assert "nothing to do, all 20 steps are done" in done.stdout
     assert done.stdout.split()[-1] == "False"
     assert {path: path.stat().st_mtime_ns for path in folder.glob("*-*/manifest.json")} == before
 
@@ -125,7 +126,7 @@ def test_check_counts_rows_steps_weights_and_what_is_done(finished, capsys):
     assert cells["teacher"][1:4] == ["1/1", "120", "16"]
     student = sum(tensor.numel() for tensor in student_weights(finished).values()) / 1e6
     assert float(cells["distil/student"][4].removesuffix("M")) == pytest.approx(student, abs=0.06)
-    assert "18 of 18 steps are done" in " ".join(printed.split())
+    assert "20 of 20 steps are done" in " ".join(printed.split())
 
 
 def test_schema_prints_what_editors_need(capsys):
@@ -138,7 +139,7 @@ def test_schema_prints_what_editors_need(capsys):
 def test_a_new_temperature_or_alpha_reuses_teacher_targets_and_baseline(finished, change):
     assert plan_of(finished, change).missing() == [
         "distil/student", "evaluate/student", "export/safetensors", "evaluate/export:safetensors",
-        "benchmark/student", "benchmark/export:safetensors",
+        "benchmark/student", "benchmark/export:safetensors", "bundle/safetensors",
     ]  # fmt: skip
 
 

@@ -63,7 +63,7 @@ def test_trials_share_one_teacher_and_one_cache_and_only_the_best_is_done_in_ful
     assert best["validation"] == min(row["validation"] for row in joint["trials"])
     report = json.loads((run / "report.json").read_text())
     assert report["artifacts"]["distil/student"] == best["artifact"]
-    assert (run / "student").resolve().parent.name == report["artifacts"]["export/safetensors"]
+    assert (run / "student").resolve().parent.name == report["artifacts"]["bundle/safetensors"]
 
 
 def test_the_recipes_own_settings_are_the_first_trial(finished):
@@ -204,7 +204,7 @@ def test_a_teacher_of_one_trial_may_fail_and_that_of_all_trials_may_not(tmp_path
 
 
 def test_the_table_is_kept_if_a_gate_stops_the_best_one(tmp_path, capsys):
-    recipe = workspace(tmp_path, export__dtype="bf16", export__max_abs_diff=1e-30)
+    recipe = workspace(tmp_path, export__dtype="bf16", export__tolerance={"safetensors": {"max_abs_diff": 1e-30}})
     assert search(recipe, "--search", "distil.alpha=0.1..0.9", *FAST, "--trials", "2") == 3
     assert "max_abs_diff" in capsys.readouterr().err
     assert [row["state"] for row in joint_of(recipe)["trials"]] == ["done"] * 2

@@ -21,8 +21,9 @@ from safetensors.torch import load_file
 from distilpeft import sweep as grid
 from distilpeft.errors import InputError
 from distilpeft.locks import Lock
+from distilpeft.plan import LAST_STAGES
 
-STAGES = ("teacher", "targets", "distil", "evaluate", "export", "benchmark")
+STAGES = ("teacher", "targets", "distil", "evaluate", "export", "benchmark", "bundle")
 STUDENTS = "student.from_teacher.layers=[0],[1],[0, 1]"
 
 
@@ -72,7 +73,7 @@ def test_the_validation_rows_pick_the_winner_whose_report_and_student_are_the_ru
     assert best["validation"] == max(row["validation"] for row in joint["points"])
     report = json.loads((run / "report.json").read_text())
     assert report["artifacts"]["distil/student"] == best["artifact"]
-    assert (run / "student").resolve().parent.name == report["artifacts"]["export/safetensors"]
+    assert (run / "student").resolve().parent.name == report["artifacts"]["bundle/safetensors"]
     text = next(run.glob("sweep-*/sweep.md")).read_text()
     seconds = next(row["seconds"] for row in joint["others"] if row["role"] == "teacher")
     assert f"6 points made {joint['artifacts']['made']} artifacts" in text
@@ -131,7 +132,7 @@ def test_the_points_of_a_shared_sweep_are_those_of_a_lone_one(finished, together
 def test_timing_waits_for_all_training(together):
     run = together[0].parent / "runs/tiny"
     ended = {stage: [path.stat().st_mtime_ns for path in run.glob(f"{stage}-*/manifest.json")] for stage in STAGES}
-    assert min(ended["benchmark"]) > max(max(times) for stage, times in ended.items() if stage != "benchmark")
+    assert min(ended["benchmark"]) > max(max(times) for stage, times in ended.items() if stage not in LAST_STAGES)
 
 
 def lock_of_a_training(run: Path) -> Lock:
@@ -205,10 +206,16 @@ def test_a_point_that_was_lost_is_the_only_one_made_again(finished):
 
 
 def test_a_point_that_its_figures_stop_is_told_and_the_others_go_on(finished, capsys):
-    stopped = ("--over", "export.max_abs_diff=1e-4,1e-30", "--set", "export.dtype=bf16", "--set", "export.gate_rows=8")
+    tolerance = "export.tolerance.safetensors.max_abs_diff"
+    before = set((finished.parent / "runs/tiny").glob("sweep-*"))
+    stopped = ("--over", f"{tolerance}=1,1e-30", "--set", "export.dtype=bf16", "--set", "export.gate_rows=8")
     assert sweep(finished, *stopped, "--set", "student.from_teacher.layers=[0]") == 3
     said = capsys.readouterr().out
-    assert "stopped: export.max_abs_diff=1e-30" in said
+    assert f"stopped: {tolerance}=1e-30" in said
+    (new,) = set((finished.parent / "runs/tiny").glob("sweep-*")) - before
+    (point,) = json.loads((new / "sweep.json").read_text())["points"]
+    assert point["values"] == {tolerance: 1}
+    shutil.rmtree(new)  # joint_of finds one
 
 
 @pytest.mark.parametrize(

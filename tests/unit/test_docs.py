@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 import yaml
 
 from distilpeft import reference
+from distilpeft.forms import LIMITS, Limits
 from distilpeft.recipe import Recipe
 
 ROOT = Path(__file__).parents[2]
@@ -17,6 +19,18 @@ ROOT = Path(__file__).parents[2]
 def test_the_recipe_reference_is_the_schemas():
     """Make it anew with: distilpeft schema --markdown > docs/recipes.md."""
     assert (ROOT / "docs/recipes.md").read_text(encoding="utf-8") == reference.markdown()
+
+
+def test_the_limits_of_exports_are_those_of_the_code():
+    text = (ROOT / "docs/export.md").read_text(encoding="utf-8")
+    table = text.partition("<!-- limits -->\n")[2].partition("<!-- /limits -->")[0]
+    rows = {line.split("`")[1]: [cell.strip() for cell in line.split("|")[2:-1]] for line in table.splitlines()}
+    for name, cells in rows.items():
+        style = ".1%" if name in ("top1_agreement", "metric_kept") else "g" if name == "kl" else ".0e"
+        for exactness, cell in zip(("exact", "half", "int8", "int4"), cells, strict=True):
+            values = [getattr(LIMITS[task, exactness], name) for task in ("text_classification", "causal_lm")]
+            assert cell == ("-" if None in values else " / ".join(format(value, style) for value in values)), name
+    assert set(rows) == {field.name for field in fields(Limits)}
 
 
 @pytest.mark.parametrize("page", sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")]), ids=lambda page: page.name)

@@ -8,7 +8,8 @@ import warnings
 import numpy as np
 import pytest
 
-from distilpeft.metrics import FUNCTIONS, OfflineMetric, agreement, scores, softmax, wilson
+from distilpeft.metrics import FUNCTIONS, OfflineMetric, agreement, scores, wilson
+from distilpeft.probabilities import softmax
 from distilpeft.recipe import METRICS
 
 # predicted 0, 1, 2, 0; right, wrong, right, wrong

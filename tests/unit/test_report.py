@@ -20,6 +20,11 @@ def model(role, accuracy, **more):
     return {"role": role, "scores": scores, **rest, "latency_ms": {"p50": None, "p95": None}, **more}
 
 
+PARITY = {
+    "max_abs_diff": 3e-6, "kl": 1e-12, "top1_agreement": 1.0, "metric_kept": 1.0, "rows": 100, "positions": 100,
+}  # fmt: skip
+
+
 def small():
     timed = {
         "num_parameters": 22_713_216, "size_bytes": 90_900_000, "throughput_rows_per_s": 151.6,
@@ -38,6 +43,17 @@ def small():
         "student_vs_teacher": 0.9,
         "ce_gap_closed": 0.25,
         "quantization_cost": {"quantize": "nf4", "accuracy_lost": 0.0125, "kl": 0.00314, "top1_agreement": 0.985},
+        "merging_cost": {"kl": 2.5e-7, "top1_agreement": 1.0},
+        "exports": {
+            "onnx": {"parity": PARITY, "size_bytes": 69_600_000, "speedup": 1.4},
+            "onnx-int8": {
+                "parity": {**PARITY, "top1_agreement": 0.99},
+                "size_bytes": 17_600_000,
+                "speedup": 2.5,
+                "way": "per channel",
+                "tried": [{"way": "dynamic", "faults": ["KL to the student is 0.1"]}],
+            },
+        },
         "rows": {"train": 1000, "truncated": 12, "duplicates": {"train/test": 3, "train/validation": 0}},
         "settings": {"data": {"max_tokens": 64}, "benchmark": {"batch_size": 32}},
         "environment": {"device": "cpu", "threads": 2, "python": "3.11", "versions": {"torch": "2.11", "peft": "0.18"}},
@@ -50,6 +66,9 @@ def test_the_sentences_say_what_the_figures_mean():
         "Distilling closed 25% of the gap that training on labels alone leaves.",
         "Quantizing the teacher to nf4 changed its accuracy by -1.25 points "
         "(KL 0.0031 nats, same answer on 98.5% of rows).",
+        "Merging its adapter into the dequantized base, which the student is cut from: KL 2.5e-07 nats, "
+        "same answer on 100.00%.",
+        "onnx-int8: per channel holds; dynamic did not hold (KL to the student is 0.1).",
         "12 of 1000 training rows were cut to 64 tokens.",
         "Texts that stand in two splits: train/test 3.",
     ]
@@ -68,7 +87,7 @@ def test_a_gap_that_is_not_there_cannot_be_closed():
 
 
 def test_without_a_baseline_a_quantized_teacher_or_duplicates_nothing_is_said_of_them():
-    found = {**small(), "ce_gap_closed": None, "quantization_cost": None}
+    found = {**small(), "ce_gap_closed": None, "quantization_cost": None, "merging_cost": None, "exports": {}}
     found["models"] = [entry for entry in found["models"] if entry["role"] != "student_ce_only"]
     found["rows"] = {"train": 10, "truncated": 0, "duplicates": {"train/test": 0}}
     assert report.sentences(found) == [
@@ -105,6 +124,7 @@ def test_the_markdown_holds_every_sentence_and_a_well_formed_table():
     start = lines.index(" | ".join(report.columns(small())))
     assert [line.count(" | ") for line in lines[start : start + 6]] == [9] * 6
     assert "Measured on cpu, 2 threads; Python 3.11, torch 2.11, peft 0.18." in lines
+    assert "onnx-int8 | 17.6MB | 3e-06 | 1e-12 | 99.00% | 100.00% | 2.50" in lines
     assert "batches of 32." in text
     assert text.endswith("\n")
 
@@ -124,9 +144,15 @@ def test_a_damaged_report_is_refused_with_what_to_do(tmp_path):
         report.load(tmp_path)
 
 
-def rendered(*overrides):
+def rendered(*overrides, form="safetensors"):
     figures = {entry["role"]: {"scores": entry["scores"]} for entry in small()["models"]}
-    return card.render(load_recipe("recipe.yaml", overrides), figures)
+    figures[f"export:{form}"] = figures["student"]
+    timed = {"num_parameters": 22_713_216, "size_bytes": 90_900_000, "latency_ms": {"p50": 4.26}, "machine": "CPU x2",
+             "threads": 2}  # fmt: skip
+    export = {"parity": PARITY, "size_bytes": 17_600_000}
+    recipe = load_recipe("recipe.yaml", overrides)
+    told = {"format": form, "labels": ["bad", "good"], "max_tokens": 16, "pad_token_id": 7}
+    return card.render(recipe, told, figures, {"student": timed, f"export:{form}": timed}, export)
 
 
 @pytest.mark.usefixtures("workplace")
@@ -134,17 +160,24 @@ class TestCard:
     def test_the_front_matter_is_valid_yaml_for_the_hub(self):
         empty, front, body = rendered().split("---\n", 2)
         assert empty == ""
+        metrics = [{"type": "accuracy", "value": 0.81}, {"type": "ece", "value": 0.0512}]
+        result = {"task": {"type": "text-classification"}, "metrics": metrics}
+        result["dataset"] = {"name": "rows.csv", "type": "local", "split": "test"}
         assert yaml.safe_load(front) == {
             "library_name": "transformers",
             "pipeline_tag": "text-classification",
-            "tags": ["distilpeft", "distillation"],
+            "tags": ["distilpeft", "knowledge-distillation", "safetensors"],
+            "metrics": ["accuracy", "ece"],
+            "model-index": [{"name": "small", "results": [result]}],
         }
         assert body.startswith("\n# small\n")
 
     def test_the_card_says_how_good_the_model_is_and_how_it_was_made(self):
         text = rendered()
-        assert "## Accuracy on 200 test rows" in text
-        assert "| student | 0.8100 (0.7600 to 0.8600) |" in text
+        assert "On 200 test rows; latency of one row on CPU x2, 2 threads." in text
+        assert "| student | 0.8100 (0.7600 to 0.8600) | 22.7M | 90.9 MB | 4.26 ms |" in text
+        assert "| **export:safetensors** (this) | 0.8100 (0.7600 to 0.8600) | 22.7M | 17.6 MB | 4.26 ms |" in text
+        assert "held against the student on 100 other held-out rows: a logit differs by at most 3e-06" in text
         assert "| majority |" not in text
         assert "(0 = bad, 1 = good)" in text
         assert "- Teacher: `base`, quantized: nf4, tuned with LoRA rank 4." in text
@@ -161,6 +194,27 @@ class TestCard:
     )
     def test_the_card_names_the_origin_of_the_student(self, student, said):
         assert said in rendered(f"student={student}")
+
+    def test_hub_ids_become_links_of_the_hub_and_a_licence_is_told(self):
+        (front,) = yaml.safe_load_all(rendered("teacher.model=org/base", "export.license=mit").split("---\n")[1])
+        assert (front["base_model"], front["license"]) == ("org/base", "mit")
+        text = rendered("teacher.model=org/base", "export.license=mit")
+        assert "- Teacher's base `org/base`: see https://huggingface.co/org/base." in text
+        assert "This model: mit." in text
+
+    def test_no_path_of_the_machine_that_made_it_is_in_the_card(self, workplace):
+        text = rendered(f"teacher.model={workplace / 'base'}", f"data.source={workplace / 'rows.csv'}")
+        assert str(workplace) not in text
+        assert "- Teacher: `base`," in text
+
+    @pytest.mark.parametrize("form", ["onnx", "openvino"])
+    def test_the_code_for_a_graph_needs_its_runtime_and_tokenizers_only(self, form):
+        code = rendered(form=form).split("```python\n")[1].split("```")[0]
+        modules = {"onnx": "onnxruntime", "openvino": "openvino"}
+        imports = {line.split()[1] for line in code.splitlines() if line.startswith(("import ", "from "))}
+        assert imports == {"numpy", modules[form], "tokenizers"}
+        assert "labels = ['bad', 'good']" in code
+        assert "tokenizer.enable_padding(pad_id=7)" in code
 
     def test_the_card_of_a_fully_tuned_teacher_says_so(self):
         assert "tuned with all weights" in rendered("teacher.lora=null", "teacher.quantize=none")

@@ -15,6 +15,7 @@ import torch
 from accelerate.utils import send_to_device
 
 from distilpeft import models
+from distilpeft.machine import machine_name
 from distilpeft.pair import Loaded
 from distilpeft.recipe import Recipe
 from distilpeft.runtime import Runtime
@@ -40,6 +41,8 @@ def run(runtime: Runtime, recipe: Recipe, data: TaskData, loaded: Loaded) -> dic
         "throughput_rows_per_s": round(float(batch / np.median(many_s)), 1),
         "batch_size": batch,
         "device": str(device),
+        "machine": machine_name(),
+        "threads": torch.get_num_threads(),
         "num_parameters": models.num_parameters(model),
         "size_bytes": models.size_bytes(model),
     }

@@ -12,6 +12,7 @@ import numpy as np
 from distilpeft import models
 from distilpeft.artifact import Artifact
 from distilpeft.errors import GateError
+from distilpeft.exported import rows_at_once
 from distilpeft.pair import Loaded, teacher_source, tokenizer_digest
 from distilpeft.recipe import Recipe
 from distilpeft.runtime import Runtime
@@ -55,7 +56,7 @@ def run(
         with runtime.bar(f"evaluate on {settings.split}", len(rows.lengths_N)) as bar:
             values_NK = values_of(
                 runtime, loaded.model, rows, measure_with(data, soft), precision=settings.precision,
-                micro_batch_size=settings.micro_batch_size, bar=bar,
+                micro_batch_size=rows_at_once(loaded.model, settings.micro_batch_size, recipe.data.max_tokens), bar=bar,
             )  # fmt: skip
         if not np.isfinite(values_NK).all():
             bad = (~np.isfinite(values_NK)).any(-1)

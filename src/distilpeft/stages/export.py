@@ -1,65 +1,177 @@
-"""Write the student as files that run without us, and compare them with it before they count.
+"""Write the student as files that run without us, and hold them against it before they count.
 
-Leaves: `model/` with merged safetensors, configuration, tokenizer and a model card (README.md).
+Leaves: `model/`, the files of one form, configuration, tokenizer, and manifest.json, which says how to open it.
 """
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
-from distilpeft import card
-from distilpeft.artifact import Artifact, write_text
-from distilpeft.errors import GateError
-from distilpeft.models import DTYPES
-from distilpeft.pair import MODEL, load_student, save_student
-from distilpeft.recipe import Recipe
+import numpy as np
+
+from distilpeft.artifact import Artifact, write_json
+from distilpeft.data import chunks
+from distilpeft.errors import GateError, InputError
+from distilpeft.formats import WRITERS, Student
+from distilpeft.formats.onnx_int8 import Candidate, candidates
+from distilpeft.forms import FORMS
+from distilpeft.models import head_modules
+from distilpeft.pair import MODEL, Loaded, architecture, load_student
+from distilpeft.parity import Gate, Verdict
+from distilpeft.recipe import CausalLM, Recipe, TextClassification
+from distilpeft.runners import MANIFEST, Inputs, open_onnx
 from distilpeft.runtime import Runtime
-from distilpeft.scoring import values_of
 from distilpeft.tasks import TaskData
+
+CALIBRATION_BATCH = 8
 
 
 def run(
-    runtime: Runtime,
-    recipe: Recipe,
-    data: TaskData,
-    *,
-    student: Artifact,
-    figures: dict[str, Any],
-    out: Artifact,
+    runtime: Runtime, recipe: Recipe, data: TaskData, *, form: str, student: Artifact, out: Artifact
 ) -> dict[str, Any]:
-    """Export the student into `out.partial` and prove it equal.
+    """Export the student into `out.partial` and prove it equal within the form's limits; the main process does it.
 
     Args:
         runtime: the machine.
         recipe: its `export` section.
-        data: rows for the comparison.
+        data: rows for the comparison, and for ranges.
+        form: one of `export.formats`.
         student: the distilled student.
-        figures: evaluation figures by role, for the card.
-        out: where the bundle goes.
+        out: where the files go.
+
+    Returns:
+        `parity`, see `parity.Gate.check`; `limits`; `worst` rows; `size_bytes` of the files that hold the model; for
+        onnx-int8 `way`, how it was made, and `tried`, the ways that did not hold and why.
 
     Raises:
-        GateError: a logit of the reloaded export differs from the student's by more than `export.max_abs_diff`.
+        GateError: the export is further from the student than the recipe allows; nothing is left.
+        InputError: the model has no such form.
     """
-    settings = recipe.export
     loaded = load_student(runtime, recipe, student.path / MODEL)
+    for split in ("train", "validation"):  # by all processes together; below they are at hand
+        data.tokens(split, loaded.tokenizer, loaded.tokenizer_digest)
+    found: dict[str, Any] = runtime.on_main(lambda: _export(runtime, recipe, data, form, loaded, student, out))
+    return found
+
+
+def _export(
+    runtime: Runtime, recipe: Recipe, data: TaskData, form: str, loaded: Loaded, student: Artifact, out: Artifact
+) -> dict[str, Any]:
+    shutil.rmtree(out.partial)  # what a killed run may have left
     folder = out.partial / MODEL
-    if runtime.is_main:
-        save_student(
-            loaded.model, loaded.tokenizer, folder, DTYPES[settings.dtype]
-        )  # in place: it is loaded anew below
-        write_text(folder / "README.md", card.render(recipe, figures))
-    runtime.accelerator.wait_for_everyone()
-    loaded, exported = (load_student(runtime, recipe, path) for path in (student.path / MODEL, folder))
-    rows = data.tokens(recipe.evaluate.split, loaded.tokenizer, loaded.tokenizer_digest)
-    found = values_of(
-        runtime, exported.model, rows, lambda model, batch: data.task.difference(model, loaded.model, batch),
-        precision="fp32", micro_batch_size=recipe.evaluate.micro_batch_size, limit=settings.gate_rows,
-    )  # fmt: skip
-    difference = float(found.max())
-    if not difference <= settings.max_abs_diff:
-        raise GateError(
-            f"export: the {settings.dtype} safetensors differ from the student by {difference:.3g} in a logit; "
-            f"export.max_abs_diff allows {settings.max_abs_diff:.3g}"
+    folder.mkdir(parents=True)
+    heads = tuple(head_modules(architecture(recipe), loaded.model.config))
+    source = Student(recipe, student.path / MODEL, architecture(recipe).auto_class, loaded.tokenizer, heads)
+    rows = data.tokens("validation", loaded.tokenizer, loaded.tokenizer_digest)
+    runtime.say(f"  export: writing {form}")
+    _describe(recipe, loaded, form, folder)
+    before = set(folder.iterdir())
+    WRITERS[form](source, form, folder)
+    runtime.say(f"  export: comparing {form} with the student")
+    gate = Gate(recipe, data, loaded.model, loaded.tokenizer, rows)
+    limits = recipe.limits(form)
+    figures: dict[str, Any] = {}
+    if form == "onnx-int8":
+        verdict, figures = _int8(runtime, recipe, data, loaded, gate, folder)
+    else:
+        verdict = gate.check(folder, limits, exact=FORMS[form].exactness == "exact")
+    for file in folder.iterdir():
+        file.chmod(0o644)  # some libraries let nobody else read what they write
+    if verdict.faults:
+        shutil.rmtree(out.partial)
+        raise GateError(f"export: {form}: {verdict}")
+    size = sum(file.stat().st_size for file in set(folder.iterdir()) - before)
+    return {
+        **figures,
+        "parity": verdict.figures,
+        "limits": asdict(limits),
+        "worst": [list(row) for row in verdict.worst],
+        "size_bytes": size,
+    }
+
+
+def _describe(recipe: Recipe, loaded: Loaded, form: str, folder: Path) -> None:
+    """Everything beside the model: configuration, tokenizer, and how to open it."""
+    tokenizer, model, task = loaded.tokenizer, loaded.model, recipe.task
+    model.config.save_pretrained(str(folder))
+    if isinstance(task, CausalLM):
+        model.generation_config.save_pretrained(str(folder))
+    tokenizer.save_pretrained(str(folder))
+    if not (folder / "tokenizer.json").is_file():
+        raise InputError(
+            f"export.formats: the tokenizer {type(tokenizer).__name__} has no tokenizer.json to run without us"
         )
-    size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
-    return {"max_abs_diff": difference, "compared_rows": len(found), "size_bytes": size}
+    told: dict[str, Any] = {
+        "format": form,
+        "file": FORMS[form].file,
+        "name": recipe.name,
+        "task": task.kind,
+        "auto_class": architecture(recipe).auto_class.__name__,
+        "max_tokens": min(recipe.data.max_tokens, tokenizer.model_max_length),
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    if isinstance(task, TextClassification):
+        told["labels"] = list(task.labels)
+    else:
+        ends = model.generation_config.eos_token_id
+        ends = [tokenizer.eos_token_id] if ends is None else ends
+        told["eos_token_ids"] = [end for end in (ends if isinstance(ends, list) else [ends]) if end is not None]
+        told["chat"] = recipe.needs_template
+    write_json(folder / MANIFEST, told)
+
+
+def _int8(
+    runtime: Runtime, recipe: Recipe, data: TaskData, loaded: Loaded, gate: Gate, folder: Path
+) -> tuple[Verdict, dict[str, Any]]:
+    """Replace the float graph by the first int8 one that holds."""
+    file = folder / FORMS["onnx-int8"].file
+    scratch = folder.with_name("float")
+    scratch.mkdir(exist_ok=True)
+    for part in folder.glob(file.name + "*"):
+        part.rename(scratch / part.name)
+    try:
+        ways = candidates(
+            recipe.export.int8, scratch / file.name, lambda path: gate.distance(open_onnx(path)),
+            lambda: _calibration(recipe, data, loaded, scratch / file.name),
+        )  # fmt: skip
+        return _first_that_holds(runtime, recipe, gate, folder, ways)
+    finally:
+        shutil.rmtree(scratch)
+
+
+def _first_that_holds(
+    runtime: Runtime, recipe: Recipe, gate: Gate, folder: Path, ways: Iterator[Candidate]
+) -> tuple[Verdict, dict[str, Any]]:
+    file = folder / FORMS["onnx-int8"].file
+    tried: list[dict[str, Any]] = []
+    verdict = Verdict({})
+    for way in ways:
+        way.write(file)
+        verdict = gate.check(folder, recipe.limits("onnx-int8"), exact=False)
+        if not verdict.faults:
+            return verdict, {"way": way.name, "tried": tried}
+        runtime.say(f"  export: onnx-int8, {way.name}: {'; '.join(verdict.faults)}")
+        tried.append({"way": way.name, "faults": verdict.faults, "parity": verdict.figures})
+        for part in folder.glob(file.name + "*"):
+            part.unlink()
+    verdict.faults = [f"{entry['way']}: {'; '.join(entry['faults'])}" for entry in tried]
+    return verdict, {}
+
+
+def _calibration(recipe: Recipe, data: TaskData, loaded: Loaded, graph: Path) -> Iterator[Inputs]:
+    """Training rows, drawn by the recipe's seed, as the graph takes them."""
+    rows = data.tokens("train", loaded.tokenizer, loaded.tokenizer_digest)
+    count = min(recipe.export.calibration_rows, len(rows.lengths_N))
+    picked = np.random.default_rng(recipe.seed).choice(len(rows.lengths_N), count, replace=False)
+    runner = open_onnx(graph)
+    for ids in chunks(picked, CALIBRATION_BATCH):
+        inputs = rows.load_batch(ids)["inputs"]
+        ids_BS = inputs["input_ids"].numpy()
+        mask = inputs.get("attention_mask")
+        yield runner.feed(
+            {"input_ids": ids_BS, "attention_mask": np.ones_like(ids_BS) if mask is None else mask.numpy()}
+        )

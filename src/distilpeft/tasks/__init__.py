@@ -71,12 +71,20 @@ class TaskData:
         self.recipe, self.task, self.digest = recipe, task_module(recipe), digest
         self._cache, self._main_first = cache, main_first
         self._splits = read_task_splits(recipe)
+        self._tokens: dict[str, Tokens] = {}
         self.duplicates = duplicates({name: self.task.texts(recipe.task, rows) for name, rows in self._splits.items()})
+
+    def texts(self, split: str, count: int) -> list[str]:
+        """The first texts of a split, as its rows hold them."""
+        rows = self._splits[split]
+        return self.task.texts(self.recipe.task, rows.select(range(min(count, len(rows)))))  # type: ignore[no-any-return]
 
     def tokens(self, split: str, tokenizer: Any, tokenizer_digest: str) -> Tokens:
         """Tokenise a split, or find it on disk; `tokenizer_digest` names the tokenizer."""
         rows = self._splits[split]
         name = digest_json([self.digest, split, tokenizer_digest, self.recipe.data.max_tokens])[:16]
+        if name in self._tokens:  # no process waits for the others then
+            return self._tokens[name]
         path = self._cache / f"tokens-{split}-{name}.arrow"
         path.parent.mkdir(parents=True, exist_ok=True)
         task, max_tokens = self.recipe.task, self.recipe.data.max_tokens
@@ -89,7 +97,8 @@ class TaskData:
                 cache_file_name=str(path),
                 new_fingerprint=name,
             )
-        return Tokens(self.task, dataset, tokenizer)
+        self._tokens[name] = Tokens(self.task, dataset, tokenizer)
+        return self._tokens[name]
 
 
 def read_task_splits(recipe: Recipe) -> dict[str, datasets.Dataset]:

@@ -30,7 +30,6 @@ __all__ = ["FEATURES", "check_rows", "encode", "texts"]  # the rows' part of wha
 
 AUTO_CLASS = "AutoModelForCausalLM"
 PEFT_TASK = "CAUSAL_LM"
-PIPELINE = "text-generation"
 TRAIN_HEADS = False  # the head is pretrained, often tied to the embeddings, and large
 BINS = 15  # of confidence; as for classes
 VALUES = ("tokens", "nats", "right", "bytes", "kl", "agree", *(f"gap_{i}" for i in range(BINS)))
@@ -290,19 +289,6 @@ def against_teacher(values_NK: NDArray[np.float64], _: Any) -> dict[str, float] 
     """KL(teacher || model) in nats per token and the share of targets with the same top token."""
     found = metrics(values_NK, None)
     return None if np.isnan(found["kl"]) else {name: found[name] for name in AGAINST}
-
-
-def difference(model: nn.Module, other: nn.Module, batch: dict[str, Any]) -> Tensor:
-    """Largest difference of a logit between two models, per row, [B, 1]."""
-    import torch
-
-    one, two = target_states(model, batch), target_states(other, batch)
-    worst_B = torch.zeros(len(batch["num_bytes_B"]), device=one.device)
-    for start in range(0, len(one), 64):
-        part = slice(start, start + 64)
-        gap_N = (head_of(model).logits(one[part]).float() - head_of(other).logits(two[part]).float()).abs().amax(-1)
-        worst_B.scatter_reduce_(0, batch["rows_N"][part], gap_N, "amax")
-    return worst_B.unsqueeze(-1)
 
 
 def forward(model: nn.Module, inputs: dict[str, Any]) -> Any:

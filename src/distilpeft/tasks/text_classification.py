@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
 AUTO_CLASS = "AutoModelForSequenceClassification"
 PEFT_TASK = "SEQ_CLS"
-PIPELINE = "text-classification"
 TRAIN_HEADS = True  # the classifier comes without pretrained weights
 FEATURES = datasets.Features(
     {
@@ -207,7 +206,8 @@ def majority_values(task: TextClassification, train: Any, rows: Any) -> NDArray[
 
 def metrics(values_NC: NDArray[np.floating[Any]], rows: Any) -> dict[str, float]:
     """All metrics that work without a hub."""
-    from distilpeft.metrics import FUNCTIONS, softmax
+    from distilpeft.metrics import FUNCTIONS
+    from distilpeft.probabilities import softmax
 
     probabilities_NC = softmax(values_NC)
     labels_N = rows.column("label")
@@ -228,11 +228,6 @@ def against_teacher(
     from distilpeft.metrics import agreement
 
     return agreement(values_NC.astype(np.float64), teacher_NC.astype(np.float64))
-
-
-def difference(model: nn.Module, other: nn.Module, batch: dict[str, Any]) -> Tensor:
-    """Largest difference of a logit between two models, per row, [B, 1]."""
-    return (row_logits(model, batch).float() - row_logits(other, batch).float()).abs().amax(-1, keepdim=True)
 
 
 def forward(model: nn.Module, inputs: dict[str, Any]) -> Any:

@@ -1,0 +1,117 @@
+"""`distilpeft predict`: texts from the command line, lines or JSONL in, one answer per text out.
+
+A line of input that is a JSON object keeps its keys, and gets the answer beside them. What goes to a file appears there
+whole or not at all.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any, TextIO
+
+from distilpeft.deployed import Deployed
+from distilpeft.errors import InputError
+
+TEXT, PROMPT = "text", "prompt"
+
+
+def run(
+    folder: Path,
+    texts: Sequence[str],
+    source: TextIO | None,
+    out: Path | None,
+    *,
+    batch_size: int,
+    max_new_tokens: int,
+) -> Iterator[str]:
+    """Answer every text.
+
+    Args:
+        folder: an exported folder.
+        texts: given on the command line.
+        source: lines to read instead.
+        out: a file for the answers.
+        batch_size: texts that go through a classifier at once.
+        max_new_tokens: of a language model's continuation.
+
+    Yields:
+        An answer as a line of JSON, unless it went to the file.
+
+    Raises:
+        InputError: the folder is no export, or a line cannot be answered; the line is named.
+    """
+    deployed = Deployed(folder)
+    if source is None:
+        for number, text in enumerate(texts, 1):
+            if not text.strip():
+                raise InputError(f"text {number}: is empty")
+        rows: Iterator[dict[str, Any]] = ({"text": text} for text in texts)
+    else:
+        rows = read(source, getattr(source, "name", "input"))
+    lines = (
+        json.dumps(row | answer, ensure_ascii=False)
+        for row, answer in answered(deployed, rows, batch_size, max_new_tokens)
+    )
+    if out is None:
+        yield from lines
+    else:
+        _write(out, lines)
+
+
+def read(source: Iterable[str], name: str) -> Iterator[dict[str, Any]]:
+    """Rows of text lines or JSON objects, each with a text under `text` or `prompt`; empty lines are left out.
+
+    Raises:
+        InputError: a line is not as it should be.
+    """
+    for number, line in enumerate(source, 1):
+        if not line.strip():
+            continue
+        here = f"{name}:{number}"
+        if not line.lstrip().startswith("{"):
+            yield {TEXT: line.rstrip("\r\n")}
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise InputError(f"{here}: not valid JSON: {error}") from None
+        if not isinstance(_text(row), str) or not str(_text(row)).strip():
+            raise InputError(f"{here}: wants a text under {TEXT!r} or {PROMPT!r}; its keys are {', '.join(row)}")
+        yield row
+
+
+def answered(
+    deployed: Deployed, rows: Iterator[dict[str, Any]], batch_size: int, max_new_tokens: int
+) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    """Each row with its answer: `label` and `probabilities`, or `completion`."""
+    labels = deployed.manifest.get("labels")
+    if labels is None:
+        for row in rows:
+            yield row, {"completion": deployed.complete(str(_text(row)), max_new_tokens)}
+        return
+    while batch := list(islice(rows, batch_size)):
+        for row, chances_C in zip(batch, deployed.classify([str(_text(row)) for row in batch]), strict=True):
+            chances = {name: round(float(chance), 6) for name, chance in zip(labels, chances_C, strict=True)}
+            yield row, {"label": labels[int(chances_C.argmax())], "probabilities": chances}
+
+
+def _text(row: dict[str, Any]) -> Any:
+    return row.get(TEXT, row.get(PROMPT))
+
+
+def _write(out: Path, lines: Iterator[str]) -> None:
+    handle, name = tempfile.mkstemp(dir=out.parent, prefix=f".{out.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            for line in lines:
+                file.write(line + "\n")
+        Path(name).chmod(0o644)
+        Path(name).replace(out)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise

@@ -1,0 +1,85 @@
+"""An exported model as its users have it: text in, labels or more text out; a graph without torch or transformers.
+
+B  rows    S  positions    C  classes
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from distilpeft.errors import InputError
+from distilpeft.probabilities import softmax
+from distilpeft.runners import generate, open_runner, read_manifest
+
+TOKENIZER = "tokenizer.json"
+
+
+class Deployed:
+    """An exported folder, its tokenizer read, its model loaded when it is first asked.
+
+    Args:
+        folder: with manifest.json.
+        threads: of the runtime; 0 leaves the choice to it.
+
+    Raises:
+        InputError: it is no exported folder, or has no tokenizer.json.
+    """
+
+    def __init__(self, folder: Path, threads: int = 0) -> None:
+        import tokenizers
+
+        self.folder, self.manifest = folder, read_manifest(folder)
+        if not (folder / TOKENIZER).is_file():
+            raise InputError(f"{folder}: has no {TOKENIZER}")
+        self._words = tokenizers.Tokenizer.from_file(str(folder / TOKENIZER))
+        self._words.no_padding()
+        self._words.no_truncation()
+        if self.manifest["task"] == "text_classification":
+            self._words.enable_truncation(self.manifest["max_tokens"])
+        self._threads = threads
+        self._runner: Any = None
+
+    @property
+    def runner(self) -> Any:
+        """The loaded model."""
+        if self._runner is None:
+            self._runner = open_runner(self.folder, self._threads)
+        return self._runner
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids, as in training: with special tokens, a classifier's cut to `max_tokens`."""
+        return [found.ids for found in self._words.encode_batch(list(texts))]
+
+    def classify(self, texts: Sequence[str]) -> NDArray[np.float64]:
+        """Class probabilities [B, C]."""
+        rows = self.encode(texts)
+        width = max(map(len, rows))
+        pad = self.manifest["pad_token_id"] or 0
+        ids_BS = np.array([ids + [pad] * (width - len(ids)) for ids in rows], dtype=np.int64)
+        mask_BS = (np.arange(width) < np.array([[len(ids)] for ids in rows])).astype(np.int64)
+        logits_BC, _ = self.runner.run({"input_ids": ids_BS, "attention_mask": mask_BS})
+        return softmax(logits_BC)
+
+    def complete(self, prompt: str, max_new_tokens: int) -> str:
+        """The likeliest continuation; of a chat model, its answer."""
+        if self.manifest["chat"]:
+            prompt = self._rendered(prompt)
+        (ids,) = self.encode([prompt]) if not self.manifest["chat"] else [self._plain(prompt)]
+        found = generate(self.runner, ids, max_new_tokens, self.manifest["eos_token_ids"])
+        return str(self._words.decode(found))
+
+    def _plain(self, text: str) -> list[int]:
+        return list(self._words.encode(text, add_special_tokens=False).ids)  # the template has written them
+
+    def _rendered(self, prompt: str) -> str:
+        """The prompt as a user's turn, by the chat template that lies beside the model."""
+        import transformers
+
+        tokenizer = transformers.AutoTokenizer.from_pretrained(str(self.folder))
+        turn = [{"role": "user", "content": prompt}]
+        return str(tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True))

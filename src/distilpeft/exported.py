@@ -1,0 +1,78 @@
+"""Exported folders as modules: what transformers loads, and graphs that answer as a transformers model would.
+
+So evaluation and timing treat an export like any other model.
+
+    B  rows    S  positions    C  classes    V  vocabulary
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from distilpeft.forms import FORMS
+from distilpeft.models import load_exported
+from distilpeft.runners import GraphRunner, open_runner, read_manifest
+
+LOGITS_BYTES = 256 << 20
+"""Bytes of the logits of all positions that a graph of a language model may give at once."""
+
+
+class _Same(nn.Identity):
+    """A head for what are logits already."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.out_features = width
+
+
+class Graph(nn.Module):
+    """A graph with the face of a transformers model.
+
+    To the fused scores of language models its last hidden states are the logits, and its head changes nothing.
+    """
+
+    def __init__(self, runner: GraphRunner, device: torch.device) -> None:
+        super().__init__()
+        self.runner, self.device = runner, device
+        self.head = _Same(runner.width)
+        self.logit_shape = (1.0, None)
+
+    def forward(self, **inputs: Any) -> SimpleNamespace:
+        """`logits` of [B, C], or [B, S, V]."""
+        arrays = {name: array.cpu().numpy() for name, array in inputs.items() if isinstance(array, Tensor)}
+        return SimpleNamespace(logits=torch.from_numpy(self.runner.run(arrays)[0]).to(self.device))
+
+    def base_model(self, **inputs: Any) -> SimpleNamespace:
+        """`last_hidden_state`: see above."""
+        return SimpleNamespace(last_hidden_state=self(**inputs).logits)
+
+    def get_output_embeddings(self) -> nn.Module:
+        """See above."""
+        return self.head
+
+
+def rows_at_once(model: nn.Module, rows: int, max_tokens: int) -> int:
+    """At most `rows`, and of a graph as many as have logits of `LOGITS_BYTES`."""
+    if not isinstance(model, Graph):
+        return rows
+    return max(1, min(rows, LOGITS_BYTES // (4 * max_tokens * model.runner.width)))
+
+
+def open_exported(folder: Path, device: torch.device) -> Any:
+    """An exported folder as a frozen module.
+
+    Args:
+        folder: with manifest.json.
+        device: for what transformers loads; graphs go where their runtime puts them.
+    """
+    manifest = read_manifest(folder)
+    if FORMS[manifest["format"]].runtime == "transformers":
+        return load_exported(folder, manifest, device)
+    runner = open_runner(folder, torch.get_num_threads())
+    assert isinstance(runner, GraphRunner)
+    return Graph(runner, device).eval()

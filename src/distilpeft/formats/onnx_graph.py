@@ -1,0 +1,153 @@
+"""The student as an ONNX graph: any number of rows and positions; language models with their cache.
+
+torch.export traces the model as it is, so the graph is the student's own arithmetic. Inputs are `input_ids` and
+`attention_mask`, the mask over cached and new positions; positions are counted from the mask, so padding on either side
+is right. A language model also takes `past_key_values.N.key|value` (of no positions, at first) and gives
+`present.N.key|value` behind `logits`: the names that ONNX tools for language models know.
+
+    B  rows    P  cached positions    S  new positions
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache
+
+from distilpeft.errors import InputError
+from distilpeft.runners import PAST
+
+EXTERNAL_BYTES = 1_500_000_000
+"""A graph whose weights are larger keeps them in a file beside it: protobuf files end at 2 GB."""
+
+
+def fault(config: Any) -> str | None:
+    """Why a model of this configuration cannot become a graph with a cache, as far as the configuration tells."""
+    kinds = set(getattr(config.get_text_config(), "layer_types", None) or ())
+    if kinds - {"full_attention"}:
+        return (
+            f"layers of kind {', '.join(sorted(kinds - {'full_attention'}))} have caches that a graph cannot hold yet"
+        )
+    return None
+
+
+def write(model: Any, file: Path, *, caching: bool, dtype: torch.dtype = torch.float32) -> None:
+    """Write the graph.
+
+    Args:
+        model: in eval mode; it is cast to `dtype` in place.
+        file: to be made; large weights go beside it.
+        caching: whether it is a language model.
+        dtype: of weights and cache; logits are float32 anyhow.
+
+    Raises:
+        InputError: torch.onnx cannot export this architecture.
+    """
+    wrong = fault(model.config) if caching else None
+    if wrong is not None:
+        raise InputError(f"export.formats: {type(model).__name__} as ONNX: {wrong}")
+    model = model.to(dtype).cpu()
+    graph, arguments, shapes, names = _language(model) if caching else _classifier(model)
+    weights = sum(tensor.numel() * tensor.element_size() for tensor in model.parameters())
+    try:
+        with _quiet(), torch.no_grad():
+            program = torch.onnx.export(
+                graph, arguments, dynamo=True, dynamic_shapes=shapes, input_names=names[0], output_names=names[1],
+                verbose=False,
+            )  # fmt: skip
+    except (torch.onnx.OnnxExporterError, torch._dynamo.exc.TorchDynamoException) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise InputError(f"export.formats: torch cannot export {type(model).__name__} as ONNX: {reason}") from None
+    assert program is not None
+    _strip(program.model)
+    program.save(str(file), external_data=weights > EXTERNAL_BYTES)
+
+
+Export = tuple[nn.Module, tuple[Any, ...], dict[str, Any], tuple[list[str], list[str]]]
+
+
+def _classifier(model: nn.Module) -> Export:
+    ids_BS = torch.ones(2, 5, dtype=torch.long)
+    any_size = torch.export.Dim.DYNAMIC
+    shapes = {name: {0: any_size, 1: any_size} for name in ("input_ids", "attention_mask")}
+    return _Classifier(model), (ids_BS, torch.ones_like(ids_BS)), shapes, (list(shapes), ["logits"])
+
+
+class _Classifier(nn.Module):
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        logits: Tensor = self.model(input_ids=input_ids, attention_mask=attention_mask).logits
+        return logits.float()
+
+
+def _language(model: Any) -> Export:
+    size, cached, new = 2, 3, 5
+    prompt_BP = torch.ones(size, cached, dtype=torch.long, device=model.device)
+    with torch.no_grad():
+        layers = model(input_ids=prompt_BP, use_cache=True).past_key_values.layers
+    past = [(layer.keys, layer.values) for layer in layers]
+    any_size = torch.export.Dim.DYNAMIC
+    plain = {0: any_size, 1: any_size}
+    shapes = {
+        "input_ids": plain,
+        "attention_mask": plain,
+        "past": [({0: any_size, 2: any_size},) * 2 for _ in past],
+    }
+    sides = [f"{layer}.{side}" for layer in range(len(past)) for side in ("key", "value")]
+    names = (
+        ["input_ids", "attention_mask", *(PAST + side for side in sides)],
+        ["logits", *(f"present.{side}" for side in sides)],
+    )
+    ids_BS = torch.ones(size, new, dtype=torch.long)
+    return _Language(model), (ids_BS, torch.ones(size, cached + new, dtype=torch.long), past), shapes, names
+
+
+class _Language(nn.Module):
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, past: list[tuple[Tensor, Tensor]]) -> list[Tensor]:
+        positions_BS = (attention_mask.cumsum(-1) - 1).clamp(min=0)[:, -input_ids.shape[1] :]
+        found = self.model(
+            input_ids=input_ids, attention_mask=attention_mask, position_ids=positions_BS,
+            past_key_values=DynamicCache(past), use_cache=True,
+        )  # fmt: skip
+        cache = [side for layer in found.past_key_values.layers for side in (layer.keys, layer.values)]
+        return [found.logits.float(), *cache]
+
+
+def _strip(model: Any) -> None:
+    """Forget where the graph came from: stack traces with this machine's paths."""
+    model.metadata_props.clear()
+    for owner in (model.graph, *model.functions.values()):
+        owner.metadata_props.clear()
+        owner.doc_string = None
+        for node in owner.all_nodes():
+            node.metadata_props.clear()
+            node.doc_string = None
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No notices of the exporter's parts to each other; a fault comes as an exception."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)

@@ -1,0 +1,34 @@
+"""What writers of exported files get."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from distilpeft.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Student:
+    """The model to export.
+
+    Attributes:
+        recipe: whose student it is.
+        folder: its float32 files.
+        auto_class: of transformers, that loads them.
+        tokenizer: its tokenizer.
+        heads: modules that are never quantized.
+    """
+
+    recipe: Recipe
+    folder: Path
+    auto_class: Any
+    tokenizer: Any
+    heads: tuple[str, ...]
+
+    def load(self) -> Any:
+        """The float32 model, new: a writer may change what it gets."""
+        return self.auto_class.from_pretrained(str(self.folder), dtype=torch.float32).requires_grad_(False).eval()

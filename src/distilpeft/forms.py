@@ -1,0 +1,114 @@
+"""What a student can be exported as: the one list of forms, what each needs, and how near it has to stay.
+
+Torch-free, below the recipe, which takes its names from here. The functions that write them are in `formats`. To add a
+form: a name in `FormName`, a line in `FORMS`, and the function that writes it in `formats.WRITERS`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib.util
+from dataclasses import dataclass
+from typing import Literal
+
+Exactness = Literal["exact", "half", "int8", "int4"]
+FormName = Literal[
+    "safetensors", "onnx", "onnx-int8", "onnx-fp16", "openvino", "torchao-int8", "bnb-nf4", "gguf-f32", "gguf-f16",
+    "gguf-bf16", "gguf-q8_0", "gguf-q5_1", "gguf-q5_0", "gguf-q4_1", "gguf-q4_0",
+]  # fmt: skip
+ALIASES = {"gguf": "gguf-f16"}
+
+
+@dataclass(frozen=True)
+class Form:
+    """One form of exported files.
+
+    Attributes:
+        runtime: what loads them.
+        file: the one to load; "." is the folder itself.
+        exactness: how near it stays to the student by nature; its tolerances come from here.
+        modules: what has to be importable to write and reload it.
+        extra: the extra of distilpeft that brings these.
+        tasks: kinds of tasks it exists for.
+    """
+
+    runtime: Literal["transformers", "onnxruntime", "openvino"]
+    file: str
+    exactness: Exactness
+    modules: tuple[str, ...] = ()
+    extra: str = ""
+    tasks: tuple[str, ...] = ("text_classification", "causal_lm")
+
+    def missing(self) -> list[str]:
+        """Modules that are not installed here."""
+        return [name for name in self.modules if importlib.util.find_spec(name) is None]
+
+
+_ONNX = ("onnx", "onnxscript", "onnxruntime")
+
+
+def _gguf(exactness: Exactness) -> Form:
+    return Form("transformers", "model.gguf", exactness, ("gguf",), "gguf", ("causal_lm",))
+
+
+FORMS: dict[str, Form] = {
+    "safetensors": Form("transformers", ".", "exact"),
+    "onnx": Form("onnxruntime", "model.onnx", "exact", _ONNX, "onnx"),
+    "onnx-int8": Form("onnxruntime", "model.onnx", "int8", _ONNX, "onnx"),
+    "onnx-fp16": Form("onnxruntime", "model.onnx", "half", _ONNX, "onnx"),
+    "openvino": Form("openvino", "model.xml", "exact", (*_ONNX, "openvino"), "openvino"),
+    "torchao-int8": Form("transformers", ".", "int8", ("torchao",), "torchao"),
+    "bnb-nf4": Form("transformers", ".", "int4", ("bitsandbytes",)),
+    "gguf-f32": _gguf("exact"),
+    "gguf-f16": _gguf("half"),
+    "gguf-bf16": _gguf("half"),
+    "gguf-q8_0": _gguf("int8"),
+    "gguf-q5_1": _gguf("int4"),
+    "gguf-q5_0": _gguf("int4"),
+    "gguf-q4_1": _gguf("int4"),
+    "gguf-q4_0": _gguf("int4"),
+}
+
+
+def form_name(name: object) -> object:
+    """A form's full name.
+
+    Raises:
+        ValueError: there is none of that name.
+    """
+    found = ALIASES.get(name, name) if isinstance(name, str) else name
+    if isinstance(found, str) and found not in FORMS:
+        close = difflib.get_close_matches(found, FORMS, n=1)
+        raise ValueError(f"unknown format {found!r}; " + (f"did you mean {close[0]}?" if close else ", ".join(FORMS)))
+    return found
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How far an export may be from the student on the gate's rows; None does not look at it.
+
+    Attributes:
+        max_abs_diff: of a logit.
+        kl: KL(student ‖ export), nats per row or token, on average.
+        top1_agreement: share of rows or tokens with the same top class or token, at least.
+        metric_kept: share of the student's accuracy, or for language models exp(−more nats per token), at least.
+    """
+
+    max_abs_diff: float | None
+    kl: float | None
+    top1_agreement: float | None
+    metric_kept: float | None
+
+
+LIMITS: dict[tuple[str, Exactness], Limits] = {
+    ("text_classification", "exact"): Limits(1e-4, 1e-6, 0.99, 0.99),
+    ("text_classification", "half"): Limits(None, 1e-3, 0.99, 0.99),
+    ("text_classification", "int8"): Limits(None, 0.02, 0.97, 0.99),
+    ("text_classification", "int4"): Limits(None, 0.1, 0.9, 0.95),
+    ("causal_lm", "exact"): Limits(1e-3, 1e-6, 0.99, 0.999),
+    ("causal_lm", "half"): Limits(None, 5e-3, 0.97, 0.99),
+    ("causal_lm", "int8"): Limits(None, 0.05, 0.9, 0.97),
+    ("causal_lm", "int4"): Limits(None, 0.5, 0.6, 0.7),
+}
+"""Defaults by task and exactness. bf16 weights alone turn about one in a hundred top tokens of a small language model,
+4-bit ones a quarter: a limit tells a sound file of its kind from a broken one, and the recipe may ask for more."""

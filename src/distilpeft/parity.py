@@ -1,0 +1,308 @@
+"""The gate of every export: what its files answer in their own runtime, against the student.
+
+The calls are held-out rows in batches of one and of several, padded and packed as they come; language models also go
+through their cache, token by token, and continue two prompts. A new process opens nothing but the exported folder and
+answers; this one compares logit by logit, in float64.
+
+    N  positions that count    V  classes or vocabulary
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import cycle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from transformers import AutoTokenizer
+
+from distilpeft.deployed import Deployed
+from distilpeft.forms import FORMS, Limits
+from distilpeft.probabilities import divergence, log_softmax
+from distilpeft.recipe import Recipe
+from distilpeft.runners import Runner, TransformersRunner, generate
+from distilpeft.tasks import TaskData, Tokens
+
+BATCH_SIZES = (1, 2, 3, 8, 16)
+LOGITS_BYTES = 256 << 20
+"""Bytes of the student's logits at most; a large vocabulary is compared at fewer positions."""
+MAX_POSITIONS = 2048
+BLOCK = 64  # positions compared at once, in float64
+NEW_TOKENS = 50
+NUM_PROMPTS, PROMPT_TOKENS = 2, 16
+NUM_WORST, NUM_TEXTS, DISTANCE_CALLS = 3, 64, 16
+
+
+@dataclass(frozen=True)
+class Call:
+    """One batch: what goes in, which positions count, and what the student says there.
+
+    Attributes:
+        inputs: name → array.
+        at_N: flat positions b * S + s.
+        labels_N: the right answers.
+        rows_N: row ids.
+        logits_NV: the student's.
+        cut: send it through the cache, cut here; None sends it whole.
+    """
+
+    inputs: Mapping[str, NDArray[Any]]
+    at_N: NDArray[np.int64]
+    labels_N: NDArray[np.int64]
+    rows_N: NDArray[np.int64]
+    logits_NV: NDArray[np.float32]
+    cut: int | None = None
+
+
+@dataclass
+class Verdict:
+    """What the gate found.
+
+    Attributes:
+        figures: see `Gate.check`.
+        faults: what is beyond its limit, in words; none if the export counts.
+        worst: (row, largest difference of a logit, KL) of the rows that differ most.
+    """
+
+    figures: dict[str, Any]
+    faults: list[str] = field(default_factory=list)
+    worst: list[tuple[int, float, float]] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        told = "; ".join(self.faults)
+        rows = ", ".join(f"{row} (logit off by {gap:.3g}, KL {kl:.3g})" for row, gap, kl in self.worst)
+        return f"{told}. Validation rows that differ most: {rows}" if rows else told
+
+
+class Gate:
+    """The student's answers, computed once, to hold exports against.
+
+    Args:
+        recipe: its `export` section.
+        data: the rows.
+        student: the model in transformers.
+        tokenizer: its tokenizer.
+        rows: the validation rows as it reads them.
+    """
+
+    def __init__(self, recipe: Recipe, data: TaskData, student: Any, tokenizer: Any, rows: Tokens) -> None:
+        self._recipe, self._language = recipe, recipe.task.kind == "causal_lm"
+        self._runner = TransformersRunner(student, caching=self._language)
+        self.calls = self._calls(data, rows)
+        self._texts = data.texts("validation", NUM_TEXTS)
+        words = rows.dataset.select(range(len(self._texts)))["input_ids"] if not self._language else None
+        self._ids = list(words) if words is not None else list(tokenizer(self._texts)["input_ids"])
+        self.prompts = self._prompts()
+        self._told = [generate(self._runner, ids, NEW_TOKENS, ()) for ids in self.prompts]
+
+    def _calls(self, data: TaskData, rows: Tokens) -> list[Call]:
+        calls: list[Call] = []
+        sizes, positions, start = cycle(BATCH_SIZES), 0, 0
+        most = MAX_POSITIONS
+        while start < min(len(rows.lengths_N), self._recipe.export.gate_rows) and positions < most:
+            ids = np.arange(start, min(start + next(sizes), len(rows.lengths_N), self._recipe.export.gate_rows))
+            start = int(ids[-1]) + 1
+            batch = rows.load_batch(ids)
+            inputs = {name: tensor.numpy() for name, tensor in batch["inputs"].items()}
+            labels_N = batch["labels_N"].numpy()
+            if self._language:
+                at_N, rows_N = batch["at_N"].numpy(), ids[batch["rows_N"].numpy()]
+            else:
+                at_N, rows_N = np.arange(len(ids)), ids
+            if not len(at_N):
+                continue
+            logits = self._runner.run(inputs)[0]
+            logits_NV = logits.reshape(-1, logits.shape[-1])[at_N]
+            most = min(most, LOGITS_BYTES // (4 * logits.shape[-1]))
+            positions += len(at_N)
+            calls.append(Call(inputs, at_N, labels_N, rows_N, logits_NV))
+            if self._language and len(calls) <= 2 * len(BATCH_SIZES) and "position_ids" not in inputs:
+                cut = max(1, inputs["input_ids"].shape[1] // 2)
+                calls.append(Call(inputs, at_N, labels_N, rows_N, logits_NV, cut))
+        return calls
+
+    def _prompts(self) -> list[list[int]]:
+        """The beginnings of the first rows, for a language model to go on with."""
+        if not self._language:
+            return []
+        found = [call.inputs["input_ids"][0, :PROMPT_TOKENS].tolist() for call in self.calls if call.cut is None]
+        return found[:NUM_PROMPTS]
+
+    def check(self, folder: Path, limits: Limits, *, exact: bool) -> Verdict:
+        """Hold an exported folder against the student.
+
+        Args:
+            folder: the files, with manifest.json.
+            limits: how far it may be off.
+            exact: a language model must also write the very same tokens.
+
+        Returns:
+            `rows`, `positions`, `max_abs_diff` of a logit, `kl` (KL(student ‖ export), nats per position),
+            `top1_agreement`, `metric_kept`, `metric_student` and `metric_export` (share of right answers; of a language
+            model nats per token), for language models `same_tokens` out of `new_tokens` in a row.
+        """
+        with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
+            failure = self._ask(folder, Path(scratch))
+            if failure is not None:
+                return Verdict({}, [f"its runtime cannot open or run it: {failure}"])
+            told = json.loads((Path(scratch) / "tokens.json").read_text(encoding="utf-8"))
+            verdict = compare(self.calls, Path(scratch), language=self._language)
+        if verdict.figures:
+            verdict.faults += faults(verdict.figures, limits)
+        if self._language:
+            same = [_common(one, two) for one, two in zip(self._told, told, strict=True)]
+            verdict.figures |= {"same_tokens": min(same, default=0), "new_tokens": NEW_TOKENS}
+            if exact and min(same, default=NEW_TOKENS) < NEW_TOKENS:
+                verdict.faults.append(f"writes another token than the student after {min(same)} of {NEW_TOKENS}")
+        verdict.faults += self._misread(folder)
+        return verdict
+
+    def distance(self, runner: Runner) -> float:
+        """Mean KL(student ‖ model) over the first calls: for comparing, not for judging."""
+        found = []
+        for call in [call for call in self.calls if call.cut is None][:DISTANCE_CALLS]:
+            logits = runner.run(call.inputs)[0]
+            two_NV = logits.reshape(-1, logits.shape[-1])[call.at_N]
+            for start in range(0, len(two_NV), BLOCK):
+                part = slice(start, start + BLOCK)
+                found.append(divergence(*(log_softmax(array[part]) for array in (call.logits_NV, two_NV))))
+        return float(np.concatenate(found).mean())
+
+    def _ask(self, folder: Path, scratch: Path) -> str | None:
+        """Have a new process answer all calls into `scratch`; what went wrong, if it did."""
+        arrays: dict[str, Any] = {"new_tokens": np.int64(NEW_TOKENS)}
+        for number, call in enumerate(self.calls):
+            arrays |= {f"{number}.{name}": array for name, array in call.inputs.items()} | {f"{number}.at": call.at_N}
+            if call.cut is not None:
+                arrays[f"{number}.cut"] = np.int64(call.cut)
+        arrays |= {f"prompt.{number}": np.array(ids, np.int64) for number, ids in enumerate(self.prompts)}
+        np.savez(scratch / "calls.npz", **arrays)
+        return answered(folder, scratch / "calls.npz", scratch)
+
+    def _misread(self, folder: Path) -> list[str]:
+        """Whether the exported tokenizer reads text otherwise than the student's."""
+        deployed = Deployed(folder)
+        readings = {"its tokenizer": deployed.encode(self._texts)}
+        form = FORMS[deployed.manifest["format"]]
+        if form.file.endswith(".gguf"):
+            inside = AutoTokenizer.from_pretrained(str(folder), gguf_file=form.file)
+            readings["the tokenizer inside the file"] = inside(self._texts)["input_ids"]
+        found = []
+        for whose, reading in readings.items():
+            wrong = [row for row, (one, two) in enumerate(zip(reading, self._ids, strict=True)) if one != two]
+            if wrong:
+                found.append(f"{whose} reads {len(wrong)} texts otherwise, such as that of validation row {wrong[0]}")
+        return found
+
+
+def answered(folder: Path, calls: Path, out: Path) -> str | None:
+    """Answer calls in a process of its own; its last words if it failed."""
+    command = [sys.executable, "-m", "distilpeft.runners", str(folder), str(calls), str(out)]
+    alone = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
+    done = subprocess.run(command, env=alone, capture_output=True, text=True, check=False)
+    if done.returncode == 0:
+        return None
+    lines = done.stderr.strip().splitlines()
+    return " ".join((lines[-1] if lines else f"exit code {done.returncode}").split())[:300]
+
+
+def compare(calls: Sequence[Call], answers: Path, *, language: bool) -> Verdict:
+    """The figures of `Gate.check` that come from logits; calls through the cache count for difference and KL only.
+
+    Args:
+        calls: with the student's logits.
+        answers: folder of the export's, N.npy.
+        language: the metric is nats per token rather than the share of right answers.
+    """
+    sums = _Compared(language=language)
+    for number, call in enumerate(calls):
+        found_NV = np.load(answers / f"{number}.npy", allow_pickle=False)
+        if found_NV.shape != call.logits_NV.shape:
+            return Verdict({}, [f"gives logits of shape {found_NV.shape}, the student of {call.logits_NV.shape}"])
+        if not np.isfinite(found_NV).all():
+            bad = call.rows_N[~np.isfinite(found_NV).all(-1)]
+            return Verdict({}, [f"gives logits that are not finite, such as for validation row {bad[0]}"])
+        for start in range(0, len(found_NV), BLOCK):
+            sums.add(call, slice(start, start + BLOCK), found_NV)
+    return sums.verdict()
+
+
+class _Compared:
+    """What is kept of every position: largest difference, KL, row; of calls that go in whole also who is right."""
+
+    def __init__(self, *, language: bool) -> None:
+        self._language = language
+        self._gaps: list[NDArray[np.float64]] = []
+        self._kl: list[NDArray[np.float64]] = []
+        self._rows: list[NDArray[np.int64]] = []
+        self._agree: list[NDArray[np.bool_]] = []
+        self._ours: list[NDArray[np.float64]] = []
+        self._theirs: list[NDArray[np.float64]] = []
+
+    def add(self, call: Call, part: slice, found_NV: NDArray[np.float32]) -> None:
+        """Compare some positions of a call."""
+        one_NV, two_NV = (array[part].astype(np.float64) for array in (call.logits_NV, found_NV))
+        log_p_NV, log_q_NV = log_softmax(one_NV), log_softmax(two_NV)
+        self._gaps.append(np.abs(one_NV - two_NV).max(-1))
+        self._kl.append(divergence(log_p_NV, log_q_NV))
+        self._rows.append(call.rows_N[part])
+        if call.cut is None:
+            self._agree.append(one_NV.argmax(-1) == two_NV.argmax(-1))
+            self._ours.append(self._measure(log_p_NV, call.labels_N[part]))
+            self._theirs.append(self._measure(log_q_NV, call.labels_N[part]))
+
+    def _measure(self, log_p_NV: NDArray[np.float64], labels_N: NDArray[np.int64]) -> NDArray[np.float64]:
+        if self._language:
+            nats_N: NDArray[np.float64] = -log_p_NV[np.arange(len(labels_N)), labels_N]
+            return nats_N
+        right_N: NDArray[np.float64] = (log_p_NV.argmax(-1) == labels_N).astype(np.float64)
+        return right_N
+
+    def verdict(self) -> Verdict:
+        """The figures, and the rows that differ most."""
+        gap_N, kl_N, row_N = (np.concatenate(parts) for parts in (self._gaps, self._kl, self._rows))
+        student, export = (float(np.concatenate(parts).mean()) for parts in (self._ours, self._theirs))
+        share = export / student if student else 1.0
+        figures = {
+            "rows": len(np.unique(row_N)),
+            "positions": sum(map(len, self._agree)),
+            "max_abs_diff": float(gap_N.max()),
+            "kl": float(max(kl_N.mean(), 0.0)),
+            "top1_agreement": float(np.concatenate(self._agree).mean()),
+            "metric_student": student,
+            "metric_export": export,
+            "metric_kept": float(np.exp(student - export)) if self._language else share,
+        }
+        worst: dict[int, tuple[int, float, float]] = {}
+        for at in np.lexsort((gap_N, kl_N))[::-1]:
+            worst.setdefault(int(row_N[at]), (int(row_N[at]), float(gap_N[at]), float(kl_N[at])))
+            if len(worst) == NUM_WORST:
+                break
+        return Verdict(figures, worst=list(worst.values()))
+
+
+def faults(figures: Mapping[str, Any], limits: Limits) -> list[str]:
+    """What is beyond its limit, in words that name the recipe's key."""
+    found = []
+    for name, word in (("max_abs_diff", "a logit differs by"), ("kl", "KL to the student is")):
+        limit = getattr(limits, name)
+        if limit is not None and not figures[name] <= limit:
+            found.append(f"{word} {figures[name]:.3g} ({name} allows {limit:.3g})")
+    for name, word in (("top1_agreement", "same answer on only"), ("metric_kept", "keeps only")):
+        limit = getattr(limits, name)
+        if limit is not None and not figures[name] >= limit:
+            found.append(f"{word} {figures[name]:.2%} ({name} asks for {limit:.2%})")
+    return found
+
+
+def _common(one: Sequence[int], two: Sequence[int]) -> int:
+    """Tokens that two continuations have in common at their beginning."""
+    return next((at for at, (a, b) in enumerate(zip(one, two, strict=False)) if a != b), min(len(one), len(two)))

@@ -1,0 +1,258 @@
+"""Exported folders, each in its own runtime: arrays in, arrays out.
+
+An ONNX or OpenVINO folder is opened without torch and without transformers; the other forms as any user of transformers
+would. The parity gate, evaluation, timing, `distilpeft predict` and greedy generation all come through here. Started as
+`python -m distilpeft.runners`, it answers the gate's calls in a process that has seen nothing but the exported files.
+
+    B  rows    S  positions    P  positions in the cache    C  classes    V  vocabulary
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from distilpeft.errors import InputError
+from distilpeft.forms import FORMS
+
+MANIFEST = "manifest.json"
+PAST = "past_key_values."
+Inputs = Mapping[str, NDArray[Any]]
+STEPS = 4
+"""Single tokens after a cut, in calls that go through the cache; the rest follows at once."""
+
+
+class Runner(Protocol):
+    """A loaded model."""
+
+    def run(self, inputs: Inputs, cache: Any = None) -> tuple[NDArray[Any], Any]:
+        """Logits [B, C], or [B, S, V] and what was computed of these positions.
+
+        Args:
+            inputs: input_ids [B, S] and attention_mask [B, P + S], int64.
+            cache: what an earlier call returned, of P positions.
+        """
+
+
+class GraphRunner:
+    """A graph in any runtime: names, empty caches, and several documents in one row.
+
+    Args:
+        compute: feeds → outputs, logits first.
+        caches: its cache inputs: name, (heads, units of a head), dtype.
+        width: logits of a row or position.
+    """
+
+    def __init__(
+        self,
+        compute: Callable[[dict[str, NDArray[Any]]], Sequence[NDArray[Any]]],
+        caches: Sequence[tuple[str, tuple[int, int], Any]],
+        width: int,
+    ) -> None:
+        self._compute, self._caches, self.width = compute, caches, width
+
+    def run(self, inputs: Inputs, cache: Any = None) -> tuple[NDArray[Any], Any]:
+        """See `Runner`; rows with position_ids hold several documents, which go through one by one."""
+        if "position_ids" in inputs:
+            return _unpacked(self, inputs), None
+        logits, *cached = self._compute(self.feed(inputs, cache))
+        return np.asarray(logits, dtype=np.float32), cached or None
+
+    def feed(self, inputs: Inputs, cache: Any = None) -> dict[str, NDArray[Any]]:
+        """What the graph itself takes: the inputs, and a cache even if it is empty."""
+        found = {name: inputs[name] for name in ("input_ids", "attention_mask")}
+        rows = len(found["input_ids"])
+        for at, (name, (heads, units), dtype) in enumerate(self._caches):
+            found[name] = np.zeros((rows, heads, 0, units), dtype) if cache is None else cache[at]
+        return found
+
+
+def open_onnx(file: Path, threads: int = 0) -> GraphRunner:
+    """An ONNX graph in onnxruntime, on a GPU if it can; `threads` 0 leaves their number to it."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    wanted = ("CUDAExecutionProvider", "CPUExecutionProvider")
+    providers = [name for name in wanted if name in onnxruntime.get_available_providers()]
+    session = onnxruntime.InferenceSession(str(file), options, providers=providers)
+    dtypes = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
+    caches = [
+        (one.name, (one.shape[1], one.shape[3]), dtypes[one.type])
+        for one in session.get_inputs()
+        if one.name.startswith(PAST)
+    ]
+    return GraphRunner(lambda feed: session.run(None, feed), caches, session.get_outputs()[0].shape[-1])
+
+
+def _openvino_runner(file: Path, threads: int) -> GraphRunner:
+    import openvino
+
+    # OpenVINO computes fp32 models in bf16 where the processor has it, unless told otherwise.
+    settings: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32"}
+    if threads:
+        settings["INFERENCE_NUM_THREADS"] = threads
+    model = openvino.Core().compile_model(str(file), "CPU", settings)
+    caches = [
+        (one.get_any_name(), (shape[1].get_length(), shape[3].get_length()), np.float32)
+        for one in model.inputs
+        for shape in [one.get_partial_shape()]
+        if one.get_any_name().startswith(PAST)
+    ]
+
+    def compute(feed: dict[str, NDArray[Any]]) -> list[NDArray[Any]]:
+        found = model(feed)
+        return [np.array(found[output]) for output in model.outputs]
+
+    return GraphRunner(compute, caches, model.outputs[0].get_partial_shape()[-1].get_length())
+
+
+class TransformersRunner:
+    """A model in transformers; a language model's calls leave a cache."""
+
+    def __init__(self, model: Any, *, caching: bool) -> None:
+        self.model, self._caching = model, caching
+
+    def run(self, inputs: Inputs, cache: Any = None) -> tuple[NDArray[Any], Any]:
+        """See `Runner`."""
+        import torch
+
+        tensors = {name: torch.from_numpy(np.asarray(array)).to(self.model.device) for name, array in inputs.items()}
+        options = {"past_key_values": cache, "use_cache": True} if self._caching else {}
+        with torch.inference_mode():
+            found = self.model(**tensors, **options)
+        return found.logits.float().cpu().numpy(), getattr(found, "past_key_values", None)
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """What an exported folder says of itself.
+
+    Raises:
+        InputError: it is none, or of a form that this version does not know.
+    """
+    if not (folder / MANIFEST).is_file():
+        raise InputError(
+            f"{folder}: no exported model here (no {MANIFEST}); give a folder such as runs/quickstart/student"
+        )
+    try:
+        found: dict[str, Any] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        known = found["format"] in FORMS
+    except (ValueError, KeyError, TypeError):
+        raise InputError(f"{folder / MANIFEST}: not an exported model's manifest; export it again") from None
+    if not known:
+        raise InputError(f"{folder / MANIFEST}: format {found['format']!r} is none of {', '.join(FORMS)}")
+    return found
+
+
+def open_runner(folder: Path, threads: int = 0) -> Runner:
+    """Load an exported folder in its own runtime.
+
+    Args:
+        folder: with manifest.json.
+        threads: of the runtime; 0 leaves the choice to it.
+
+    Raises:
+        InputError: it is no exported folder, or what it needs is not installed.
+    """
+    manifest = read_manifest(folder)
+    form = FORMS[manifest["format"]]
+    if form.runtime == "transformers":
+        missing = form.missing()
+    else:  # to run a graph nothing is needed that only writes graphs
+        missing = [name for name in form.missing() if name == form.runtime]
+    if missing:
+        raise InputError(f"{folder}: {manifest['format']} needs {', '.join(missing)}; install it with pip")
+    if form.runtime == "onnxruntime":
+        return open_onnx(folder / form.file, threads)
+    if form.runtime == "openvino":
+        return _openvino_runner(folder / form.file, threads)
+    import torch
+
+    from distilpeft.models import load_exported
+
+    if threads:
+        torch.set_num_threads(threads)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = load_exported(folder, manifest, device)
+    return TransformersRunner(model, caching=manifest["task"] == "causal_lm")
+
+
+def _unpacked(runner: GraphRunner, inputs: Inputs) -> NDArray[Any]:
+    """Logits [B, S, V] of rows in which several documents stand behind each other, each beginning at position 0."""
+    ids_BS, positions_BS = inputs["input_ids"], inputs["position_ids"]
+    starts = [(row, int(at)) for row, ids in enumerate(positions_BS) for at in np.flatnonzero(ids == 0)]
+    width = ids_BS.shape[1]
+    logits_BSV = None
+    for (row, start), after in zip(starts, [*starts[1:], (-1, 0)], strict=True):
+        end = after[1] if after[0] == row else width
+        part = ids_BS[row : row + 1, start:end]
+        found, _ = runner.run({"input_ids": part, "attention_mask": np.ones_like(part)})
+        if logits_BSV is None:
+            logits_BSV = np.zeros((*ids_BS.shape, found.shape[-1]), np.float32)
+        logits_BSV[row, start:end] = found[0]
+    assert logits_BSV is not None, "a row has a first position"
+    return logits_BSV
+
+
+def through_cache(runner: Runner, inputs: Inputs, cut: int) -> NDArray[Any]:
+    """Logits [B, S, V] as generation computes them: `cut` positions at once, then one by one, then the rest."""
+    ids_BS, mask_BS = inputs["input_ids"], inputs["attention_mask"]
+    width = ids_BS.shape[1]
+    edges = [0, *range(cut, min(cut + STEPS, width) + 1), width]
+    parts, cache = [], None
+    for start, end in pairwise(edges):
+        if end > start:
+            part = {"input_ids": ids_BS[:, start:end], "attention_mask": mask_BS[:, :end]}
+            logits, cache = runner.run(part, cache)
+            parts.append(logits)
+    return np.concatenate(parts, axis=1)
+
+
+def generate(runner: Runner, ids: Sequence[int], max_new_tokens: int, stop: Sequence[int]) -> list[int]:
+    """The likeliest continuation, token by token, up to one of the tokens in `stop`, which is left out."""
+    found: list[int] = []
+    cache = None
+    new = list(ids)
+    while len(found) < max_new_tokens:
+        length = len(ids) + len(found)
+        inputs = {"input_ids": np.array([new], np.int64), "attention_mask": np.ones((1, length), np.int64)}
+        logits, cache = runner.run(inputs, cache)
+        token = int(logits[0, -1].argmax())
+        if token in stop:
+            break
+        found.append(token)
+        new = [token]
+    return found
+
+
+def answer(folder: Path, calls: Path, out: Path) -> None:
+    """Answer the gate's calls: `calls` is an .npz of arrays `N.input_ids`, ... and `N.at`, the flat positions wanted.
+
+    Leaves `N.npy` in `out`: logits [positions, C or V], float32. `N.cut` sends a call through the cache. Arrays
+    `prompt.N` are continued by `new_tokens` tokens, which go to `tokens.json`.
+    """
+    threads = int(os.environ.get("OMP_NUM_THREADS", "0"))
+    runner = open_runner(folder, threads)
+    asked = np.load(calls, allow_pickle=False)
+    numbers = sorted({int(name.split(".")[0]) for name in asked.files if name[0].isdecimal()})
+    for number in numbers:
+        call = {name.partition(".")[2]: asked[name] for name in asked.files if name.split(".")[0] == str(number)}
+        at, cut = call.pop("at"), call.pop("cut", None)
+        logits = runner.run(call)[0] if cut is None else through_cache(runner, call, int(cut))
+        np.save(out / f"{number}.npy", logits.reshape(-1, logits.shape[-1])[at], allow_pickle=False)
+    prompts = [asked[name].tolist() for name in asked.files if name.startswith("prompt.")]
+    told = [generate(runner, ids, int(asked["new_tokens"]), ()) for ids in prompts]
+    (out / "tokens.json").write_text(json.dumps(told), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    answer(*map(Path, sys.argv[1:4]))

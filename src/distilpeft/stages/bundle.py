@@ -1,0 +1,77 @@
+"""What is deployed: an export's files with a manifest that accounts for them and a card that tells of them.
+
+Leaves: `model/`, the files of the export (the same bytes on disk, not copies, where the file system can), README.md,
+and manifest.json with checksums, provenance, scores and latency.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from distilpeft import __version__, card
+from distilpeft.artifact import Artifact, digest_file, read_json, write_json, write_text
+from distilpeft.pair import MODEL
+from distilpeft.recipe import METRICS, Recipe
+from distilpeft.runners import MANIFEST
+
+
+def run(
+    recipe: Recipe, form: str, export: Artifact, *, figures: Mapping[str, Any], timed: Mapping[str, Any],
+    keys: Mapping[str, str], out: Artifact,
+) -> dict[str, Any]:  # fmt: skip
+    """Put the bundle of one form into `out.partial`.
+
+    Args:
+        recipe: the run.
+        form: the export's.
+        export: its verified artifact.
+        figures: evaluation figures by role: the models of the run, and this export as `export:FORM`.
+        timed: benchmark figures likewise.
+        keys: of the artifacts that it comes from, for the record.
+        out: where it goes.
+
+    Returns:
+        `files`, how many, and `size_bytes` of all.
+    """
+    source, folder = export.path / MODEL, out.partial / MODEL
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    for file in sorted(source.iterdir()):
+        if file.name != MANIFEST:
+            _link(file, folder / file.name)
+    made, own = export.figures(), f"export:{form}"
+    told = read_json(source / MANIFEST, f"delete {export.path} to make it again")
+    write_text(folder / "README.md", card.render(recipe, told, figures, timed, made))
+    files = {
+        file.name: {"bytes": file.stat().st_size, "sha256": digest_file(file)} for file in sorted(folder.iterdir())
+    }
+    main = METRICS[recipe.task.kind][0]
+    manifest = {
+        **told,
+        "files": files,
+        "provenance": {
+            "distilpeft": __version__,
+            "recipe": recipe.model_dump(mode="json"),
+            "artifacts": {**keys, "export": export.key},
+        },
+        "parity": made["parity"],
+        "limits": made["limits"],
+        "scores": figures[own]["scores"],
+        "student_scores": figures["student"]["scores"],
+        "metric": main,
+        "latency": timed[own],
+    }
+    write_json(folder / MANIFEST, manifest)
+    return {"files": len(files) + 1, "size_bytes": sum(file.stat().st_size for file in folder.iterdir())}
+
+
+def _link(file: Path, target: Path) -> None:
+    """The same bytes under a second name; a copy where there are no hard links."""
+    try:
+        os.link(file, target)
+    except OSError:
+        shutil.copy2(file, target)

@@ -1,0 +1,87 @@
+"""The list of export forms, and what a recipe may say of them."""
+
+from __future__ import annotations
+
+from typing import get_args
+from unittest import mock
+
+import pytest
+
+from distilpeft.errors import InputError
+from distilpeft.formats import WRITERS
+from distilpeft.forms import FORMS, LIMITS, Form, FormName
+from distilpeft.recipe_file import load_recipe, with_formats
+
+pytestmark = pytest.mark.usefixtures("workplace")
+
+
+def recipe(*overrides):
+    return load_recipe("recipe.yaml", overrides)
+
+
+def test_every_form_has_a_name_a_writer_and_limits_and_nothing_else_has():
+    assert list(get_args(FormName)) == list(FORMS)
+    assert set(WRITERS) == set(FORMS)
+    assert set(LIMITS) == {(task, form.exactness) for form in FORMS.values() for task in form.tasks}
+
+
+def test_what_a_recipe_asks_of_a_form_replaces_that_limit_only():
+    found = recipe("export.tolerance.onnx-int8.kl=0.5", "export.tolerance={onnx-int8: {kl: 0.5}}").limits("onnx-int8")
+    default = LIMITS["text_classification", "int8"]
+    assert found.kl == 0.5
+    assert (found.top1_agreement, found.metric_kept) == (default.top1_agreement, default.metric_kept)
+    assert recipe().limits("onnx-int8") == default
+
+
+def test_safetensors_of_less_precision_have_limits_of_less_precision():
+    assert recipe().limits("safetensors") == LIMITS["text_classification", "exact"]
+    assert recipe("export.dtype=bf16").limits("safetensors") == LIMITS["text_classification", "half"]
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("export.formats=[onxx]", "export.formats.0: unknown format 'onxx'; did you mean onnx?"),
+        ("export.formats=[onnx, onnx]", "export.formats: the formats must differ from each other"),
+        ("export.formats=[safetensors, gguf]", "export.formats: gguf-f16 is for causal_lm"),
+        ("export.formats=[]", "export.formats: "),
+        ("export.tolerance={onnx: {kll: 1}}", "export.tolerance.onnx.kll: unknown key; did you mean"),
+        ("export.tolerance={onnx: {kl: -1}}", "export.tolerance.onnx.kl: input should be greater than 0"),
+        ("export.tolerance={onnxx: {kl: 1}}", "unknown format 'onnxx'; did you mean onnx?"),
+        ("export.int8=best", "export.int8: "),
+    ],
+)
+def test_what_no_export_can_mean_is_refused_with_its_key(override, message):
+    with pytest.raises(InputError) as refused:
+        recipe(override)
+    assert message in str(refused.value)
+
+
+def test_a_form_whose_libraries_are_not_installed_says_which_extra_brings_them():
+    form = Form("onnxruntime", "model.onnx", "exact", ("no_such_module",), "onnx")
+    refused = pytest.raises(InputError, match=r'onnx needs no_such_module: pip install "distilpeft\[onnx\]"')
+    with mock.patch.dict(FORMS, {"onnx": form}), refused:
+        recipe("export.formats=[onnx]")
+
+
+def test_forms_added_to_a_finished_recipe_come_behind_its_own_and_change_nothing_else():
+    before = recipe("export.formats=[onnx]", "distil.temperature=3")
+    after = with_formats(before.model_dump(mode="json", exclude_unset=True), ["onnx-int8", "onnx"])
+    assert after.export.formats == ("onnx", "onnx-int8")
+    assert after.model_copy(update={"export": before.export}) == before
+
+
+@pytest.mark.parametrize(
+    ("formats", "overrides", "message"),
+    [
+        (["onxx"], [], "--format: export.formats.0: unknown format 'onxx'; did you mean onnx?"),
+        (["gguf-q8_0"], [], "--format: export.formats: gguf-q8_0 is for causal_lm"),
+        (["onnx"], ["seed=4"], "--set seed=4: only keys of export"),
+        (["onnx"], ["export.int8=x"], "--set export.int8=x: export.int8: "),
+    ],
+)
+def test_forms_that_a_finished_recipe_cannot_have_are_refused(formats, overrides, message):
+    given = recipe().model_dump(mode="json", exclude_unset=True)
+    with pytest.raises(InputError) as refused:
+        with_formats(given, formats, overrides)
+    assert str(refused.value).startswith(message)

@@ -1,0 +1,117 @@
+"""The sums of the export gate, against independent ones, and what each limit looks at."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from scipy.special import log_softmax, rel_entr, softmax
+
+from distilpeft.forms import Limits
+from distilpeft.parity import Call, Verdict, compare, faults
+
+NONE = Limits(None, None, None, None)
+GOOD = {"max_abs_diff": 0.0, "kl": 0.0, "top1_agreement": 1.0, "metric_kept": 1.0}
+
+
+def call(logits_NV, labels_N, rows_N=None, cut=None) -> Call:
+    count = len(labels_N)
+    rows_N = np.arange(count) if rows_N is None else np.array(rows_N)
+    return Call({}, np.arange(count), np.array(labels_N), rows_N, logits_NV.astype(np.float32), cut)
+
+
+def verdict(folder, calls, answers, *, language=False) -> Verdict:
+    for number, answer in enumerate(answers):
+        np.save(folder / f"{number}.npy", answer.astype(np.float32))
+    return compare(calls, folder, language=language)
+
+
+@pytest.fixture
+def pair():
+    rng = np.random.default_rng(0)
+    student = rng.normal(size=(150, 7)).astype(np.float32) * 3
+    return student, (student + rng.normal(size=student.shape) * 0.5).astype(np.float32), rng.integers(0, 7, 150)
+
+
+def test_classifier_figures_are_what_scipy_gives(tmp_path, pair):
+    student, export, labels = pair
+    figures = verdict(tmp_path, [call(student, labels)], [export]).figures
+    p, q = (softmax(values.astype(np.float64), axis=-1) for values in (student, export))
+    right = [np.mean(values.argmax(-1) == labels) for values in (student, export)]
+    expected = {
+        "rows": 150, "positions": 150, "max_abs_diff": np.abs(student.astype(np.float64) - export).max(),
+        "kl": rel_entr(p, q).sum(-1).mean(), "top1_agreement": np.mean(student.argmax(-1) == export.argmax(-1)),
+        "metric_student": right[0], "metric_export": right[1], "metric_kept": right[1] / right[0],
+    }  # fmt: skip
+    assert figures == pytest.approx(expected, rel=1e-12)
+
+
+def test_language_figures_are_nats_and_their_exponential(tmp_path, pair):
+    student, export, labels = pair
+    figures = verdict(tmp_path, [call(student, labels)], [export], language=True).figures
+    nats = [-log_softmax(v.astype(np.float64), -1)[np.arange(150), labels].mean() for v in (student, export)]
+    assert (figures["metric_student"], figures["metric_export"]) == pytest.approx(nats, rel=1e-12)
+    assert figures["metric_kept"] == pytest.approx(np.exp(nats[0] - nats[1]), rel=1e-12)
+
+
+def test_calls_of_unequal_size_count_position_by_position_not_call_by_call(tmp_path, pair):
+    """Trap 3: no mean of means."""
+    student, export, labels = pair
+    whole = verdict(tmp_path, [call(student, labels)], [export]).figures
+    parts = [slice(0, 1), slice(1, 140), slice(140, 150)]
+    calls = [call(student[part], labels[part], range(150)[part]) for part in parts]
+    assert verdict(tmp_path, calls, [export[part] for part in parts]).figures == pytest.approx(whole, rel=1e-12)
+
+
+def test_a_fault_of_the_cache_alone_shows_in_difference_and_kl(tmp_path, pair):
+    student, _, labels = pair
+    broken = student.copy()
+    broken[3, 2] += 4
+    found = verdict(tmp_path, [call(student, labels), call(student, labels, cut=2)], [student, broken])
+    assert found.figures["max_abs_diff"] == pytest.approx(4, abs=1e-5)
+    assert found.figures["kl"] > 0
+    assert found.figures["positions"] == 150
+    assert found.worst[0][0] == 3
+
+
+def test_the_rows_that_differ_most_are_named_each_once_in_order(tmp_path, pair):
+    student, _, labels = pair
+    broken = student.copy()
+    broken[10, 0] += 1
+    broken[20, 0] += 9
+    broken[21, 0] += 8
+    rows = np.arange(150)
+    rows[21] = 20  # two positions of one row
+    found = verdict(tmp_path, [call(student, labels, rows)], [broken])
+    named = [row for row, _, _ in found.worst]
+    assert set(named[:2]) == {10, 20}
+    assert len(set(named)) == len(named) == 3
+    found.faults = ["too far"]
+    assert str(found).startswith("too far. Validation rows that differ most: ")
+
+
+def test_logits_that_are_not_finite_or_not_as_many_are_faults_by_themselves(tmp_path, pair):
+    student, _, labels = pair
+    broken = student.copy()
+    broken[42, 1] = np.nan
+    assert "not finite, such as for validation row 42" in verdict(tmp_path, [call(student, labels)], [broken]).faults[0]
+    assert "shape (150, 6)" in verdict(tmp_path, [call(student, labels)], [student[:, :6]]).faults[0]
+
+
+@pytest.mark.parametrize(
+    ("limit", "at", "beyond"),
+    [
+        ("max_abs_diff", 0.1, 0.11),
+        ("kl", 0.1, 0.11),
+        ("top1_agreement", 0.9, 0.89),
+        ("metric_kept", 0.9, 0.89),
+    ],
+)
+def test_each_limit_holds_at_its_value_and_is_broken_beyond_it_or_by_nan(limit, at, beyond):
+    limits = replace(NONE, **{limit: at})
+    assert faults({**GOOD, limit: at}, limits) == []
+    (said,) = faults({**GOOD, limit: beyond}, limits)
+    assert limit in said
+    assert len(faults({**GOOD, limit: float("nan")}, limits)) == 1
+    assert faults({**GOOD, limit: beyond}, NONE) == []
