@@ -32,8 +32,9 @@ from distilpeft.runners import Runner, TransformersRunner, generate
 from distilpeft.tasks import TaskData, Tokens
 
 BATCH_SIZES = (1, 2, 3, 8, 16)
-LOGITS_BYTES = 256 << 20
-"""Bytes of the student's logits at most; a large vocabulary is compared at fewer positions."""
+LOGITS_BYTES, CALL_BYTES = 256 << 20, 1 << 30
+"""Bytes of the logits that are compared, at most, so that of a large vocabulary fewer positions are; and of those of
+all positions of one call, if it has more than one row."""
 MAX_POSITIONS = 2048
 BLOCK = 64  # positions compared at once, in float64
 NEW_TOKENS = 50
@@ -94,21 +95,23 @@ class Gate:
     """
 
     def __init__(self, recipe: Recipe, data: TaskData, student: Any, tokenizer: Any, rows: Tokens) -> None:
-        self._recipe, self._language = recipe, recipe.task.kind == "causal_lm"
+        self._gate_rows, self._language = recipe.export.gate_rows, recipe.task.kind == "causal_lm"
         self._runner = TransformersRunner(student, caching=self._language)
-        self.calls = self._calls(data, rows)
+        self.calls = self._calls(rows, student.config.get_text_config().vocab_size if self._language else 1)
         self._texts = data.texts("validation", NUM_TEXTS)
         words = rows.dataset.select(range(len(self._texts)))["input_ids"] if not self._language else None
         self._ids = list(words) if words is not None else list(tokenizer(self._texts)["input_ids"])
         self.prompts = self._prompts()
         self._told = [generate(self._runner, ids, NEW_TOKENS, ()) for ids in self.prompts]
 
-    def _calls(self, data: TaskData, rows: Tokens) -> list[Call]:
+    def _calls(self, rows: Tokens, width: int) -> list[Call]:
+        """Batches of the first rows, until there are enough positions with `width` logits each."""
         calls: list[Call] = []
         sizes, positions, start = cycle(BATCH_SIZES), 0, 0
-        most = MAX_POSITIONS
-        while start < min(len(rows.lengths_N), self._recipe.export.gate_rows) and positions < most:
-            ids = np.arange(start, min(start + next(sizes), len(rows.lengths_N), self._recipe.export.gate_rows))
+        most, end = min(MAX_POSITIONS, LOGITS_BYTES // (4 * width)), min(len(rows.lengths_N), self._gate_rows)
+        while start < end and positions < most:
+            ids = np.arange(start, min(start + next(sizes), end))
+            ids = ids[: max(1, CALL_BYTES // (4 * width * int(rows.lengths_N[ids].max())))]
             start = int(ids[-1]) + 1
             batch = rows.load_batch(ids)
             inputs = {name: tensor.numpy() for name, tensor in batch["inputs"].items()}
@@ -121,7 +124,6 @@ class Gate:
                 continue
             logits = self._runner.run(inputs)[0]
             logits_NV = logits.reshape(-1, logits.shape[-1])[at_N]
-            most = min(most, LOGITS_BYTES // (4 * logits.shape[-1]))
             positions += len(at_N)
             calls.append(Call(inputs, at_N, labels_N, rows_N, logits_NV))
             if self._language and len(calls) <= 2 * len(BATCH_SIZES) and "position_ids" not in inputs:

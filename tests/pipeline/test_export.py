@@ -7,6 +7,7 @@ import json
 import re
 import subprocess
 import sys
+import venv
 from pathlib import Path
 from unittest import mock
 
@@ -123,6 +124,23 @@ def test_the_cards_code_labels_as_the_student_does_without_torch_transformers_or
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert yaml.safe_load(done.stdout) == labels_of_the_student(finished)
+
+
+@pytest.mark.slow
+def test_the_cards_code_runs_where_nothing_but_onnxruntime_and_tokenizers_is_installed(finished, tmp_path):
+    """In a new virtual environment, filled from the package index."""
+    venv.create(tmp_path / "env", with_pip=True)
+    python = str(tmp_path / "env/bin/python")
+    subprocess.run([python, "-m", "pip", "install", "-q", "onnxruntime", "tokenizers"], check=True)
+    listed = subprocess.run([python, "-m", "pip", "list"], capture_output=True, text=True, check=True).stdout
+    assert not re.search(r"^(torch|transformers|distilpeft)\b", listed, re.M)
+    for form in ("onnx", "onnx-int8"):
+        folder = finished / "exports" / form
+        done = subprocess.run(
+            [python, "-c", snippet_of(folder)], cwd=folder, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        assert yaml.safe_load(done.stdout) == labels_of_the_student(finished)
 
 
 def test_predict_answers_as_the_student_does_and_a_graph_without_torch(finished):

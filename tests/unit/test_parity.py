@@ -6,10 +6,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from scipy.special import log_softmax, rel_entr, softmax
 
+from distilpeft import parity
 from distilpeft.forms import Limits
-from distilpeft.parity import Call, Verdict, compare, faults
+from distilpeft.parity import Call, Gate, Verdict, compare, faults
 
 NONE = Limits(None, None, None, None)
 GOOD = {"max_abs_diff": 0.0, "kl": 0.0, "top1_agreement": 1.0, "metric_kept": 1.0}
@@ -115,3 +117,52 @@ def test_each_limit_holds_at_its_value_and_is_broken_beyond_it_or_by_nan(limit, 
     assert limit in said
     assert len(faults({**GOOD, limit: float("nan")}, limits)) == 1
     assert faults({**GOOD, limit: beyond}, NONE) == []
+
+
+class Rows:
+    """Rows of 8 tokens, whose last 7 are targets."""
+
+    lengths_N = np.full(100, 8)
+
+    def load_batch(self, ids):
+        at_N = np.concatenate([np.arange(7) + 8 * row for row in range(len(ids))])
+        ids_BS = torch.tensor(ids)[:, None].expand(-1, 8)
+        return {
+            "inputs": {"input_ids": ids_BS, "attention_mask": torch.ones_like(ids_BS)},
+            "at_N": torch.from_numpy(at_N),
+            "labels_N": torch.zeros(len(at_N)).long(),
+            "rows_N": torch.from_numpy(at_N // 8),
+        }
+
+
+class Echo:
+    """Its logits tell the row."""
+
+    def run(self, inputs):
+        return np.repeat(inputs["input_ids"][:, :, None], 5, -1).astype(np.float32), None
+
+
+def gate_calls(monkeypatch, **limits):
+    for name, value in limits.items():
+        monkeypatch.setattr(parity, name, value)
+    gate = Gate.__new__(Gate)
+    gate._gate_rows, gate._language, gate._runner = 60, True, Echo()
+    return gate._calls(Rows(), 5)
+
+
+def test_the_gate_asks_one_row_and_several_and_the_first_ones_through_the_cache_too(monkeypatch):
+    calls = gate_calls(monkeypatch)
+    whole = [call for call in calls if call.cut is None]
+    assert [len(call.inputs["input_ids"]) for call in whole] == [1, 2, 3, 8, 16, 1, 2, 3, 8, 16]
+    assert [row for call in whole for row in np.unique(call.rows_N)] == list(range(60))
+    assert all((call.logits_NV[:, 0] == call.rows_N).all() for call in calls), "the very positions of each row"
+    through = [call for call in calls if call.cut is not None]
+    assert [len(call.inputs["input_ids"]) for call in through] == [1, 2, 3, 8, 16]
+    assert {call.cut for call in through} == {4}
+
+
+def test_a_large_vocabulary_gets_smaller_batches_and_fewer_positions(monkeypatch):
+    calls = gate_calls(monkeypatch, CALL_BYTES=2 * 4 * 5 * 8, LOGITS_BYTES=4 * 5 * 30)
+    whole = [call for call in calls if call.cut is None]
+    assert [len(call.inputs["input_ids"]) for call in whole] == [1, 2, 2]
+    assert sum(len(call.at_N) for call in whole) == 35
