@@ -16,7 +16,8 @@ from distilpeft.artifact import Artifact, artifact, digest_file, digest_json
 from distilpeft.data import data_sources
 from distilpeft.errors import InputError
 from distilpeft.machine import machine_name
-from distilpeft.recipe import Lora, Recipe, format_fault, result_settings
+from distilpeft.recipe import Lora, Recipe, result_settings
+from distilpeft.recipe_faults import format_fault
 from distilpeft.soft_targets import STORE, read_store
 from distilpeft.sources import (
     Source,

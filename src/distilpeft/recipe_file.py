@@ -18,7 +18,8 @@ from pydantic import BaseModel, ValidationError
 
 from distilpeft.errors import InputError
 from distilpeft.forms import ALIASES
-from distilpeft.recipe import Recipe, cross_faults, sections_of
+from distilpeft.recipe import Recipe, sections_of
+from distilpeft.recipe_faults import cross_faults
 
 Path_ = tuple[str | int, ...]
 Places = dict[Path_, str]

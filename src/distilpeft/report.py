@@ -280,7 +280,7 @@ def _chosen(report: dict[str, Any]) -> list[str]:
     for form, made in report["exports"].items():
         if "way" in made:
             failed = "; ".join(f"{one['way']} did not hold ({', '.join(one['faults'])})" for one in made["tried"])
-            lines.append(f"{form}: {made["way"]} holds" + (f"; {failed}." if failed else ", the first way tried."))
+            lines.append(f"{form}: {made['way']} holds" + (f"; {failed}." if failed else ", the first way tried."))
     return lines
 
 

@@ -10,12 +10,6 @@ is right. A language model also takes `past_key_values.N.key|value` (of no posit
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +18,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from distilpeft.errors import InputError
+from distilpeft.formats.quiet import quiet
 from distilpeft.runners import PAST
 
 EXTERNAL_BYTES = 1_500_000_000
@@ -59,7 +54,7 @@ def write(model: Any, file: Path, *, caching: bool, dtype: torch.dtype = torch.f
     graph, arguments, shapes, names = _language(model) if caching else _classifier(model)
     weights = sum(tensor.numel() * tensor.element_size() for tensor in model.parameters())
     try:
-        with _quiet(), torch.no_grad():
+        with quiet(), torch.no_grad():
             program = torch.onnx.export(
                 graph, arguments, dynamo=True, dynamic_shapes=shapes, input_names=names[0], output_names=names[1],
                 verbose=False,
@@ -138,16 +133,3 @@ def _strip(model: Any) -> None:
         for node in owner.all_nodes():
             node.metadata_props.clear()
             node.doc_string = None
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """No notices of the exporter's parts to each other; a fault comes as an exception."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)

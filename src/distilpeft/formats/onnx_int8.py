@@ -8,15 +8,13 @@ decides.
 
 from __future__ import annotations
 
-import logging
 import tempfile
-import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from distilpeft.formats.quiet import quiet
 from distilpeft.runners import Inputs
 
 OPERATORS = {"MatMul": 1, "Gemm": 1, "Gather": 0}
@@ -102,7 +100,7 @@ def _dynamic(
 ) -> None:
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    with _quiet():
+    with quiet():
         quantize_dynamic(
             str(graph), str(out), op_types_to_quantize=list(OPERATORS), per_channel=per_channel,
             weight_type=QuantType.QInt8, nodes_to_exclude=list(exclude), nodes_to_quantize=list(only) or None,
@@ -118,7 +116,7 @@ def _static(graph: Path, out: Path, rows: Iterator[Inputs]) -> None:
         def get_next(self) -> Any:
             return next(rows, None)
 
-    with _quiet():
+    with quiet():
         quantize_static(
             str(graph), str(out), Reader(), quant_format=QuantFormat.QDQ, op_types_to_quantize=list(OPERATORS),
             per_channel=True, weight_type=QuantType.QInt8, activation_type=QuantType.QUInt8,
@@ -128,16 +126,3 @@ def _static(graph: Path, out: Path, rows: Iterator[Inputs]) -> None:
 
 def _is_large(graph: Path) -> bool:
     return any(graph.parent.glob(graph.name + ".*"))
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """No advice from onnxruntime's tools; a fault comes as an exception."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)

@@ -20,7 +20,8 @@ from distilpeft.data import chunks, length_order
 from distilpeft.errors import GateError
 from distilpeft.fused import Running, even_chunks, rows_per_chunk
 from distilpeft.pair import Loaded, binding, load_teacher
-from distilpeft.recipe import Recipe, format_fault
+from distilpeft.recipe import Recipe
+from distilpeft.recipe_faults import format_fault
 from distilpeft.runtime import Bar, Runtime
 from distilpeft.soft_targets import Contents, Writer, row_hashes, shard_edges
 from distilpeft.sparse import describe, keep

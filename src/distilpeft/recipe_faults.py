@@ -1,0 +1,69 @@
+"""What is wrong between the sections of a recipe, each of which is right by itself; found before anything runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from distilpeft.forms import FORMS
+from distilpeft.recipe import METRICS, Distil, Recipe
+
+
+def cross_faults(recipe: Recipe) -> Iterator[tuple[tuple[str, ...], str]]:
+    """What is wrong between sections, each fault with the key that it is placed at."""
+    kind = recipe.task.kind
+    known = METRICS[kind]
+    for name in recipe.evaluate.metrics or ():
+        if name not in known and not (kind == "text_classification" and name.startswith("hub:")):
+            hub = "; a hub metric is written hub:NAME" if kind == "text_classification" else ""
+            yield ("evaluate", "metrics"), f"{name!r} is none of {', '.join(known)}{hub}"
+    for section, fit in (("teacher", recipe.teacher.fit), ("distil", recipe.distil.fit)):
+        live = kind == "causal_lm" and recipe.targets.mode == "online" and recipe.distil.alpha > 0
+        allowed = (*known, "kl") if section == "distil" and live else known
+        if fit.monitor is not None and fit.monitor not in allowed:
+            why = (
+                " (kl is measured where targets.mode is online)" if fit.monitor == "kl" and section == "distil" else ""
+            )
+            yield (section, "fit", "monitor"), f"{fit.monitor!r} is none of {', '.join(allowed)}{why}"
+    if recipe.distil.alpha > 0 and recipe.targets.mode == "cached":
+        yield from _target_faults(recipe)
+    yield from _export_faults(recipe)
+    if kind != "causal_lm" and recipe.student.tokenizer == "teacher":
+        yield ("student", "tokenizer"), "only causal_lm students can take over the teacher's tokenizer"
+
+
+def _export_faults(recipe: Recipe) -> Iterator[tuple[tuple[str, ...], str]]:
+    """Forms that the task does not have, or that cannot be written here."""
+    for name in recipe.export.formats:
+        form = FORMS[name]
+        if recipe.task.kind not in form.tasks:
+            yield ("export", "formats"), f"{name} is for {' and '.join(form.tasks)}"
+        if form.missing():
+            needs = ", ".join(form.missing())
+            yield ("export", "formats"), f'{name} needs {needs}: pip install "distilpeft[{form.extra}]"'
+
+
+def _target_faults(recipe: Recipe) -> Iterator[tuple[tuple[str, ...], str]]:
+    """Soft targets on disk that the loss could not use."""
+    targets, distil = recipe.targets, recipe.distil
+    if recipe.task.kind != "causal_lm":
+        for name in ("format", "k", "draws", "temperatures", "value_bits"):
+            if name in targets.model_fields_set and (name, targets.format) != ("format", "full"):
+                yield ("targets", name), "is for causal_lm; of classes all logits are kept"
+        return
+    at = targets.temperatures
+    if at is not None and distil.temperature not in at:
+        listed = ", ".join(f"{one:g}" for one in at)
+        yield ("targets", "temperatures"), f"distil.temperature is {distil.temperature:g}, but only {listed} are listed"
+    fault = format_fault(targets.format, distil)
+    if fault is not None and targets.source is None:
+        yield ("targets", "format"), fault
+
+
+def format_fault(form: str, distil: Distil) -> str | None:
+    """Why a form of soft targets cannot serve a loss."""
+    kind = distil.divergence.kind
+    if form == "sampled" and kind != "forward_kl":
+        return f"sampled targets estimate forward_kl and nothing else; {kind} needs top_k or full"
+    if form == "top_k" and kind == "logit_mse":
+        return "logit_mse compares single logits, but top_k keeps the tail as one class; take full or mode: online"
+    return None
