@@ -160,8 +160,9 @@ def load_exported(folder: Path, manifest: Mapping[str, Any], device: torch.devic
     """The model that transformers makes of an exported folder, frozen."""
     form = FORMS[manifest["format"]]
     options: dict[str, Any] = {"dtype": "auto", "device_map": {"": device}}
-    if form.file != ".":  # GGUF: dequantized to float32
-        options = {"gguf_file": form.file, "dtype": torch.float32}
+    if form.file != ".":  # GGUF, dequantized; its reader alone would miss llama3's rope scaling and odd head widths
+        config = transformers.AutoConfig.from_pretrained(str(folder))
+        options = {"gguf_file": form.file, "dtype": torch.float32, "config": config}
     model = getattr(transformers, manifest["auto_class"]).from_pretrained(str(folder), **options)
     if form.file != ".":
         model = model.to(device)

@@ -370,6 +370,21 @@ def test_the_cards_code_writes_what_the_student_writes(language):
     assert done.stdout.rstrip("\n") == words.decode(ids + more).rstrip("\n")
 
 
+def test_a_gguf_file_whose_own_tokens_are_others_fails_the_gate(language, capsys):
+    from distilpeft.formats import gguf_file
+
+    right = gguf_file._vocabulary
+
+    def swapped(words, rows):
+        tokens, types = right(words, rows)
+        tokens[40], tokens[41] = tokens[41], tokens[40]
+        return tokens, types
+
+    with mock.patch.object(gguf_file, "_vocabulary", swapped):
+        assert commands.run(language, "--set", "export.formats=[gguf-f16]") == 3
+    assert "gguf-f16: the file's token 4" in capsys.readouterr().err
+
+
 def test_a_fault_of_the_cache_alone_fails_the_gate(language, capsys):
     """Without a cache everything is right: only what goes on from one is off."""
 
