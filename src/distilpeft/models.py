@@ -163,7 +163,8 @@ def load_exported(folder: Path, manifest: Mapping[str, Any], device: torch.devic
     if form.file != ".":  # GGUF, dequantized; its reader alone would miss llama3's rope scaling and odd head widths
         config = transformers.AutoConfig.from_pretrained(str(folder))
         options = {"gguf_file": form.file, "dtype": torch.float32, "config": config}
-    model = getattr(transformers, manifest["auto_class"]).from_pretrained(str(folder), **options)
+    with contextlib.redirect_stderr(io.StringIO()):  # a progress bar of transformers' GGUF reader
+        model = getattr(transformers, manifest["auto_class"]).from_pretrained(str(folder), **options)
     if form.file != ".":
         model = model.to(device)
     return model.requires_grad_(False).eval()

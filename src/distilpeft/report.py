@@ -186,7 +186,7 @@ def table_rows(report: dict[str, Any]) -> list[tuple[str, ...]]:
             _interval(model["scores"][main]),
             *([_against(model["against_teacher"])] if report["task"] == "causal_lm" else []),
             f"{model['num_parameters'] / 1e6:.1f}M" if model["num_parameters"] else "-",
-            f"{model['size_bytes'] / 1e6:.1f}MB" if model["size_bytes"] else "-",
+            f"{_short(model['size_bytes'] / 1e6)}MB" if model["size_bytes"] else "-",
             _pair(model["latency_ms"]),
             f"{model['throughput_rows_per_s']:.0f}" if model["throughput_rows_per_s"] else "-",
             *(_value(model["scores"].get(name)) for name in others),
@@ -279,8 +279,9 @@ def _chosen(report: dict[str, Any]) -> list[str]:
     lines = []
     for form, made in report["exports"].items():
         if "way" in made:
-            failed = "; ".join(f"{one['way']} did not hold ({', '.join(one['faults'])})" for one in made["tried"])
-            lines.append(f"{form}: {made['way']} holds" + (f"; {failed}." if failed else ", the first way tried."))
+            failed = ", then ".join(one["way"] for one in made["tried"])
+            rest = f"; tried before, and too far off: {failed}." if failed else ", the first way tried."
+            lines.append(f"{form}: {made['way']} holds{rest}")
     return lines
 
 
@@ -347,6 +348,8 @@ def markdown(report: dict[str, Any]) -> str:
               "the student on validation rows before it counted; x: latency of the student in PyTorch at batch 1 over "
               "its own.", ""]  # fmt: skip
     lines += [" | ".join(titles_), " | ".join("---" for _ in titles_), *(" | ".join(row) for row in exports)]
+    tried = [(form, one) for form, made in report["exports"].items() for one in made.get("tried", ())]
+    lines += ["", *(f"- {form}, {one['way']}: {'; '.join(one['faults'])}" for form, one in tried)] if tried else []
     for sample in report["samples"]:
         lines += ["", "### Sample", "", *(f"- {role}: {_quoted(text)}" for role, text in sample.items())]
     environment = report["environment"]
@@ -394,4 +397,10 @@ def _value(score: dict[str, Any] | None) -> str:
 
 
 def _pair(latency: dict[str, float | None]) -> str:
-    return f"{latency['p50']:.1f}/{latency['p95']:.1f}" if latency["p50"] is not None else "-"
+    p50, p95 = latency["p50"], latency["p95"]
+    return f"{_short(p50)}/{_short(p95)}" if p50 is not None and p95 is not None else "-"
+
+
+def _short(value: float) -> str:
+    """One decimal, or none where the number is long enough without."""
+    return f"{value:.1f}" if value < 100 else f"{value:.0f}"

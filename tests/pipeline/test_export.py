@@ -300,7 +300,7 @@ def test_int8_goes_on_to_the_next_way_until_one_holds_and_says_so(finished, caps
     found = report_of(finished)["exports"]["onnx-int8"]
     assert re.match(r"per channel, \d+ of \d+ operators in float", found["way"])
     assert [entry["way"] for entry in found["tried"]][:2] == ["dynamic", "per channel"]
-    assert "dynamic did not hold (KL to the student is 9)" in (finished / "report.md").read_text()
+    assert "- onnx-int8, dynamic: KL to the student is 9" in (finished / "report.md").read_text()
     tried.clear()
     with mock.patch.object(Gate, "check", side_effect=lambda *_, **__: Verdict(GOOD, faults=["never"])):
         assert commands.run(recipe, *options, "--set", "export.calibration_rows=9") == 3
