@@ -226,16 +226,23 @@ def keep_layers(model: Any, layers: tuple[int, ...], key: str) -> None:
     model.config.num_hidden_layers = len(layers)
 
 
+def configuration(source: Source, architecture: Architecture, overrides: Mapping[str, Any]) -> Any:
+    """A model's configuration, for the task and with some values changed.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    options = {**architecture.options, **overrides}
+    return _load("configuration", source, transformers.AutoConfig.from_pretrained, revision=source.revision, **options)
+
+
 def from_config(source: Source, architecture: Architecture, overrides: dict[str, Any], pad_token_id: int | None) -> Any:
     """Build a model with random weights.
 
     Raises:
         InputError: the configuration cannot be read or does not fit together.
     """
-    options = {**architecture.options, **overrides}
-    config = _load(
-        "configuration", source, transformers.AutoConfig.from_pretrained, revision=source.revision, **options
-    )
+    config = configuration(source, architecture, overrides)
     if getattr(config, "pad_token_id", None) is None:
         config.pad_token_id = pad_token_id
     try:

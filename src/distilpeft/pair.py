@@ -9,8 +9,9 @@ from typing import Any
 import torch
 import transformers
 
-from distilpeft import models
+from distilpeft import formats, models
 from distilpeft.artifact import Artifact, digest_file, digest_json, read_json, write_json
+from distilpeft.errors import InputError
 from distilpeft.exported import Graph, open_exported
 from distilpeft.models import Architecture
 from distilpeft.recipe import Precision, Recipe, result_settings
@@ -72,6 +73,22 @@ def check_tokenizers(recipe: Recipe) -> None:
         return
     teacher, student = (Vocabulary.of_tokenizer(source.name, models.load_tokenizer(source)) for source in sources)
     check_same(teacher, student, chat=recipe.needs_template, tokens_only=taken)
+
+
+def check_exports(recipe: Recipe) -> None:
+    """Refuse forms that the student's architecture or tokenizer does not have, before it is trained; loads no weights.
+
+    Raises:
+        InputError: names the form and why.
+    """
+    language = recipe.task.kind == "causal_lm"
+    overrides = recipe.student.from_config.overrides if recipe.student.from_config else {}
+    config = models.configuration(student_source(recipe), architecture(recipe), overrides)
+    tokenizer = models.load_tokenizer(tokenizer_source(recipe))
+    for form in recipe.export.formats:
+        wrong = formats.fault(form, config, tokenizer, language=language)
+        if wrong is not None:
+            raise InputError(f"export.formats: {form}: {wrong}")
 
 
 def binding(recipe: Recipe, teacher: Artifact, tokenizer: Any) -> dict[str, str]:

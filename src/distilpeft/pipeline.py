@@ -17,6 +17,7 @@ from distilpeft.locks import POLL_S, Lock
 from distilpeft.pair import (
     MODEL,
     Loaded,
+    check_exports,
     check_tokenizers,
     load_export,
     load_student,
@@ -229,6 +230,7 @@ class Steps:
                 cache = plan.folder / "cache"
                 self._data = TaskData(plan.recipe, plan.data_digest, cache, runtime.accelerator.main_process_first)
         check_tokenizers(plan.recipe)
+        check_exports(plan.recipe)
         elsewhere = plan.recipe.targets.source
         if elsewhere is not None and plan.recipe.distil.alpha > 0:
             open_targets(plan.recipe, self._data, Path(elsewhere).expanduser(), None).verify()

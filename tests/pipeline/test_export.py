@@ -370,6 +370,21 @@ def test_the_cards_code_writes_what_the_student_writes(language):
     assert done.stdout.rstrip("\n") == words.decode(ids + more).rstrip("\n")
 
 
+def test_a_form_that_the_student_does_not_have_is_refused_before_anything_is_trained(tmp_path, capsys):
+    tiny_lm.model().save_pretrained(str(tmp_path / "base"))
+    tiny_lm.tokenizer().save_pretrained(str(tmp_path / "base"))
+    tiny_lm.write_jsonl(tmp_path / "rows.jsonl", tiny_lm.pairs(40))
+    recipe = tmp_path / "tiny.yaml"
+    recipe.write_text(yaml.safe_dump(tiny_lm.recipe_tree(tmp_path, export__formats=["onnx", "gguf-q8_0"])))
+    assert commands.run(recipe) == 2
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert (
+        said
+        == "error: export.formats: gguf-q8_0: its tokenizer merges nothing, and llama.cpp loads none without merges"
+    )
+    assert not list((tmp_path / "runs/tinylm").glob("teacher-*/manifest.json"))
+
+
 def test_a_gguf_file_whose_own_tokens_are_others_fails_the_gate(language, capsys):
     from distilpeft.formats import gguf_file
 

@@ -6,14 +6,37 @@ bundle's. `onnx-int8` has candidates instead of one file: see `onnx_int8`.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from distilpeft.formats import folders, graphs
 from distilpeft.formats.student import Student
 from distilpeft.forms import FORMS
 
-__all__ = ["WRITERS", "Student", "Writer"]
+__all__ = ["WRITERS", "Student", "Writer", "fault"]
+
+
+def fault(form: str, config: Any, tokenizer: Any, *, language: bool) -> str | None:
+    """Why a model has no such form, as far as its configuration and tokenizer tell; None if it has.
+
+    Args:
+        form: a name of `forms.FORMS`.
+        config: of transformers.
+        tokenizer: its tokenizer.
+        language: whether it is a language model.
+    """
+    if form.startswith("gguf"):
+        from distilpeft.formats import gguf_file
+
+        return gguf_file.fault(config, json.loads(tokenizer.backend_tokenizer.to_str()))
+    if language and FORMS[form].runtime != "transformers":
+        from distilpeft.formats import onnx_graph
+
+        return onnx_graph.fault(config)
+    return None
+
 
 Writer = Callable[[Student, str, Path], None]
 """(student, form, folder): write the form's model files into the folder."""
