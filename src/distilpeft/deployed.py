@@ -67,19 +67,15 @@ class Deployed:
 
     def complete(self, prompt: str, max_new_tokens: int) -> str:
         """The likeliest continuation; of a chat model, its answer."""
-        if self.manifest["chat"]:
-            prompt = self._rendered(prompt)
-        (ids,) = self.encode([prompt]) if not self.manifest["chat"] else [self._plain(prompt)]
+        ids = self._chat(prompt) if self.manifest["chat"] else self.encode([prompt])[0]
         found = generate(self.runner, ids, max_new_tokens, self.manifest["eos_token_ids"])
         return str(self._words.decode(found))
 
-    def _plain(self, text: str) -> list[int]:
-        return list(self._words.encode(text, add_special_tokens=False).ids)  # the template has written them
-
-    def _rendered(self, prompt: str) -> str:
+    def _chat(self, prompt: str) -> list[int]:
         """The prompt as a user's turn, by the chat template that lies beside the model."""
         import transformers
 
         tokenizer = transformers.AutoTokenizer.from_pretrained(str(self.folder))
         turn = [{"role": "user", "content": prompt}]
-        return str(tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True))
+        text = tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
+        return list(self._words.encode(text, add_special_tokens=False).ids)  # the template has written those

@@ -1,0 +1,65 @@
+"""Text in, ids to the model, text out: with padding, truncation and chat templates as in training."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import tiny
+import tiny_lm
+
+from distilpeft.deployed import Deployed
+from distilpeft.errors import InputError
+
+
+class Recorder:
+    """Remembers what it was given; its likeliest token is always `token`."""
+
+    def __init__(self, width, token=0):
+        self.width, self.token, self.seen = width, token, []
+
+    def run(self, inputs, cache=None):
+        self.seen.append({name: array.tolist() for name, array in inputs.items()})
+        logits = np.zeros((*inputs["input_ids"].shape, self.width), np.float32)
+        logits[..., self.token] = 1
+        return (logits, cache) if self.width > 2 else (logits[:, 0], None)
+
+
+def deployed(folder, words, runner, **manifest):
+    words.save_pretrained(str(folder))
+    told = {"format": "onnx", "pad_token_id": words.pad_token_id, "eos_token_ids": [], **manifest}
+    (folder / "manifest.json").write_text(json.dumps(told))
+    found = Deployed(folder)
+    found._runner = runner
+    return found
+
+
+def test_texts_of_a_classifier_are_cut_and_padded_on_the_right(tmp_path):
+    words, runner = tiny.tokenizer(), Recorder(2)
+    model = deployed(tmp_path, words, runner, task="text_classification", max_tokens=6, labels=["bad", "good"])
+    texts = ["the film", "the film and a superb story and a dull script"]
+    found = model.classify(texts)
+    right = [words(text, truncation=True, max_length=6)["input_ids"] for text in texts]
+    padding = 6 - len(right[0])
+    assert runner.seen[0]["input_ids"] == [right[0] + [words.pad_token_id] * padding, right[1]]
+    assert runner.seen[0]["attention_mask"] == [[1] * len(right[0]) + [0] * padding, [1] * 6]
+    assert found.sum(-1) == pytest.approx([1, 1])
+
+
+@pytest.mark.parametrize("chat", [False, True])
+def test_a_prompt_goes_in_as_in_training_with_its_template_if_it_is_a_chat(tmp_path, chat):
+    words = tiny_lm.tokenizer()
+    letter = words("x")["input_ids"][0]
+    runner = Recorder(len(words), letter)
+    model = deployed(tmp_path, words, runner, task="causal_lm", chat=chat)
+    assert model.complete("hello", 3) == "xxx"
+    turn = [{"role": "user", "content": "hello"}]
+    template = words.apply_chat_template(turn, add_generation_prompt=True, return_dict=True)["input_ids"]
+    assert runner.seen[0]["input_ids"] == [template if chat else words("hello")["input_ids"]]
+
+
+def test_a_folder_without_a_tokenizer_file_is_refused(tmp_path):
+    (tmp_path / "manifest.json").write_text(json.dumps({"format": "onnx"}))
+    with pytest.raises(InputError, match=r"has no tokenizer\.json"):
+        Deployed(tmp_path)
