@@ -17,7 +17,6 @@ from rich.table import Table
 
 from distilpeft import __version__
 from distilpeft.data import data_sources
-from distilpeft.forms import FORMS
 from distilpeft.plan import CE_ONLY, STUDENT, Plan
 from distilpeft.recipe import CausalLM, Fit, Lora, Recipe, Student, TextClassification
 from distilpeft.sources import Source, model_config, num_layers, num_parameters, resolve, weight_shapes
@@ -165,8 +164,7 @@ def _target_bytes(recipe: Recipe) -> float:
 
 def _export_bytes(recipe: Recipe, form: str) -> float:
     """Bytes per weight of an export."""
-    exact = BYTES[recipe.export.dtype] if form == "safetensors" else BYTES["fp32"]
-    return {"exact": exact, "half": 2.0, "int8": 1.06, "int4": 0.6}[FORMS[form].exactness]
+    return {"exact": 4.0, "half": 2.0, "int8": 1.06, "int4": 0.6}[recipe.exactness(form)]
 
 
 def student_size(recipe: Recipe) -> Size | None:

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
-from distilpeft.forms import FORMS, LIMITS, FormName, Limits, form_name
+from distilpeft.forms import FORMS, LIMITS, Exactness, FormName, Limits, form_name
 
 
 def _refuse_bool(value: Any) -> Any:
@@ -398,14 +398,16 @@ class Recipe(Section):
         """Whether rows are rendered by the tokenizer's chat template."""
         return isinstance(self.task, CausalLM) and (self.task.chat or self.task.messages is not None)
 
+    def exactness(self, form: str) -> Exactness:
+        """How near an export stays to the student by nature; of safetensors, `export.dtype` decides."""
+        rounded = form == "safetensors" and self.export.dtype != "fp32"
+        return "half" if rounded else FORMS[form].exactness
+
     def limits(self, form: str) -> Limits:
         """What an export must hold: the recipe's own limits over the form's."""
-        exactness = FORMS[form].exactness
-        if form == "safetensors" and self.export.dtype != "fp32":
-            exactness = "half"
         own = self.export.tolerance.get(form)  # type: ignore[call-overload]
         asked = {name: value for name, value in own if value is not None} if own else {}
-        return replace(LIMITS[self.task.kind, exactness], **asked)
+        return replace(LIMITS[self.task.kind, self.exactness(form)], **asked)
 
     def monitor(self, fit: Fit) -> str:
         """The validation metric that picks the checkpoint."""

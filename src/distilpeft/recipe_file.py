@@ -18,7 +18,7 @@ from pydantic import BaseModel, ValidationError
 
 from distilpeft.errors import InputError
 from distilpeft.forms import ALIASES
-from distilpeft.recipe import Recipe, sections_of
+from distilpeft.recipe import Export, Recipe, sections_of
 from distilpeft.recipe_faults import cross_faults
 
 Path_ = tuple[str | int, ...]
@@ -85,7 +85,9 @@ def with_formats(given: dict[str, Any], formats: Sequence[str], overrides: Seque
     """
     tree: dict[str, Any] = copy.deepcopy(given)
     export = tree.setdefault("export", {})
-    export["formats"] = list(dict.fromkeys([*export.get("formats", ()), *(ALIASES.get(one, one) for one in formats)]))
+    export["formats"] = list(
+        dict.fromkeys([*export.get("formats", Export().formats), *(ALIASES.get(one, one) for one in formats)])
+    )
     places: Places = {("export",): "--format", ("export", "formats"): "--format"}
     places |= {("export", "formats", index): "--format" for index in range(len(export["formats"]))}
     for override in overrides:

@@ -35,7 +35,9 @@ def test_what_a_recipe_asks_of_a_form_replaces_that_limit_only():
 
 def test_safetensors_of_less_precision_have_limits_of_less_precision():
     assert recipe().limits("safetensors") == LIMITS["text_classification", "exact"]
-    assert recipe("export.dtype=bf16").limits("safetensors") == LIMITS["text_classification", "half"]
+    half = recipe("export.dtype=bf16")
+    assert half.limits("safetensors") == LIMITS["text_classification", "half"]
+    assert (half.exactness("safetensors"), half.exactness("onnx")) == ("half", "exact")
 
 
 @pytest.mark.parametrize(
@@ -69,12 +71,16 @@ def test_forms_added_to_a_finished_recipe_come_behind_its_own_and_change_nothing
     after = with_formats(before.model_dump(mode="json", exclude_unset=True), ["onnx-int8", "onnx"])
     assert after.export.formats == ("onnx", "onnx-int8")
     assert after.model_copy(update={"export": before.export}) == before
+    plain = recipe()  # names no forms: safetensors by default, which stays the first
+    assert with_formats(plain.model_dump(mode="json", exclude_unset=True), ["onnx"]).export.formats == (
+        "safetensors", "onnx",
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize(
     ("formats", "overrides", "message"),
     [
-        (["onxx"], [], "--format: export.formats.0: unknown format 'onxx'; did you mean onnx?"),
+        (["onxx"], [], "--format: export.formats.1: unknown format 'onxx'; did you mean onnx?"),
         (["gguf-q8_0"], [], "--format: export.formats: gguf-q8_0 is for causal_lm"),
         (["onnx"], ["seed=4"], "--set seed=4: only keys of export"),
         (["onnx"], ["export.int8=x"], "--set export.int8=x: export.int8: "),

@@ -78,7 +78,7 @@ def _export(
     if form == "onnx-int8":
         verdict, figures = _int8(runtime, recipe, data, loaded, gate, folder)
     else:
-        verdict = gate.check(folder, limits, exact=FORMS[form].exactness == "exact")
+        verdict = gate.check(folder, limits, exact=recipe.exactness(form) == "exact")
     for file in folder.iterdir():
         file.chmod(0o644)  # some libraries let nobody else read what they write
     if verdict.faults:
