@@ -23,7 +23,7 @@ import tiny
 import tiny_lm
 import yaml
 
-from distilpeft import cli, parity
+from distilpeft import cli, parity, timing
 
 TESTS = Path(__file__).parent
 FORKS = multiprocessing.get_context("forkserver")
@@ -74,13 +74,39 @@ def answer_here(folder: Path, calls: Path, out: Path) -> str | None:
     return None
 
 
+def start_here(spec: Path, environment: dict[str, str]) -> tuple[object, object]:
+    """`timing.start_process` likewise: the model in this very process."""
+    import torch
+
+    from distilpeft.timed import Timed
+    from distilpeft.timing import ArmError
+
+    del environment
+    loaded: list[Timed] = []
+
+    def ask(command: dict[str, object]) -> dict[str, object]:
+        try:
+            if not loaded:
+                # with another number of threads, what is trained later would sum in another order
+                loaded.append(Timed({**json.loads(spec.read_text()), "threads": torch.get_num_threads()}))
+            return json.loads(json.dumps(loaded[0].answer(json.loads(json.dumps(command)))))
+        except Exception as error:
+            raise ArmError(f"{type(error).__name__}: {error}") from None
+
+    return ask, loaded.clear
+
+
 def run(recipe: Path, *arguments: str, verb: str = "run", own_process: bool = False) -> int:
     """`distilpeft run` (or another verb) in this process; returns the exit code.
 
-    `own_process`: let the gate of exports start one, as it does outside of tests.
+    `own_process`: let the gate of exports start one, as it does outside of tests. Those of the benchmark are in
+    test_benchmark.py.
     """
-    argv = mock.patch.object(sys, "argv", arguments_of(recipe, arguments, verb))
-    with argv, contextlib.nullcontext() if own_process else mock.patch("distilpeft.parity.answered", answer_here):
+    with contextlib.ExitStack() as patches:
+        patches.enter_context(mock.patch.object(sys, "argv", arguments_of(recipe, arguments, verb)))
+        patches.enter_context(mock.patch("distilpeft.timing.start_process", start_here))
+        if not own_process:
+            patches.enter_context(mock.patch("distilpeft.parity.answered", answer_here))
         try:
             cli.main()
         except SystemExit as leaving:
@@ -173,6 +199,7 @@ def _child(output: Path, argv: list[str], before: str, environment: dict[str, st
     os.environ.update(environment)
     sys.argv = argv
     parity.answered = answer_here
+    timing.start_process = start_here
     exec(before, {})
     if argv[0].endswith(".py"):
         runpy.run_path(argv[0], run_name="__main__")

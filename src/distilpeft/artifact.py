@@ -86,8 +86,14 @@ class Artifact:
                     f"{file}: missing or altered since it was written; delete {self.path} to make it again"
                 )
 
-    def publish(self, figures: Mapping[str, Any], environment: Mapping[str, Any]) -> None:
-        """Write the manifest over the files in `partial` and rename the folder into place, all fsynced."""
+    def publish(self, figures: Mapping[str, Any], environment: Mapping[str, Any], seconds: float = 0.0) -> None:
+        """Write the manifest over the files in `partial` and rename the folder into place, all fsynced.
+
+        Args:
+            figures: what the stage measured.
+            environment: versions and hardware.
+            seconds: the step has taken, since it was last resumed.
+        """
         files = {
             file.relative_to(self.partial).as_posix(): {
                 "bytes": file.stat().st_size,
@@ -106,6 +112,7 @@ class Artifact:
             "figures": figures,
             "files": files,
             "environment": environment,
+            "seconds": round(seconds, 2),
         }
         write_json(self.partial / MANIFEST, manifest)
         if self.path.exists():  # a folder without a manifest: not an artifact

@@ -103,7 +103,7 @@ def _table(figures: Mapping[str, Any], timed: Mapping[str, Any], own: str, main:
             continue
         time = timed.get(role, {})
         name = f"**{role}** (this)" if role == own else role
-        weights = time.get("num_parameters") or timed["student"]["num_parameters"] if role in timed else 0
+        weights = (time.get("num_parameters") or timed["student"]["num_parameters"]) if time else 0
         size_bytes = size if role == own else time.get("size_bytes")
         cells = (
             name,

@@ -34,7 +34,7 @@ Overrides = Annotated[
     typer.Option("--set", metavar="KEY=VALUE", help="override a key, such as distil.temperature=4"),
 ]
 Runs = Annotated[Path, typer.Option("--runs", help="the folder that holds all runs")]
-STAGES = ("teacher", "targets", "distil", "audit", "evaluate", "export", "benchmark", "bundle")
+STAGES = ("teacher", "targets", "distil", "audit", "evaluate", "export", "compare", "benchmark", "bundle")
 
 
 @app.command()
@@ -63,13 +63,13 @@ def run(
 
         read_task_splits(plan.recipe)  # bad rows are found here, before torch is even imported
         console.print(
-            f"{plan.recipe.name}: {len(missing)} of {len(plan.artifacts)} steps to do; results in {plan.folder}"
+            f"{plan.recipe.name}: {len(missing)} of {len(plan.steps())} steps to do; results in {plan.folder}"
         )
         from distilpeft import pipeline
 
         pipeline.run(plan, until)
     else:
-        console.print(f"{plan.recipe.name}: nothing to do, all {len(plan.artifacts)} steps are done.")
+        console.print(f"{plan.recipe.name}: nothing to do, all {len(plan.steps())} steps are done.")
         if is_first_process():
             report.save(plan, report.build(plan))
     if until is None:
@@ -171,6 +171,30 @@ def export(
     report.show(report.load(plan.folder), console)
     for form in formats:
         console.print(f"{form}: {plan.folder / report.EXPORTS / ALIASES.get(form, form)}", highlight=False)
+
+
+@app.command()
+def benchmark(
+    targets: Annotated[
+        list[Path], typer.Argument(help="finished runs' folders, exported folders, or both", show_default=False)
+    ],
+    overrides: Overrides = None,
+    repeats: Annotated[int, typer.Option("--repeat", min=1, help="measure the whole so many times")] = 1,
+    texts: Annotated[
+        Path | None, typer.Option("--input", metavar="FILE", help="lines of text that exported folders are timed on")
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="a JSON file; default: RUN/benchmark.json")] = None,
+) -> None:
+    """Measure latency, throughput and memory of finished runs and exports beside each other."""
+    from rich.console import Console
+
+    from distilpeft.machine import num_launched
+
+    if num_launched() > 1:
+        raise InputError("distilpeft benchmark starts a process for each model itself; run it without torchrun")
+    from distilpeft import latency
+
+    latency.run(targets, overrides or [], repeats=repeats, texts=texts, out=out, console=Console())
 
 
 @app.command()

@@ -51,6 +51,11 @@ class Deployed:
             self._runner = open_runner(self.folder, self._threads)
         return self._runner
 
+    @property
+    def vocabulary_size(self) -> int:
+        """Ids that the tokenizer knows."""
+        return int(self._words.get_vocab_size())
+
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids, as in training: with special tokens, a classifier's cut to `max_tokens`."""
         return [found.ids for found in self._words.encode_batch(list(texts))]

@@ -102,10 +102,11 @@ def show(plan: Plan, console: Console) -> None:
     for row in stage_rows(plan, splits):
         table.add_row(*row)
     console.print(table)
-    done = len(plan.artifacts) - len(plan.missing())
+    every = len(plan.steps())
+    done = every - len(plan.missing())
     checked = "the recipe and its data are good" if splits else "the recipe is good (a run reads or cuts the rows)"
     console.print(
-        f"distilpeft {__version__}: {checked}; {done} of {len(plan.artifacts)} steps are done. "
+        f"distilpeft {__version__}: {checked}; {done} of {every} steps are done. "
         f"Results: {plan.folder}. Memory and disk are estimates; ? = not on this machine yet.",
         highlight=False,
     )
@@ -140,7 +141,8 @@ def stage_rows(plan: Plan, splits: Mapping[str, int] | None) -> list[tuple[str, 
         "audit": ("-", "-", _count(student), "-", "-"),
         "evaluate": (_known(scored), "-", "-", "-", _bytes(scored and len(plan.roles()) * scored * per_row)),
         "export": (str(recipe.export.gate_rows), "-", _count(student), "-", _bytes(exported)),
-        "benchmark": (str(recipe.benchmark.repeats), "-", "-", "-", "-"),
+        "compare": ("-", "-", "-", "-", "-"),
+        "benchmark": ("-", str(recipe.benchmark.rounds), "-", "-", "-"),
         "bundle": ("-", "-", "-", "-", "-"),
     }
     rows = []

@@ -42,6 +42,16 @@ def num_cpus() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def busy_s() -> float | None:
+    """Seconds that all processors together were not idle since the start; None where the system does not tell."""
+    try:
+        fields = Path("/proc/stat").read_text(encoding="ascii").splitlines()[0].split()[1:]
+    except OSError:
+        return None
+    user, nice, system, _idle, _iowait, irq, softirq, steal = (int(field) for field in fields[:8])
+    return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
+
+
 def is_first_process() -> bool:
     """Whether this is the process that speaks, of those that torchrun or Accelerate have started."""
     return os.environ.get("RANK", "0") == "0"

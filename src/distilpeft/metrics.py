@@ -59,6 +59,17 @@ def ece(probabilities_NC: Floats, labels_N: Ints) -> float:
     return float(np.abs(gap).sum() / len(labels_N))
 
 
+def reliability(probabilities_NC: Floats, labels_N: Ints) -> dict[str, list[float]]:
+    """The bins of `ece` that hold rows: `confidence` (mean top probability), `accuracy` of the top class, `count`."""
+    confidence_N = probabilities_NC.max(-1)
+    right_N = probabilities_NC.argmax(-1) == labels_N
+    bins_N = np.minimum((confidence_N * ECE_BINS).astype(int), ECE_BINS - 1)
+    count, sure, right = (np.bincount(bins_N, weights, ECE_BINS) for weights in (None, confidence_N, right_N))
+    kept = count > 0
+    means = {"confidence": sure[kept] / count[kept], "accuracy": right[kept] / count[kept]}
+    return {**{name: np.round(values, 6).tolist() for name, values in means.items()}, "count": count[kept].tolist()}
+
+
 FUNCTIONS: dict[str, Callable[[Floats, Ints], float]] = {
     "accuracy": accuracy,
     "macro_f1": macro_f1,

@@ -22,6 +22,7 @@ from distilpeft.tasks import TaskData, task_module
 from distilpeft.vocabulary import Vocabulary, check_same
 
 MODEL, ADAPTER, HEADS = "model", "adapter", "heads.json"
+OFFSET_POSITIONS = ("roberta", "xlm-roberta", "camembert", "mpnet")
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,29 @@ def check_exports(recipe: Recipe) -> None:
         wrong = formats.fault(form, config, tokenizer, language=language)
         if wrong is not None:
             raise InputError(f"export.formats: {form}: {wrong}")
+
+
+def check_lengths(recipe: Recipe) -> None:
+    """Refuse benchmark lengths beyond what a model can read, before it is trained; loads no weights.
+
+    Raises:
+        InputError: names the length and the model.
+    """
+    asked = [length for length in recipe.benchmark.lengths if length != "data"]
+    if not asked:
+        return
+    longest = max(asked) + (recipe.benchmark.new_tokens if recipe.task.kind == "causal_lm" else 0)
+    overrides = recipe.student.from_config.overrides if recipe.student.from_config else {}
+    for source, changes in ((teacher_source(recipe), {}), (student_source(recipe), overrides)):
+        config = models.configuration(source, architecture(recipe), changes)
+        most = getattr(config, "max_position_embeddings", None)
+        # RoBERTa and its kin keep the positions up to the padding id for themselves
+        reserved = config.pad_token_id + 1 if config.model_type in OFFSET_POSITIONS else 0
+        if most is not None and longest > most - reserved:
+            raise InputError(
+                f"benchmark.lengths: {longest} tokens (with new_tokens) are more than {source.name} reads, "
+                f"{most - reserved}"
+            )
 
 
 def binding(recipe: Recipe, teacher: Artifact, tokenizer: Any) -> dict[str, str]:

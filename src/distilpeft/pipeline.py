@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import socket
 import time
 from collections import Counter
@@ -9,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from distilpeft import report
 from distilpeft.artifact import Artifact
@@ -18,6 +21,7 @@ from distilpeft.pair import (
     MODEL,
     Loaded,
     check_exports,
+    check_lengths,
     check_tokenizers,
     load_export,
     load_student,
@@ -25,11 +29,12 @@ from distilpeft.pair import (
     new_student,
     open_targets,
 )
-from distilpeft.plan import CE_ONLY, FULL, LAST_STAGES, MAJORITY, MERGED, STUDENT, TEACHER, UNTRAINED, Plan
+from distilpeft.plan import CE_ONLY, FULL, LAST_STAGES, MAJORITY, MERGED, STUDENT, TEACHER, UNTRAINED, Plan, step_of
 from distilpeft.runtime import Runtime
 from distilpeft.soft_targets import SoftTargets
-from distilpeft.stages import audit, benchmark, bundle, distil, evaluate, export, targets, teacher
+from distilpeft.stages import audit, benchmark, bundle, compare, distil, evaluate, export, targets, teacher
 from distilpeft.tasks import TaskData
+from distilpeft.timing import summary
 from distilpeft.train import Watch
 
 
@@ -88,13 +93,16 @@ def run(plan: Plan, until: str | None = None) -> None:
 
 def jobs_of(plan: Plan, until: str | None = None) -> list[Job]:
     """The plan's steps, up to the last one of a stage."""
-    names = list(plan.artifacts)
-    if until is not None:
-        last = [index for index, name in enumerate(names) if name.partition("/")[0] == until]
-        if not last:
-            raise InputError(f"--until {until}: this recipe has no such stage")
-        names = names[: last[-1] + 1]
-    return [Job(plan, name) for name in names]
+    jobs = []
+    for label, one in {"": plan, **{f"seed {seed}": repeat for seed, repeat in plan.repeats.items()}}.items():
+        names = list(one.artifacts)
+        if until is not None:
+            last = [index for index, name in enumerate(names) if name.partition("/")[0] == until]
+            if not last and one is plan:
+                raise InputError(f"--until {until}: this recipe has no such stage")
+            names = names[: last[-1] + 1] if last else []
+        jobs += [Job(one, name, label) for name in names]
+    return jobs
 
 
 def do(
@@ -231,6 +239,7 @@ class Steps:
                 self._data = TaskData(plan.recipe, plan.data_digest, cache, runtime.accelerator.main_process_first)
         check_tokenizers(plan.recipe)
         check_exports(plan.recipe)
+        check_lengths(plan.recipe)
         elsewhere = plan.recipe.targets.source
         if elsewhere is not None and plan.recipe.distil.alpha > 0:
             open_targets(plan.recipe, self._data, Path(elsewhere).expanduser(), None).verify()
@@ -243,11 +252,12 @@ class Steps:
         if runtime.is_main:
             out.partial.mkdir(parents=True, exist_ok=True)
         runtime.accelerator.wait_for_everyone()
+        begin = time.monotonic()
         try:
             figures = self._figures(name, out)
             runtime.accelerator.wait_for_everyone()
             if runtime.is_main:
-                out.publish(figures, runtime.environment())
+                out.publish(figures, runtime.environment(), time.monotonic() - begin)
             runtime.accelerator.wait_for_everyone()
         finally:
             if out.stage in ("teacher", "distil"):  # Accelerate holds on to what it has prepared
@@ -256,33 +266,49 @@ class Steps:
     def _figures(self, name: str, out: Artifact) -> dict[str, Any]:
         runtime, recipe, data, made = self._runtime, self.plan.recipe, self._data, self.plan.artifacts
         stage, _, role = name.partition("/")
+        if stage in ("audit", "benchmark"):
+            return {"audit": self._audit, "benchmark": self._benchmark}[stage]()
         if stage == "teacher":
             return teacher.run(runtime, recipe, data, out)
         if stage == "targets":
             return targets.run(runtime, recipe, data, self._verified("teacher"), out)
         if stage == "distil":
             return self._distil(role, out)
-        if stage == "audit":
-            layout = SoftTargets(made["targets"].path).layout
-            loaded = self._load(STUDENT)
-            assert loaded is not None
-            return audit.run(runtime, recipe, data, layout=layout, student=loaded, teacher=self._teacher())
         if stage == "export":
             return export.run(runtime, recipe, data, form=role, student=self._verified(f"distil/{STUDENT}"), out=out)
         if stage == "bundle":
             return self._bundle(role, out)
+        if stage == "compare":
+            evaluated = {one: made[f"evaluate/{one}"] for one in self.plan.roles()}
+            return runtime.on_main(lambda: compare.run(recipe, data, evaluated, out))  # type: ignore[no-any-return]
+        return self._evaluate(role, out)
+
+    def _audit(self) -> dict[str, Any]:
+        layout = SoftTargets(self.plan.artifacts["targets"].path).layout
+        loaded = self._load(STUDENT)
+        assert loaded is not None
+        return audit.run(
+            self._runtime, self.plan.recipe, self._data, layout=layout, student=loaded, teacher=self._teacher()
+        )
+
+    def _evaluate(self, role: str, out: Artifact) -> dict[str, Any]:
+        runtime, recipe, data, made = self._runtime, self.plan.recipe, self._data, self.plan.artifacts
         loaded = self._load(role)
-        if stage != "evaluate":
-            self._live = None  # it would only take memory
-        else:
-            reference = made[f"evaluate/{TEACHER}"] if role != TEACHER else None
-            compared = recipe.task.kind == "causal_lm" and loaded is not None and role != TEACHER
-            live = self._teacher() if compared else None
-            return evaluate.run(
-                runtime, recipe, data, loaded=loaded, teacher=live, reference=reference, role=role, out=out
-            )
-        assert loaded is not None, f"{name} needs a model"
-        return benchmark.run(runtime, recipe, data, loaded)
+        reference = made[f"evaluate/{TEACHER}"] if role != TEACHER else None
+        compared = recipe.task.kind == "causal_lm" and loaded is not None and role != TEACHER
+        live = self._teacher() if compared else None
+        return evaluate.run(runtime, recipe, data, loaded=loaded, teacher=live, reference=reference, role=role, out=out)
+
+    def _benchmark(self) -> dict[str, Any]:
+        """All models beside each other, in the main process's children."""
+        self._held = self._live = None  # they would only take memory
+        gc.collect()
+        torch.cuda.empty_cache()
+        steps = {role: step_of(role) for role in self.plan.timed()}
+        folders = {role: self._verified(step).path for role, step in steps.items()}
+        return self._runtime.on_main(  # type: ignore[no-any-return]
+            lambda: benchmark.run(self._runtime, self.plan.recipe, self._data, folders, STUDENT)
+        )
 
     def _distil(self, role: str, out: Artifact) -> dict[str, Any]:
         recipe = self.plan.recipe
@@ -297,7 +323,8 @@ class Steps:
         made, own = self.plan.artifacts, f"export:{form}"
         roles = [role for role in self.plan.roles() if role == own or not role.startswith("export:")]
         figures = {role: made[f"evaluate/{role}"].figures() for role in roles}
-        timed = {role: made[f"benchmark/{role}"].figures() for role in roles if f"benchmark/{role}" in made}
+        measured = made["benchmark"].figures()
+        timed = {role: found for role in roles if (found := summary(measured, role)) is not None}
         files = self._verified(f"export/{form}")
         keys = {"teacher": made["teacher"].key, "student": made[f"distil/{STUDENT}"].key, "data": self.plan.data_digest}
         return self._runtime.on_main(  # type: ignore[no-any-return]
@@ -333,7 +360,7 @@ class Steps:
     def _load_role(self, role: str) -> Loaded:
         runtime, recipe = self._runtime, self.plan.recipe
         if role in (TEACHER, FULL, MERGED):
-            path = self._verified("teacher").path
+            path = self._verified(step_of(role)).path
             form = {"full_precision": role == FULL, "merged": role == MERGED}
             return load_teacher(runtime, recipe, path, recipe.evaluate.precision, **form)
         if role == UNTRAINED:
@@ -341,5 +368,5 @@ class Steps:
             loaded.model.requires_grad_(False).eval()
             return loaded
         if role in (STUDENT, CE_ONLY):
-            return load_student(runtime, recipe, self._verified(f"distil/{role}").path / MODEL)
-        return load_export(runtime, recipe, self._verified(role.replace(":", "/")).path / MODEL)
+            return load_student(runtime, recipe, self._verified(step_of(role)).path / MODEL)
+        return load_export(runtime, recipe, self._verified(step_of(role)).path / MODEL)

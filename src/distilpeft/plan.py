@@ -8,7 +8,7 @@ result. So a new student, alpha or temperature finds the teacher and its targets
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,14 +31,21 @@ from distilpeft.sources import (
 )
 from distilpeft.vocabulary import Vocabulary, check_same
 
-FORMAT = 4
+FORMAT = 5
 STUDENT, CE_ONLY, UNTRAINED, TEACHER, FULL, MERGED, MAJORITY = (
     "student", "student_ce_only", "untrained", "teacher", "teacher_full_precision", "teacher_merged", "majority",
 )  # fmt: skip
 LAST_STAGES = ("benchmark", "bundle")
 """For the end, when nothing else is left: latency on a machine at rest, and what tells of it."""
-UNTIMED = (MAJORITY, MERGED)
-"""Roles without a latency: one is no model, the other is an ordinary model of the full-precision teacher's size."""
+UNTIMED = (MAJORITY, UNTRAINED, MERGED)
+"""Roles without a latency: no model, one of the student's architecture, and one of the full-precision teacher's."""
+
+
+def step_of(role: str) -> str:
+    """The step that makes a role's weights."""
+    if role in (TEACHER, FULL, MERGED):
+        return "teacher"
+    return f"distil/{role}" if role in (STUDENT, CE_ONLY) else role.replace(":", "/")
 
 
 @dataclass(frozen=True)
@@ -50,21 +57,37 @@ class Plan:
         folder: runs/<name>.
         data_digest: names the rows.
         artifacts: by step, in the order in which they are made: `teacher`, `targets`, `distil/<role>`,
-            `audit`, `evaluate/<role>`, `export/<format>`, `benchmark/<role>`, `bundle/<format>`.
+            `audit`, `evaluate/<role>`, `export/<format>`, `compare`, `benchmark`, `bundle/<format>`.
+        repeats: seed → the same chain up to `compare`, without exports, for `evaluate.seeds`.
     """
 
     recipe: Recipe
     folder: Path
     data_digest: str
     artifacts: Mapping[str, Artifact]
+    repeats: Mapping[int, Plan] = field(default_factory=dict)
 
     def roles(self) -> list[str]:
         """The models of the report, in its order."""
         return [step.partition("/")[2] for step in self.artifacts if step.startswith("evaluate/")]
 
+    def timed(self) -> list[str]:
+        """The models whose latency is measured, in the report's order."""
+        return [role for role in self.roles() if role not in UNTIMED]
+
     def missing(self) -> list[str]:
-        """Steps still to be done."""
-        return [step for step, made in self.artifacts.items() if not made.done]
+        """Steps still to be done; those of repeats after their seed."""
+        return [step for step, made in self.steps().items() if not made.done]
+
+    def steps(self) -> dict[str, Artifact]:
+        """Everything that the run makes, each once; steps of repeats are called `seed N: STEP`."""
+        found = dict(self.artifacts)
+        own = {made.path for made in found.values()}
+        for seed, plan in self.repeats.items():
+            more = {f"seed {seed}: {step}": made for step, made in plan.artifacts.items() if made.path not in own}
+            own |= {made.path for made in more.values()}
+            found |= more
+        return found
 
 
 def make_plan(recipe: Recipe, runs: Path) -> Plan:
@@ -73,6 +96,12 @@ def make_plan(recipe: Recipe, runs: Path) -> Plan:
     Raises:
         InputError: a source does not exist or does not fit the recipe.
     """
+    others = [seed for seed in recipe.evaluate.seeds if seed != recipe.seed]
+    repeats = {seed: _plan(recipe.model_copy(update={"seed": seed}), runs, repeated=True) for seed in others}
+    return replace(_plan(recipe, runs), repeats=repeats)
+
+
+def _plan(recipe: Recipe, runs: Path, *, repeated: bool = False) -> Plan:
     folder = runs / recipe.name
     teacher_base = _teacher_base(recipe)
     data_inputs = {split or "all": digest(source) for split, source in data_sources(recipe.data).items()}
@@ -111,7 +140,11 @@ def make_plan(recipe: Recipe, runs: Path) -> Plan:
         inputs = {"student": made.key, "targets": found["targets"].key}
         found["audit"] = make("audit", {**audited, "k": recipe.targets.k, "draws": recipe.targets.draws}, **inputs)
     models |= _teacher_forms(recipe, teacher)
-    _measure(recipe, found, models, make)
+    _evaluate(recipe, found, models, make, exports=not repeated)
+    if not repeated:
+        _measure(recipe, found, models, make)
+    else:
+        found.pop("audit", None)
     return Plan(recipe, folder, data_digest, found)
 
 
@@ -126,31 +159,34 @@ def _teacher_forms(recipe: Recipe, teacher: Artifact) -> dict[str, dict[str, str
     return found
 
 
-def _measure(recipe: Recipe, found: dict[str, Artifact], models: dict[str, dict[str, str]], make: Any) -> None:
-    """Add evaluation, export and benchmark of every model; the teacher first, the others are compared with it."""
+def _evaluate(
+    recipe: Recipe, found: dict[str, Artifact], models: dict[str, dict[str, str]], make: Any, *, exports: bool
+) -> None:
+    """Add evaluation and export of every model; the teacher first, the others are compared with it."""
     settings = {**result_settings(recipe.evaluate), "metrics": recipe.metrics}
     reference = make("evaluate", settings, role=TEACHER, **models[TEACHER])
     found[f"evaluate/{TEACHER}"] = reference
     for role, inputs in models.items():
         if role != TEACHER:
             found[f"evaluate/{role}"] = make("evaluate", settings, role=role, teacher=reference.key, **inputs)
-    bases = list(models)
-    for form in recipe.export.formats:
+    for form in recipe.export.formats if exports else ():
         made = make("export", _export_settings(recipe, form), **models[STUDENT])
         found[f"export/{form}"] = made
         role = f"export:{form}"
         models[role] = {"model": made.key}
         found[f"evaluate/{role}"] = make("evaluate", settings, role=role, teacher=reference.key, **models[role])
-    for role, inputs in models.items():
-        if role not in UNTIMED:
-            timed = {
-                **result_settings(recipe.benchmark),
-                "split": recipe.evaluate.split,
-                "machine": machine_name(),
-            }
-            found[f"benchmark/{role}"] = make("benchmark", timed, role=role, **inputs)
+    evaluated = {step.partition("/")[2]: one.key for step, one in found.items() if step.startswith("evaluate/")}
+    found["compare"] = make("compare", {"metrics": recipe.metrics}, **evaluated)
+
+
+def _measure(recipe: Recipe, found: dict[str, Artifact], models: dict[str, dict[str, str]], make: Any) -> None:
+    """Add the benchmark of all models, and the bundles that tell of it."""
+    bases = [role for role in models if not role.startswith("export:")]
+    timed = {**result_settings(recipe.benchmark), "split": recipe.evaluate.split, "machine": machine_name()}
+    inputs = {f"{role} {name}": key for role in models if role not in UNTIMED for name, key in models[role].items()}
+    found["benchmark"] = make("benchmark", timed, **inputs)
     for form in recipe.export.formats:
-        shown = [f"{stage}/{role}" for role in (*bases, f"export:{form}") for stage in ("evaluate", "benchmark")]
+        shown = [*(f"evaluate/{role}" for role in (*bases, f"export:{form}")), "benchmark"]
         figures = digest_json({step: found[step].key for step in shown if step in found})
         told = {"name": recipe.name, "license": recipe.export.license}
         found[f"bundle/{form}"] = make("bundle", told, files=found[f"export/{form}"].key, figures=figures)

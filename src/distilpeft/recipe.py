@@ -327,17 +327,46 @@ class Evaluate(Section):
     precision: Precision = "fp32"
     micro_batch_size: Count = Field(64, json_schema_extra=NOT_IN_KEY)
     teacher_full_precision: bool = Field(True, description="measure what quantizing the teacher costs")
+    seeds: tuple[Index, ...] = Field(
+        (), description="also train and judge everything with these seeds, to tell gain from luck",
+        json_schema_extra=NOT_IN_KEY,
+    )  # fmt: skip
     samples: Index = Field(2, description="causal_lm: rows that teacher and student complete in the report")
     sample_tokens: Count = Field(32, description="causal_lm: longest such completion")
 
+    @field_validator("seeds")
+    @classmethod
+    def _seeds_differ(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
+        if len(set(seeds)) < len(seeds):
+            raise ValueError("the seeds must differ from each other")
+        return seeds
+
 
 class Benchmark(Section):
-    """Latency at batch 1 and throughput at `batch_size`, on rows of the evaluation split."""
+    """Latency, throughput and memory of every model, in turns, for all combinations of what is listed here."""
 
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    batch_size: Count = 32
-    warmup: Count = 5
-    repeats: Count = 50
+    devices: tuple[Literal["auto", "cpu", "cuda"], ...] = Field(
+        ("auto",), min_length=1, description="auto = as in training"
+    )
+    threads: tuple[Count, ...] | None = Field(None, min_length=1, description="default: one per processor")
+    batch_sizes: tuple[Count, ...] = Field(
+        (1, 32), min_length=1, description="latency is told of the smallest, throughput of the largest"
+    )
+    lengths: tuple[Literal["data"] | Count, ...] = Field(
+        ("data",), min_length=1, description="data = rows as long as they are; a number = real tokens, cut to it"
+    )
+    rounds: Annotated[int, _Number, Field(ge=3)] = Field(
+        20, description="turns of every model; more narrow the intervals"
+    )
+    new_tokens: Count = Field(16, description="causal_lm: tokens generated after each prompt, timed apart")
+    compile: bool = Field(False, description="text_classification: also time the student under torch.compile")
+
+    @field_validator("devices", "threads", "batch_sizes", "lengths")
+    @classmethod
+    def _differ(cls, values: tuple[Any, ...] | None) -> tuple[Any, ...] | None:
+        if values is not None and len(set(values)) < len(values):
+            raise ValueError("the values must differ from each other")
+        return values
 
 
 class Tolerance(Section):

@@ -27,6 +27,8 @@ def cross_faults(recipe: Recipe) -> Iterator[tuple[tuple[str, ...], str]]:
     if recipe.distil.alpha > 0 and recipe.targets.mode == "cached":
         yield from _target_faults(recipe)
     yield from _export_faults(recipe)
+    if kind == "causal_lm" and recipe.benchmark.compile:
+        yield ("benchmark", "compile"), "is for text_classification; generation is not timed under torch.compile"
     if kind != "causal_lm" and recipe.student.tokenizer == "teacher":
         yield ("student", "tokenizer"), "only causal_lm students can take over the teacher's tokenizer"
 

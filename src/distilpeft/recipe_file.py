@@ -90,11 +90,28 @@ def with_formats(given: dict[str, Any], formats: Sequence[str], overrides: Seque
     )
     places: Places = {("export",): "--format", ("export", "formats"): "--format"}
     places |= {("export", "formats", index): "--format" for index in range(len(export["formats"]))}
+    return _changed(tree, places, overrides, "export", "--format")
+
+
+def with_benchmark(given: dict[str, Any], overrides: Sequence[str]) -> Recipe:
+    """A finished run's recipe, to be measured otherwise.
+
+    Args:
+        given: its recipe, without defaults, as its report has it.
+        overrides: as in `load_recipe`, of `benchmark` only.
+
+    Raises:
+        InputError: another section was to be changed, or a value is wrong.
+    """
+    return _changed(copy.deepcopy(given), {}, overrides, "benchmark", "the recipe")
+
+
+def _changed(tree: dict[str, Any], places: Places, overrides: Sequence[str], section: str, top: str) -> Recipe:
     for override in overrides:
-        if not override.startswith("export."):
-            raise InputError(f"--set {override}: only keys of export; another setting needs another run")
+        if not override.startswith(f"{section}."):
+            raise InputError(f"--set {override}: only keys of {section}; another setting needs another run")
         _override(tree, places, override)
-    return _checked(tree, places, "--format")
+    return _checked(tree, places, top)
 
 
 def parse_values(text: str, here: str) -> list[Any]:

@@ -6,7 +6,6 @@ Torch-free; it only joins the figures in the manifests. `report.json` is describ
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +13,18 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from distilpeft import findings
 from distilpeft.artifact import read_json, replace_link, write_json, write_text
 from distilpeft.errors import InputError
 from distilpeft.locks import Lock
-from distilpeft.plan import CE_ONLY, FULL, MAJORITY, MERGED, STUDENT, TEACHER, Plan
+from distilpeft.plan import CE_ONLY, FULL, MAJORITY, MERGED, STUDENT, TEACHER, UNTRAINED, Plan
 from distilpeft.recipe import LOWER_IS_BETTER, METRICS
+from distilpeft.timing import main_arm, summary
 
-ORDER = (MAJORITY, "untrained", CE_ONLY, STUDENT, TEACHER, FULL, MERGED)
+ORDER = (MAJORITY, UNTRAINED, CE_ONLY, STUDENT, TEACHER, FULL, MERGED)
 EXPORTS = "exports"
 
+TIMED = ("throughput_rows_per_s", "tokens_per_s", "decode", "memory_bytes", "gpu_memory_bytes", "load_s")
 TRAINING = ("steps", "rows", "seconds", "rows_per_s", "precision", "kept_step", "validations")
 
 
@@ -35,11 +37,13 @@ def build(plan: Plan) -> dict[str, Any]:
     kind = plan.recipe.task.kind
     main = METRICS[kind][0]
     score = {model["role"]: model["scores"][main]["value"] for model in models}
+    for model in models:
+        model["kept"] = findings.kept(kind, score[model["role"]], score[TEACHER])
     teacher, student, ce_only = score[TEACHER], score[STUDENT], score.get(CE_ONLY)
     sign = -1 if main in LOWER_IS_BETTER else 1
     gap = sign * (teacher - ce_only) if ce_only is not None else 0.0
     tuned = figures["teacher"]
-    return {
+    report = {
         "recipe": plan.recipe.name,
         "seed": plan.recipe.seed,
         "split": plan.recipe.evaluate.split,
@@ -47,7 +51,7 @@ def build(plan: Plan) -> dict[str, Any]:
         "exports": exports,
         "task": kind,
         "metric": main,
-        "student_vs_teacher": _share(kind, student, teacher),
+        "student_vs_teacher": findings.kept(kind, student, teacher),
         "ce_gap_closed": sign * (student - ce_only) / gap if ce_only is not None and gap > 0 else None,
         "quantization_cost": _quantization_cost(plan, figures, main),
         "merging_cost": figures[f"evaluate/{MERGED}"]["against_teacher"] if f"evaluate/{MERGED}" in figures else None,
@@ -56,6 +60,10 @@ def build(plan: Plan) -> dict[str, Any]:
             "truncated": tuned["truncated_rows"],
             "duplicates": tuned["duplicates"],
         },
+        "benchmark": figures["benchmark"],
+        "comparisons": figures["compare"]["pairs"],
+        "seeds": findings.over_seeds(plan),
+        "curves": findings.curves(plan),
         "samples": _samples(figures),
         "soft_targets": _soft_targets(figures),
         "training": {
@@ -64,38 +72,34 @@ def build(plan: Plan) -> dict[str, Any]:
         "settings": plan.recipe.model_dump(mode="json"),
         "given": plan.recipe.model_dump(mode="json", exclude_unset=True),
         "environment": plan.artifacts[f"distil/{STUDENT}"].manifest()["environment"],
-        "artifacts": {step: made.path.name for step, made in plan.artifacts.items()},
+        "artifacts": {step: made.path.name for step, made in plan.steps().items()},
     }
-
-
-def _share(kind: str, student: float, teacher: float) -> float | None:
-    """The share of the teacher's score that the student keeps; None of a teacher that scores nothing."""
-    if kind == "causal_lm":
-        return math.exp(teacher - student)
-    return student / teacher if teacher else None
+    return {**report, "verdict": findings.verdict(report), "not_measured": findings.not_measured(report)}
 
 
 def _model(role: str, figures: dict[str, Any]) -> dict[str, Any]:
     scored = figures[f"evaluate/{role}"]
-    timed = figures.get(f"benchmark/{role}", {})
-    exported, student = figures.get(role.replace(":", "/"), {}), figures[f"distil/{STUDENT}"]
+    timed, student = (summary(figures["benchmark"], name) or {} for name in (role, STUDENT))
+    exported = figures.get(role.replace(":", "/"), {})
+    weights = student if exported or role == UNTRAINED else timed
     return {
         "role": role,
         "scores": scored["scores"],
         "against_teacher": scored.get("against_teacher"),
-        "num_parameters": timed.get("num_parameters") or (student["num_parameters"] if exported else 0),
-        "size_bytes": exported.get("size_bytes", timed.get("size_bytes", 0)),
-        "latency_ms": timed.get("latency_ms", {"p50": None, "p95": None}),
-        "throughput_rows_per_s": timed.get("throughput_rows_per_s"),
+        "num_parameters": weights.get("num_parameters", 0),
+        "size_bytes": exported.get("size_bytes", weights.get("size_bytes", 0)),
+        "calibration": figures["compare"]["calibration"].get(role),
+        "latency_ms": timed.get("latency_ms"),
+        **{name: timed.get(name) for name in TIMED},
     }
 
 
 def _export(form: str, figures: dict[str, Any]) -> dict[str, Any]:
     """What one form's gate found, how large it is, and how much faster than the student."""
     made = figures[f"export/{form}"]
-    latency = [figures[f"benchmark/{role}"]["latency_ms"]["p50"] for role in (STUDENT, f"export:{form}")]
+    timed = summary(figures["benchmark"], f"export:{form}")
     kept = ("parity", "limits", "worst", "size_bytes", "way", "tried")
-    return {**{name: made[name] for name in kept if name in made}, "speedup": latency[0] / latency[1]}
+    return {**{name: made[name] for name in kept if name in made}, "speedup": timed["ratio"] if timed else None}
 
 
 def _quantization_cost(plan: Plan, figures: dict[str, Any], main: str) -> dict[str, Any] | None:
@@ -157,7 +161,7 @@ def load(run: Path) -> dict[str, Any]:
             f"{run}: no report.json here; give a run's folder, such as runs/quickstart, once it is finished"
         )
     found = read_json(run / "report.json", "run the recipe again")
-    if "exports" not in found:
+    if "verdict" not in found:
         raise InputError(f"{run / 'report.json'}: written by another version of distilpeft; run the recipe again")
     return found
 
@@ -174,7 +178,7 @@ def columns(report: dict[str, Any]) -> tuple[str, ...]:
     main, *others = METRICS[report["task"]]
     kl = ("KL",) if report["task"] == "causal_lm" else ()
     titles = tuple(TITLES[name] for name in others)
-    return ("model", f"{TITLES[main]} (95 %)", *kl, "params", "size", "ms p50/p95", "rows/s", *titles)
+    return ("model", f"{TITLES[main]} (95 %)", *kl, "params", "size", "ms p50/p95", "memory", "rows/s", *titles)
 
 
 def table_rows(report: dict[str, Any]) -> list[tuple[str, ...]]:
@@ -188,6 +192,7 @@ def table_rows(report: dict[str, Any]) -> list[tuple[str, ...]]:
             f"{model['num_parameters'] / 1e6:.1f}M" if model["num_parameters"] else "-",
             f"{_short(model['size_bytes'] / 1e6)}MB" if model["size_bytes"] else "-",
             _pair(model["latency_ms"]),
+            f"{_short(model['memory_bytes'] / 1e6)}MB" if model["memory_bytes"] else "-",
             f"{model['throughput_rows_per_s']:.0f}" if model["throughput_rows_per_s"] else "-",
             *(_value(model["scores"].get(name)) for name in others),
         )
@@ -197,7 +202,7 @@ def table_rows(report: dict[str, Any]) -> list[tuple[str, ...]]:
 
 def sentences(report: dict[str, Any]) -> list[str]:
     """What the table means, in plain words."""
-    lines = _kept(report)
+    lines = [*report["verdict"]["sentences"], *_kept(report)]
     if report["ce_gap_closed"] is not None:
         lines.append(
             f"Distilling closed {report['ce_gap_closed']:.0%} of the gap that training on labels alone leaves."
@@ -223,6 +228,7 @@ def sentences(report: dict[str, Any]) -> list[str]:
             f"Merging its adapter into the dequantized base, which the student is cut from: KL "
             f"{max(merging['kl'], 0):.2g} nats, same answer on {merging['top1_agreement']:.2%}."
         )
+    lines += _compared(report)
     lines += _stored(report)
     lines += _chosen(report)
     rows = report["rows"]
@@ -234,6 +240,45 @@ def sentences(report: dict[str, Any]) -> list[str]:
             "Texts that stand in two splits: " + ", ".join(f"{pair} {count}" for pair, count in shared.items()) + "."
         )
     return lines
+
+
+def _compared(report: dict[str, Any]) -> list[str]:
+    """Whether the student and its teacher and baseline differ by more than chance."""
+    lines = [
+        f"{pair['role']} over {pair['against']} on the same rows: {findings.difference(pair)}."
+        for pair in report["comparisons"]
+        if pair["role"] == STUDENT
+    ]
+    if report["seeds"] is not None:
+        count = len(report["seeds"]["seeds"])
+        lines += [
+            f"Over {count} seeds, {pair['role']} less {pair['against']}: mean {pair['mean']:+.4f}, "
+            f"95 % {pair['low']:+.4f} to {pair['high']:+.4f}."
+            for pair in report["seeds"]["comparisons"]
+            if pair["role"] == STUDENT
+        ]
+    return lines
+
+
+def seed_rows(report: dict[str, Any]) -> list[tuple[str, ...]]:
+    """The main score of every seed, cell by cell; the first row holds the titles."""
+    found = report["seeds"]
+    if found is None:
+        return []
+    titles: tuple[str, ...] = ("model", *(f"seed {seed}" for seed in found["seeds"]), "mean ± sd")
+    rows = [
+        (model["role"], *(f"{value:.4f}" for value in model["values"]), f"{model['mean']:.4f} ± {model['sd']:.4f}")
+        for model in found["models"]
+    ]
+    gaps = [
+        (
+            f"{pair['role']} − {pair['against']}",
+            *(f"{gap:+.4f} (p {p:.2g})" for gap, p in zip(pair["differences"], pair["p_values"], strict=True)),
+            f"{pair['mean']:+.4f} ({pair['low']:+.4f} to {pair['high']:+.4f})",
+        )
+        for pair in found["comparisons"]
+    ]
+    return [titles, *rows, *gaps]
 
 
 def audit_rows(report: dict[str, Any]) -> list[tuple[str, ...]]:
@@ -304,7 +349,9 @@ def export_rows(report: dict[str, Any]) -> list[tuple[str, ...]]:
             f"{made['parity']['kl']:.2g}",
             f"{made['parity']['top1_agreement']:.2%}",
             f"{made['parity']['metric_kept']:.2%}",
-            f"{made['speedup']:.2f}",
+            f"{made['speedup']['value']:.2f} ({made['speedup']['low']:.2f}-{made['speedup']['high']:.2f})"
+            if made["speedup"]
+            else "-",
         )
         for form, made in report["exports"].items()
     ]
@@ -334,6 +381,11 @@ def markdown(report: dict[str, Any]) -> str:
     titles = columns(report)
     lines += [" | ".join(titles), " | ".join("---" for _ in titles)]
     lines += [" | ".join(row) for row in table_rows(report)]
+    seeds = seed_rows(report)
+    if seeds:
+        lines += ["", f"## {report['metric']} over seeds", "", "Differences: of each seed with the p-value of the "
+                  "paired test; then their mean with a 95 % interval over rows and seeds.", ""]  # fmt: skip
+        lines += [" | ".join(seeds[0]), " | ".join("---" for _ in seeds[0]), *(" | ".join(row) for row in seeds[1:])]
     audit = audit_rows(report)
     if audit:
         titles_, *forms = audit
@@ -346,7 +398,7 @@ def markdown(report: dict[str, Any]) -> str:
     titles_, *exports = export_rows(report)
     lines += ["", "## Exports", "", "Each was opened in its own runtime, in a process of its own, and held against "
               "the student on validation rows before it counted; x: latency of the student in PyTorch at batch 1 over "
-              "its own.", ""]  # fmt: skip
+              "its own, with a 95 % interval.", ""]  # fmt: skip
     lines += [" | ".join(titles_), " | ".join("---" for _ in titles_), *(" | ".join(row) for row in exports)]
     tried = [(form, one) for form, made in report["exports"].items() for one in made.get("tried", ())]
     lines += ["", *(f"- {form}, {one['way']}: {'; '.join(one['faults'])}" for form, one in tried)] if tried else []
@@ -356,9 +408,30 @@ def markdown(report: dict[str, Any]) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in environment["versions"].items())
     where = f"{environment['device']}, {environment['threads']} threads"
     lines += ["", f"Measured on {where}; Python {environment['python']}, {versions}.", ""]
-    lines += ["Latency: one row in fp32, models timed one after the other. Throughput: batches of "
-              f"{report['settings']['benchmark']['batch_size']}."]  # fmt: skip
+    lines += [*timing_notes(report["benchmark"]), "", f"Not measured: {'; '.join(report['not_measured'])}."]
     return "\n".join(lines) + "\n"
+
+
+def timing_notes(found: dict[str, Any]) -> list[str]:
+    """How latency was measured, and what speaks against it."""
+    arm = main_arm(found, found["reference"])
+    assert arm is not None, "ratios are over the reference"
+    sizes = [cell["batch_size"] for cell in arm["cells"]]
+    language = found["new_tokens"] is not None
+    unit = "the first token after a prompt" if language else "a pass"
+    noise, skipped = found["noise"], found["skipped"]
+    twice = noise["same_model_ratio"]
+    alike = f"; two models of the same architecture differed by {abs(twice - 1):.1%}" if twice is not None else ""
+    lines = [
+        f"Latency: {unit} over {min(sizes)} row{'s' if min(sizes) > 1 else ''}; throughput: {max(sizes)} rows at once. "
+        f"Every model ran in a process of its own on {arm['threads']} threads, in turns over {found['rounds']} rounds"
+        f"{alike}. Memory: the most that its process held."
+    ]
+    if noise["noisy"]:
+        lines.append(
+            f"The machine was noisy: {'; '.join(noise['why'])}. Measure again before you rely on small differences."
+        )
+    return lines + [f"{one['role']} was not timed: {one['why']}." for one in skipped]
 
 
 def show(report: dict[str, Any], console: Console) -> None:
@@ -396,9 +469,8 @@ def _value(score: dict[str, Any] | None) -> str:
     return f"{score['value']:.4f}" if score else "-"
 
 
-def _pair(latency: dict[str, float | None]) -> str:
-    p50, p95 = latency["p50"], latency["p95"]
-    return f"{_short(p50)}/{_short(p95)}" if p50 is not None and p95 is not None else "-"
+def _pair(latency: dict[str, float] | None) -> str:
+    return f"{_short(latency['p50'])}/{_short(latency['p95'])}" if latency else "-"
 
 
 def _short(value: float) -> str:

@@ -9,6 +9,7 @@ would. The parity gate, evaluation, timing, `distilpeft predict` and greedy gene
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import sys
@@ -33,12 +34,13 @@ STEPS = 4
 class Runner(Protocol):
     """A loaded model."""
 
-    def run(self, inputs: Inputs, cache: Any = None) -> tuple[NDArray[Any], Any]:
+    def run(self, inputs: Inputs, cache: Any = None, *, last: bool = False) -> tuple[NDArray[Any], Any]:
         """Logits [B, C], or [B, S, V] and what was computed of these positions.
 
         Args:
             inputs: input_ids [B, S] and attention_mask [B, P + S], int64.
             cache: what an earlier call returned, of P positions.
+            last: only the last position's logits are wanted; a runtime that can spares itself the others.
         """
 
 
@@ -59,8 +61,9 @@ class GraphRunner:
     ) -> None:
         self._compute, self._caches, self.width = compute, caches, width
 
-    def run(self, inputs: Inputs, cache: Any = None) -> tuple[NDArray[Any], Any]:
+    def run(self, inputs: Inputs, cache: Any = None, *, last: bool = False) -> tuple[NDArray[Any], Any]:
         """See `Runner`; rows with position_ids hold several documents, which go through one by one."""
+        del last  # the graph computes all
         if "position_ids" in inputs:
             return _unpacked(self, inputs), None
         logits, *cached = self._compute(self.feed(inputs, cache))
@@ -121,13 +124,21 @@ class TransformersRunner:
 
     def __init__(self, model: Any, *, caching: bool) -> None:
         self.model, self._caching = model, caching
+        bare = model.get_base_model() if hasattr(model, "get_base_model") else model
+        self._trims = "logits_to_keep" in inspect.signature(bare.forward).parameters
 
-    def run(self, inputs: Inputs, cache: Any = None) -> tuple[NDArray[Any], Any]:
+    def compile(self) -> None:
+        """Have torch.compile translate the model; the first calls of new shapes take long."""
+        self.model.compile(dynamic=True)
+
+    def run(self, inputs: Inputs, cache: Any = None, *, last: bool = False) -> tuple[NDArray[Any], Any]:
         """See `Runner`."""
         import torch
 
         tensors = {name: torch.from_numpy(np.asarray(array)).to(self.model.device) for name, array in inputs.items()}
-        options = {"past_key_values": cache, "use_cache": True} if self._caching else {}
+        options: dict[str, Any] = {"past_key_values": cache, "use_cache": True} if self._caching else {}
+        if last and self._trims:
+            options["logits_to_keep"] = 1
         with torch.inference_mode():
             found = self.model(**tensors, **options)
         return found.logits.float().cpu().numpy(), getattr(found, "past_key_values", None)
@@ -225,7 +236,7 @@ def generate(runner: Runner, ids: Sequence[int], max_new_tokens: int, stop: Sequ
     while len(found) < max_new_tokens:
         length = len(ids) + len(found)
         inputs = {"input_ids": np.array([new], np.int64), "attention_mask": np.ones((1, length), np.int64)}
-        logits, cache = runner.run(inputs, cache)
+        logits, cache = runner.run(inputs, cache, last=True)
         token = int(logits[0, -1].argmax())
         if token in stop:
             break

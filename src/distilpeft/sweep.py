@@ -27,6 +27,7 @@ from distilpeft.machine import is_first_process, num_launched
 from distilpeft.plan import CE_ONLY, LAST_STAGES, STUDENT, TEACHER, Plan, make_plan
 from distilpeft.recipe import LOWER_IS_BETTER, METRICS, Recipe
 from distilpeft.recipe_file import load_recipe, parse_values
+from distilpeft.timing import summary
 from distilpeft.workers import spread
 
 
@@ -290,7 +291,9 @@ def table(
 
 def _row(point: Point) -> dict[str, Any]:
     figures = {step: made.figures() for step, made in point.plan.artifacts.items()}
-    trained, scored, timed = (figures[f"{stage}/{STUDENT}"] for stage in ("distil", "evaluate", "benchmark"))
+    trained, scored = (figures[f"{stage}/{STUDENT}"] for stage in ("distil", "evaluate"))
+    timed = summary(figures["benchmark"], STUDENT)
+    assert timed is not None, "the student is the benchmark's reference"
     recipe = point.plan.recipe
     return {
         "values": dict(point.values),
@@ -317,7 +320,7 @@ def _others(points: Sequence[Point], every: Sequence[Point]) -> list[dict[str, A
                 continue
             users = [one for one in every if _name_of(one, trained) == made[trained].path.name]
             scored = made[f"evaluate/{role}"].figures()
-            timed = made[f"benchmark/{role}"].figures()
+            timed = summary(made["benchmark"].figures(), role) or {}
             found[made[trained].path.name] = {
                 "role": role,
                 "values": {
@@ -327,9 +330,9 @@ def _others(points: Sequence[Point], every: Sequence[Point]) -> list[dict[str, A
                 },
                 "score": scored["scores"][METRICS[point.plan.recipe.task.kind][0]],
                 "against_teacher": scored.get("against_teacher"),
-                "num_parameters": timed["num_parameters"],
-                "size_bytes": timed["size_bytes"],
-                "latency_ms": timed["latency_ms"]["p50"],
+                "num_parameters": timed.get("num_parameters", 0),
+                "size_bytes": timed.get("size_bytes", 0),
+                "latency_ms": timed["latency_ms"]["p50"] if timed else None,
                 "seconds": made[trained].figures()["seconds"],
             }
     return list(found.values())
@@ -391,7 +394,7 @@ def cells(joint: Mapping[str, Any]) -> list[tuple[str, ...]]:
             f"{against['kl']:.4f}" if against else "-",
             f"{row['num_parameters'] / 1e6:.1f}M",
             f"{row['size_bytes'] / 1e6:.1f}MB",
-            f"{row['latency_ms']:.1f}",
+            f"{row['latency_ms']:.1f}" if row["latency_ms"] is not None else "-",
             f"{row['seconds']:.0f}",
             "+".join(marks) or "-",
         )

@@ -19,7 +19,7 @@ class Recorder:
     def __init__(self, width, token=0):
         self.width, self.token, self.seen = width, token, []
 
-    def run(self, inputs, cache=None):
+    def run(self, inputs, cache=None, *, last=False):
         self.seen.append({name: array.tolist() for name, array in inputs.items()})
         logits = np.zeros((*inputs["input_ids"].shape, self.width), np.float32)
         logits[..., self.token] = 1

@@ -76,8 +76,8 @@ def test_an_override_wins_over_the_file_and_its_value_is_read_as_yaml():
 
 
 def test_an_override_may_open_a_section_that_the_file_does_not_have():
-    recipe = load("benchmark.repeats=7", "student.lora.rank=2")
-    assert (recipe.benchmark.repeats, recipe.student.lora.rank) == (7, 2)
+    recipe = load("benchmark.rounds=7", "student.lora.rank=2")
+    assert (recipe.benchmark.rounds, recipe.student.lora.rank) == (7, 2)
 
 
 def test_the_last_of_two_overrides_of_a_key_wins():
@@ -159,7 +159,7 @@ def test_a_misspelt_key_is_refused_with_the_nearest_one(edit, said):
         ("temperature=3", "distil.temperature"),
         ("data.labels=[a, b]", "task.labels"),
         ("student.layers=[0]", "student.from_teacher.layers"),
-        ("evaluate.repeats=3", "benchmark.repeats"),
+        ("evaluate.rounds=3", "benchmark.rounds"),
         ("teacher.rank=3", "teacher.lora.rank"),
     ],
 )

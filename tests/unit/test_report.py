@@ -9,7 +9,7 @@ import pytest
 import yaml
 from rich.console import Console
 
-from distilpeft import card, report
+from distilpeft import card, findings, report
 from distilpeft.errors import InputError
 from distilpeft.recipe_file import load_recipe
 
@@ -17,7 +17,25 @@ from distilpeft.recipe_file import load_recipe
 def model(role, accuracy, **more):
     scores = {"accuracy": {"value": accuracy, "low": accuracy - 0.05, "high": accuracy + 0.05, "num_rows": 200}}
     rest = {"against_teacher": None, "num_parameters": 0, "size_bytes": 0, "throughput_rows_per_s": None}
-    return {"role": role, "scores": scores, **rest, "latency_ms": {"p50": None, "p95": None}, **more}
+    rest |= {"memory_bytes": None, "latency_ms": None, "kept": accuracy / 0.9, "calibration": None}
+    return {"role": role, "scores": scores, **rest, **more}
+
+
+ARM = {
+    "role": "student", "device": "cpu", "threads": 2, "compiled": False,
+    "cells": [{"batch_size": size, "length": "data"} for size in (1, 32)],
+}  # fmt: skip
+NOISE = {"noisy": False, "why": [], "spread": 0.02, "same_model_ratio": 0.99, "others": 0.0, "unsteady": []}
+BENCHMARK = {
+    "machine": "CPU x2", "reference": "student", "rounds": 20, "new_tokens": None, "energy": [], "skipped": [],
+    "noise": NOISE, "arms": [ARM],
+}  # fmt: skip
+
+
+def pair(role, against, difference, p_value=0.2):
+    told = {"role": role, "against": against, "metric": "accuracy", "wins": 5, "losses": 3, "num_rows": 200}
+    interval = {"low": difference - 0.01, "high": difference + 0.01}
+    return {**told, "difference": difference, "p_value": p_value, **interval}
 
 
 PARITY = {
@@ -28,7 +46,7 @@ PARITY = {
 def small():
     timed = {
         "num_parameters": 22_713_216, "size_bytes": 90_900_000, "throughput_rows_per_s": 151.6,
-        "latency_ms": {"p50": 4.26, "p95": 5.04},
+        "latency_ms": {"p50": 4.26, "p95": 5.04}, "memory_bytes": 512_000_000,
     }  # fmt: skip
     student = model("student", 0.81, **timed)
     student["scores"]["ece"] = {"value": 0.0512, "low": 0.04, "high": 0.07, "num_rows": 200}
@@ -45,17 +63,22 @@ def small():
         "quantization_cost": {"quantize": "nf4", "accuracy_lost": 0.0125, "kl": 0.00314, "top1_agreement": 0.985},
         "merging_cost": {"kl": 2.5e-7, "top1_agreement": 1.0},
         "exports": {
-            "onnx": {"parity": PARITY, "size_bytes": 69_600_000, "speedup": 1.4},
+            "onnx": {"parity": PARITY, "size_bytes": 69_600_000, "speedup": None},
             "onnx-int8": {
                 "parity": {**PARITY, "top1_agreement": 0.99},
                 "size_bytes": 17_600_000,
-                "speedup": 2.5,
+                "speedup": {"value": 2.5, "low": 2.44, "high": 2.61},
                 "way": "per channel",
                 "tried": [{"way": "dynamic", "faults": ["KL to the student is 0.1"]}],
             },
         },
         "rows": {"train": 1000, "truncated": 12, "duplicates": {"train/test": 3, "train/validation": 0}},
-        "settings": {"data": {"max_tokens": 64}, "benchmark": {"batch_size": 32}},
+        "settings": {"data": {"max_tokens": 64}},
+        "benchmark": BENCHMARK,
+        "comparisons": [pair("student", "student_ce_only", 0.03, 0.004), pair("student", "teacher", -0.09)],
+        "seeds": None,
+        "verdict": {"within": 0.01, "fastest": None, "smallest": None, "best": None, "sentences": []},
+        "not_measured": ["latency and memory on a GPU"],
         "environment": {"device": "cpu", "threads": 2, "python": "3.11", "versions": {"torch": "2.11", "peft": "0.18"}},
     }
 
@@ -68,6 +91,9 @@ def test_the_sentences_say_what_the_figures_mean():
         "(KL 0.0031 nats, same answer on 98.5% of rows).",
         "Merging its adapter into the dequantized base, which the student is cut from: KL 2.5e-07 nats, "
         "same answer on 100.00%.",
+        "student over student_ce_only on the same rows: "
+        "+3.00 points, 95 % +2.00 to +4.00, p = 0.004: more than chance.",
+        "student over teacher on the same rows: -9.00 points, 95 % -10.00 to -8.00, p = 0.2: may be chance.",
         "onnx-int8: per channel holds; tried before, and too far off: dynamic.",
         "12 of 1000 training rows were cut to 64 tokens.",
         "Texts that stand in two splits: train/test 3.",
@@ -75,9 +101,9 @@ def test_the_sentences_say_what_the_figures_mean():
 
 
 def test_of_a_teacher_that_scores_nothing_no_share_can_be_kept():
-    assert report._share("text_classification", 0.5, 0.0) is None
-    assert report._share("text_classification", 0.4, 0.5) == 0.8
-    assert report._share("causal_lm", 3.0, 3.0) == 1.0
+    assert findings.kept("text_classification", 0.5, 0.0) is None
+    assert findings.kept("text_classification", 0.4, 0.5) == 0.8
+    assert findings.kept("causal_lm", 3.0, 3.0) == 1.0
     assert "there is nothing to keep" in report.sentences({**small(), "student_vs_teacher": None})[0]
 
 
@@ -90,6 +116,7 @@ def test_without_a_baseline_a_quantized_teacher_or_duplicates_nothing_is_said_of
     found = {**small(), "ce_gap_closed": None, "quantization_cost": None, "merging_cost": None, "exports": {}}
     found["models"] = [entry for entry in found["models"] if entry["role"] != "student_ce_only"]
     found["rows"] = {"train": 10, "truncated": 0, "duplicates": {"train/test": 0}}
+    found["comparisons"] = []
     assert report.sentences(found) == [
         "The student keeps 90.0% of the teacher's accuracy (200 test rows).",
         "0 of 10 training rows were cut to 64 tokens.",
@@ -99,9 +126,9 @@ def test_without_a_baseline_a_quantized_teacher_or_duplicates_nothing_is_said_of
 def test_the_table_has_a_cell_for_every_column_and_a_dash_for_what_was_not_measured():
     rows = {row[0]: row for row in report.table_rows(small())}
     assert rows["student"] == (
-        "student", "0.8100 (0.76-0.86)", "22.7M", "90.9MB", "4.3/5.0", "152", "-", "-", "0.0512", "-",
+        "student", "0.8100 (0.76-0.86)", "22.7M", "90.9MB", "4.3/5.0", "512MB", "152", "-", "-", "0.0512", "-",
     )  # fmt: skip
-    assert rows["majority"] == ("majority", "0.5000 (0.45-0.55)", *["-"] * 8)
+    assert rows["majority"] == ("majority", "0.5000 (0.45-0.55)", *["-"] * 9)
     assert all(len(row) == len(report.columns(small())) for row in rows.values())
 
 
@@ -110,7 +137,7 @@ def test_the_table_on_the_terminal_fits_into_80_characters():
     report.show(small(), console)
     shown = console.file.getvalue()
     assert max(map(len, shown.splitlines())) <= 80
-    for cell in ("student_ce_only", "0.8100 (0.76-0.86)", "90.9MB", "4.3/5.0", "152"):
+    for cell in ("student_ce_only", "0.8100 (0.76-0.86)", "90.9MB", "4.3/5.0", "512MB"):
         assert cell in shown
     assert "The student keeps 90.0%" in shown
 
@@ -122,11 +149,13 @@ def test_the_markdown_holds_every_sentence_and_a_well_formed_table():
     for sentence in report.sentences(small()):
         assert f"- {sentence}" in lines
     start = lines.index(" | ".join(report.columns(small())))
-    assert [line.count(" | ") for line in lines[start : start + 6]] == [9] * 6
+    assert [line.count(" | ") for line in lines[start : start + 6]] == [10] * 6
     assert "Measured on cpu, 2 threads; Python 3.11, torch 2.11, peft 0.18." in lines
     assert "- onnx-int8, dynamic: KL to the student is 0.1" in lines
-    assert "onnx-int8 | 17.6MB | 3e-06 | 1e-12 | 99.00% | 100.00% | 2.50" in lines
-    assert "batches of 32." in text
+    assert "onnx-int8 | 17.6MB | 3e-06 | 1e-12 | 99.00% | 100.00% | 2.50 (2.44-2.61)" in lines
+    assert "onnx | 69.6MB | 3e-06 | 1e-12 | 100.00% | 100.00% | -" in lines
+    assert "two models of the same architecture differed by 1.0%" in text
+    assert "Not measured: latency and memory on a GPU." in lines
     assert text.endswith("\n")
 
 

@@ -56,7 +56,7 @@ def test_ranges_are_read_as_the_recipe_reads_numbers(recipe):
         (["distil.alpha=0.1..0.9"], ["distil.alpha=0.1,0.2"], "a key is given twice"),
         (["distil.alpha=0.1..0.9"], ["name=a,b"], "share one folder"),
         (["distil.alpha=0.1..0.9"], ["distil.fit.monitor=accuracy,log_loss"], "cannot be compared"),
-        (["benchmark.repeats=3..9"], [], "trains the same student as at benchmark.repeats=3"),
+        (["benchmark.rounds=3..9"], [], "trains the same student as at benchmark.rounds=3"),
         (["distil.alpha=0.1..0.9"], ["student.from_teacher.layers=[0],[9]"], "layer 9 does not exist"),
     ],
 )
@@ -71,7 +71,7 @@ def test_what_cannot_be_searched_is_refused_in_one_line(recipe, ranges, over, me
 def test_a_search_is_named_by_its_space_and_by_what_its_students_depend_on(recipe):
     one = make(recipe, "distil.alpha=0.1..0.9")
     assert make(recipe, "distil.alpha=0.1..0.9", trials=50).key == one.key, "more trials go on with it"
-    assert make(recipe, "distil.alpha=0.1..0.9", overrides=["benchmark.repeats=7"]).key == one.key
+    assert make(recipe, "distil.alpha=0.1..0.9", overrides=["benchmark.rounds=7"]).key == one.key
     others = [
         make(recipe, "distil.alpha=0.1..0.8"),
         make(recipe, "distil.alpha=0.1..0.9:log"),

@@ -1,68 +1,91 @@
-"""Measure one model: latency at batch 1, throughput at the recipe's batch, parameters and bytes.
+"""Time every model of the run and every export beside each other, on real rows of the evaluation split.
 
-A first simple measurement, on real rows of the evaluation split: models are timed one after the other, so compare
-figures of one run only, and small differences not at all.
+Loads no model itself: see `timing`. Leaves nothing but figures.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from accelerate.utils import send_to_device
+from numpy.typing import NDArray
 
-from distilpeft import models
-from distilpeft.machine import machine_name
-from distilpeft.pair import Loaded
+from distilpeft import models, timing
+from distilpeft.pair import MODEL, teacher_source, tokenizer_digest, tokenizer_source
 from distilpeft.recipe import Recipe
 from distilpeft.runtime import Runtime
-from distilpeft.tasks import TaskData, Tokens
+from distilpeft.sources import Source
+from distilpeft.tasks import TaskData
+
+MOST_ROWS = 512
+TWINS = {"student_ce_only": "student"}
 
 
-def run(runtime: Runtime, recipe: Recipe, data: TaskData, loaded: Loaded) -> dict[str, Any]:
-    """Time the model in fp32 as it was loaded.
+def run(
+    runtime: Runtime, recipe: Recipe, data: TaskData, folders: Mapping[str, Path], reference: str
+) -> dict[str, Any]:
+    """Time all models.
+
+    Args:
+        runtime: for telling how far it is.
+        recipe: its `benchmark` section.
+        data: the rows.
+        folders: role → the model's artifact: a teacher's, a student's, an export's.
+        reference: the role that ratios are over.
 
     Returns:
-        latency_ms (p50, p95 of one row), throughput_rows_per_s (median over batches), num_parameters, size_bytes.
+        See `timing.measure`.
     """
+    with tempfile.TemporaryDirectory() as scratch:
+        found = subjects(recipe, data, folders, Path(scratch))
+        return timing.measure(found, wanted(recipe, runtime.device.type), reference, runtime.say, runtime.bar)
+
+
+def wanted(recipe: Recipe, device: str) -> timing.Wanted:
+    """What the recipe's `benchmark` section asks for; `device` is what `auto` means here."""
     settings = recipe.benchmark
-    device = runtime.device if settings.device == "auto" else torch.device(settings.device)
-    model = loaded.model.to(device)
-    rows = data.tokens(recipe.evaluate.split, loaded.tokenizer, loaded.tokenizer_digest)
-    single_s = _time(data, model, rows, settings.warmup, settings.repeats, 1, device)
-    batch = min(settings.batch_size, len(rows.lengths_N))
-    many_s = _time(data, model, rows, 1, max(5, settings.repeats // 5), batch, device)
-    p50, p95 = np.percentile(single_s, [50, 95]) * 1000
-    return {
-        "latency_ms": {"p50": round(float(p50), 3), "p95": round(float(p95), 3)},
-        "throughput_rows_per_s": round(float(batch / np.median(many_s)), 1),
-        "batch_size": batch,
-        "device": str(device),
-        "machine": machine_name(),
-        "threads": torch.get_num_threads(),
-        "num_parameters": models.num_parameters(model),
-        "size_bytes": models.size_bytes(model),
-    }
+    return timing.Wanted(
+        batch_sizes=sorted(settings.batch_sizes), lengths=settings.lengths,
+        devices=list(dict.fromkeys(device if one == "auto" else one for one in settings.devices)),
+        threads=timing.threads_of(settings.threads), rounds=settings.rounds, new_tokens=settings.new_tokens,
+        compiled=settings.compile, language=recipe.task.kind == "causal_lm",
+    )  # fmt: skip
 
 
-def _time(
-    data: TaskData, model: Any, rows: Tokens, warmup: int, repeats: int, batch_size: int, device: torch.device
-) -> list[float]:
-    """Seconds of each forward pass over `batch_size` random rows, the same rows for every model."""
-    rng = np.random.default_rng(0)
-    finish: Callable[[], None] = torch.cuda.synchronize if device.type == "cuda" else lambda: None
-    seconds = []
-    for turn in range(warmup + repeats):
-        picked = rng.integers(0, len(rows.lengths_N), batch_size)
-        inputs = send_to_device(rows.load_batch(picked)["inputs"], device)
-        finish()
-        begin = time.perf_counter()
-        with torch.inference_mode():
-            data.task.forward(model, inputs)
-        finish()
-        if turn >= warmup:
-            seconds.append(time.perf_counter() - begin)
-    return seconds
+def subjects(recipe: Recipe, data: TaskData, folders: Mapping[str, Path], scratch: Path) -> list[timing.Subject]:
+    """The run's models as what is timed, with rows for each of its tokenizers in `scratch`."""
+    plain = recipe.model_dump(mode="json", exclude_unset=True)
+    files: dict[str, Path] = {}
+    found = []
+    for role, folder in folders.items():
+        taught = role.startswith("teacher")
+        source = teacher_source(recipe) if taught else tokenizer_source(recipe)
+        digest = tokenizer_digest(source)
+        if digest not in files:
+            files[digest] = scratch / f"{recipe.name}-{digest[:16]}.npz"
+            _write_rows(recipe, data, source, files[digest])
+        known = None if role.startswith("export:") else plain
+        where = folder if taught else folder / MODEL
+        found.append(timing.Subject(role, where, known, files[digest], TWINS.get(role)))
+    return found
+
+
+def _write_rows(recipe: Recipe, data: TaskData, source: Source, file: Path) -> None:
+    """Some rows of the evaluation split as one model's token ids; the same rows for every model."""
+    tokenizer = models.load_tokenizer(source)
+    rows = data.tokens(recipe.evaluate.split, tokenizer, tokenizer_digest(source)).dataset
+    chosen = np.random.default_rng(0).permutation(len(rows))[:MOST_ROWS]
+    found = []
+    for row in rows.select(chosen.tolist()):
+        ends = np.cumsum(row["segments"])[:-1].tolist() if "segments" in row else []  # of texts packed into a row
+        found += np.split(np.asarray(row["input_ids"], np.int64), ends)
+    save_rows(file, found, tokenizer.pad_token_id)
+
+
+def save_rows(file: Path, rows: Sequence[NDArray[np.int64]], pad: int | None) -> None:
+    """Write what `timed.Rows` reads; a model without a padding token gets 0, behind the mask."""
+    kept = [ids for ids in rows if len(ids)]
+    np.savez(file, ids=np.concatenate(kept), ends=np.cumsum([len(ids) for ids in kept]), pad=np.int64(pad or 0))

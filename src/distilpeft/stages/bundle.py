@@ -56,6 +56,7 @@ def run(
         "provenance": {
             "distilpeft": __version__,
             "recipe": recipe.model_dump(mode="json"),
+            "given": recipe.model_dump(mode="json", exclude_unset=True),
             "artifacts": {**keys, "export": export.key},
         },
         "parity": made["parity"],

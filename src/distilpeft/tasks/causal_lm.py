@@ -285,6 +285,18 @@ def scores(names: tuple[str, ...], values_NK: NDArray[np.float64], rows: Any) ->
     return found
 
 
+def added(values_NK: NDArray[np.float64], _: Any) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """What each row adds to the nats, and to the targets that they are divided by."""
+    nats_N, tokens_N = (values_NK[:, VALUES.index(name)].astype(np.float64) for name in ("nats", "tokens"))
+    return nats_N, tokens_N
+
+
+def calibration(values_NK: NDArray[np.float64], _: Any) -> dict[str, list[float]] | None:
+    """Not kept of tokens: only how far confidence and right answers are apart (`ece`)."""
+    del values_NK
+    return None
+
+
 def against_teacher(values_NK: NDArray[np.float64], _: Any) -> dict[str, float] | None:
     """KL(teacher || model) in nats per token and the share of targets with the same top token."""
     found = metrics(values_NK, None)

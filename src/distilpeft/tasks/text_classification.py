@@ -221,6 +221,20 @@ def scores(names: tuple[str, ...], values_NC: NDArray[np.floating[Any]], rows: A
     return classifier.scores(names, values_NC.astype(np.float64), rows.column("label"))
 
 
+def added(values_NC: NDArray[np.floating[Any]], rows: Any) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """What each row adds to the accuracy's sum, and to its denominator."""
+    right_N = values_NC.argmax(-1) == rows.column("label")
+    return right_N.astype(np.float64), np.ones(len(right_N))
+
+
+def calibration(values_NC: NDArray[np.floating[Any]], rows: Any) -> dict[str, list[float]] | None:
+    """Mean confidence, share of right answers and rows of each bin of confidence that has any."""
+    from distilpeft.metrics import reliability
+    from distilpeft.probabilities import softmax
+
+    return reliability(softmax(values_NC), rows.column("label"))
+
+
 def against_teacher(
     values_NC: NDArray[np.floating[Any]], teacher_NC: NDArray[np.floating[Any]]
 ) -> dict[str, float] | None:

@@ -1,0 +1,190 @@
+"""What follows from a run's figures; torch-free, see docs/report.md.
+
+Differences and whether they may be chance, over seeds too; what to deploy; how training went; what was not measured.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from statistics import mean, stdev
+from typing import Any
+
+import numpy as np
+
+from distilpeft import paired
+from distilpeft.artifact import Artifact
+from distilpeft.plan import CE_ONLY, FULL, STUDENT, TEACHER, Plan
+from distilpeft.recipe import LOWER_IS_BETTER, METRICS
+
+WITHIN = 0.01
+CURVE_POINTS = 200
+SEED_PAIRS = ((STUDENT, CE_ONLY), (STUDENT, TEACHER), (CE_ONLY, TEACHER), (TEACHER, FULL))
+ROWS = "rows.npz"
+
+
+def kept(kind: str, value: float, teacher: float) -> float | None:
+    """The share of the teacher's score that a model keeps; None of a teacher that scores nothing.
+
+    Of a language model: the probability of the right token over the teacher's, as a geometric mean.
+    """
+    if kind == "causal_lm":
+        return math.exp(teacher - value)
+    return value / teacher if teacher else None
+
+
+def curves(plan: Plan) -> dict[str, dict[str, list[float]]]:
+    """Loss, grad_norm and lr over the steps of each training, as means over at most `CURVE_POINTS` stretches."""
+    found = {}
+    for step, made in plan.artifacts.items():
+        file = made.path / "train_log.jsonl"
+        if file.is_file():
+            lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+            parts = [part for part in np.array_split(np.arange(len(lines)), min(CURVE_POINTS, len(lines))) if len(part)]
+            found[step] = {"step": [lines[part[-1]]["step"] for part in parts]} | {
+                name: [float(f"{mean(lines[at][name] for at in part):.6g}") for part in parts]
+                for name in ("loss", "grad_norm", "lr")
+            }
+    return found
+
+
+def over_seeds(plan: Plan) -> dict[str, Any] | None:
+    """Scores and differences of every seed; None of a run with one.
+
+    Returns:
+        `seeds`, `metric`, `models` (`role`, `values` by seed, `mean`, `sd`), `comparisons` (`role`, `against`,
+        `differences` and `p_values` by seed; `mean`, `low`, `high`, see `paired.over_seeds`).
+    """
+    if not plan.repeats:
+        return None
+    plans = {plan.recipe.seed: plan, **plan.repeats}
+    metric = METRICS[plan.recipe.task.kind][0]
+    first = next(iter(plan.repeats.values()))
+    models = []
+    for role in first.roles():
+        values = [_score(one, role, metric) for one in plans.values()]
+        models.append({"role": role, "values": values, "mean": mean(values), "sd": stdev(values)})
+    made = [one.artifacts["compare"] for one in plans.values()]
+    pairs = [pair for pair in SEED_PAIRS if all(f"evaluate/{role}" in first.artifacts for role in pair)]
+    return {
+        "seeds": list(plans),
+        "metric": metric,
+        "models": models,
+        "comparisons": [_pair_over_seeds(role, against, made) for role, against in pairs],
+    }
+
+
+def _score(plan: Plan, role: str, metric: str) -> float:
+    return float(plan.artifacts[f"evaluate/{role}"].figures()["scores"][metric]["value"])
+
+
+def _pair_over_seeds(role: str, against: str, made: Sequence[Artifact]) -> dict[str, Any]:
+    """One comparison of all seeds."""
+    found = [
+        next(pair for pair in one.figures()["pairs"] if (pair["role"], pair["against"]) == (role, against))
+        for one in made
+    ]
+    gaps, weight_N = [], np.ones(0)
+    for one in made:
+        with np.load(one.path / ROWS, allow_pickle=False) as rows:
+            gaps.append(rows[role] - rows[against])
+            weight_N = rows["weight"]
+    return {
+        "role": role,
+        "against": against,
+        "differences": [pair["difference"] for pair in found],
+        "p_values": [pair["p_value"] for pair in found],
+        **paired.over_seeds(np.stack(gaps), weight_N),
+    }
+
+
+def verdict(report: Mapping[str, Any]) -> dict[str, Any]:
+    """What to deploy, of the exports: the fastest that keeps 99 % of the teacher's score, the smallest, the best.
+
+    Returns:
+        `within`, the roles `fastest` (None if none is that good), `smallest` and `best`, and `sentences`.
+    """
+    exports = [one for one in report["models"] if one["role"].startswith("export:") and one["latency_ms"]]
+    metric = report["metric"]
+    if not exports:
+        return {"within": WITHIN, "fastest": None, "smallest": None, "best": None, "sentences": []}
+    sign = -1 if metric in LOWER_IS_BETTER else 1
+
+    def quick(model: Mapping[str, Any]) -> float:
+        return float(model["latency_ms"]["p50"])
+
+    good = [model for model in exports if (model["kept"] or 0) >= 1 - WITHIN]
+    chosen = {
+        "fastest": min(good, key=quick) if good else None,
+        "smallest": min(exports, key=lambda model: (model["size_bytes"], quick(model))),
+        "best": min(exports, key=lambda model: (-sign * model["scores"][metric]["value"], quick(model))),
+    }
+    titles = {
+        "fastest": f"Fastest within {WITHIN:.0%} of the teacher",
+        "smallest": "Smallest",
+        "best": "Best score",
+    }
+    lines = []
+    if not good:
+        near = max(exports, key=lambda model: model["kept"] or 0)
+        share = f" ({near['kept']:.1%} of its score)" if near["kept"] else ""
+        lines.append(f"No export is within {WITHIN:.0%} of the teacher; {_name(near)} comes nearest{share}.")
+    told: dict[str, list[str]] = {}
+    for title, model in chosen.items():
+        if model is not None:
+            told.setdefault(model["role"], []).append(titles[title])
+    by_role = {model["role"]: model for model in exports}
+    lines += [f"{_joined(words)}: {_described(by_role[role], report)}" for role, words in told.items()]
+    roles = {title: model["role"] if model else None for title, model in chosen.items()}
+    return {"within": WITHIN, **roles, "sentences": lines}
+
+
+def _joined(words: Sequence[str]) -> str:
+    """Several titles as one."""
+    first, *rest = words
+    more = [word[0].lower() + word[1:] for word in rest]
+    return " and ".join([", ".join([first, *more[:-1]]), *more[-1:]])
+
+
+def _name(model: Mapping[str, Any]) -> str:
+    return str(model["role"].removeprefix("export:"))
+
+
+def _described(model: Mapping[str, Any], report: Mapping[str, Any]) -> str:
+    """What an export costs and gives, and how sure that is."""
+    metric = report["metric"]
+    share = f", {model['kept']:.1%} of the teacher's" if model["kept"] else ""
+    pairs = [one for one in report["comparisons"] if (one["role"], one["against"]) == (model["role"], TEACHER)]
+    sure = f" ({difference(pairs[0])})" if pairs else ""
+    memory = f", {model['memory_bytes'] / 1e6:.0f} MB of memory" if model["memory_bytes"] else ""
+    return (
+        f"{_name(model)}, {model['latency_ms']['p50']:.1f} ms, {model['size_bytes'] / 1e6:.1f} MB{memory}, "
+        f"{metric} {model['scores'][metric]['value']:.4f}{share}{sure}."
+    )
+
+
+def difference(pair: Mapping[str, Any]) -> str:
+    """A comparison in words: shares in points, anything else as it is, and whether it may be chance."""
+    points = pair["metric"] not in LOWER_IS_BETTER
+    scale, unit = (100, " points") if points else (1, "")
+    value, low, high = (pair[name] * scale for name in ("difference", "low", "high"))
+    digits = 2 if points else 4
+    p_value = pair["p_value"]
+    chance = "may be chance" if p_value >= 0.05 else "more than chance"
+    return f"{value:+.{digits}f}{unit}, 95 % {low:+.{digits}f} to {high:+.{digits}f}, p = {p_value:.2g}: {chance}"
+
+
+def not_measured(report: Mapping[str, Any]) -> list[str]:
+    """What the report is silent about, and why."""
+    found, timed = [], report["benchmark"]
+    if not timed["energy"]:
+        found.append("energy: the machine does not tell it")
+    if not any(arm["device"] == "cuda" for arm in timed["arms"]):
+        found.append("latency and memory on a GPU")
+    found += [f"latency of {one['role']}: {one['why']}" for one in timed["skipped"]]
+    if report["seeds"] is None:
+        found.append("how much another seed changes (evaluate.seeds)")
+    if all(model["calibration"] is None for model in report["models"]):
+        found.append("calibration curves of tokens (their ECE is in the table)")
+    return found

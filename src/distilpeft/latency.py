@@ -1,0 +1,239 @@
+"""`distilpeft benchmark`: measure finished runs and exported folders again, beside each other, as often as asked.
+
+The models of all targets take turns in one measurement, so runs and bundles can be compared with each other. With
+`repeats` the whole is done again in fresh processes, and how far the ratios of the repeats are apart is told.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from distilpeft import report, timing
+from distilpeft.artifact import write_json
+from distilpeft.deployed import Deployed
+from distilpeft.errors import InputError
+from distilpeft.pair import check_lengths
+from distilpeft.plan import STUDENT, Plan, make_plan, step_of
+from distilpeft.recipe import METRICS, Recipe
+from distilpeft.recipe_file import with_benchmark
+from distilpeft.runners import MANIFEST, read_manifest
+from distilpeft.runtime import Runtime
+from distilpeft.stages import benchmark
+from distilpeft.tasks import TaskData
+from distilpeft.timing import Subject
+
+NUM_TEXTS, FILLER_ROWS = 512, 64
+
+
+class Target:
+    """A run's folder or an exported one.
+
+    Attributes:
+        recipe: whose settings it is measured with.
+        scores: role → value of the main metric.
+    """
+
+    def __init__(self, path: Path, overrides: Sequence[str], label: str) -> None:
+        self.path, self._label = path, label
+        self.plan: Plan | None = None
+        if (path / "report.json").is_file():
+            told = report.load(path)
+            self.recipe = with_benchmark(told["given"], overrides)
+            self.plan = make_plan(self.recipe, path.resolve().parent)
+            self._check_finished(self.plan)
+            self.scores = {self._named(one["role"]): one["scores"][told["metric"]]["value"] for one in told["models"]}
+        elif (path / MANIFEST).is_file():
+            manifest = read_manifest(path)
+            if "provenance" not in manifest:
+                raise InputError(f"{path}: not a whole bundle; give a folder such as runs/NAME/exports/FORM")
+            self.recipe = with_benchmark(manifest["provenance"]["given"], overrides)
+            name = manifest["format"]
+            self.scores = {self._named(name): manifest["scores"][METRICS[self.recipe.task.kind][0]]["value"]}
+        else:
+            raise InputError(f"{path}: neither a finished run nor an exported folder (no report.json, no {MANIFEST})")
+
+    def _check_finished(self, plan: Plan) -> None:
+        lacking = [step for step in map(step_of, plan.timed()) if not plan.artifacts[step].done]
+        if lacking:
+            raise InputError(f"{self.path}: {lacking[0]} is not done; run the recipe again")
+
+    def _named(self, role: str) -> str:
+        return f"{self._label}/{role}" if self._label else role
+
+    def subjects(self, scratch: Path, texts: Sequence[str] | None) -> list[Subject]:
+        """What is to be timed of it."""
+        if self.plan is None:
+            return [self._bundle(scratch, texts)]
+        for step in map(step_of, self.plan.timed()):
+            self.plan.artifacts[step].verify()
+        check_lengths(self.recipe)
+        data = TaskData(self.recipe, self.plan.data_digest, self.plan.folder / "cache")
+        folders = {role: self.plan.artifacts[step_of(role)].path for role in self.plan.timed()}
+        return [
+            replace(one, label=self._named(one.role), twin=self._named(one.twin) if one.twin else None)
+            for one in benchmark.subjects(self.recipe, data, folders, scratch)
+        ]
+
+    def _bundle(self, scratch: Path, texts: Sequence[str] | None) -> Subject:
+        deployed = Deployed(self.path)
+        if texts is not None:
+            rows = [np.asarray(ids, np.int64) for ids in deployed.encode(texts)]
+        else:
+            words = deployed.vocabulary_size
+            rows = list(np.random.default_rng(0).integers(0, words, (FILLER_ROWS, 64)))
+        (name,) = self.scores
+        file = scratch / f"{len(list(scratch.iterdir()))}.npz"
+        benchmark.save_rows(file, rows, deployed.manifest["pad_token_id"])
+        return Subject(deployed.manifest["format"], self.path.resolve(), None, file, label=name)
+
+
+def run(
+    paths: Sequence[Path], overrides: Sequence[str], *, repeats: int, texts: Path | None, out: Path | None,
+    console: Console,
+) -> None:  # fmt: skip
+    """Measure all targets and print the table.
+
+    Args:
+        paths: finished runs and exported folders.
+        overrides: of `benchmark`.
+        repeats: how often.
+        texts: lines of text that bundles are timed on; without them, random tokens of fixed lengths.
+        out: where the figures go as JSON; default: `benchmark.json` in the folder of the first run.
+        console: where the table goes.
+
+    Raises:
+        InputError: a path is neither, the targets are of different tasks, or a setting is wrong.
+    """
+    labels = [path.name if len(paths) > 1 else "" for path in paths]
+    if len(set(labels)) < len(labels):
+        labels = [str(path) for path in paths]
+    targets = [Target(path, overrides, label) for path, label in zip(paths, labels, strict=True)]
+    recipe = _settings(targets, texts)
+    lines = _lines(texts) if texts is not None else None
+    runtime = Runtime()
+    scores = {name: value for target in targets for name, value in target.scores.items()}
+    measured = []
+    with tempfile.TemporaryDirectory() as scratch:
+        subjects = [one for target in targets for one in target.subjects(Path(scratch), lines)]
+        names = [one.name for one in subjects]
+        reference = next((one.name for one in subjects if one.role == STUDENT), names[0])
+        wanted = benchmark.wanted(recipe, runtime.device.type)
+        for repeat in range(repeats):
+            if repeats > 1:
+                runtime.say(f"repeat {repeat + 1} of {repeats}")
+            measured.append(timing.measure(subjects, wanted, reference, runtime.say, runtime.bar))
+    result = {"targets": [str(path) for path in paths], "scores": scores, "agreement": agreement(measured),
+              "settings": recipe.benchmark.model_dump(mode="json"), "environment": runtime.environment(),
+              "repeats": measured}  # fmt: skip
+    show(result, console)
+    place = out or next((one.path / "benchmark.json" for one in targets if one.plan is not None), None)
+    if place is not None:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        write_json(place, result)
+        console.print(f"Figures: {place}", highlight=False)
+
+
+def _settings(targets: Sequence[Target], texts: Path | None) -> Recipe:
+    """The recipe whose `benchmark` section counts: the first one's."""
+    recipe = targets[0].recipe
+    for target in targets[1:]:
+        if target.recipe.task.kind != recipe.task.kind:
+            raise InputError(f"{target.path}: its task is {target.recipe.task.kind}, of {targets[0].path} it is "
+                             f"{recipe.task.kind}; measure them apart")  # fmt: skip
+    bare = [target for target in targets if target.plan is None]
+    if bare and texts is None and "data" in recipe.benchmark.lengths:
+        lengths = tuple(one for one in recipe.benchmark.lengths if one != "data") or (recipe.data.max_tokens,)
+        settings = recipe.benchmark.model_copy(update={"lengths": lengths})
+        return recipe.model_copy(update={"benchmark": settings})
+    return recipe
+
+
+def _lines(file: Path) -> list[str]:
+    try:
+        found = [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except UnicodeDecodeError as error:
+        raise InputError(f"{file}: not UTF-8 text (byte {error.start})") from None
+    except OSError as error:
+        raise InputError(f"--input {file}: {error.strerror or error}") from None
+    if not found:
+        raise InputError(f"{file}: holds no text")
+    return found[:NUM_TEXTS]
+
+
+def agreement(measured: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """How far the repeats are apart: per arm and cell the largest over the smallest ratio, less one; and the worst."""
+    if len(measured) < 2:
+        return None
+    found: dict[str, float] = {}
+    for name in _cells(measured[0]):
+        ratios = [cells[name]["ratio"]["value"] for one in measured if name in (cells := _cells(one))]
+        found[name] = round(max(ratios) / min(ratios) - 1, 4)
+    worst = max(found, key=lambda name: found[name])
+    return {"apart": found, "worst": worst, "largest": found[worst]}
+
+
+def _cells(measured: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """The cells that have a ratio, by a name that tells their setting."""
+    return {
+        f"{_setting(arm)} {cell['batch_size']}x{cell['length']}": cell
+        for arm in measured["arms"]
+        for cell in arm["cells"]
+        if cell["ratio"] is not None
+    }
+
+
+def _setting(arm: Mapping[str, Any]) -> str:
+    return f"{arm['role']} {arm['device']}/{arm['threads']}" + (" compiled" if arm["compiled"] else "")
+
+
+def rows(result: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
+    """The table of the last repeat, cell by cell; the first row holds the titles."""
+    measured = result["repeats"][-1]
+    language = measured["new_tokens"] is not None
+    more = ("ms/token",) if language else ()
+    yield ("model", "rows x tokens", "ms p50", "p95", *more, "rows/s", "x (95 %)", "memory", "load s", "score")
+    for arm in measured["arms"]:
+        score = result["scores"].get(arm["role"])
+        for cell in arm["cells"]:
+            ratio, decode = cell["ratio"], cell["decode"]
+            yield (
+                _setting(arm),
+                f"{cell['batch_size']} x {cell['length']}",
+                f"{cell['latency_ms']['p50']:.2f}",
+                f"{cell['latency_ms']['p95']:.2f}",
+                *([f"{decode['ms_per_token']['p50']:.2f}"] if decode else []),
+                f"{cell['rows_per_s']:.1f}",
+                f"{ratio['value']:.2f} ({ratio['low']:.2f}-{ratio['high']:.2f})" if ratio else "1",
+                f"{arm['memory_bytes'] / 1e6:.0f}MB",
+                f"{arm['load_s']:.1f}",
+                f"{score:.4f}" if score is not None else "-",
+            )
+
+
+def show(result: Mapping[str, Any], console: Console) -> None:
+    """Print the table, and what speaks against it."""
+    titles, *found = rows(result)
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    for index, title in enumerate(titles):
+        table.add_column(title, justify="left" if index < 2 else "right", no_wrap=True)
+    for row in found:
+        table.add_row(*row)
+    console.print(table, soft_wrap=True)
+    for line in report.timing_notes(result["repeats"][-1]):
+        console.print(line, highlight=False)
+    apart = result["agreement"]
+    if apart is not None:
+        console.print(
+            f"Over {len(result['repeats'])} repeats, the ratios differ by {apart['largest']:.1%} at most "
+            f"({apart['worst']}).",
+            highlight=False,
+        )

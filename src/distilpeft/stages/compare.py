@@ -1,0 +1,59 @@
+"""Compare the evaluated models with each other row by row: by how much they differ, and whether that may be chance.
+
+Leaves `rows.npz`: what each row adds to the metric by role, and `weight`, what it adds to the denominator.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from distilpeft import models, paired
+from distilpeft.artifact import Artifact
+from distilpeft.pair import tokenizer_digest, tokenizer_source
+from distilpeft.recipe import METRICS, Recipe
+from distilpeft.tasks import TaskData
+
+ROWS, VALUES = "rows.npz", "values.npy"
+AGAINST = {
+    "student": ("student_ce_only", "teacher"),
+    "student_ce_only": ("teacher",),
+    "teacher": ("teacher_full_precision",),
+}
+EXPORT_AGAINST = ("student", "teacher")
+
+
+def run(recipe: Recipe, data: TaskData, evaluated: Mapping[str, Artifact], out: Artifact) -> dict[str, Any]:
+    """Compare the models.
+
+    Args:
+        recipe: names the metric and the split.
+        data: the rows.
+        evaluated: role → its evaluation.
+        out: where what each row adds goes.
+
+    Returns:
+        `pairs`, see `paired.compare`, each with `role`, `against`, `metric` and `num_rows`; `calibration` by role.
+    """
+    source = tokenizer_source(recipe)
+    rows = data.tokens(recipe.evaluate.split, models.load_tokenizer(source), tokenizer_digest(source))
+    added, calibration = {}, {}
+    weight_N = np.ones(0)
+    for role, made in evaluated.items():
+        values_NK = np.load(made.path / VALUES, allow_pickle=False).astype(np.float64)
+        added[role], weight_N = data.task.added(values_NK, rows)
+        calibration[role] = data.task.calibration(values_NK, rows)
+    np.savez_compressed(out.partial / ROWS, weight=weight_N, **added)
+    metric = METRICS[recipe.task.kind][0]
+    pairs = [
+        {
+            "role": role, "against": other, "metric": metric,
+            **paired.compare(added[role], added[other], weight_N), "num_rows": len(weight_N),
+        }
+        for role in added
+        for other in (EXPORT_AGAINST if role.startswith("export:") else AGAINST.get(role, ()))
+        if other in added
+    ]  # fmt: skip
+    return {"pairs": pairs, "calibration": calibration}

@@ -1,0 +1,216 @@
+"""One model in a process of its own, timed call by call at its parent's word.
+
+Started as `python -m distilpeft.timed SPEC.json`; commands come in as JSON lines, answers go out likewise. An exported
+folder is opened in its own runtime and nothing else is imported, so that the memory of the process is what a deployment
+needs; the run's other models load as the run itself loads them. The process ends when its parent does.
+
+    B  rows    S  positions
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from distilpeft.runners import Runner, TransformersRunner, open_runner
+
+WARM_CALLS, WARM_S, WARM_BAND = 30, 5.0, 0.05
+"""Warming up ends when the median of three calls is within 5 % of that of the three before, after 30 calls or 5 s."""
+ALIKE = 3
+FAST_S = 0.02
+"""A model whose calls are shorter gets three calls that do not count at the beginning of its turn, others one: caches
+and threads have just served another model."""
+
+
+class Rows:
+    """Token ids of real rows, and batches of them that are the same for every model.
+
+    Args:
+        file: an .npz of `ids`, all rows behind each other, `ends` of each, and `pad`, the id to pad with.
+        left: pad before the row, as generation does.
+    """
+
+    def __init__(self, file: Path, *, left: bool) -> None:
+        found = np.load(file, allow_pickle=False)
+        self._ids: NDArray[np.int64] = found["ids"]
+        self._ends: NDArray[np.int64] = found["ends"]
+        self._pad, self._left = int(found["pad"]), left
+
+    def batch(self, size: int, length: int | str, seed: Sequence[int]) -> dict[str, NDArray[np.int64]]:
+        """`size` random rows: as long as they are (`data`), or real tokens from the row on, cut to `length`."""
+        picked = np.random.default_rng(seed).integers(0, len(self._ends), size)
+        rows = [self._row(int(row), length) for row in picked]
+        width = max(len(row) for row in rows)
+        ids_BS = np.full((size, width), self._pad, np.int64)
+        mask_BS = np.zeros((size, width), np.int64)
+        for at, row in enumerate(rows):
+            part = slice(width - len(row), width) if self._left else slice(0, len(row))
+            ids_BS[at, part], mask_BS[at, part] = row, 1
+        return {"input_ids": ids_BS, "attention_mask": mask_BS}
+
+    def _row(self, row: int, length: int | str) -> NDArray[np.int64]:
+        start = int(self._ends[row - 1]) if row else 0
+        if length == "data":
+            return self._ids[start : self._ends[row]]
+        return np.take(self._ids, range(start, start + int(length)), mode="wrap")
+
+
+class Timed:
+    """A loaded model that answers commands.
+
+    Args:
+        spec: `folder`, `recipe` and `role` (null for an exported folder), `threads`, `compiled`, `language`,
+            `new_tokens`, `rows` (see `Rows`), `cells`: a list of [rows at once, length].
+    """
+
+    def __init__(self, spec: dict[str, Any]) -> None:
+        self._cells = spec["cells"]
+        self._language, self._new_tokens = spec["language"], spec["new_tokens"]
+        self._rows = Rows(Path(spec["rows"]), left=self._language)
+        self.loaded: dict[str, Any] = {"rss_start_bytes": resident_bytes()}
+        begin = time.perf_counter()
+        self._runner, more = _open(spec)
+        self.loaded |= {"load_s": time.perf_counter() - begin, "rss_loaded_bytes": resident_bytes(), **more}
+
+    def answer(self, command: dict[str, Any]) -> dict[str, Any]:
+        """Do what `command["do"]` says: `load`, `warm` a cell, `time` calls of a cell, or tell `memory`."""
+        match command["do"]:
+            case "load":
+                return self.loaded
+            case "warm":
+                return self._warm(command["cell"])
+            case "time":
+                return self._time(command["cell"], command["round"], command["calls"])
+            case _:
+                return {"memory_bytes": peak_bytes(), "gpu_memory_bytes": _gpu_bytes(), "cpu_s": time.process_time()}
+
+    def _warm(self, cell: int) -> dict[str, Any]:
+        seconds: list[float] = []
+        begin, stable = time.perf_counter(), False
+        while not stable and len(seconds) < WARM_CALLS and (len(seconds) < 2 or time.perf_counter() - begin < WARM_S):
+            first, rest = self._call(cell, (0, cell, 0))  # the same rows: only the machine's state may differ
+            seconds.append(first + sum(rest))
+            if len(seconds) >= 2 * ALIKE:
+                before, now = (median(part) for part in (seconds[-2 * ALIKE : -ALIKE], seconds[-ALIKE:]))
+                stable = abs(now / before - 1) < WARM_BAND
+        recent = median(seconds[-ALIKE:])
+        return {"warmup_calls": len(seconds), "stable": stable, "seconds": recent, "first_s": seconds[0],
+                "memory_bytes": peak_bytes()}  # fmt: skip
+
+    def _time(self, cell: int, turn: int, calls: int) -> dict[str, Any]:
+        first, rest = self._call(cell, (turn, cell, 0))
+        if first + sum(rest) < FAST_S:
+            for _ in range(2):
+                self._call(cell, (turn, cell, 0))
+        found = [self._call(cell, (turn, cell, number)) for number in range(calls)]
+        tokens = [self._tokens(cell, (turn, cell, number)) for number in range(calls)]
+        return {"seconds": [one for one, _ in found], "decode_s": [s for _, rest in found for s in rest],
+                "tokens": sum(tokens)}  # fmt: skip
+
+    def _tokens(self, cell: int, seed: Sequence[int]) -> int:
+        return int(self._batch(cell, seed)["attention_mask"].sum())
+
+    def _batch(self, cell: int, seed: Sequence[int]) -> dict[str, NDArray[np.int64]]:
+        size, length = self._cells[cell]
+        return self._rows.batch(size, length, seed)
+
+    def _call(self, cell: int, seed: Sequence[int]) -> tuple[float, list[float]]:
+        """Seconds of a pass over a batch (of a language model, until its first token), and of every further token."""
+        inputs = self._batch(cell, seed)
+        begin = time.perf_counter()
+        logits, cache = self._runner.run(inputs, last=self._language)
+        if not self._language:
+            return time.perf_counter() - begin, []
+        token_B1 = logits[:, -1].argmax(-1)[:, None]
+        seconds = [time.perf_counter() - begin]
+        mask_BS = inputs["attention_mask"]
+        for _ in range(self._new_tokens):
+            mask_BS = np.pad(mask_BS, ((0, 0), (0, 1)), constant_values=1)
+            begin = time.perf_counter()
+            logits, cache = self._runner.run({"input_ids": token_B1, "attention_mask": mask_BS}, cache, last=True)
+            token_B1 = logits[:, -1].argmax(-1)[:, None]
+            seconds.append(time.perf_counter() - begin)
+        return seconds[0], seconds[1:]
+
+
+def _open(spec: dict[str, Any]) -> tuple[Runner, dict[str, Any]]:
+    """The model, and what only its loaded weights tell."""
+    folder, threads = Path(spec["folder"]), spec["threads"]
+    if spec["recipe"] is None:
+        runner = open_runner(folder, threads)
+        if isinstance(runner, TransformersRunner) and spec["compiled"]:
+            runner.compile()
+        return runner, {}
+    import torch
+
+    from distilpeft import models
+    from distilpeft.pair import load_student, load_teacher
+    from distilpeft.recipe import Recipe
+    from distilpeft.runtime import Runtime
+
+    torch.set_num_threads(threads)
+    runtime, recipe = Runtime(), Recipe.model_validate(spec["recipe"])
+    if spec["role"].startswith("teacher"):
+        full = spec["role"] == "teacher_full_precision"
+        model = load_teacher(runtime, recipe, folder, recipe.evaluate.precision, full_precision=full).model
+    else:
+        model = load_student(runtime, recipe, folder).model
+    loaded = TransformersRunner(model, caching=spec["language"])
+    if spec["compiled"]:
+        loaded.compile()
+    return loaded, {"num_parameters": models.num_parameters(model), "size_bytes": models.size_bytes(model)}
+
+
+def resident_bytes() -> int:
+    """Memory that the process holds now; where the system does not tell, the most it ever held."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    except OSError:
+        return peak_bytes()
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def peak_bytes() -> int:
+    """The most memory that the process ever held."""
+    try:
+        status = Path("/proc/self/status").read_text(encoding="ascii")
+        return int(status.partition("VmHWM:")[2].split()[0]) * 1024
+    except (OSError, IndexError):
+        pass  # getrusage would count what the parent held when it started this process
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def _gpu_bytes() -> int | None:
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_initialized():
+        return None
+    return int(torch.cuda.max_memory_allocated())
+
+
+def main() -> None:
+    """Answer commands until stdin ends."""
+    spec = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
+    # Libraries that print would break the answers: they get stderr.
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    if hasattr(os, "sched_setaffinity") and spec["processors"]:
+        os.sched_setaffinity(0, spec["processors"])
+    timed = Timed(spec)
+    for line in sys.stdin:
+        answers.write(json.dumps(timed.answer(json.loads(line))) + "\n")
+        answers.flush()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,417 @@
+"""Latency, throughput and memory of several models, measured so that they can be compared.
+
+Each model runs in a process of its own (`timed`), which is loaded, then warmed until it is steady. After that the
+models take turns, round by round, while the others wait: whatever drifts on the machine hits all alike. What counts is
+the ratio of two models within a round, its median over the rounds, and a bootstrap interval over them. Calls that took
+strangely long stay in, and are counted. What would make the figures doubtful is said beside them.
+
+Torch-free: models live in the children.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import mean, median
+from typing import Any
+
+import numpy as np
+
+from distilpeft.energy import Meter
+from distilpeft.errors import InputError
+from distilpeft.machine import busy_s, machine_name, num_cpus
+
+TURN_S, MOST_CALLS = 0.1, 10
+RESAMPLES = 2000
+ENOUGH_FOR_P99 = 100
+SPREAD, BAND, OTHERS = 0.15, 0.05, 0.1
+"""Noisy: the reference's rounds spread over more than 15 % (quartiles), two models of one architecture differ by more
+than 5 %, or other processes take more than 10 % of the processors."""
+Tell = Callable[[str], None]
+Bar = Callable[[str, int], AbstractContextManager[Any]]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model to be timed.
+
+    Attributes:
+        role: its name in the report.
+        folder: the exported folder, or the artifact of the run that it loads from.
+        recipe: the run's recipe as plain data; None for an exported folder.
+        rows: see `timed.Rows`.
+        twin: the name of another of the same architecture and runtime; their ratio tells how far the figures can be
+            trusted.
+        label: its name where models of several runs are timed.
+    """
+
+    role: str
+    folder: Path
+    recipe: Mapping[str, Any] | None
+    rows: Path
+    twin: str | None = None
+    label: str = ""
+
+    @property
+    def name(self) -> str:
+        """What figures are told under."""
+        return self.label or self.role
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is measured of every model: see the recipe's `benchmark`."""
+
+    batch_sizes: Sequence[int]
+    lengths: Sequence[int | str]
+    devices: Sequence[str]
+    threads: Sequence[int]
+    rounds: int
+    new_tokens: int
+    compiled: bool
+    language: bool
+
+    @property
+    def cells(self) -> list[tuple[int, int | str]]:
+        """Rows at once and length, in the order in which they are measured: small ones first."""
+        return [(size, length) for length in self.lengths for size in self.batch_sizes]
+
+
+@dataclass
+class Arm:
+    """One model under one setting, in its process.
+
+    Attributes:
+        told: what the process said of loading and memory.
+        cells: per cell what warming up told, and all that was measured.
+    """
+
+    subject: Subject
+    device: str
+    threads: int
+    compiled: bool
+    ask: Callable[[Mapping[str, Any]], dict[str, Any]]
+    close: Callable[[], None]
+    told: dict[str, Any] = field(default_factory=dict)
+    cells: list[dict[str, Any]] = field(default_factory=list)
+
+    def same_setting(self, other: Arm) -> bool:
+        """Whether two arms differ in the model only."""
+        return (self.device, self.threads) == (other.device, other.threads)
+
+
+class ArmError(Exception):
+    """A model could not be loaded or run; the message is its process's last line."""
+
+
+def measure(subjects: Sequence[Subject], wanted: Wanted, reference: str, tell: Tell, bar: Bar) -> dict[str, Any]:
+    """Time all subjects.
+
+    Args:
+        subjects: the models.
+        wanted: what to measure.
+        reference: the name of the subject that ratios are over.
+        tell: where progress is told.
+        bar: makes a progress bar.
+
+    Returns:
+        The figures that docs/report.md describes under `benchmark`.
+
+    Raises:
+        InputError: not even the reference could be loaded.
+    """
+    meter = Meter()
+    skipped: list[dict[str, str]] = []
+    arms: list[Arm] = []
+    with tempfile.TemporaryDirectory() as scratch:
+        try:
+            for number, setting in enumerate(_settings(subjects, wanted, reference)):
+                try:
+                    _warm(_start(*setting, wanted, Path(scratch) / f"{number}.json"), arms, wanted, tell)
+                except ArmError as error:
+                    skipped.append({"role": setting[0].name, "why": str(error)})
+            with bar("benchmark: rounds", wanted.rounds) as progress:
+                busy = _rounds(arms, wanted, meter, progress.advance)
+            for arm in arms:
+                arm.told |= arm.ask({"do": "memory"})
+        finally:
+            for arm in arms:
+                arm.close()
+    if not any(arm.subject.name == reference for arm in arms):
+        why = "; ".join(f"{one['role']}: {one['why']}" for one in skipped)
+        raise InputError(f"benchmark: {reference} could not be run ({why})")
+    return {
+        "machine": machine_name(),
+        "reference": reference,
+        "rounds": wanted.rounds,
+        "new_tokens": wanted.new_tokens if wanted.language else None,
+        "energy": meter.sources,
+        "noise": _noise(arms, reference, busy),
+        "skipped": skipped,
+        "arms": [_figures(arm, arms, reference, wanted) for arm in arms],
+    }
+
+
+def _settings(subjects: Sequence[Subject], wanted: Wanted, reference: str) -> list[tuple[Subject, str, int, bool]]:
+    """Every model on every device with every number of threads; the reference also compiled, if that is wanted."""
+    return [
+        (subject, device, threads, compiled)
+        for device in wanted.devices
+        for threads in wanted.threads
+        for subject in subjects
+        for compiled in ((False, True) if wanted.compiled and subject.name == reference else (False,))
+    ]
+
+
+def _start(subject: Subject, device: str, threads: int, compiled: bool, wanted: Wanted, file: Path) -> Arm:
+    processors = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    spec = {
+        "folder": str(subject.folder), "recipe": subject.recipe, "role": subject.role, "rows": str(subject.rows),
+        "threads": threads, "compiled": compiled, "language": wanted.language, "new_tokens": wanted.new_tokens,
+        "cells": wanted.cells, "processors": processors[:threads],
+    }  # fmt: skip
+    file.write_text(json.dumps(spec), encoding="utf-8")
+    environment = {
+        name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+    }
+    environment |= {"OMP_NUM_THREADS": str(threads)}
+    if device == "cpu":
+        environment["CUDA_VISIBLE_DEVICES"] = ""
+    ask, close = start_process(file, environment)
+    return Arm(subject, device, threads, compiled, ask, close)
+
+
+def start_process(
+    spec: Path, environment: Mapping[str, str]
+) -> tuple[Callable[[Mapping[str, Any]], dict[str, Any]], Callable[[], None]]:
+    """Start `timed`; returns how to ask it, and how to end it."""
+    words = tempfile.TemporaryFile(mode="w+", encoding="utf-8", errors="replace")  # noqa: SIM115 - closed by `close`
+    child = subprocess.Popen(
+        [sys.executable, "-m", "distilpeft.timed", str(spec)], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        stderr=words, env=dict(environment), text=True,
+    )  # fmt: skip
+    assert child.stdin is not None
+    assert child.stdout is not None
+    told, asked = child.stdout, child.stdin
+
+    def ask(command: Mapping[str, Any]) -> dict[str, Any]:
+        try:
+            asked.write(json.dumps(command) + "\n")
+            asked.flush()
+            line = told.readline()
+        except BrokenPipeError:
+            line = ""
+        if not line:
+            code = child.wait()
+            words.seek(0)
+            last = [one for one in words.read().splitlines() if one.strip()][-1:]
+            raise ArmError(" ".join((last or [f"its process ended with exit code {code}"])[0].split())[:300])
+        found: dict[str, Any] = json.loads(line)
+        return found
+
+    def close() -> None:
+        child.kill()
+        child.wait()
+        told.close()
+        with contextlib.suppress(BrokenPipeError):
+            asked.close()
+        words.close()
+
+    return ask, close
+
+
+def _warm(arm: Arm, arms: list[Arm], wanted: Wanted, tell: Tell) -> None:
+    """Load an arm, run every cell until it is steady, and put it among the others."""
+    try:
+        arm.told = arm.ask({"do": "load"})
+        for cell in range(len(wanted.cells)):
+            warm = arm.ask({"do": "warm", "cell": cell})
+            arm.cells.append({**warm, "rounds": [], "decode": [], "joules": 0.0, "tokens": 0})
+    except BaseException:
+        arm.close()
+        raise
+    arms.append(arm)
+    setting = f"{arm.device}, {arm.threads} threads" + (", compiled" if arm.compiled else "")
+    calls = sum(cell["warmup_calls"] for cell in arm.cells)
+    tell(f"  benchmark: {arm.subject.name} ({setting}) loaded in {arm.told['load_s']:.1f} s, warm after {calls} calls")
+
+
+def _rounds(arms: Sequence[Arm], wanted: Wanted, meter: Meter, advance: Callable[[int], None]) -> float | None:
+    """All rounds; returns the share of the processors that other processes took meanwhile."""
+    before, own = busy_s(), sum(arm.ask({"do": "memory"})["cpu_s"] for arm in arms)
+    begin, times = time.monotonic(), os.times()
+    for turn in range(1, wanted.rounds + 1):
+        for cell in range(len(wanted.cells)):
+            first = (turn + cell) % max(len(arms), 1)
+            for arm in [*arms[first:], *arms[:first]]:
+                _turn(arm, cell, turn, meter)
+        advance(1)
+    elapsed, end, after = time.monotonic() - begin, os.times(), busy_s()
+    if before is None or after is None:
+        return None
+    own = sum(arm.ask({"do": "memory"})["cpu_s"] for arm in arms) - own
+    own += end.user + end.system - times.user - times.system
+    return float(max(0.0, (after - before - own) / (max(elapsed, 1e-9) * (os.cpu_count() or 1))))
+
+
+def _turn(arm: Arm, cell: int, turn: int, meter: Meter) -> None:
+    kept = arm.cells[cell]
+    calls = max(1, min(MOST_CALLS, round(TURN_S / kept["seconds"])))
+    before = meter.read()
+    found = arm.ask({"do": "time", "cell": cell, "round": turn, "calls": calls})
+    kept["rounds"].append(found["seconds"])
+    kept["decode"].append(found["decode_s"])
+    kept["tokens"] += found["tokens"]
+    if before is not None:
+        # Calls that do not count also took energy: the share of those that do is taken for the share of the time.
+        kept["joules"] += (meter.read() or 0.0) - before
+
+
+def _figures(arm: Arm, arms: Sequence[Arm], reference: str, wanted: Wanted) -> dict[str, Any]:
+    base = next(
+        (one for one in arms if one.subject.name == reference and not one.compiled and one.same_setting(arm)), arm
+    )
+    told = {name: arm.told.get(name) for name in ("num_parameters", "size_bytes", "gpu_memory_bytes")}
+    return {
+        "role": arm.subject.name,
+        "device": arm.device,
+        "threads": arm.threads,
+        "compiled": arm.compiled,
+        **told,
+        **{name: arm.told[name] for name in ("load_s", "rss_start_bytes", "rss_loaded_bytes", "memory_bytes")},
+        "cells": [
+            _cell(size, length, arm.cells[at], base.cells[at] if base is not arm else None)
+            for at, (size, length) in enumerate(wanted.cells)
+        ],
+    }
+
+
+def _cell(size: int, length: int | str, kept: Mapping[str, Any], base: Mapping[str, Any] | None) -> dict[str, Any]:
+    seconds = [one for turn in kept["rounds"] for one in turn]
+    rounds = [median(turn) for turn in kept["rounds"]]
+    tokens = kept["tokens"] / (len(seconds) * size)
+    rows_per_s = size / median(rounds)
+    q1, q3 = np.percentile(seconds, [25, 75])
+    decode = [one for turn in kept["decode"] for one in turn]
+    return {
+        "batch_size": size,
+        "length": length,
+        "mean_tokens": round(tokens, 2),
+        "num_calls": len(seconds),
+        "warmup_calls": kept["warmup_calls"],
+        "stable": kept["stable"],
+        "first_call_ms": round(kept["first_s"] * 1000, 3),
+        "memory_bytes": kept["memory_bytes"],
+        "latency_ms": _quantiles(seconds),
+        "outliers": int(sum(one > q3 + 3 * (q3 - q1) for one in seconds)),
+        "round_ms": [round(one * 1000, 4) for one in rounds],
+        "rows_per_s": round(rows_per_s, 3),
+        "tokens_per_s": round(rows_per_s * tokens, 2),
+        "decode": _decode(decode, size) if decode else None,
+        "ratio": ratio([median(turn) for turn in base["rounds"]], rounds) if base is not None else None,
+        "decode_ratio": _decode_ratio(kept, base) if base is not None and decode else None,
+        "joules_per_row": round(kept["joules"] / (len(seconds) * size), 5) if kept["joules"] else None,
+    }
+
+
+def _decode(seconds: Sequence[float], size: int) -> dict[str, Any]:
+    p50, p95 = np.percentile(seconds, [50, 95]) * 1000
+    return {
+        "ms_per_token": {"p50": round(float(p50), 3), "p95": round(float(p95), 3)},
+        "tokens_per_s": round(size / float(p50) * 1000, 2),
+    }
+
+
+def _decode_ratio(kept: Mapping[str, Any], base: Mapping[str, Any]) -> dict[str, float]:
+    return ratio(*([median(turn) for turn in one["decode"]] for one in (base, kept)))
+
+
+def _quantiles(seconds: Sequence[float]) -> dict[str, float | None]:
+    named = dict(zip(("p50", "p90", "p95", "p99"), np.percentile(seconds, [50, 90, 95, 99]) * 1000, strict=True))
+    found: dict[str, float | None] = {name: round(float(value), 3) for name, value in named.items()}
+    if len(seconds) < ENOUGH_FOR_P99:
+        found["p99"] = None  # it would be the maximum under another name
+    return {**found, "mean": round(mean(seconds) * 1000, 3), "max": round(max(seconds) * 1000, 3)}
+
+
+def ratio(base: Sequence[float], own: Sequence[float]) -> dict[str, float]:
+    """How many times as fast as the base: the median over rounds of base ÷ own, with a 95 % bootstrap interval."""
+    each = np.asarray(base) / np.asarray(own)
+    draws = np.random.default_rng(0).integers(0, len(each), (RESAMPLES, len(each)))
+    low, high = np.percentile(np.median(each[draws], axis=1), [2.5, 97.5])
+    return {"value": round(float(np.median(each)), 4), "low": round(float(low), 4), "high": round(float(high), 4)}
+
+
+def _noise(arms: Sequence[Arm], reference: str, others: float | None) -> dict[str, Any]:
+    """What speaks against the figures, in words too."""
+    if not arms:
+        return {}
+    base = next((arm for arm in arms if arm.subject.name == reference), arms[0])
+    rounds = [median(turn) for turn in base.cells[0]["rounds"]]
+    q1, middle, q3 = np.percentile(rounds, [25, 50, 75])
+    spread = float((q3 - q1) / middle)
+    twin = next((arm for arm in arms if arm.subject.twin == reference and arm.same_setting(base)), None)
+    same = ratio(rounds, [median(turn) for turn in twin.cells[0]["rounds"]])["value"] if twin else None
+    unsteady = [arm.subject.name for arm in arms if not all(cell["stable"] for cell in arm.cells)]
+    why = []
+    if spread > SPREAD:
+        why.append(f"the {reference}'s latency moved by {spread:.0%} between rounds (quartiles)")
+    if same is not None and twin is not None and abs(same - 1) > BAND:
+        why.append(f"{twin.subject.name}, of the same architecture as the {reference}, seemed {same:.2f}x as fast")
+    if others is not None and others > OTHERS:
+        why.append(f"other processes took {others:.0%} of the processors")
+    return {
+        "noisy": bool(why), "why": why, "spread": round(spread, 4), "same_model_ratio": same, "others": others,
+        "unsteady": unsteady,
+    }  # fmt: skip
+
+
+def main_arm(found: Mapping[str, Any], role: str) -> dict[str, Any] | None:
+    """The arm that tables show of a role: uncompiled, on the first device, with the most threads."""
+    arms = [arm for arm in found["arms"] if arm["role"] == role and not arm["compiled"]]
+    own = [arm for arm in arms if arm["device"] == arms[0]["device"]]
+    return max(own, key=lambda arm: int(arm["threads"])) if own else None
+
+
+def summary(found: Mapping[str, Any], role: str) -> dict[str, Any] | None:
+    """One line of a role: latency of the smallest batch and throughput of the largest, at the first length."""
+    arm = main_arm(found, role)
+    if arm is None:
+        return None
+    cells = [cell for cell in arm["cells"] if cell["length"] == arm["cells"][0]["length"]]
+    one, many = (choose(cells, key=lambda cell: int(cell["batch_size"])) for choose in (min, max))
+    return {
+        **{name: arm[name] for name in ("memory_bytes", "gpu_memory_bytes", "load_s", "device", "threads")},
+        "machine": found["machine"],
+        "latency_ms": one["latency_ms"],
+        "latency_batch_size": one["batch_size"],
+        "ratio": one["ratio"],
+        "decode": one["decode"],
+        "throughput_rows_per_s": many["rows_per_s"],
+        "tokens_per_s": many["tokens_per_s"],
+        "batch_size": many["batch_size"],
+        "num_parameters": arm["num_parameters"],
+        "size_bytes": arm["size_bytes"],
+    }
+
+
+def threads_of(asked: Sequence[int] | None) -> list[int]:
+    """Numbers of threads to measure with: those asked for, or as many as there are processors.
+
+    Raises:
+        InputError: more than there are.
+    """
+    there = num_cpus()
+    for count in asked or ():
+        if count > there:
+            raise InputError(f"benchmark.threads: {count} threads asked for, but this process has {there} processors")
+    return list(asked) if asked else [there]

@@ -1,0 +1,280 @@
+"""Models taking turns: what is asked of whom, what is made of the seconds, and what happens when one of them fails.
+
+No test times anything: the models are made up, and so are their seconds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import ClassVar
+from unittest import mock
+
+import numpy as np
+import pytest
+
+from distilpeft import timing
+from distilpeft.errors import InputError
+from distilpeft.timed import Rows
+from distilpeft.timing import ArmError, Subject, Wanted, measure, ratio, summary
+
+SPEED = {"student": 0.010, "student_ce_only": 0.010, "teacher": 0.030, "export:onnx": 0.004}
+WANTED = Wanted(
+    batch_sizes=[1, 8], lengths=["data", 16], devices=["cpu"], threads=[2], rounds=6, new_tokens=2, compiled=False,
+    language=False,
+)  # fmt: skip
+
+
+class Made:
+    """A model whose call takes what `SPEED` says, times what the machine is at; everything it was asked is kept."""
+
+    asked: ClassVar[list[tuple[str, str, int]]] = []
+    drift: ClassVar[list[float]] = [1.0]
+    all: ClassVar[list[Made]] = []
+
+    def __init__(self, spec: Path, environment: dict[str, str]) -> None:
+        self.spec, self.environment = json.loads(spec.read_text()), environment
+        self.role = self.spec["role"]
+
+    def ask(self, command):
+        if self.role == "broken":
+            raise ArmError("no such file")
+        cell = command.get("cell", 0)
+        size = self.spec["cells"][cell][0]
+        self.asked.append((command["do"], self.role, cell))
+        seconds = SPEED[self.role] * size * self.drift[0] / (2 if self.spec["compiled"] else 1)
+        match command["do"]:
+            case "load":
+                return {
+                    "load_s": 0.5,
+                    "rss_start_bytes": 100,
+                    "rss_loaded_bytes": 200,
+                    "num_parameters": 7,
+                    "size_bytes": 28,
+                }
+            case "warm":
+                return {
+                    "warmup_calls": 6,
+                    "stable": True,
+                    "seconds": seconds,
+                    "first_s": 2 * seconds,
+                    "memory_bytes": 250,
+                }
+            case "time":
+                calls = command["calls"]
+                return {"seconds": [seconds] * calls, "decode_s": [], "tokens": 12 * size * calls}
+        return {"memory_bytes": 300, "gpu_memory_bytes": None, "cpu_s": 1.0}
+
+
+@pytest.fixture(autouse=True)
+def made_up():
+    Made.asked, Made.drift, Made.all = [], [1.0], []
+
+    def start(spec, environment):
+        model = Made(spec, environment)
+        model.open = True
+        Made.all.append(model)
+        return model.ask, lambda: setattr(model, "open", False)
+
+    with mock.patch.object(timing, "start_process", start), mock.patch.object(timing, "busy_s", return_value=None):
+        yield
+
+
+def subjects(*roles: str) -> list[Subject]:
+    twin = {"student_ce_only": "student"}
+    return [Subject(role, Path("model"), None, Path("rows.npz"), twin.get(role)) for role in roles]
+
+
+def bar(_label, _total):
+    def advance(_count):
+        Made.drift[0] *= 1.5  # the machine slows down with every round
+
+    return contextlib.nullcontext(SimpleNamespace(advance=advance))
+
+
+def measured(*roles: str, wanted: Wanted = WANTED, said: list[str] | None = None):
+    return measure(subjects(*roles), wanted, "student", (said if said is not None else []).append, bar)
+
+
+def arm(found, role, **setting):
+    (one,) = [
+        arm for arm in found["arms"] if arm["role"] == role and all(arm[key] == value for key, value in setting.items())
+    ]
+    return one
+
+
+def test_a_drifting_machine_moves_the_latency_but_not_the_ratio():
+    found = measured("teacher", "student", "export:onnx")
+    cell = arm(found, "export:onnx")["cells"][0]
+    assert cell["ratio"] == {"value": 2.5, "low": 2.5, "high": 2.5}
+    assert arm(found, "teacher")["cells"][3]["ratio"]["value"] == pytest.approx(1 / 3, abs=1e-4)
+    assert arm(found, "student")["cells"][0]["ratio"] is None
+    assert cell["latency_ms"]["max"] > 5 * cell["round_ms"][0]
+    assert found["noise"]["noisy"]
+    assert "the student's latency moved by" in found["noise"]["why"][0]
+
+
+def test_every_model_has_its_turn_in_every_round_and_not_always_the_same_first():
+    measured("teacher", "student", "export:onnx")
+    turns = [(role, cell) for do, role, cell in Made.asked if do == "time"]
+    rounds = [turns[at : at + 3] for at in range(0, len(turns), 3)]
+    assert len(rounds) == 6 * 4
+    assert all({role for role, _ in one} == {"teacher", "student", "export:onnx"} for one in rounds)
+    assert all(len({cell for _, cell in one}) == 1 for one in rounds)
+    assert len({one[0][0] for one in rounds if one[0][1] == 0}) == 3
+
+
+def test_all_are_loaded_and_warm_before_the_first_is_timed():
+    measured("teacher", "student")
+    kinds = [do for do, _, _ in Made.asked if do != "memory"]
+    assert kinds == ["load", *["warm"] * 4, "load", *["warm"] * 4, *["time"] * (2 * 4 * 6)]
+
+
+def test_two_models_of_one_architecture_tell_how_far_the_figures_can_be_trusted():
+    assert measured("student", "student_ce_only")["noise"]["same_model_ratio"] == 1.0
+    with mock.patch.dict(SPEED, student_ce_only=0.02):
+        noise = measured("student", "student_ce_only")["noise"]
+    assert noise["same_model_ratio"] == 0.5
+    assert any("of the same architecture" in why for why in noise["why"])
+
+
+def test_other_processes_at_work_are_told():
+    with mock.patch.object(timing, "busy_s", side_effect=[0.0, 1e6]):
+        noise = measured("student")["noise"]
+    assert noise["others"] > 0.1
+    assert any("other processes took" in why for why in noise["why"])
+
+
+def test_latency_is_of_the_smallest_batch_and_throughput_of_the_largest():
+    found = summary(measured("teacher", "student"), "teacher")
+    assert found["latency_batch_size"] == 1
+    assert found["batch_size"] == 8
+    first_rounds = [0.03 * 1.5**turn for turn in range(6)]
+    assert found["latency_ms"]["p50"] == pytest.approx(np.median(first_rounds) * 1000, rel=0.5)
+    assert found["throughput_rows_per_s"] == pytest.approx(8 / np.median(np.array(first_rounds) * 8), rel=0.01)
+    assert found["tokens_per_s"] == pytest.approx(12 * found["throughput_rows_per_s"], rel=0.01)
+    assert (found["memory_bytes"], found["num_parameters"], found["load_s"]) == (300, 7, 0.5)
+    assert summary(measured("student"), "majority") is None
+
+
+def test_a_p99_is_told_only_of_enough_calls():
+    cells = arm(measured("student"), "student")["cells"]
+    assert cells[1]["num_calls"] < 100
+    assert cells[1]["latency_ms"]["p99"] is None
+    found = timing._quantiles([0.01] * 99 + [0.02])
+    assert found["p99"] is not None
+    assert found["p50"] <= found["p90"] <= found["p95"] <= found["p99"] <= found["max"] == 20.0
+
+
+def test_strange_calls_stay_in_and_are_counted():
+    kept = {
+        "rounds": [[0.01, 0.011, 0.0105], [0.01, 0.5, 0.0102]], "decode": [[], []], "tokens": 60, "joules": 0.6,
+        "warmup_calls": 6, "stable": True, "first_s": 0.1, "memory_bytes": 5,
+    }  # fmt: skip
+    cell = timing._cell(1, "data", kept, None)
+    assert (cell["outliers"], cell["num_calls"], cell["latency_ms"]["max"]) == (1, 6, 500.0)
+    assert cell["mean_tokens"] == 10
+    assert cell["joules_per_row"] == pytest.approx(0.1)
+
+
+def test_the_ratio_is_a_median_over_rounds_with_an_interval_that_holds_it():
+    found = ratio([1.0, 2.0, 3.0, 40.0], [1.0, 1.0, 1.0, 1.0])
+    assert found["value"] == 2.5
+    assert found["low"] <= 2.5 <= found["high"]
+    steady = ratio([2.0] * 20, [1.0] * 20)
+    assert (steady["low"], steady["high"]) == (2.0, 2.0)
+
+
+def test_prompts_and_tokens_after_them_are_told_apart():
+    kept = {
+        "rounds": [[0.1], [0.1], [0.1]], "decode": [[0.01, 0.02], [0.01, 0.02], [0.01, 0.02]], "tokens": 90,
+        "joules": 0.0, "warmup_calls": 6, "stable": True, "first_s": 0.1, "memory_bytes": 5,
+    }  # fmt: skip
+    base = {**kept, "decode": [[0.03, 0.06]] * 3}
+    cell = timing._cell(2, "data", kept, base)
+    assert cell["decode"]["ms_per_token"]["p50"] == 15.0
+    assert cell["decode"]["tokens_per_s"] == pytest.approx(2 / 0.015, abs=0.01)
+    assert cell["decode_ratio"]["value"] == 3.0
+    assert cell["tokens_per_s"] == pytest.approx(15 * 2 / 0.1)
+
+
+def test_a_model_that_cannot_be_loaded_is_left_out_with_its_last_words():
+    found = measured("broken", "student")
+    assert found["skipped"] == [{"role": "broken", "why": "no such file"}]
+    assert [one["role"] for one in found["arms"]] == ["student"]
+
+
+def test_without_the_reference_there_is_nothing_to_compare_with():
+    with mock.patch.object(Made, "ask", side_effect=ArmError("out of memory")), pytest.raises(InputError) as refused:
+        measured("student")
+    assert "benchmark: student could not be run (student: out of memory)" in str(refused.value)
+
+
+def test_no_process_is_left_whatever_happens():
+    measured("teacher", "student", "broken")
+    with mock.patch.object(timing, "_rounds", side_effect=KeyboardInterrupt), pytest.raises(KeyboardInterrupt):
+        measured("teacher", "student")
+    assert len(Made.all) == 5
+    assert not any(model.open for model in Made.all)
+
+
+def test_every_setting_is_an_arm_of_its_own_and_compared_with_its_own_reference():
+    wanted = Wanted(**{**WANTED.__dict__, "threads": [1, 2], "devices": ["cuda", "cpu"], "compiled": True})
+    found = measured("teacher", "student", wanted=wanted)
+    assert len(found["arms"]) == 2 * 2 * 3
+    assert arm(found, "student", device="cpu", threads=1, compiled=True)["cells"][0]["ratio"]["value"] == 2.0
+    shown = timing.main_arm(found, "student")
+    assert (shown["device"], shown["threads"], shown["compiled"]) == ("cuda", 2, False)
+
+
+def test_threads_and_processors_are_pinned_and_a_cpu_arm_sees_no_gpu():
+    wanted = Wanted(**{**WANTED.__dict__, "threads": [1], "devices": ["cpu"]})
+    measured("student", wanted=wanted)
+    (model,) = Made.all
+    assert model.environment["OMP_NUM_THREADS"] == "1"
+    assert model.environment["CUDA_VISIBLE_DEVICES"] == ""
+    assert "WORLD_SIZE" not in model.environment
+    assert len(model.spec["processors"]) == 1
+
+
+def test_more_threads_than_processors_are_refused():
+    with pytest.raises(InputError, match=r"benchmark\.threads: 4096 threads asked for"):
+        timing.threads_of([1, 4096])
+    assert timing.threads_of([1]) == [1]
+    assert timing.threads_of(None) == [timing.num_cpus()]
+
+
+class TestRows:
+    @pytest.fixture
+    def file(self, tmp_path):
+        ids = [[5, 6], [7, 8, 9], [3]]
+        np.savez(tmp_path / "rows.npz", ids=np.concatenate(ids), ends=np.cumsum([len(row) for row in ids]), pad=0)
+        return tmp_path / "rows.npz"
+
+    def test_rows_are_as_long_as_they_are_and_padded_where_the_model_expects_it(self, file):
+        right, left = (Rows(file, left=left).batch(6, "data", (1, 2)) for left in (False, True))
+        assert right["input_ids"].shape == right["attention_mask"].shape
+        for one, two, mask, other in zip(
+            *(found[name] for name in ("input_ids", "attention_mask") for found in (right, left)), strict=True
+        ):
+            length = mask.sum()
+            assert one[:length].tolist() == two[len(two) - length :].tolist()
+            assert one[:length].tolist() in ([5, 6], [7, 8, 9], [3])
+            assert not one[length:].any()
+            assert other[len(two) - length :].all()
+
+    def test_a_fixed_length_is_filled_with_the_tokens_that_follow(self, file):
+        found = Rows(file, left=False).batch(8, 5, (0,))
+        assert found["input_ids"].shape == (8, 5)
+        assert found["attention_mask"].all()
+        assert {tuple(row) for row in found["input_ids"].tolist()} <= {
+            (5, 6, 7, 8, 9),
+            (7, 8, 9, 3, 5),
+            (3, 5, 6, 7, 8),
+        }
+
+    def test_the_same_seed_picks_the_same_rows(self, file):
+        one, two = (Rows(file, left=False).batch(4, "data", (3, 1, 0)) for _ in range(2))
+        assert one["input_ids"].tolist() == two["input_ids"].tolist()
