@@ -31,6 +31,7 @@ Count = Annotated[int, _Number, Field(gt=0)]
 Index = Annotated[int, _Number, Field(ge=0)]
 Precision = Literal["auto", "bf16", "fp32"]
 _Form = Annotated[FormName, BeforeValidator(form_name)]
+Tracker = Literal["tensorboard", "wandb", "mlflow", "trackio"]
 NOT_IN_KEY: dict[str, Any] = {"not_in_key": True}
 
 METRICS: dict[str, tuple[str, ...]] = {
@@ -415,6 +416,16 @@ class Recipe(Section):
     evaluate: Evaluate = Evaluate()
     benchmark: Benchmark = Benchmark()
     export: Export = Export()
+    tracking: tuple[Tracker, ...] = Field(
+        (), description="experiment trackers that see every training; each needs the extra of its name"
+    )
+
+    @field_validator("tracking")
+    @classmethod
+    def _trackers_differ(cls, trackers: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(trackers)) < len(trackers):
+            raise ValueError("the trackers must differ from each other")
+        return trackers
 
     @property
     def metrics(self) -> tuple[str, ...]:

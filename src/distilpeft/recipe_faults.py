@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Iterator
 
 from distilpeft.forms import FORMS
@@ -27,9 +28,17 @@ def cross_faults(recipe: Recipe) -> Iterator[tuple[tuple[str, ...], str]]:
     if recipe.distil.alpha > 0 and recipe.targets.mode == "cached":
         yield from _target_faults(recipe)
     yield from _export_faults(recipe)
-    if kind == "causal_lm" and recipe.benchmark.compile:
+    yield from _other_faults(recipe)
+
+
+def _other_faults(recipe: Recipe) -> Iterator[tuple[tuple[str, ...], str]]:
+    """Trackers that are not there, and settings that the task does not have."""
+    for name in recipe.tracking:
+        if importlib.util.find_spec(name) is None:
+            yield ("tracking",), f'{name} is not installed: pip install "distilpeft[{name}]"'
+    if recipe.task.kind == "causal_lm" and recipe.benchmark.compile:
         yield ("benchmark", "compile"), "is for text_classification; generation is not timed under torch.compile"
-    if kind != "causal_lm" and recipe.student.tokenizer == "teacher":
+    if recipe.task.kind != "causal_lm" and recipe.student.tokenizer == "teacher":
         yield ("student", "tokenizer"), "only causal_lm students can take over the teacher's tokenizer"
 
 

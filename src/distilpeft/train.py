@@ -16,7 +16,7 @@ import math
 import shutil
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -54,6 +54,7 @@ class Work:
         validate: bare model → metrics on the validation rows; equal on all processes; `finite` 0 if it has none.
         monitor: the metric that picks the checkpoint.
         folder: where checkpoints and `train_log.jsonl` go.
+        track: called with a step and its figures, after every step and every validation; see `tracking`.
         watch: called after every validation of tuned weights, once more for those before a resumption; may raise.
     """
 
@@ -69,6 +70,7 @@ class Work:
     folder: Path
     monitor: str = "accuracy"
     watch: Watch | None = None
+    track: Callable[[int, Mapping[str, float]], None] | None = None
 
 
 class Step(nn.Module):
@@ -264,6 +266,7 @@ def _validate(work: Work, model: nn.Module, state: State) -> bool:
     """Measure, remember the best, move the plateau schedule and early stopping; True if this is the best so far."""
     metrics = {"step": state.step, **work.validate(model)}
     state.validations.append(metrics)
+    _track(work, metrics, "validation")
     if state.step == 0:
         return False  # the untuned model is a reference, never a result
     _watch(work, metrics)
@@ -360,6 +363,13 @@ def _log(runtime: Runtime, work: Work, line: dict[str, Any]) -> None:
     if runtime.is_main:
         with (work.folder / "train_log.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
+        _track(work, line, "train")
+
+
+def _track(work: Work, figures: Mapping[str, float], kind: str) -> None:
+    if work.track is not None:
+        named = {f"{kind}/{name}": float(value) for name, value in figures.items() if name != "step"}
+        work.track(int(figures["step"]), named)
 
 
 def _cut_log(path: Path, step: int) -> None:

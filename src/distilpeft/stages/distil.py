@@ -5,6 +5,7 @@ Leaves: `model/`, an ordinary transformers model with its tokenizer, and `train_
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from distilpeft.scoring import Soft, soft_of, validator
 from distilpeft.soft_targets import SoftTargets
 from distilpeft.sparse import Sparse
 from distilpeft.tasks import TaskData
+from distilpeft.tracking import tracked
 from distilpeft.train import Watch, Work, train
 
 
@@ -71,7 +73,8 @@ def run(
         monitor=recipe.monitor(fit) if recipe.monitor(fit) != "kl" or alpha > 0 else METRICS[recipe.task.kind][0],
         watch=watch,
     )
-    figures = train(runtime, student.model, work)
+    with tracked(runtime, recipe, out) as track:
+        figures = train(runtime, student.model, replace(work, track=track))
     if runtime.is_main:
         save_student(student.model, student.tokenizer, out.partial / MODEL)
     return {

@@ -6,6 +6,7 @@ Leaves: `adapter/` (or `model/`), `heads.json`, `train_log.jsonl`.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -19,6 +20,7 @@ from distilpeft.recipe import LOWER_IS_BETTER, METRICS, Recipe
 from distilpeft.runtime import Runtime
 from distilpeft.scoring import validator
 from distilpeft.tasks import TaskData
+from distilpeft.tracking import tracked
 from distilpeft.train import Work, train
 
 
@@ -57,7 +59,8 @@ def run(runtime: Runtime, recipe: Recipe, data: TaskData, out: Artifact) -> dict
         folder=out.partial,
         monitor=recipe.monitor(fit),
     )
-    figures = train(runtime, model, work)
+    with tracked(runtime, recipe, out) as track:
+        figures = train(runtime, model, replace(work, track=track))
     figures["tuned"] = validate(model)
     figures["untuned"] = figures["validations"][0]
     figures["majority"] = task.metrics(task.majority_values(recipe.task, rows, held_out), held_out)
