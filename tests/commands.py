@@ -23,7 +23,7 @@ import tiny
 import tiny_lm
 import yaml
 
-from distilpeft import cli, parity, timing
+from distilpeft import cli, parity, plots, timing
 
 TESTS = Path(__file__).parent
 FORKS = multiprocessing.get_context("forkserver")
@@ -105,6 +105,7 @@ def run(recipe: Path, *arguments: str, verb: str = "run", own_process: bool = Fa
     with contextlib.ExitStack() as patches:
         patches.enter_context(mock.patch.object(sys, "argv", arguments_of(recipe, arguments, verb)))
         patches.enter_context(mock.patch("distilpeft.timing.start_process", start_here))
+        patches.enter_context(mock.patch("distilpeft.plots.available", return_value=False))  # seconds for each run
         if not own_process:
             patches.enter_context(mock.patch("distilpeft.parity.answered", answer_here))
         try:
@@ -200,6 +201,7 @@ def _child(output: Path, argv: list[str], before: str, environment: dict[str, st
     sys.argv = argv
     parity.answered = answer_here
     timing.start_process = start_here
+    plots.available = bool
     exec(before, {})
     if argv[0].endswith(".py"):
         runpy.run_path(argv[0], run_name="__main__")

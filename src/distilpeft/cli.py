@@ -47,7 +47,7 @@ def run(
     """Do everything the recipe says and is not done yet; stopped anyhow, the same command goes on."""
     from rich.console import Console
 
-    from distilpeft import report
+    from distilpeft import publish, report
     from distilpeft.machine import is_first_process, num_launched
     from distilpeft.plan import make_plan
     from distilpeft.recipe_file import load_recipe
@@ -72,9 +72,10 @@ def run(
         console.print(f"{plan.recipe.name}: nothing to do, all {len(plan.steps())} steps are done.")
         if is_first_process():
             report.save(plan, report.build(plan))
+            publish.pages(plan.folder, [report.load(plan.folder)], drawn=False)
     if until is None:
         report.show(report.load(plan.folder), console)
-        console.print(f"Report: {plan.folder / 'report.md'}   Model: {plan.folder / 'student'}", highlight=False)
+        console.print(f"Page: {plan.folder / publish.PAGE}   Model: {plan.folder / 'student'}", highlight=False)
 
 
 @app.command()
@@ -246,19 +247,29 @@ def push(
 
 @app.command("report")
 def report_command(
-    run: Annotated[Path, typer.Argument(help="a run's folder, such as runs/quickstart", show_default=False)],
-    as_json: Annotated[bool, typer.Option("--json", help="print report.json on stdout")] = False,
+    runs: Annotated[list[Path], typer.Argument(help="folders of finished runs", show_default=False)],
+    as_json: Annotated[
+        bool, typer.Option("--json", help="print the reports as JSON on stdout, and nothing else")
+    ] = False,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="the folder for the page; default: the run's; of several: joint-report")
+    ] = None,
 ) -> None:
-    """Print the report of a finished run."""
+    """Print the reports of finished runs, and put one or several on a page."""
     from rich.console import Console
 
-    from distilpeft import report
+    from distilpeft import publish, report
 
-    found = report.load(run)
+    found = [report.load(run) for run in runs]
     if as_json:
-        print(report.as_json(found))
+        print(report.as_json(found[0] if len(found) == 1 else found))
+    elif len(found) == 1:
+        report.show(found[0], Console())
+        folder = out or runs[0]
+        folder.mkdir(parents=True, exist_ok=True)
+        Console().print(f"Page: {publish.pages(folder, found)}", highlight=False)
     else:
-        report.show(found, Console())
+        publish.joint(found, out or Path("joint-report"), Console())
 
 
 @targets_app.command("inspect")

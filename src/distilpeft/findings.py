@@ -128,7 +128,7 @@ def verdict(report: Mapping[str, Any]) -> dict[str, Any]:
     lines = []
     if not good:
         near = max(exports, key=lambda model: model["kept"] or 0)
-        share = f" ({near['kept']:.1%} of its score)" if near["kept"] else ""
+        share = f" ({near['kept']:.1%} of its {_what(metric)})" if near["kept"] else ""
         lines.append(f"No export is within {WITHIN:.0%} of the teacher; {_name(near)} comes nearest{share}.")
     told: dict[str, list[str]] = {}
     for title, model in chosen.items():
@@ -151,10 +151,15 @@ def _name(model: Mapping[str, Any]) -> str:
     return str(model["role"].removeprefix("export:"))
 
 
+def _what(metric: str) -> str:
+    """What a share of the teacher is a share of."""
+    return "probability of the right token" if metric in LOWER_IS_BETTER else "score"
+
+
 def _described(model: Mapping[str, Any], report: Mapping[str, Any]) -> str:
     """What an export costs and gives, and how sure that is."""
     metric = report["metric"]
-    share = f", {model['kept']:.1%} of the teacher's" if model["kept"] else ""
+    share = f", {model['kept']:.1%} of the teacher's {_what(metric)}" if model["kept"] else ""
     pairs = [one for one in report["comparisons"] if (one["role"], one["against"]) == (model["role"], TEACHER)]
     sure = f" ({difference(pairs[0])})" if pairs else ""
     memory = f", {model['memory_bytes'] / 1e6:.0f} MB of memory" if model["memory_bytes"] else ""

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from distilpeft import report
+from distilpeft import publish
 from distilpeft.artifact import Artifact
 from distilpeft.errors import GateError, InputError
 from distilpeft.locks import POLL_S, Lock
@@ -87,7 +87,7 @@ def run(plan: Plan, until: str | None = None) -> None:
     for error in do(jobs, runtime).values():
         raise error
     if until is None and runtime.is_main:
-        report.finish(plan)
+        publish.finish(plan)
     runtime.accelerator.wait_for_everyone()
 
 

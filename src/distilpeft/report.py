@@ -448,8 +448,8 @@ def show(report: dict[str, Any], console: Console) -> None:
         console.print(line, highlight=False)
 
 
-def as_json(report: dict[str, Any]) -> str:
-    """The report as JSON text."""
+def as_json(report: dict[str, Any] | list[dict[str, Any]]) -> str:
+    """One report, or several, as JSON text."""
     return json.dumps(report, indent=2, ensure_ascii=False)
 
 

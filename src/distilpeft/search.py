@@ -16,7 +16,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from distilpeft import report
+from distilpeft import publish
 from distilpeft.artifact import Artifact, write_json, write_text
 from distilpeft.locks import POLL_S, Lock
 from distilpeft.machine import is_first_process, num_launched
@@ -52,7 +52,7 @@ def run(search: Search, console: Console, jobs: int = 1) -> int:
     console.print(f"Table: {search.folder / 'search.md'}", soft_wrap=True)
     if joint["best"] is None:
         return 3
-    report.finish(search.plan(study.values(study.best())))
+    publish.finish(search.plan(study.values(study.best())))
     console.print(f"Best student: {search.corner.folder / 'student'}", soft_wrap=True)
     return 0
 

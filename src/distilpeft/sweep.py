@@ -20,7 +20,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from distilpeft import report
+from distilpeft import publish
 from distilpeft.artifact import digest_json, write_json, write_text
 from distilpeft.errors import GateError, InputError
 from distilpeft.machine import is_first_process, num_launched
@@ -194,7 +194,7 @@ def run(points: Sequence[Point], console: Console, jobs: int = 1) -> int:
         write_text(folder / "sweep.md", markdown(joint))
         best = done[joint["best_by_validation"]]
         if is_first_process():  # the best point's report and student become the folder's
-            report.finish(best.plan)
+            publish.finish(best.plan)
         show(joint, console)
         console.print(f"Table: {folder / 'sweep.md'}   Best student: {best.plan.folder / 'student'}", soft_wrap=True)
     for label, reason in failed.items():

@@ -31,8 +31,8 @@ def test_the_fastest_has_to_be_within_one_percent_of_the_teacher():
     assert (found["fastest"], found["smallest"], found["best"]) == ("export:onnx", "export:onnx-int8", "export:onnx")
     assert found["sentences"] == [
         "Fastest within 1% of the teacher and best score: onnx, 3.0 ms, 71.0 MB, 90 MB of memory, accuracy 0.8200, "
-        "99.5% of the teacher's.",
-        "Smallest: onnx-int8, 1.5 ms, 17.0 MB, 90 MB of memory, accuracy 0.8000, 97.0% of the teacher's.",
+        "99.5% of the teacher's score.",
+        "Smallest: onnx-int8, 1.5 ms, 17.0 MB, 90 MB of memory, accuracy 0.8000, 97.0% of the teacher's score.",
     ]
 
 

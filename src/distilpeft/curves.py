@@ -1,0 +1,155 @@
+"""How training went and how far confidence can be trusted, as charts; see `charts`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from distilpeft import charts
+from distilpeft.charts import Axis, Chart, Point, Report, Series, finite, number, spoken
+from distilpeft.marks import mark
+from distilpeft.plan import MAJORITY
+from distilpeft.recipe import LOWER_IS_BETTER
+
+MOST_ROWS = 40
+PANELS = {"loss": ("Loss", "loss", False), "grad_norm": ("Gradient norm", "gradient norm before clipping", True)}
+
+
+def training(report: Report, prefix: str = "") -> list[Chart]:
+    """Of each trained model: loss, gradient norm, and the metric on validation rows, over the steps."""
+    curves, trained = report.get("curves") or {}, report.get("training") or {}
+    found = []
+    for step in dict.fromkeys([*trained, *curves]):
+        for name in PANELS:
+            made = _curve(step, name, curves.get(step) or {}, prefix)
+            found += [made] if made else []
+        made = _validations(step, trained.get(step) or {}, report["metric"], prefix)
+        found += [made] if made else []
+    return found
+
+
+def _role(step: str) -> str:
+    return step.removeprefix("distil/")
+
+
+def _curve(step: str, name: str, curve: dict[str, list[Any]], prefix: str) -> Chart | None:
+    title, axis, log = PANELS[name]
+    role = _role(step)
+    pairs = [
+        (x, y)
+        for x, y in zip(curve.get("step") or (), curve.get(name) or (), strict=False)
+        if finite(x) and finite(y) and (y > 0 or not log)
+    ]
+    if not pairs:
+        return None
+    points = tuple(Point(x, y, text=f"{role}, step {number(x)}\n{title.lower()} {number(y)}") for x, y in pairs)
+    shown = [pairs[at] for at in evenly(len(pairs), MOST_ROWS)]
+    note = f"{len(shown)} of {len(pairs)} points are in the table; all are in report.json." if shown != pairs else ""
+    return Chart(
+        _slug(f"{prefix}training-{role}-{name}"),
+        f"{role}: {title.lower()}",
+        Axis("optimizer step"),
+        Axis(f"{axis}{', log' if log else ''}", log),
+        (Series(role, points, mark(role), "line"),),
+        ("step", title.lower()),
+        tuple((number(x), number(y)) for x, y in shown),
+        note,
+    )
+
+
+def evenly(count: int, most: int) -> list[int]:
+    """At most that many places of a list, the first and the last among them."""
+    if count <= most:
+        return list(range(count))
+    return sorted({round(at * (count - 1) / (most - 1)) for at in range(most)})
+
+
+def _validations(step: str, trained: dict[str, Any], metric: str, prefix: str) -> Chart | None:
+    role, kept = _role(step), trained.get("kept_step")
+    pairs = [(one["step"], one[metric]) for one in trained.get("validations") or () if finite(one.get(metric))]
+    if not pairs:
+        return None
+    points = tuple(
+        Point(x, y, text=f"{role}, step {number(x)}{' (kept)' if x == kept else ''}\n{spoken(metric)} {number(y)}")
+        for x, y in pairs
+    )
+    chosen = tuple(point for point in points if point.x == kept)
+    better = "lower" if metric in LOWER_IS_BETTER else "higher"
+    return Chart(
+        _slug(f"{prefix}training-{role}-validation"),
+        f"{role}: validation",
+        Axis("optimizer step"),
+        Axis(f"{spoken(metric)} ({better} is better)"),
+        (
+            *((Series("kept", chosen, kind="ring"),) if chosen else ()),
+            Series(role, points, mark(role), "line"),
+        ),
+        ("step", spoken(metric), "kept"),
+        tuple((number(x), number(y), "yes" if x == kept else "–") for x, y in pairs),
+        "The ring is the kept step; step 0 is before training." if chosen else "Step 0 is before training.",
+    )
+
+
+def calibration(report: Report, prefix: str = "") -> list[Chart]:
+    """Reliability of each model's confidence; models whose bins are the same share a chart."""
+    groups: dict[tuple[tuple[float, float, int], ...], list[str]] = {}
+    for model in report["models"]:
+        bins = _bins(model.get("calibration") or {})
+        if bins and model["role"] != MAJORITY:
+            groups.setdefault(bins, []).append(model["role"])
+    return [_reliability(bins, roles, prefix) for bins, roles in groups.items()]
+
+
+def _bins(found: dict[str, list[Any]]) -> tuple[tuple[float, float, int], ...]:
+    """Confidence, share of right answers and rows of each bin that has any; rounded, so that alike is the same."""
+    columns = [found.get(name) or () for name in ("confidence", "accuracy", "count")]
+    return tuple(
+        (round(confidence, 3), round(right, 3), count)
+        for confidence, right, count in zip(*columns, strict=False)
+        if count and finite(confidence) and finite(right)
+    )
+
+
+def _reliability(bins: Sequence[tuple[float, float, int]], roles: Sequence[str], prefix: str) -> Chart:
+    total, most = sum(count for *_, count in bins), max(count for *_, count in bins)
+    named = [role.removeprefix("export:") for role in roles]
+    low = 0.5 if min(confidence for confidence, *_ in bins) >= 0.5 else 0.0
+    texts = [
+        f"{named[0]}, {count} rows\nconfidence {number(confidence, 3)}\nright {number(right, 3)}"
+        for confidence, right, count in bins
+    ]
+    points = tuple(
+        Point(confidence, right, text=text, weight=0.5 + 0.5 * (count / most) ** 0.5)
+        for (confidence, right, count), text in zip(bins, texts, strict=True)
+    )
+    bars = tuple(Point(confidence, count / total) for confidence, _, count in bins)
+    alike = f" Also of {', '.join(named[1:])}: the same to three digits." if len(named) > 1 else ""
+    return Chart(
+        _slug(f"{prefix}calibration-{named[0]}"),
+        named[0] + (f" (+{len(named) - 1} alike)" if len(named) > 1 else ""),
+        Axis("confidence"),
+        Axis("share right; bars: share of rows"),
+        (
+            Series("share of rows", bars, mark(roles[0]), "bars"),
+            Series("perfectly calibrated", (Point(low, low), Point(1, 1)), kind="guide"),
+            Series(named[0], points, mark(roles[0]), "line"),
+        ),
+        ("confidence", "share right", "rows"),
+        tuple((number(confidence, 3), number(right, 3), str(count)) for confidence, right, count in bins),
+        f"Below the dashed line the model is too sure.{alike}",
+    )
+
+
+def everything(reports: Sequence[Report]) -> list[Chart]:
+    """All charts of the reports, those of several runs together first."""
+    found = [*charts.latency(reports), *charts.memory(reports), *charts.size(reports)]
+    for name, report in zip(charts.names(reports), reports, strict=True):
+        prefix = f"{name}-" if len(reports) > 1 else ""
+        found += [*training(report, prefix), *calibration(report, prefix)]
+    return found
+
+
+def _slug(text: str) -> str:
+    """A file name that every system takes."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-.") or "chart"

@@ -1,0 +1,121 @@
+"""Reports as ONE HTML page that needs nothing else: no network, no fonts, no library; it reads well without script."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from typing import Any
+
+from distilpeft import charts, curves, sections, tables
+from distilpeft.charts import Report
+from distilpeft.markup import escape, section
+
+POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
+
+
+def render(reports: Sequence[Mapping[str, Any]]) -> str:
+    """Reports as a page.
+
+    Args:
+        reports: of finished runs, see docs/report.md; several are shown in joint plots and tables first.
+    """
+    assert reports, "a page is of at least one report"
+    found = [sections.whole(report) for report in reports]
+    called = charts.names(found)
+    title = called[0] if len(found) == 1 else f"{len(found)} runs: {', '.join(called)}"
+    body = "".join([_joint(found, called), *(_own(at, found, called) for at in range(len(found)))])
+    return (
+        f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f'<meta name="color-scheme" content="light dark">\n<title>{escape(title)} – distilpeft</title>\n'
+        f"<style>\n{_file('page.css')}</style>\n</head>\n<body>\n{_header(found, called)}{_contents(body)}"
+        f"<main>{body}</main>\n<footer>Made by distilpeft from report.json. All figures were measured; "
+        f"intervals are 95 %.</footer>\n"
+        f'<div id="tip" role="presentation" hidden></div>\n<script>\n{_file("page.js")}</script>\n</body>\n</html>\n'
+    )
+
+
+def _file(name: str) -> str:
+    return resources.files("distilpeft").joinpath(name).read_text(encoding="utf-8")
+
+
+def _header(reports: Sequence[Report], called: Sequence[str]) -> str:
+    single = len(reports) == 1
+    first = reports[0]
+    about = (
+        f"{first['task'].replace('_', ' ')} · judged on {first.get('split', '–')}" if single else "runs side by side"
+    )
+    title = called[0] if single else ", ".join(called)
+    told = "".join(
+        ("" if single else f'<h2 class="run">{escape(name)}</h2>') + sections.verdict(report)
+        for name, report in zip(called, reports, strict=True)
+    )
+    return (
+        f'<header><div class="top"><span class="kicker">distilpeft report · {escape(about)}</span>'
+        f'<button id="theme" type="button" hidden>Dark</button></div><h1>{escape(title)}</h1>{told}</header>'
+    )
+
+
+def _contents(body: str) -> str:
+    """Links to the sections."""
+    heads = re.findall(r'<section id="([^"]*)"><h2>([^<]*)</h2>', body)
+    links = "".join(f'<a href="#{name}">{title}</a>' for name, title in heads)
+    return f'<nav aria-label="Sections">{links}</nav>'
+
+
+def _joint(reports: Sequence[Report], called: Sequence[str]) -> str:
+    """What all reports share a plot or a table for."""
+    several = len(reports) > 1
+    keys = "".join(
+        (f'<h3 class="run">{escape(name)}</h3>' if several else "") + sections.key_figures(report)
+        for name, report in zip(called, reports, strict=True)
+    )
+    joint = "".join(
+        tables.models(
+            [(at, f"{called[at]}/" if several else "", reports[at]) for at in group],
+            f"All models, {charts.spoken(reports[group[0]]['metric'])}",
+        )
+        for group in charts.by_metric(reports)
+    )
+    parts = [
+        section("key", "Key figures", keys),
+        section("latency", "Latency and score", *(sections.wide(chart) for chart in charts.latency(reports))),
+        section("models", "Models", joint, lead="Choose a column's head to sort by it."),
+    ]
+    return "".join(parts)
+
+
+def _costs(reports: Sequence[Report]) -> str:
+    found = [sections.middle(chart) for chart in (*charts.memory(reports), *charts.size(reports))]
+    inner = f'<div class="halves">{"".join(found)}</div>' if found else ""
+    return section("costs", "Memory and size", inner)
+
+
+def _own(at: int, reports: Sequence[Report], called: Sequence[str]) -> str:
+    """The sections of one report."""
+    report, several = reports[at], len(reports) > 1
+    prefix, more = (f"r{at + 1}-", f": {called[at]}") if several else ("", "")
+    costs = "" if several else _costs(reports)
+
+    def own(name: str, title: str, *parts: str, lead: str = "") -> str:
+        return section(prefix + name, title + more, *parts, lead=lead)
+
+    made = [
+        own("comparisons", "Comparisons", tables.comparisons(report), lead="Paired on the same rows, so rows that are "
+            "hard for both cancel."),
+        own("seeds", "Seeds", tables.seeds(report), lead="Differences: of each seed with the p-value of its paired "
+            "test; then their mean with a 95 % interval over rows and seeds."),
+        costs,
+        own("training", "Training", sections.grid(curves.training(report, prefix))),
+        own("calibration", "Calibration", sections.grid(curves.calibration(report, prefix)), lead="Whether answers "
+            "given with a confidence are right as often as it says."),
+        own("exports", "Exports", sections.exports(report), lead="Each was opened in its own runtime, in a process of "
+            "its own, and held against the student on validation rows before it counted."),
+        own("targets", "Soft targets", sections.soft_targets(report)),
+        own("benchmark", "Benchmark", sections.benchmark(report)),
+        own("samples", "Samples", sections.samples(report)),
+        own("provenance", "Provenance", sections.provenance(report, charts.missing([report]))),
+    ]  # fmt: skip
+    return "".join(made)

@@ -1,0 +1,99 @@
+"""The page's plots as PNG and SVG files, through matplotlib (extra `report`)."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from distilpeft import charts, curves
+from distilpeft.charts import Chart, Series
+from distilpeft.marks import COLOURS, SHAPES, Mark
+
+DPI, SIZE_IN = 160, (7.2, 4.6)
+SETTINGS = {"svg.hashsalt": "distilpeft", "svg.fonttype": "none", "font.size": 10, "axes.spines.top": False,
+            "axes.spines.right": False}  # fmt: skip
+QUIET = "#5b6470"
+
+
+def available() -> bool:
+    """Whether matplotlib is installed."""
+    return importlib.util.find_spec("matplotlib") is not None
+
+
+def write(reports: Sequence[Mapping[str, Any]], folder: Path) -> list[Path]:
+    """Write every plot of the reports' page; returns the files, none without matplotlib."""
+    if not available():
+        return []
+    import matplotlib as mpl
+
+    found = []
+    with mpl.rc_context(SETTINGS):
+        for chart in every(reports):
+            found += _files(chart, folder)
+    return found
+
+
+def every(reports: Sequence[Mapping[str, Any]]) -> list[Chart]:
+    """The charts of a page; those of single runs carry a number where there are several."""
+    joint = [*charts.latency(reports), *charts.memory(reports), *charts.size(reports)]
+    for at, report in enumerate(reports):
+        prefix = f"r{at + 1}-" if len(reports) > 1 else ""
+        joint += [*curves.training(report, prefix), *curves.calibration(report, prefix)]
+    return joint
+
+
+def _files(chart: Chart, folder: Path) -> list[Path]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=SIZE_IN, layout="constrained")
+    axes = figure.add_subplot()
+    for axis, name in ((chart.x, "x"), (chart.y, "y")):
+        if axis.log:
+            getattr(axes, f"set_{name}scale")("log")
+        getattr(axes, f"set_{name}label")(axis.label)
+    axes.set_title(chart.title, loc="left", fontweight="bold")
+    axes.grid(color="#e4e5e2", linewidth=0.8)
+    axes.set_axisbelow(True)
+    for series in chart.series:
+        _draw(axes, series)
+    if any(series.kind in ("points", "line") and series.mark for series in chart.series):
+        axes.legend(frameon=False, fontsize=9, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    files = [folder / f"{chart.name}.{kind}" for kind in ("svg", "png")]
+    for file in files:
+        # without a date the same figures make the same file
+        stamped = {"metadata": {"Date": None}} if file.suffix == ".svg" else {"dpi": DPI}
+        figure.savefig(file, **stamped)
+    return files
+
+
+def _draw(axes: Any, series: Series) -> None:
+    """One series, as `svg` draws it."""
+    xs, ys = [point.x for point in series.points], [point.y for point in series.points]
+    mark = series.mark or Mark(0, "circle")
+    colour = COLOURS[mark.colour]
+    match series.kind:
+        case "step":
+            axes.step(xs, ys, where="post", color=QUIET, linestyle=":", label=None)
+        case "guide":
+            axes.plot(xs, ys, color=QUIET, linestyle="--")
+        case "bars":
+            axes.bar(xs, ys, width=0.02, color=colour, alpha=0.22)
+        case "ring":
+            axes.scatter(xs, ys, s=130, facecolors="none", edgecolors="black", linewidths=1.2)
+        case "line":
+            few = len(xs) <= 30
+            axes.plot(xs, ys, color=colour, label=series.label, marker=_marker(mark) if few else None, markersize=6)
+        case _:
+            if all(point.low is not None and point.high is not None for point in series.points):
+                spans = [[p.y - (p.low or 0.0) for p in series.points], [(p.high or 0.0) - p.y for p in series.points]]
+                axes.errorbar(xs, ys, yerr=spans, fmt="none", ecolor=colour, alpha=0.5, capsize=3)
+            face = "white" if mark.hollow else colour
+            sizes = [60 * point.weight for point in series.points]
+            axes.scatter(xs, ys, s=sizes, marker=_marker(mark), c=face, edgecolors=colour, label=series.label, zorder=3)
+
+
+def _marker(mark: Mark) -> Any:
+    """Matplotlib takes a marker's corners."""
+    return list(SHAPES[mark.shape]) or "o"

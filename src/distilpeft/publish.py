@@ -1,0 +1,69 @@
+"""What people look at: one HTML page of one or several runs, and its plots as files.
+
+The page needs nothing but a browser; the plots need matplotlib (extra `report`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from distilpeft import charts, page, plots, report
+from distilpeft.artifact import write_json, write_text
+from distilpeft.plan import Plan
+
+PAGE, PLOTS = "report.html", "plots"
+Reports = Sequence[dict[str, Any]]
+
+
+def finish(plan: Plan) -> None:
+    """Write everything that a finished run shows."""
+    report.finish(plan)
+    pages(plan.folder, [report.load(plan.folder)])
+
+
+def pages(folder: Path, reports: Reports, *, drawn: bool = True) -> Path:
+    """Write report.html, and unless `drawn` is false the plots; returns the page's path."""
+    write_text(folder / PAGE, page.render(reports))
+    if drawn:
+        (folder / PLOTS).mkdir(exist_ok=True)
+        plots.write(reports, folder / PLOTS)
+    return folder / PAGE
+
+
+def joint(reports: Reports, out: Path, console: Console) -> None:
+    """Several runs on one page, and in one table on the terminal for each metric that they are judged by.
+
+    Args:
+        reports: of the runs.
+        out: the folder for report.html, report.json and the plots.
+        console: where the tables go.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(out / "report.json", {"reports": list(reports)})
+    where = pages(out, reports)
+    called = charts.names(reports)
+    for group in charts.by_metric(reports):
+        console.print(_table([(called[at], reports[at]) for at in group]))
+    for name, one in zip(called, reports, strict=True):
+        for line in one["verdict"]["sentences"]:
+            console.print(f"{name}: {line}", highlight=False)
+    console.print(f"Page: {where}", highlight=False)
+
+
+def _table(reports: Sequence[tuple[str, dict[str, Any]]]) -> Table:
+    """Every model of every run."""
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    first = reports[0][1]
+    titles = report.columns(first)[: report.ON_TERMINAL[first["task"]]]
+    for index, title in enumerate(("run", *titles)):
+        table.add_column(title, justify="left" if index < 2 else "right", no_wrap=True)
+    for name, one in reports:
+        for row in report.table_rows(one):
+            table.add_row(name, *row[: len(titles)])
+    return table

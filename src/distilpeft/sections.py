@@ -1,0 +1,203 @@
+"""The page's sections that are not tables: the verdict, key figures, plots, samples, provenance."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import yaml
+
+from distilpeft import report as reports_
+from distilpeft import tables
+from distilpeft.charts import Chart, Report, number, spoken
+from distilpeft.markup import details, escape, listed, notes, plain
+from distilpeft.svg import Paper, draw, swatch
+
+WIDE, TALL = Paper(1000, 500, 14, labels=True), Paper(380, 400, 13)
+MIDDLE, SMALL = Paper(520, 380, 13.5), Paper(380, 270, 13)
+
+DEFAULTS: dict[str, Any] = {
+    "comparisons": [], "seeds": None, "curves": {}, "benchmark": None, "not_measured": [], "samples": [],
+    "training": {}, "exports": {}, "soft_targets": None, "quantization_cost": None, "merging_cost": None,
+    "ce_gap_closed": None, "verdict": {"sentences": []},
+}  # fmt: skip
+
+
+def whole(report: Mapping[str, Any]) -> dict[str, Any]:
+    """The report with what it lacks as empty."""
+    return {**DEFAULTS, **report}
+
+
+def verdict(report: Report) -> str:
+    """What to deploy, in large letters."""
+    lines = report["verdict"].get("sentences") or ["Nothing was timed, so this report names no model to deploy."]
+    return f'<div class="verdict">{"".join(_sentence(line) for line in lines)}</div>'
+
+
+def _sentence(line: str) -> str:
+    """`Title: name, the rest` as a card; anything else as a statement."""
+    title, colon, body = line.partition(": ")
+    name, comma, rest = body.partition(", ")
+    if not colon or not comma or len(name) > 40:
+        return f'<p class="statement">{escape(line)}</p>'
+    return (
+        f'<p class="card"><span class="kicker">{escape(title)}<span class="gone">: </span></span>'
+        f'<strong>{escape(name)}</strong><span class="gone">, </span><span class="rest">{escape(rest)}</span></p>'
+    )
+
+
+def chosen(report: Report) -> dict[str, Any] | None:
+    """The model that key figures are of: what the verdict names first, else the student."""
+    roles = [report["verdict"].get(name) for name in ("fastest", "best", "smallest")]
+    models = {model["role"]: model for model in report["models"]}
+    return next((models[role] for role in (*roles, "student") if role in models), None)
+
+
+def key_figures(report: Report) -> str:
+    """The chosen model beside its teacher, and what the figures mean in words."""
+    model = chosen(report)
+    teacher = next((one for one in report["models"] if one["role"] == "teacher"), None)
+    tiles = "".join(_tiles(model, teacher, report)) if model and teacher else ""
+    title = f'<p class="lead">{escape(model["role"])} beside its teacher</p>' if model else ""
+    told = set(report["verdict"].get("sentences") or ())
+    lines = [line for line in reports_.sentences(dict(report)) if line not in told]
+    return f'{title}<div class="tiles">{tiles}</div>{notes(lines)}'
+
+
+def _tiles(model: Mapping[str, Any], teacher: Mapping[str, Any], report: Report) -> list[str]:
+    metric, split = report["metric"], report.get("split", "")
+    own, other = ((one["scores"].get(metric) or {}).get("value") for one in (model, teacher))
+    tiles = [_tile(f"{spoken(metric)} ({split})", own, other, "", 4)]
+    if model.get("kept") is not None:
+        tiles.append(_tile("kept of the teacher's score", model["kept"] * 100, None, "%", 3))
+    own, other = ((one.get("latency_ms") or {}).get("p50") for one in (model, teacher))
+    if own is not None:
+        first = "first token, p50" if report["task"] == "causal_lm" else "latency, p50"
+        tiles.append(_tile(first, own, other, "ms", 3))
+    for title, name in (("size", "size_bytes"), ("peak memory", "memory_bytes")):
+        own, other = ((one.get(name) or 0) / 1e6 or None for one in (model, teacher))
+        if own is not None:
+            tiles.append(_tile(title, own, other, "MB", 3))
+    return tiles
+
+
+def _tile(title: str, own: float | None, other: float | None, unit: str, signs: int) -> str:
+    """One key figure, and the teacher's under it."""
+    beside = f"<small>teacher {number(other, signs)} {unit}</small>" if other is not None else ""
+    return (
+        f'<div class="tile"><span class="kicker">{escape(title)}</span> '
+        f"<strong>{number(own, signs)}<i>{unit}</i></strong> {beside}</div>"
+    )
+
+
+def wide(chart: Chart) -> str:
+    """A chart over the whole width; narrow screens get a taller drawing, with a legend in place of names."""
+    plots = f'<div class="on-wide">{draw(chart, WIDE)}</div><div class="on-narrow">{draw(chart, TALL)}</div>'
+    return _figure(chart, plots + _legend(chart), "wide")
+
+
+def middle(chart: Chart) -> str:
+    """A chart over half the width, with a legend."""
+    return _figure(chart, draw(chart, MIDDLE) + _legend(chart), "middle")
+
+
+def small(chart: Chart) -> str:
+    """One of many charts side by side."""
+    return _figure(chart, draw(chart, SMALL), "small")
+
+
+def _figure(chart: Chart, inner: str, kind: str) -> str:
+    note = f"<span>{escape(chart.note)}</span>" if chart.note else ""
+    shown = details("Figures as a table", plain(chart.titles, chart.rows, chart.title))
+    return (
+        f'<figure class="{kind}" data-chart="{escape(chart.name)}"><figcaption><strong>{escape(chart.title)}</strong>'
+        f"{note}</figcaption>{inner}{shown}</figure>"
+    )
+
+
+def _legend(chart: Chart) -> str:
+    items = "".join(
+        f"<li>{swatch(series.mark)}{escape(series.label)}</li>"
+        for series in chart.series
+        if series.kind == "points" and series.mark
+    )
+    return f'<ul class="legend">{items}</ul>'
+
+
+def grid(charts: Sequence[Chart]) -> str:
+    """Small charts in rows."""
+    return f'<div class="grid">{"".join(small(chart) for chart in charts)}</div>' if charts else ""
+
+
+def exports(report: Report) -> str:
+    """Parity of the exports, and which ways of making them did not hold."""
+    tried = [
+        f"{form}, {one['way']}, was tried and did not hold: {'; '.join(one.get('faults') or ())}"
+        for form, made in report["exports"].items()
+        for one in made.get("tried") or ()
+    ]
+    return tables.exports(report) + notes(tried)
+
+
+def soft_targets(report: Report) -> str:
+    """What soft targets on disk cost against the whole distribution."""
+    titles, *rows = reports_.audit_rows(dict(report)) or [()]
+    return plain(titles, rows, "What soft targets on disk cost") if rows else ""
+
+
+def benchmark(report: Report) -> str:
+    """Every cell of the benchmark, and what speaks against the figures."""
+    found = report["benchmark"]
+    if not found or not found.get("arms"):
+        return ""
+    noise = found.get("noise") or {}
+    quiet = ", ".join(noise.get("unsteady") or ())
+    lines = [*reports_.timing_notes(found), *([f"Not steady when measuring began: {quiet}."] if quiet else [])]
+    kind = "notes warn" if noise.get("noisy") else "notes"
+    return notes(lines, kind) + tables.cells(found) + tables.processes(found)
+
+
+def samples(report: Report) -> str:
+    """What teacher and student make of the same beginnings."""
+    return "".join(
+        f'<div class="sample">{"".join(_said(role, text) for role, text in sample.items())}</div>'
+        for sample in report["samples"]
+    )
+
+
+def _said(role: str, text: str) -> str:
+    return f'<div><span class="kicker">{escape(role)}</span><pre>{escape(text)}</pre></div>'
+
+
+def provenance(report: Report, missing: Sequence[str]) -> str:
+    """Where the figures come from, and what they are silent about."""
+    environment, timed = report.get("environment") or {}, report["benchmark"] or {}
+    seeds = (report["seeds"] or {}).get("seeds") or [report.get("seed", "–")]
+    facts = [
+        ("seeds", ", ".join(str(seed) for seed in seeds)),
+        ("trained on", f"{environment.get('device', '–')}, {environment.get('threads', '–')} threads, "
+                       f"{environment.get('num_processes', '–')} processes"),
+        ("timed on", str(timed.get("machine", "–"))),
+        ("Python", str(environment.get("python", "–"))),
+        *((name, str(version)) for name, version in (environment.get("versions") or {}).items()),
+    ]  # fmt: skip
+    silent = [*report["not_measured"], *missing]
+    recipe = yaml.safe_dump(_plain(report.get("given") or {}), sort_keys=False, allow_unicode=True, width=100)
+    artifacts = [(str(step), str(folder)) for step, folder in (report.get("artifacts") or {}).items()]
+    return (
+        (f"<h3>Not measured</h3>{notes(silent)}" if silent else "")
+        + f"<h3>Versions and hardware</h3>{listed(facts)}"
+        + details("Recipe as given", f'<pre class="code">{escape(recipe)}</pre>')
+        + (details("Artifacts", plain(("step", "folder"), artifacts, "Artifacts of the run")) if artifacts else "")
+    )
+
+
+def _plain(found: Any) -> Any:
+    """What YAML can say, whatever it was."""
+    if isinstance(found, Mapping):
+        return {str(name): _plain(value) for name, value in found.items()}
+    if isinstance(found, list | tuple):
+        return [_plain(value) for value in found]
+    known = found is None or isinstance(found, bool | int | str) or (isinstance(found, float) and math.isfinite(found))
+    return found if known else str(found)

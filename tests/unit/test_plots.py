@@ -1,0 +1,44 @@
+"""Plots as files: one PNG and one SVG for each chart of the page, the same in every run."""
+
+from __future__ import annotations
+
+import hashlib
+from unittest import mock
+
+import pytest
+import reports
+
+from distilpeft import plots
+
+
+def test_every_chart_is_a_png_and_an_svg(tmp_path):
+    pytest.importorskip("matplotlib")
+    report = reports.classifier()
+    report["models"] = [m for m in report["models"] if m["role"] in ("student", "teacher", "export:onnx", "majority")]
+    files = plots.write([report], tmp_path)
+    names = {chart.name for chart in plots.every([report])}
+    assert {file.name for file in files} == {f"{name}.{kind}" for name in names for kind in ("png", "svg")}
+    assert sorted(tmp_path.iterdir()) == sorted(files)
+    assert (tmp_path / "latency.png").read_bytes().startswith(b"\x89PNG")
+    text = (tmp_path / "latency.svg").read_text()
+    assert "teacher" in text
+    assert "accuracy (higher is better)" in text
+
+
+def test_the_same_report_makes_the_same_files(tmp_path):
+    pytest.importorskip("matplotlib")
+    report = reports.language_model()
+    (chart, *_) = plots.every([report])
+    digests = []
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        with mock.patch.object(plots, "every", return_value=[chart]):
+            files = plots.write([report], tmp_path / name)
+        digests.append([hashlib.sha256(file.read_bytes()).hexdigest() for file in files])
+    assert digests[0] == digests[1]
+
+
+def test_without_matplotlib_there_are_no_files_and_no_fault(tmp_path):
+    with mock.patch("importlib.util.find_spec", return_value=None):
+        assert plots.write([reports.classifier()], tmp_path) == []
+    assert list(tmp_path.iterdir()) == []
