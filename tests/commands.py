@@ -193,17 +193,22 @@ def apart(commands: Sequence[tuple[Path, list[str], str, dict[str, str]]]) -> li
     ]
 
 
+def alone() -> None:
+    """The command line with this process's arguments, without further processes for the gate and the benchmark."""
+    parity.answered = answer_here
+    timing.start_process = start_here
+    plots.available = bool
+    cli.main()
+
+
 def _child(output: Path, argv: list[str], before: str, environment: dict[str, str]) -> None:
     handle = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(handle, 1)
     os.dup2(handle, 2)
     os.environ.update(environment)
     sys.argv = argv
-    parity.answered = answer_here
-    timing.start_process = start_here
-    plots.available = bool
     exec(before, {})
     if argv[0].endswith(".py"):
         runpy.run_path(argv[0], run_name="__main__")
     else:
-        cli.main()
+        alone()

@@ -14,6 +14,7 @@ import pytest
 from scipy import stats
 
 from distilpeft import cli, timing
+from distilpeft.errors import InputError
 from distilpeft.plan import make_plan, step_of
 from distilpeft.recipe_file import load_recipe
 from distilpeft.runtime import Runtime
@@ -205,3 +206,17 @@ def test_a_process_ends_when_nobody_asks_it_any_more(finished, tmp_path):
     found = timed.answer({"do": "time", "cell": 0, "round": 1, "calls": 2})
     assert (len(found["seconds"]), found["tokens"], found["decode_s"]) == (2, 6, [])
     assert resident_bytes() <= peak_bytes()
+
+
+def test_generation_is_not_timed_under_torch_compile(tmp_path):
+    recipe = commands.language_workspace(tmp_path)
+    with pytest.raises(InputError, match=r"benchmark.compile: is for text_classification"):
+        load_recipe(recipe, ["benchmark.compile=true"])
+
+
+def test_the_recipes_own_run_is_told_apart_from_bundles_by_files(tmp_path, finished, capsys):
+    """An export's artifact is no bundle: nothing accounts for its files yet."""
+    made = next(finished.glob("export-*")) / "model"
+    with pytest.raises(SystemExit):
+        verb("benchmark", str(made))
+    assert "not a whole bundle" in capsys.readouterr().err
