@@ -80,7 +80,7 @@ def build(plan: Plan) -> dict[str, Any]:
 def _model(role: str, figures: dict[str, Any]) -> dict[str, Any]:
     scored = figures[f"evaluate/{role}"]
     timed, student = (summary(figures["benchmark"], name) or {} for name in (role, STUDENT))
-    exported = figures.get(role.replace(":", "/"), {})
+    exported = figures[role.replace(":", "/")] if role.startswith("export:") else {}
     weights = student if exported or role == UNTRAINED else timed
     return {
         "role": role,

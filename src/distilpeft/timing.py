@@ -30,7 +30,7 @@ from distilpeft.energy import Meter
 from distilpeft.errors import InputError
 from distilpeft.machine import busy_s, machine_name, num_cpus
 
-TURN_S, MOST_CALLS = 0.1, 10
+TURN_S, MOST_CALLS = 0.2, 20
 RESAMPLES = 2000
 ENOUGH_FOR_P99 = 100
 SPREAD, BAND, OTHERS = 0.15, 0.05, 0.1
@@ -317,7 +317,7 @@ def _cell(size: int, length: int | str, kept: Mapping[str, Any], base: Mapping[s
         "rows_per_s": round(rows_per_s, 3),
         "tokens_per_s": round(rows_per_s * tokens, 2),
         "decode": _decode(decode, size) if decode else None,
-        "ratio": ratio([median(turn) for turn in base["rounds"]], rounds) if base is not None else None,
+        "ratio": ratio(base["rounds"], kept["rounds"]) if base is not None else None,
         "decode_ratio": _decode_ratio(kept, base) if base is not None and decode else None,
         "joules_per_row": round(kept["joules"] / (len(seconds) * size), 5) if kept["joules"] else None,
     }
@@ -332,7 +332,7 @@ def _decode(seconds: Sequence[float], size: int) -> dict[str, Any]:
 
 
 def _decode_ratio(kept: Mapping[str, Any], base: Mapping[str, Any]) -> dict[str, float]:
-    return ratio(*([median(turn) for turn in one["decode"]] for one in (base, kept)))
+    return ratio(*([[median(turn)] for turn in one["decode"]] for one in (base, kept)))
 
 
 def _quantiles(seconds: Sequence[float]) -> dict[str, float | None]:
@@ -343,9 +343,18 @@ def _quantiles(seconds: Sequence[float]) -> dict[str, float | None]:
     return {**found, "mean": round(mean(seconds) * 1000, 3), "max": round(max(seconds) * 1000, 3)}
 
 
-def ratio(base: Sequence[float], own: Sequence[float]) -> dict[str, float]:
-    """How many times as fast as the base: the median over rounds of base ÷ own, with a 95 % bootstrap interval."""
-    each = np.asarray(base) / np.asarray(own)
+def ratio(base: Sequence[Sequence[float]], own: Sequence[Sequence[float]]) -> dict[str, float]:
+    """How many times as fast as the base, call by call on the same rows.
+
+    Args:
+        base: seconds of the base's calls in each round.
+        own: of the model; a round's calls of both begin with the same rows, the faster model may have made more.
+
+    Returns:
+        `value`, the median over rounds of the median of base ÷ own, and its 95 % bootstrap interval over rounds.
+    """
+    pairs = zip(base, own, strict=True)
+    each = np.array([np.median([b / o for b, o in zip(one, two, strict=False)]) for one, two in pairs])
     draws = np.random.default_rng(0).integers(0, len(each), (RESAMPLES, len(each)))
     low, high = np.percentile(np.median(each[draws], axis=1), [2.5, 97.5])
     return {"value": round(float(np.median(each)), 4), "low": round(float(low), 4), "high": round(float(high), 4)}
@@ -360,7 +369,7 @@ def _noise(arms: Sequence[Arm], reference: str, others: float | None) -> dict[st
     q1, middle, q3 = np.percentile(rounds, [25, 50, 75])
     spread = float((q3 - q1) / middle)
     twin = next((arm for arm in arms if arm.subject.twin == reference and arm.same_setting(base)), None)
-    same = ratio(rounds, [median(turn) for turn in twin.cells[0]["rounds"]])["value"] if twin else None
+    same = ratio(base.cells[0]["rounds"], twin.cells[0]["rounds"])["value"] if twin else None
     unsteady = [arm.subject.name for arm in arms if not all(cell["stable"] for cell in arm.cells)]
     why = []
     if spread > SPREAD:

@@ -55,6 +55,8 @@ def test_the_report_names_every_model_with_scores_sizes_and_latency(finished):
     models = {model["role"]: model for model in report["models"]}
     assert models["majority"]["latency_ms"] is None
     assert models["student"]["num_parameters"] < models["teacher_full_precision"]["num_parameters"]
+    assert models["teacher"]["num_parameters"] == models["teacher_full_precision"]["num_parameters"]
+    assert models["untrained"]["num_parameters"] == models["student"]["num_parameters"]
     assert models["teacher"]["size_bytes"] < models["teacher_full_precision"]["size_bytes"]
     assert 0 < models["student"]["latency_ms"]["p50"] <= models["student"]["latency_ms"]["p95"]
     assert models["export:safetensors"]["scores"] == models["student"]["scores"]

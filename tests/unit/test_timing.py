@@ -180,11 +180,19 @@ def test_strange_calls_stay_in_and_are_counted():
 
 
 def test_the_ratio_is_a_median_over_rounds_with_an_interval_that_holds_it():
-    found = ratio([1.0, 2.0, 3.0, 40.0], [1.0, 1.0, 1.0, 1.0])
+    found = ratio([[1.0], [2.0], [3.0], [40.0]], [[1.0], [1.0], [1.0], [1.0]])
     assert found["value"] == 2.5
     assert found["low"] <= 2.5 <= found["high"]
-    steady = ratio([2.0] * 20, [1.0] * 20)
+    steady = ratio([[2.0]] * 20, [[1.0]] * 20)
     assert (steady["low"], steady["high"]) == (2.0, 2.0)
+
+
+def test_long_rows_of_one_model_are_compared_with_the_same_rows_of_the_other():
+    """Models make as many calls as they have time for: the rows of the further ones must not count for one alone."""
+    short, long = 0.01, 0.04
+    slow = [[2 * short, 2 * long]] * 5
+    quick = [[short, long, long, long, long]] * 5
+    assert ratio(slow, quick)["value"] == 2.0
 
 
 def test_prompts_and_tokens_after_them_are_told_apart():
