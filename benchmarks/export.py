@@ -1,159 +1,147 @@
-"""Exports of the quickstart beside its student in eager PyTorch: latency, size and accuracy, in one run.
+"""The quickstart's models and exports beside its student in eager PyTorch, three times over: how far can it be trusted?
 
-    distilpeft run recipes/quickstart.yaml            # once
-    python benchmarks/export.py                       # a minute; results/export_cpu.json
-    python benchmarks/export.py --table               # Markdown from the result file, and into docs/export.md
+    distilpeft run recipes/quickstart.yaml
+    python benchmarks/export.py                       # 7 minutes; results/export_cpu.json
+    python benchmarks/export.py --table               # Markdown from the result file, into docs and README
 
-Each model lives in a process of its own with as many threads (the runtimes' threads wait busily and would slow each
-other down in one). Every round times each on the same test rows, one by one and 32 at once, in an order that turns; a
-figure is the median over rounds of the round's median, a ratio the median of the rounds' ratios. Accuracy is the
-report's, on all test rows.
+The measurement is `distilpeft benchmark RUN --repeat 3`, each time in fresh processes.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
-import time
+import subprocess
+import sys
 from pathlib import Path
-from statistics import median, quantiles
+from statistics import median
 from typing import Any
 
-import numpy as np
 import page
-import torch
-
-from distilpeft.exported import open_exported
-from distilpeft.pair import MODEL, load_student
-from distilpeft.plan import make_plan
-from distilpeft.recipe_file import with_formats
-from distilpeft.runtime import Runtime
-from distilpeft.tasks import TaskData
 
 HERE = Path(__file__).parent
-RESULT, PAGE = HERE / "results" / "export_cpu.json", HERE.parent / "docs" / "export.md"
-STUDENT = "student in PyTorch"
-BATCHES = {1: 20, 32: 3}
-"""Rows at once → calls in a round."""
-WARMUP = 3
+RESULT = HERE / "results" / "export_cpu.json"
+DOCS = HERE.parent / "docs"
+STUDENT, INT8 = "student", "export:onnx-int8"
 
 
 def run(options: argparse.Namespace) -> None:
     report = json.loads((options.run / "report.json").read_text())
-    forms = report["settings"]["export"]["formats"]
-    names = [STUDENT, *forms]
-    context = multiprocessing.get_context("spawn")
-    pipes = {}
-    for name in names:
-        pipes[name], theirs = context.Pipe()
-        context.Process(target=serve, args=(theirs, options.run, name), daemon=True).start()
-    num_rows = {name: pipes[name].recv() for name in names}[STUDENT]  # all are ready
-    seconds: dict[int, dict[str, list[float]]] = {size: {name: [] for name in names} for size in BATCHES}
-    rng = np.random.default_rng(0)
-    for turn in range(options.rounds):
-        for size, calls in BATCHES.items():
-            picked = [rng.integers(0, num_rows, size) for _ in range(calls)]
-            for name in names[turn % len(names) :] + names[: turn % len(names)]:
-                pipes[name].send(picked)
-                seconds[size][name].append(median(pipes[name].recv()))
-    for name in names:
-        pipes[name].send(None)
-    environment = pipes[STUDENT].recv()
-    scored = {model["role"]: model for model in report["models"]}
-    roles = {STUDENT: "student", **{form: f"export:{form}" for form in forms}}
-    found = {
-        name: {
-            "accuracy": scored[roles[name]]["scores"]["accuracy"]["value"],
-            "size_bytes": scored[roles[name]]["size_bytes"],
-            "way": report["exports"].get(name, {}).get("way"),
-            "parity": report["exports"].get(name, {}).get("parity"),
-            "batches": {str(size): figures(seconds[size], name) for size in BATCHES},
-        }
-        for name in names
-    }
-    result = {"recipe": report["recipe"], "seed": report["seed"], "rounds": options.rounds, "models": found,
-              "environment": environment}  # fmt: skip
+    command = [sys.executable, "-m", "distilpeft", "benchmark", str(options.run), "--repeat", str(options.repeats)]
+    subprocess.run([*command, "--out", str(RESULT)], check=True)
+    result = json.loads(RESULT.read_text())
+    del result["targets"]  # paths of this machine
+    result["sizes"] = {model["role"]: model["size_bytes"] for model in report["models"]}
+    result["ways"] = {f"export:{form}": made["way"] for form, made in report["exports"].items() if "way" in made}
+    result["recipe"] = report["recipe"]
     RESULT.write_text(json.dumps(result, indent=1) + "\n")
 
 
-def serve(pipe: Any, run: Path, name: str) -> None:
-    """One model in a process of its own: row ids of several calls in, seconds of each out."""
-    report = json.loads((run / "report.json").read_text())
-    plan = make_plan(with_formats(report["given"], []), run.resolve().parent)
-    runtime = Runtime()
-    data = TaskData(plan.recipe, plan.data_digest, plan.folder / "cache")
-    student = load_student(runtime, plan.recipe, plan.artifacts["distil/student"].path / MODEL)
-    rows = data.tokens("test", student.tokenizer, student.tokenizer_digest)
-    model = student.model if name == STUDENT else open_exported(run / "exports" / name, runtime.device)
-    pipe.send(len(rows.lengths_N))
-    while (picked := pipe.recv()) is not None:
-        batches = [rows.load_batch(ids)["inputs"] for ids in picked]
-        seconds = []
-        for inputs in [*batches[:WARMUP], *batches]:
-            begin = time.perf_counter()
-            with torch.inference_mode():
-                model(**inputs)
-            seconds.append(time.perf_counter() - begin)
-        pipe.send(seconds[len(batches[:WARMUP]) :])
-    pipe.send(runtime.environment())
-
-
-def figures(seconds: dict[str, list[float]], name: str) -> dict[str, float]:
-    ratios = [base / own for base, own in zip(seconds[STUDENT], seconds[name], strict=True)]
-    low, _, high = quantiles(ratios, n=4)
-    return {
-        "p50_ms": median(seconds[name]) * 1000, "speedup": median(ratios), "speedup_q1": low, "speedup_q3": high,
-    }  # fmt: skip
-
-
-def table() -> str:
-    found = json.loads(RESULT.read_text())
-    models = found["models"]
-    base = models[STUDENT]["accuracy"]
-    lines = [
-        "| model | accuracy | of the student's | MB | ms, 1 row | x (quartiles) | x, 32 rows |",
-        "| --- " * 7 + "|",
+def cells(result: dict[str, Any], role: str, size: int) -> list[dict[str, Any]]:
+    """A model's figures at a batch size, of every repeat."""
+    return [
+        cell
+        for repeat in result["repeats"]
+        for arm in repeat["arms"]
+        for cell in arm["cells"]
+        if arm["role"] == role and cell["batch_size"] == size
     ]
-    for name, model in models.items():
-        one, many = (model["batches"][str(size)] for size in BATCHES)
-        cells = (
-            name + (f" ({model['way']})" if model["way"] else ""),
-            f"{model['accuracy']:.4f}",
-            f"{model['accuracy'] / base:.1%}",
-            f"{model['size_bytes'] / 1e6:.1f}",
-            f"{one['p50_ms']:.2f}",
-            f"{one['speedup']:.2f} ({one['speedup_q1']:.2f} to {one['speedup_q3']:.2f})",
-            f"{many['speedup']:.2f}",
+
+
+def roles(result: dict[str, Any]) -> list[str]:
+    return [arm["role"] for arm in result["repeats"][0]["arms"]]
+
+
+def sizes(result: dict[str, Any]) -> list[int]:
+    return [cell["batch_size"] for cell in result["repeats"][0]["arms"][0]["cells"]]
+
+
+def exports_table(result: dict[str, Any]) -> str:
+    """The exports: what they cost and keep."""
+    scores = result["scores"]
+    lines = [
+        "| model | accuracy | of the student's | MB | memory MB | ms, 1 row | x (95 %) | x, 32 rows |",
+        "| --- " * 8 + "|",
+    ]
+    memory = {arm["role"]: arm["memory_bytes"] for arm in result["repeats"][-1]["arms"]}
+    for role in [STUDENT, *(role for role in roles(result) if role.startswith("export:"))]:
+        one, many = (cells(result, role, size) for size in sizes(result))
+        way = f" ({result['ways'][role]})" if role in result["ways"] else ""
+        found = (
+            role.removeprefix("export:") + way,
+            f"{scores[role]:.4f}",
+            f"{scores[role] / scores[STUDENT]:.1%}",
+            f"{result['sizes'][role] / 1e6:.1f}",
+            f"{memory[role] / 1e6:.0f}",
+            f"{median(cell['latency_ms']['p50'] for cell in one):.2f}",
+            spread(one[-1]["ratio"]),
+            spread(many[-1]["ratio"]),
         )
-        lines.append(f"| {' | '.join(cells)} |")
-    where = f"{found['environment']['device']}, {found['environment']['threads']} threads"
-    return "\n".join([*lines, "", f"{found['recipe']}, seed {found['seed']}, {where}, {found['rounds']} rounds."])
+        lines.append(f"| {' | '.join(found)} |")
+    return "\n".join([*lines, "", f"{where(result)}; x: the last of three repeats."])
 
 
-def sentence() -> str:
-    models = json.loads(RESULT.read_text())["models"]
-    student, int8 = models[STUDENT], models["onnx-int8"]
-    before, after = (model["size_bytes"] / 1e6 for model in (student, int8))
+def spread(ratio: dict[str, float] | None) -> str:
+    return f"{ratio['value']:.2f} ({ratio['low']:.2f} to {ratio['high']:.2f})" if ratio else "1"
+
+
+def repeats_table(result: dict[str, Any]) -> str:
+    """The ratios of every repeat, and how far they are apart."""
+    titles = ["model", "rows", *(f"repeat {at + 1}" for at in range(len(result["repeats"]))), "apart", "p50 ms"]
+    lines = [f"| {' | '.join(titles)} |", "| --- " * len(titles) + "|"]
+    for role in roles(result):
+        for size in sizes(result):
+            every = cells(result, role, size)
+            if role != STUDENT:
+                values = [cell["ratio"]["value"] for cell in every]
+                times = " / ".join(f"{cell['latency_ms']['p50']:.1f}" for cell in every)
+                found = [
+                    role,
+                    str(size),
+                    *(f"{value:.3f}" for value in values),
+                    f"{max(values) / min(values) - 1:.1%}",
+                    times,
+                ]
+                lines.append(f"| {' | '.join(found)} |")
+    apart = result["agreement"]["apart"].values()
+    noise = [f"{repeat['noise']['spread']:.0%}" for repeat in result["repeats"]]
+    lines += ["", f"{where(result)}. Times as fast as the student in PyTorch; the ratios of the repeats are at most "
+              f"{max(apart):.1%} apart, {median(apart):.1%} in the median; the student's own latency spread by "
+              f"{', '.join(noise)} within a repeat (interquartile range over median)."]  # fmt: skip
+    return "\n".join(lines)
+
+
+def where(result: dict[str, Any]) -> str:
+    environment, settings = result["environment"], result["settings"]
     return (
-        f"As int8 ONNX the student is {after:.1f} MB instead of {before:.1f} and "
-        f"{int8['batches']['1']['speedup']:.1f}x as fast at batch 1, with "
-        f"{int8['accuracy'] / student['accuracy']:.1%} of its accuracy ([measured](docs/export.md#int8-that-holds))."
+        f"{result['recipe']} on {environment['device']}, {environment['threads']} threads, {settings['rounds']} rounds"
+    )
+
+
+def sentence(result: dict[str, Any]) -> str:
+    before, after = (result["sizes"][role] / 1e6 for role in (STUDENT, INT8))
+    faster = cells(result, INT8, 1)[-1]["ratio"]["value"]
+    return (
+        f"As int8 ONNX the student is {after:.1f} MB instead of {before:.1f} and {faster:.1f}x as fast at batch 1, "
+        f"with {result['scores'][INT8] / result['scores'][STUDENT]:.1%} of its accuracy "
+        "([measured](docs/export.md#int8-that-holds))."
     )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, nargs="?", default=Path("runs/quickstart"))
-    parser.add_argument("--rounds", type=int, default=40)
+    parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--table", action="store_true")
     options = parser.parse_args()
     if not options.table:
         run(options)
         return
-    page.insert(PAGE, "export", table())
-    page.insert(HERE.parent / "README.md", "export", sentence())
-    print(table())
+    result = json.loads(RESULT.read_text())
+    page.insert(DOCS / "export.md", "export", exports_table(result))
+    page.insert(DOCS / "benchmark.md", "export", repeats_table(result))
+    page.insert(HERE.parent / "README.md", "export", sentence(result))
+    print(repeats_table(result))
 
 
 if __name__ == "__main__":

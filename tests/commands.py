@@ -105,6 +105,7 @@ def run(recipe: Path, *arguments: str, verb: str = "run", own_process: bool = Fa
     with contextlib.ExitStack() as patches:
         patches.enter_context(mock.patch.object(sys, "argv", arguments_of(recipe, arguments, verb)))
         patches.enter_context(mock.patch("distilpeft.timing.start_process", start_here))
+        patches.enter_context(mock.patch("distilpeft.timing.PAUSE_S", 0.0))
         patches.enter_context(mock.patch("distilpeft.plots.available", return_value=False))  # seconds for each run
         if not own_process:
             patches.enter_context(mock.patch("distilpeft.parity.answered", answer_here))
@@ -196,7 +197,7 @@ def apart(commands: Sequence[tuple[Path, list[str], str, dict[str, str]]]) -> li
 def alone() -> None:
     """The command line with this process's arguments, without further processes for the gate and the benchmark."""
     parity.answered = answer_here
-    timing.start_process = start_here
+    timing.start_process, timing.PAUSE_S = start_here, 0.0
     plots.available = bool
     cli.main()
 

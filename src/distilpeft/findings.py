@@ -128,7 +128,7 @@ def verdict(report: Mapping[str, Any]) -> dict[str, Any]:
     lines = []
     if not good:
         near = max(exports, key=lambda model: model["kept"] or 0)
-        share = f" ({near['kept']:.1%} of its {_what(metric)})" if near["kept"] else ""
+        share = f" ({near['kept']:.2%} of its {_what(metric)})" if near["kept"] else ""
         lines.append(f"No export is within {WITHIN:.0%} of the teacher; {_name(near)} comes nearest{share}.")
     told: dict[str, list[str]] = {}
     for title, model in chosen.items():

@@ -444,7 +444,8 @@ def show(report: dict[str, Any], console: Console) -> None:
     for row in table_rows(report):
         table.add_row(*row[:width], style="bold" if row[0] == STUDENT else None)
     console.print(table)
-    for line in sentences(report):
+    doubts = timing_notes(report["benchmark"])[1:]  # how it was measured is in the files
+    for line in [*sentences(report), *doubts]:
         console.print(line, highlight=False)
 
 

@@ -131,6 +131,19 @@ class TransformersRunner:
         """Have torch.compile translate the model; the first calls of new shapes take long."""
         self.model.compile(dynamic=True)
 
+    def move(self) -> None:
+        """Copy the weights to another place in the processor's memory; on a GPU they stay."""
+        import torch
+
+        tensors = [one for one in (*self.model.parameters(), *self.model.buffers()) if one.device.type == "cpu"]
+        total = sum(one.numel() * one.element_size() for one in tensors)
+        # What was freed last is given out first: without something in between the same pages would come back.
+        between = torch.ones(int(np.random.default_rng().integers(0, 2 * total + 1)), dtype=torch.uint8)
+        copies = [one.data.clone() for one in tensors]
+        for one, copy in zip(tensors, copies, strict=True):
+            one.data = copy
+        del between
+
     def run(self, inputs: Inputs, cache: Any = None, *, last: bool = False) -> tuple[NDArray[Any], Any]:
         """See `Runner`."""
         import torch

@@ -30,7 +30,8 @@ from distilpeft.energy import Meter
 from distilpeft.errors import InputError
 from distilpeft.machine import busy_s, machine_name, num_cpus
 
-TURN_S, MOST_CALLS = 0.2, 20
+TURN_S, MOST_CALLS, PAUSE_S = 0.2, 20, 0.05
+"""A turn's length; and a rest before it, in which the threads of the model before give up waiting for work, busily."""
 RESAMPLES = 2000
 ENOUGH_FOR_P99 = 100
 SPREAD, BAND, OTHERS = 0.15, 0.05, 0.1
@@ -141,8 +142,6 @@ def measure(subjects: Sequence[Subject], wanted: Wanted, reference: str, tell: T
                     skipped.append({"role": setting[0].name, "why": str(error)})
             with bar("benchmark: rounds", wanted.rounds) as progress:
                 busy = _rounds(arms, wanted, meter, progress.advance)
-            for arm in arms:
-                arm.told |= arm.ask({"do": "memory"})
         finally:
             for arm in arms:
                 arm.close()
@@ -184,6 +183,8 @@ def _start(subject: Subject, device: str, threads: int, compiled: bool, wanted: 
         name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")
     }
     environment |= {"OMP_NUM_THREADS": str(threads)}
+    if processors:  # else two threads may share a processor for a while
+        environment |= {"OMP_PROC_BIND": "true", "OMP_PLACES": ",".join(f"{{{one}}}" for one in processors[:threads])}
     if device == "cpu":
         environment["CUDA_VISIBLE_DEVICES"] = ""
     ask, close = start_process(file, environment)
@@ -236,6 +237,7 @@ def _warm(arm: Arm, arms: list[Arm], wanted: Wanted, tell: Tell) -> None:
         for cell in range(len(wanted.cells)):
             warm = arm.ask({"do": "warm", "cell": cell})
             arm.cells.append({**warm, "rounds": [], "decode": [], "joules": 0.0, "tokens": 0})
+        arm.told |= arm.ask({"do": "memory"})  # before weights are moved about, which takes more
     except BaseException:
         arm.close()
         raise
@@ -249,11 +251,14 @@ def _rounds(arms: Sequence[Arm], wanted: Wanted, meter: Meter, advance: Callable
     """All rounds; returns the share of the processors that other processes took meanwhile."""
     before, own = busy_s(), sum(arm.ask({"do": "memory"})["cpu_s"] for arm in arms)
     begin, times = time.monotonic(), os.times()
+    rng = np.random.default_rng(0)
     for turn in range(1, wanted.rounds + 1):
+        for arm in arms:
+            arm.ask({"do": "move"})
         for cell in range(len(wanted.cells)):
-            first = (turn + cell) % max(len(arms), 1)
-            for arm in [*arms[first:], *arms[:first]]:
-                _turn(arm, cell, turn, meter)
+            for at in rng.permutation(len(arms)):  # nobody always comes after the same one
+                time.sleep(PAUSE_S)
+                _turn(arms[at], cell, turn, meter)
         advance(1)
     elapsed, end, after = time.monotonic() - begin, os.times(), busy_s()
     if before is None or after is None:

@@ -15,8 +15,10 @@ from scipy import stats
 
 from distilpeft import cli, timing
 from distilpeft.errors import InputError
+from distilpeft.pair import load_student, load_teacher
 from distilpeft.plan import make_plan, step_of
 from distilpeft.recipe_file import load_recipe
+from distilpeft.runners import TransformersRunner
 from distilpeft.runtime import Runtime
 from distilpeft.stages import benchmark
 from distilpeft.tasks import TaskData
@@ -220,3 +222,18 @@ def test_the_recipes_own_run_is_told_apart_from_bundles_by_files(tmp_path, finis
     with pytest.raises(SystemExit):
         verb("benchmark", str(made))
     assert "not a whole bundle" in capsys.readouterr().err
+
+
+def test_moved_weights_are_the_same_weights_elsewhere(finished):
+    """4-bit ones too, after they have been packed for inference (trap 27)."""
+    plan = make_plan(load_recipe(finished.parent.parent / "tiny.yaml"), finished.parent)
+    inputs = {"input_ids": np.array([[3, 4, 5]]), "attention_mask": np.ones((1, 3), np.int64)}
+    runtime = Runtime()
+    teacher = load_teacher(runtime, plan.recipe, plan.artifacts["teacher"].path, "fp32").model
+    student = load_student(runtime, plan.recipe, plan.artifacts["distil/student"].path / "model").model
+    for model in (teacher, student):
+        runner = TransformersRunner(model, caching=False)
+        before, places = runner.run(inputs)[0], [one.data_ptr() for one in model.parameters()]
+        runner.move()
+        assert not {one.data_ptr() for one in model.parameters()} & set(places)
+        np.testing.assert_array_equal(runner.run(inputs)[0], before)

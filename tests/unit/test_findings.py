@@ -46,7 +46,7 @@ def test_where_none_is_good_enough_the_nearest_is_named():
     found = verdict(SMALL, model("onnx", 0.78, 3.0, 71e6, 0.95))
     assert found["fastest"] is None
     assert found["sentences"][0] == (
-        "No export is within 1% of the teacher; onnx-int8 comes nearest (97.0% of its score)."
+        "No export is within 1% of the teacher; onnx-int8 comes nearest (97.00% of its score)."
     )
 
 

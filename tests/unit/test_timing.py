@@ -78,7 +78,11 @@ def made_up():
         Made.all.append(model)
         return model.ask, lambda: setattr(model, "open", False)
 
-    with mock.patch.object(timing, "start_process", start), mock.patch.object(timing, "busy_s", return_value=None):
+    with (
+        mock.patch.object(timing, "start_process", start),
+        mock.patch.object(timing, "busy_s", return_value=None),
+        mock.patch.object(timing, "PAUSE_S", 0.0),
+    ):
         yield
 
 
@@ -123,12 +127,24 @@ def test_every_model_has_its_turn_in_every_round_and_not_always_the_same_first()
     assert len(rounds) == 6 * 4
     assert all({role for role, _ in one} == {"teacher", "student", "export:onnx"} for one in rounds)
     assert all(len({cell for _, cell in one}) == 1 for one in rounds)
-    assert len({one[0][0] for one in rounds if one[0][1] == 0}) == 3
+    assert len({one[0][0] for one in rounds}) == 3
+    assert len({tuple(role for role, _ in one) for one in rounds}) > 3, "nor always after the same one"
+
+
+def test_every_model_is_moved_in_memory_before_every_round():
+    """Where weights lie makes one process of the same model faster than another, for as long as they lie there."""
+    measured("teacher", "student")
+    kinds = [(do, role) for do, role, _ in Made.asked if do in ("move", "time")]
+    rounds = [kinds[at : at + 10] for at in range(0, len(kinds), 10)]
+    assert len(rounds) == 6
+    for one in rounds:
+        assert {role for do, role in one[:2] if do == "move"} == {"teacher", "student"}
+        assert [do for do, _ in one[2:]] == ["time"] * 8
 
 
 def test_all_are_loaded_and_warm_before_the_first_is_timed():
     measured("teacher", "student")
-    kinds = [do for do, _, _ in Made.asked if do != "memory"]
+    kinds = [do for do, _, _ in Made.asked if do not in ("memory", "move")]
     assert kinds == ["load", *["warm"] * 4, "load", *["warm"] * 4, *["time"] * (2 * 4 * 6)]
 
 
