@@ -122,7 +122,7 @@ def _benchmark(models, language):
     ]  # fmt: skip
     noise = {
         "noisy": True, "why": ["other processes took 14% of the processors"], "spread": 0.021,
-        "same_model_ratio": 0.9974, "others": 0.14, "unsteady": [],
+        "same_model_ratio": 0.9974, "others": 0.14, "disturbed": 0.27, "unsteady": [],
     }  # fmt: skip
     return {
         "machine": "AMD EPYC x2", "reference": "student", "rounds": 20, "new_tokens": 16 if language else None,

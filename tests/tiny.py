@@ -128,7 +128,7 @@ def recipe_tree(folder: Path, **changes: Any) -> dict[str, Any]:
             "fit": {"epochs": 2, "batch_size": 16, "micro_batch_size": 16, "precision": "fp32", "save_every": 3},
         },
         "evaluate": {"metrics": ["accuracy", "log_loss"]},
-        "benchmark": {"rounds": 3, "batch_sizes": [1]},
+        "benchmark": {"rounds": 3, "batch_sizes": [1], "precision": None},
         "export": {"gate_rows": 16},
     }
     for dotted, value in changes.items():

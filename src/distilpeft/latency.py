@@ -31,7 +31,7 @@ from distilpeft.stages import benchmark
 from distilpeft.tasks import TaskData
 from distilpeft.timing import Subject
 
-NUM_TEXTS, FILLER_ROWS = 512, 64
+NUM_TEXTS, FILLER_ROWS, WIDE = 512, 64, 120
 
 
 class Target:
@@ -170,7 +170,7 @@ def _lines(file: Path) -> list[str]:
 
 
 def agreement(measured: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
-    """How far the repeats are apart: per arm and cell the largest over the smallest ratio, less one; and the worst."""
+    """How far the repeats are apart: per arm and cell the largest over the smallest ratio, less one."""
     if len(measured) < 2:
         return None
     found: dict[str, float] = {}
@@ -178,7 +178,12 @@ def agreement(measured: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
         ratios = [cells[name]["ratio"]["value"] for one in measured if name in (cells := _cells(one))]
         found[name] = round(max(ratios) / min(ratios) - 1, 4)
     worst = max(found, key=lambda name: found[name])
-    return {"apart": found, "worst": worst, "largest": found[worst]}
+    return {
+        "apart": found,
+        "worst": worst,
+        "largest": found[worst],
+        "median": round(float(np.median(list(found.values()))), 4),
+    }
 
 
 def _cells(measured: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
@@ -200,21 +205,21 @@ def rows(result: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
     measured = result["repeats"][-1]
     language = measured["new_tokens"] is not None
     more = ("ms/token",) if language else ()
-    yield ("model", "rows x tokens", "ms p50", "p95", *more, "rows/s", "x (95 %)", "memory", "load s", "score")
+    several = len({(arm["device"], arm["threads"]) for arm in measured["arms"]}) > 1
+    yield ("model", "rows", "ms p50/p95", *more, "rows/s", "x (95 %)", "memory", "load", "score")
     for arm in measured["arms"]:
         score = result["scores"].get(arm["role"])
         for cell in arm["cells"]:
             ratio, decode = cell["ratio"], cell["decode"]
             yield (
-                _setting(arm),
-                f"{cell['batch_size']} x {cell['length']}",
-                f"{cell['latency_ms']['p50']:.2f}",
-                f"{cell['latency_ms']['p95']:.2f}",
+                _setting(arm) if several or arm["compiled"] else arm["role"],
+                f"{cell['batch_size']}x{cell['length']}",
+                f"{cell['latency_ms']['p50']:.1f}/{cell['latency_ms']['p95']:.1f}",
                 *([f"{decode['ms_per_token']['p50']:.2f}"] if decode else []),
-                f"{cell['rows_per_s']:.1f}",
+                f"{cell['rows_per_s']:.3g}",
                 f"{ratio['value']:.2f} ({ratio['low']:.2f}-{ratio['high']:.2f})" if ratio else "1",
                 f"{arm['memory_bytes'] / 1e6:.0f}MB",
-                f"{arm['load_s']:.1f}",
+                f"{arm['load_s']:.1f}s",
                 f"{score:.4f}" if score is not None else "-",
             )
 
@@ -227,13 +232,14 @@ def show(result: Mapping[str, Any], console: Console) -> None:
         table.add_column(title, justify="left" if index < 2 else "right", no_wrap=True)
     for row in found:
         table.add_row(*row)
-    console.print(table, soft_wrap=True)
+    wide = Console(file=console.file, width=max(console.width, WIDE))  # a narrow one would cut figures off
+    wide.print(table)
     for line in report.timing_notes(result["repeats"][-1]):
         console.print(line, highlight=False)
     apart = result["agreement"]
     if apart is not None:
         console.print(
             f"Over {len(result['repeats'])} repeats, the ratios differ by {apart['largest']:.1%} at most "
-            f"({apart['worst']}).",
+            f"({apart['worst']}), by {apart['median']:.1%} in the median.",
             highlight=False,
         )

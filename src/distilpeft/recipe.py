@@ -357,7 +357,10 @@ class Benchmark(Section):
         ("data",), min_length=1, description="data = rows as long as they are; a number = real tokens, cut to it"
     )
     rounds: Annotated[int, _Number, Field(ge=3)] = Field(
-        20, description="turns of every model; more narrow the intervals"
+        20, description="turns of every model at least; up to four times as many for the precision"
+    )
+    precision: Fraction | None = Field(
+        0.1, description="more rounds while a ratio's 95 % interval is wider than this share of it; null = none"
     )
     new_tokens: Count = Field(16, description="causal_lm: tokens generated after each prompt, timed apart")
     compile: bool = Field(False, description="text_classification: also time the student under torch.compile")

@@ -170,6 +170,8 @@ TITLES = {
     "accuracy": "accuracy", "macro_f1": "macro-F1", "mcc": "MCC", "ece": "ECE", "log_loss": "log-loss",
     "nats_per_token": "nats/token", "perplexity": "perplexity", "bits_per_byte": "bits/byte",
 }  # fmt: skip
+MANY = 0.2
+"""Share of slow turns from which on it is told."""
 ON_TERMINAL = {"text_classification": 6, "causal_lm": 6}  # columns that fit into 80 characters
 
 
@@ -418,15 +420,22 @@ def timing_notes(found: dict[str, Any]) -> list[str]:
     assert arm is not None, "ratios are over the reference"
     sizes = [cell["batch_size"] for cell in arm["cells"]]
     language = found["new_tokens"] is not None
+    most = max(len(cell["round_ms"]) for cell in arm["cells"])
+    rounds = f"{found['rounds']} to {most}" if most > found["rounds"] else str(most)
     unit = "the first token after a prompt" if language else "a pass"
     noise, skipped = found["noise"], found["skipped"]
     twice = noise["same_model_ratio"]
     alike = f"; two models of the same architecture differed by {abs(twice - 1):.1%}" if twice is not None else ""
     lines = [
         f"Latency: {unit} over {min(sizes)} row{'s' if min(sizes) > 1 else ''}; throughput: {max(sizes)} rows at once. "
-        f"Every model ran in a process of its own on {arm['threads']} threads, in turns over {found['rounds']} rounds"
+        f"Every model ran in a process of its own on {arm['threads']} threads, in turns over {rounds} rounds"
         f"{alike}. Memory: the most that its process held."
     ]
+    if noise["disturbed"] > MANY:
+        lines.append(
+            f"In {noise['disturbed']:.0%} of the turns a model was a fifth or more slower than its own pace; the "
+            "latencies hold them, the ratios do not."
+        )
     if noise["noisy"]:
         lines.append(
             f"The machine was noisy: {'; '.join(noise['why'])}. Measure again before you rely on small differences."

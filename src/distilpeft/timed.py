@@ -29,9 +29,9 @@ WARM_CALLS, WARM_S, WARM_BAND = 30, 5.0, 0.05
 ALIKE = 3
 QUICK_S = 2.0
 """A graph that is loaded in less is loaded anew in every round."""
-FAST_S = 0.02
-"""A model whose calls are shorter gets three calls that do not count at the beginning of its turn, others one: caches
-and threads have just served another model."""
+FAST_S, SLOW_S = 0.02, 0.1
+"""Caches and threads have just served another model: calls of less than 20 ms get three calls before them that do not
+count, calls of less than 100 ms get one, longer ones none, for which it is less than a hundredth."""
 
 
 class Rows:
@@ -94,7 +94,7 @@ class Timed:
             case "move":
                 return self._move()
             case "time":
-                return self._time(command["cell"], command["round"], command["calls"])
+                return self._time(command["cell"], command["rows"], command["calls"], command["seconds"])
             case _:
                 return {"memory_bytes": peak_bytes(), "gpu_memory_bytes": _gpu_bytes(), "cpu_s": time.process_time()}
 
@@ -123,13 +123,11 @@ class Timed:
         return {"warmup_calls": len(seconds), "stable": stable, "seconds": recent, "first_s": seconds[0],
                 "memory_bytes": peak_bytes()}  # fmt: skip
 
-    def _time(self, cell: int, turn: int, calls: int) -> dict[str, Any]:
-        first, rest = self._call(cell, (turn, cell, 0))
-        if first + sum(rest) < FAST_S:
-            for _ in range(2):
-                self._call(cell, (turn, cell, 0))
-        found = [self._call(cell, (turn, cell, number)) for number in range(calls)]
-        tokens = [self._tokens(cell, (turn, cell, number)) for number in range(calls)]
+    def _time(self, cell: int, rows: int, calls: int, seconds: float) -> dict[str, Any]:
+        for number in range(3 if seconds < FAST_S else 1 if seconds < SLOW_S else 0):
+            self._call(cell, (rows, cell, number))
+        found = [self._call(cell, (rows, cell, number)) for number in range(calls)]
+        tokens = [self._tokens(cell, (rows, cell, number)) for number in range(calls)]
         return {"seconds": [one for one, _ in found], "decode_s": [s for _, rest in found for s in rest],
                 "tokens": sum(tokens)}  # fmt: skip
 

@@ -25,13 +25,24 @@ from statistics import mean, median
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from distilpeft.energy import Meter
 from distilpeft.errors import InputError
 from distilpeft.machine import busy_s, machine_name, num_cpus
 
-TURN_S, MOST_CALLS, PAUSE_S = 0.2, 20, 0.05
+TURN_S, MOST_CALLS, PAUSE_S = 0.1, 20, 0.05
 """A turn's length; and a rest before it, in which the threads of the model before give up waiting for work, busily."""
+ROW_SETS = 4
+"""Rounds repeat so many sets of rows, so that a model's rounds on the same rows can be compared."""
+PACE = 1.2
+"""A round counts for a ratio if both models took at most 1.2 times as long as in their fastest tenth on the same rows.
+Virtual machines change their pace for seconds, and not by the same factor for every model: on one, int8 took 1.7 times
+as long for 10 s and an eager model 1.2 times, while memory and each processor by itself were as fast as before."""
+FEWEST = 0.25
+"""If fewer rounds were at pace than this share, all count."""
+MOST_ROUNDS = 4
+"""A cell is measured until its ratios are as precise as asked for, but in at most four times the rounds asked for."""
 RESAMPLES = 2000
 ENOUGH_FOR_P99 = 100
 SPREAD, BAND, OTHERS = 0.15, 0.05, 0.1
@@ -77,6 +88,7 @@ class Wanted:
     devices: Sequence[str]
     threads: Sequence[int]
     rounds: int
+    precision: float | None
     new_tokens: int
     compiled: bool
     language: bool
@@ -140,8 +152,7 @@ def measure(subjects: Sequence[Subject], wanted: Wanted, reference: str, tell: T
                     _warm(_start(*setting, wanted, Path(scratch) / f"{number}.json"), arms, wanted, tell)
                 except ArmError as error:
                     skipped.append({"role": setting[0].name, "why": str(error)})
-            with bar("benchmark: rounds", wanted.rounds) as progress:
-                busy = _rounds(arms, wanted, meter, progress.advance)
+            busy = _rounds(arms, wanted, reference, meter, bar)
         finally:
             for arm in arms:
                 arm.close()
@@ -154,7 +165,7 @@ def measure(subjects: Sequence[Subject], wanted: Wanted, reference: str, tell: T
         "rounds": wanted.rounds,
         "new_tokens": wanted.new_tokens if wanted.language else None,
         "energy": meter.sources,
-        "noise": _noise(arms, reference, busy),
+        "noise": _noise(arms, reference, busy, wanted.precision),
         "skipped": skipped,
         "arms": [_figures(arm, arms, reference, wanted) for arm in arms],
     }
@@ -247,19 +258,24 @@ def _warm(arm: Arm, arms: list[Arm], wanted: Wanted, tell: Tell) -> None:
     tell(f"  benchmark: {arm.subject.name} ({setting}) loaded in {arm.told['load_s']:.1f} s, warm after {calls} calls")
 
 
-def _rounds(arms: Sequence[Arm], wanted: Wanted, meter: Meter, advance: Callable[[int], None]) -> float | None:
-    """All rounds; returns the share of the processors that other processes took meanwhile."""
+def _rounds(arms: Sequence[Arm], wanted: Wanted, reference: str, meter: Meter, bar: Bar) -> float | None:
+    """All rounds of all cells; returns the share of the processors that other processes took meanwhile."""
     before, own = busy_s(), sum(arm.ask({"do": "memory"})["cpu_s"] for arm in arms)
     begin, times = time.monotonic(), os.times()
     rng = np.random.default_rng(0)
-    for turn in range(1, wanted.rounds + 1):
-        for arm in arms:
-            arm.ask({"do": "move"})
-        for cell in range(len(wanted.cells)):
-            for at in rng.permutation(len(arms)):  # nobody always comes after the same one
-                time.sleep(PAUSE_S)
-                _turn(arms[at], cell, turn, meter)
-        advance(1)
+    cells = list(range(len(wanted.cells)))
+    with bar("benchmark: rounds", wanted.rounds) as progress:
+        for turn in range(wanted.rounds):
+            _round(arms, cells, turn, rng, meter)
+            progress.advance(1)
+    more = (MOST_ROUNDS - 1) * wanted.rounds
+    with bar("benchmark: more rounds for precision, at most", more) as progress:
+        for turn in range(wanted.rounds, wanted.rounds + more):
+            cells = [cell for cell in cells if _imprecise(arms, reference, cell, wanted.precision)]
+            if not cells:
+                break
+            _round(arms, cells, turn, rng, meter)
+            progress.advance(1)
     elapsed, end, after = time.monotonic() - begin, os.times(), busy_s()
     if before is None or after is None:
         return None
@@ -268,11 +284,39 @@ def _rounds(arms: Sequence[Arm], wanted: Wanted, meter: Meter, advance: Callable
     return float(max(0.0, (after - before - own) / (max(elapsed, 1e-9) * (os.cpu_count() or 1))))
 
 
-def _turn(arm: Arm, cell: int, turn: int, meter: Meter) -> None:
+def _round(arms: Sequence[Arm], cells: Sequence[int], turn: int, rng: np.random.Generator, meter: Meter) -> None:
+    for arm in arms:
+        arm.ask({"do": "move"})
+    for cell in cells:
+        for at in rng.permutation(len(arms)):  # nobody always comes after the same one
+            time.sleep(PAUSE_S)
+            _turn(arms[at], cell, turn % ROW_SETS, meter)
+
+
+def _imprecise(arms: Sequence[Arm], reference: str, cell: int, precision: float | None) -> list[str]:
+    """The models whose ratio's interval in this cell is wider than wanted, as a share of the ratio."""
+    if precision is None:
+        return []
+    ratios = {
+        arm.subject.name: ratio(base.cells[cell]["rounds"], arm.cells[cell]["rounds"])
+        for arm in arms
+        if (base := _base(arm, arms, reference)) is not arm
+    }
+    return [name for name, one in ratios.items() if one["high"] - one["low"] > precision * one["value"]]
+
+
+def _base(arm: Arm, arms: Sequence[Arm], reference: str) -> Arm:
+    """The reference under the same setting; without one, the arm itself."""
+    return next(
+        (one for one in arms if one.subject.name == reference and not one.compiled and one.same_setting(arm)), arm
+    )
+
+
+def _turn(arm: Arm, cell: int, rows: int, meter: Meter) -> None:
     kept = arm.cells[cell]
     calls = max(1, min(MOST_CALLS, round(TURN_S / kept["seconds"])))
     before = meter.read()
-    found = arm.ask({"do": "time", "cell": cell, "round": turn, "calls": calls})
+    found = arm.ask({"do": "time", "cell": cell, "rows": rows, "calls": calls, "seconds": kept["seconds"]})
     kept["rounds"].append(found["seconds"])
     kept["decode"].append(found["decode_s"])
     kept["tokens"] += found["tokens"]
@@ -282,9 +326,7 @@ def _turn(arm: Arm, cell: int, turn: int, meter: Meter) -> None:
 
 
 def _figures(arm: Arm, arms: Sequence[Arm], reference: str, wanted: Wanted) -> dict[str, Any]:
-    base = next(
-        (one for one in arms if one.subject.name == reference and not one.compiled and one.same_setting(arm)), arm
-    )
+    base = _base(arm, arms, reference)
     told = {name: arm.told.get(name) for name in ("num_parameters", "size_bytes", "gpu_memory_bytes")}
     return {
         "role": arm.subject.name,
@@ -356,16 +398,30 @@ def ratio(base: Sequence[Sequence[float]], own: Sequence[Sequence[float]]) -> di
         own: of the model; a round's calls of both begin with the same rows, the faster model may have made more.
 
     Returns:
-        `value`, the median over rounds of the median of base ÷ own, and its 95 % bootstrap interval over rounds.
+        `value`, the median over rounds of the median of base ÷ own, and its 95 % bootstrap interval over rounds, `low`
+        and `high`. `rounds` counts those in which both were at pace (see `PACE`); `of_all_rounds` is over all.
     """
     pairs = zip(base, own, strict=True)
     each = np.array([np.median([b / o for b, o in zip(one, two, strict=False)]) for one, two in pairs])
-    draws = np.random.default_rng(0).integers(0, len(each), (RESAMPLES, len(each)))
-    low, high = np.percentile(np.median(each[draws], axis=1), [2.5, 97.5])
-    return {"value": round(float(np.median(each)), 4), "low": round(float(low), 4), "high": round(float(high), 4)}
+    good = at_pace(base) & at_pace(own)
+    kept = each[good] if good.sum() >= FEWEST * len(each) else each
+    draws = np.random.default_rng(0).integers(0, len(kept), (RESAMPLES, len(kept)))
+    low, high = np.percentile(np.median(kept[draws], axis=1), [2.5, 97.5])
+    return {
+        "value": round(float(np.median(kept)), 4), "low": round(float(low), 4), "high": round(float(high), 4),
+        "rounds": len(kept), "of_all_rounds": round(float(np.median(each)), 4),
+    }  # fmt: skip
 
 
-def _noise(arms: Sequence[Arm], reference: str, others: float | None) -> dict[str, Any]:
+def at_pace(rounds: Sequence[Sequence[float]]) -> NDArray[np.bool_]:
+    """Which rounds of a model ran at the machine's own pace: see `PACE`."""
+    each, sets = np.array([median(turn) for turn in rounds]), np.arange(len(rounds)) % ROW_SETS
+    fast = np.array([np.percentile(each[sets == rows], 10) for rows in sets])
+    found: NDArray[np.bool_] = each <= PACE * fast
+    return found
+
+
+def _noise(arms: Sequence[Arm], reference: str, others: float | None, precision: float | None) -> dict[str, Any]:
     """What speaks against the figures, in words too."""
     if not arms:
         return {}
@@ -376,6 +432,8 @@ def _noise(arms: Sequence[Arm], reference: str, others: float | None) -> dict[st
     twin = next((arm for arm in arms if arm.subject.twin == reference and arm.same_setting(base)), None)
     same = ratio(base.cells[0]["rounds"], twin.cells[0]["rounds"])["value"] if twin else None
     unsteady = [arm.subject.name for arm in arms if not all(cell["stable"] for cell in arm.cells)]
+    disturbed = 1 - float(np.mean([at_pace(cell["rounds"]).mean() for arm in arms for cell in arm.cells]))
+    wide = {name for cell in range(len(base.cells)) for name in _imprecise(arms, reference, cell, precision)}
     why = []
     if spread > SPREAD:
         why.append(f"the {reference}'s latency moved by {spread:.0%} between rounds (quartiles)")
@@ -383,9 +441,11 @@ def _noise(arms: Sequence[Arm], reference: str, others: float | None) -> dict[st
         why.append(f"{twin.subject.name}, of the same architecture as the {reference}, seemed {same:.2f}x as fast")
     if others is not None and others > OTHERS:
         why.append(f"other processes took {others:.0%} of the processors")
+    if wide:
+        why.append(f"not all ratios became as precise as asked for ({', '.join(sorted(wide))})")
     return {
         "noisy": bool(why), "why": why, "spread": round(spread, 4), "same_model_ratio": same, "others": others,
-        "unsteady": unsteady,
+        "disturbed": round(disturbed, 4), "unsteady": unsteady,
     }  # fmt: skip
 
 

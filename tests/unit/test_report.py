@@ -23,9 +23,17 @@ def model(role, accuracy, **more):
 
 ARM = {
     "role": "student", "device": "cpu", "threads": 2, "compiled": False,
-    "cells": [{"batch_size": size, "length": "data"} for size in (1, 32)],
+    "cells": [{"batch_size": size, "length": "data", "round_ms": [5.0] * 20} for size in (1, 32)],
 }  # fmt: skip
-NOISE = {"noisy": False, "why": [], "spread": 0.02, "same_model_ratio": 0.99, "others": 0.0, "unsteady": []}
+NOISE = {
+    "noisy": False,
+    "why": [],
+    "spread": 0.02,
+    "same_model_ratio": 0.99,
+    "others": 0.0,
+    "disturbed": 0.0,
+    "unsteady": [],
+}
 BENCHMARK = {
     "machine": "CPU x2", "reference": "student", "rounds": 20, "new_tokens": None, "energy": [], "skipped": [],
     "noise": NOISE, "arms": [ARM],

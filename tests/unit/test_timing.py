@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import ClassVar
@@ -22,8 +23,8 @@ from distilpeft.timing import ArmError, Subject, Wanted, measure, ratio, summary
 
 SPEED = {"student": 0.010, "student_ce_only": 0.010, "teacher": 0.030, "export:onnx": 0.004}
 WANTED = Wanted(
-    batch_sizes=[1, 8], lengths=["data", 16], devices=["cpu"], threads=[2], rounds=6, new_tokens=2, compiled=False,
-    language=False,
+    batch_sizes=[1, 8], lengths=["data", 16], devices=["cpu"], threads=[2], rounds=6, precision=None, new_tokens=2,
+    compiled=False, language=False,
 )  # fmt: skip
 
 
@@ -32,19 +33,24 @@ class Made:
 
     asked: ClassVar[list[tuple[str, str, int]]] = []
     drift: ClassVar[list[float]] = [1.0]
+    moods: ClassVar[dict[str, Callable[[int], float]]] = {}
     all: ClassVar[list[Made]] = []
 
     def __init__(self, spec: Path, environment: dict[str, str]) -> None:
         self.spec, self.environment = json.loads(spec.read_text()), environment
         self.role = self.spec["role"]
+        self.times = 0
 
     def ask(self, command):
+        if command["do"] == "time":
+            self.times += 1
         if self.role == "broken":
             raise ArmError("no such file")
         cell = command.get("cell", 0)
         size = self.spec["cells"][cell][0]
         self.asked.append((command["do"], self.role, cell))
         seconds = SPEED[self.role] * size * self.drift[0] / (2 if self.spec["compiled"] else 1)
+        seconds *= self.moods.get(self.role, lambda _: 1.0)(self.times)
         match command["do"]:
             case "load":
                 return {
@@ -70,7 +76,7 @@ class Made:
 
 @pytest.fixture(autouse=True)
 def made_up():
-    Made.asked, Made.drift, Made.all = [], [1.0], []
+    Made.asked, Made.drift, Made.all, Made.moods = [], [1.0], [], {}
 
     def start(spec, environment):
         model = Made(spec, environment)
@@ -112,7 +118,7 @@ def arm(found, role, **setting):
 def test_a_drifting_machine_moves_the_latency_but_not_the_ratio():
     found = measured("teacher", "student", "export:onnx")
     cell = arm(found, "export:onnx")["cells"][0]
-    assert cell["ratio"] == {"value": 2.5, "low": 2.5, "high": 2.5}
+    assert cell["ratio"] == {"value": 2.5, "low": 2.5, "high": 2.5, "rounds": 4, "of_all_rounds": 2.5}
     assert arm(found, "teacher")["cells"][3]["ratio"]["value"] == pytest.approx(1 / 3, abs=1e-4)
     assert arm(found, "student")["cells"][0]["ratio"] is None
     assert cell["latency_ms"]["max"] > 5 * cell["round_ms"][0]
@@ -146,6 +152,51 @@ def test_all_are_loaded_and_warm_before_the_first_is_timed():
     measured("teacher", "student")
     kinds = [do for do, _, _ in Made.asked if do not in ("memory", "move")]
     assert kinds == ["load", *["warm"] * 4, "load", *["warm"] * 4, *["time"] * (2 * 4 * 6)]
+
+
+def test_rounds_go_on_until_the_ratios_are_precise_but_not_for_ever():
+    one = Wanted(**{**WANTED.__dict__, "batch_sizes": [1], "lengths": ["data"], "precision": 0.05})
+
+    def rounds(mood):
+        Made.moods["teacher"] = mood
+        found = measured("teacher", "student", wanted=one)
+        return len(arm(found, "teacher")["cells"][0]["round_ms"]), found["noise"]
+
+    assert rounds(lambda _: 1.0)[0] == 6
+    many, noise = rounds(lambda time: 1 + 0.15 * (time % 2))
+    assert many == 4 * 6
+    assert any("not all ratios became as precise as asked for (teacher)" in why for why in noise["why"])
+    some, noise = rounds(lambda time: 1 + 0.15 * (time in (2, 3, 5)))
+    assert 6 < some < 4 * 6
+    assert not any("precise" in why for why in noise["why"])
+
+
+def test_only_settings_that_are_not_precise_yet_go_on():
+    Made.moods["teacher"] = lambda time: 1 + 0.15 * ((time + 1) // 2 % 2) * (time % 2)  # every second time of cell 0
+    wanted = Wanted(**{**WANTED.__dict__, "lengths": ["data"], "precision": 0.01})
+    cells = arm(measured("teacher", "student", wanted=wanted), "teacher")["cells"]
+    assert len(cells[0]["round_ms"]) > 6
+    assert len(cells[1]["round_ms"]) == 6
+
+
+def test_a_round_in_which_the_machine_slowed_down_one_model_more_than_the_other_is_not_in_the_ratio():
+    base, own = [[0.020]] * 12, [[0.010]] * 6 + [[0.017]] * 6
+    found = ratio(base, own)
+    assert (found["value"], found["low"], found["high"], found["rounds"]) == (2.0, 2.0, 2.0, 6)
+    assert found["of_all_rounds"] == pytest.approx((2 + 20 / 17) / 2, abs=1e-3)
+    assert ratio(own, base)["rounds"] == 6, "whichever of the two it was"
+
+
+def test_a_model_that_takes_longer_on_longer_rows_is_at_its_pace_on_them_too():
+    rows = [1.0, 1.5, 3.0, 9.0]
+    assert len(rows) == timing.ROW_SETS
+    rounds = [[rows[turn % 4] * (2 if turn in (5, 10) else 1)] for turn in range(16)]
+    assert [turn for turn, good in enumerate(timing.at_pace(rounds)) if not good] == [5, 10]
+
+
+def test_where_the_machine_was_hardly_ever_at_its_pace_all_rounds_count():
+    own = [[1.0]] * 4 + [[2.0]] * 36
+    assert ratio([[1.0]] * 40, own)["rounds"] == 40
 
 
 def test_two_models_of_one_architecture_tell_how_far_the_figures_can_be_trusted():
