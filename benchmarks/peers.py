@@ -3,7 +3,7 @@
     python benchmarks/peers.py                              # all cells
     python benchmarks/peers.py --cells tiny:8192 small:151936   # these anew, the others stay as they are
     python benchmarks/peers.py --device cuda                # has not been run
-    python benchmarks/peers.py --table                      # Markdown from the result file, and into docs/peers.md
+    python benchmarks/peers.py --table                      # Markdown from the result file, into the docs
 
 Teacher and student are Llamas with random weights, tied embeddings (as small Qwens) and one vocabulary. The loss is
 the forward KL at temperature 1 over all tokens but the first, per token; the teacher is frozen and runs in every step;
@@ -47,7 +47,7 @@ import page
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
-PAGE = HERE.parent / "docs" / "peers.md"
+PAGE, README = HERE.parent / "docs" / "peers.md", HERE.parent / "README.md"
 SIZES = {
     "tiny": {"hidden": 128, "student": 2, "teacher": 4, "rows": 4, "tokens": 128},
     "small": {"hidden": 512, "student": 4, "teacher": 8, "rows": 4, "tokens": 256},
@@ -460,6 +460,22 @@ def table(file: Path) -> str:
     return "\n".join([*lines, "", f"The losses of steps 1 to {CHECKED} agree to {worst:.1e}."])
 
 
+def sentence(file: Path) -> str:
+    """What the largest vocabulary says, of the larger models that were run."""
+    found = json.loads(file.read_text())
+    cell = max(found["cells"], key=lambda name: (parts(name)[1], order(name)))
+    told = found["cells"][cell]["arms"]
+    faster = {other: 1 / told["ours"][f"time_over_{other}"]["median"] for other in told if other != "ours"}
+    line = (
+        f"Distilling with the teacher online at V = {parts(cell)[1]:,}, our loop is {faster['bare']:.1f}x as fast as a "
+    )
+    line += "bare PyTorch loop"
+    if "trl" in told:
+        share = told["ours"]["step_bytes"] / told["trl"]["step_bytes"]
+        line += f" and {faster['trl']:.1f}x as fast as TRL's GKDTrainer; a step takes {share:.2f} of its memory"
+    return f"{line} ([measured](docs/peers.md))."
+
+
 def differences(losses: dict[str, list[float]]) -> list[float]:
     return [abs(a / b - 1) for found in losses.values() for a, b in zip(found, losses["bare"], strict=True)]
 
@@ -488,6 +504,7 @@ def main() -> None:
     if options.out is None:
         files = sorted(RESULTS.glob("peers_*.json"))
         page.insert(PAGE, "peers", "\n\n".join(table(one) for one in files))
+        page.insert(README, "peers", sentence(file))
     print(table(file))
 
 
