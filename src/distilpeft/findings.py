@@ -172,7 +172,7 @@ def _described(model: Mapping[str, Any], report: Mapping[str, Any]) -> str:
 def difference(pair: Mapping[str, Any]) -> str:
     """A comparison in words: shares in points, anything else as it is, and whether it may be chance."""
     points = pair["metric"] not in LOWER_IS_BETTER
-    scale, unit = (100, " points") if points else (1, "")
+    scale, unit = (100, " points") if points else (1, " nats" if pair["metric"] == "nats_per_token" else "")
     value, low, high = (pair[name] * scale for name in ("difference", "low", "high"))
     digits = 2 if points else 4
     p_value = pair["p_value"]

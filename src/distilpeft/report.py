@@ -464,11 +464,12 @@ def as_json(report: dict[str, Any] | list[dict[str, Any]]) -> str:
 
 
 def _interval(score: dict[str, Any]) -> str:
-    return f"{score['value']:.4f} ({score['low']:.2f}-{score['high']:.2f})"
+    digits = 2 if score["value"] < 10 else 1  # as wide, whatever the unit
+    return f"{score['value']:.{digits + 2}f} ({score['low']:.{digits}f}-{score['high']:.{digits}f})"
 
 
 def _against(found: dict[str, float] | None) -> str:
-    return f"{found['kl']:.4f}" if found else "-"
+    return "-" if not found else f"{found['kl']:.4f}" if found["kl"] < 10 else f"{found['kl']:.3f}"
 
 
 def _quoted(text: str) -> str:

@@ -94,7 +94,7 @@ class Timed:
             case "move":
                 return self._move()
             case "time":
-                return self._time(command["cell"], command["rows"], command["calls"], command["seconds"])
+                return self._time(command["cell"], command["round"], command["calls"], command["seconds"])
             case _:
                 return {"memory_bytes": peak_bytes(), "gpu_memory_bytes": _gpu_bytes(), "cpu_s": time.process_time()}
 
@@ -123,16 +123,15 @@ class Timed:
         return {"warmup_calls": len(seconds), "stable": stable, "seconds": recent, "first_s": seconds[0],
                 "memory_bytes": peak_bytes()}  # fmt: skip
 
-    def _time(self, cell: int, rows: int, calls: int, seconds: float) -> dict[str, Any]:
+    def _time(self, cell: int, turn: int, calls: int, seconds: float) -> dict[str, Any]:
         for number in range(3 if seconds < FAST_S else 1 if seconds < SLOW_S else 0):
-            self._call(cell, (rows, cell, number))
-        found = [self._call(cell, (rows, cell, number)) for number in range(calls)]
-        tokens = [self._tokens(cell, (rows, cell, number)) for number in range(calls)]
-        return {"seconds": [one for one, _ in found], "decode_s": [s for _, rest in found for s in rest],
-                "tokens": sum(tokens)}  # fmt: skip
-
-    def _tokens(self, cell: int, seed: Sequence[int]) -> int:
-        return int(self._batch(cell, seed)["attention_mask"].sum())
+            self._call(cell, (turn, cell, number))
+        found = [self._call(cell, (turn, cell, number)) for number in range(calls)]
+        masks = [self._batch(cell, (turn, cell, number))["attention_mask"] for number in range(calls)]
+        return {
+            "seconds": [one for one, _ in found], "decode_s": [s for _, rest in found for s in rest],
+            "lengths": [mask_BS.shape[1] for mask_BS in masks], "tokens": sum(int(one.sum()) for one in masks),
+        }  # fmt: skip
 
     def _batch(self, cell: int, seed: Sequence[int]) -> dict[str, NDArray[np.int64]]:
         size, length = self._cells[cell]

@@ -33,10 +33,9 @@ from distilpeft.machine import busy_s, machine_name, num_cpus
 
 TURN_S, MOST_CALLS, PAUSE_S = 0.1, 20, 0.05
 """A turn's length; and a rest before it, in which the threads of the model before give up waiting for work, busily."""
-ROW_SETS = 4
-"""Rounds repeat so many sets of rows, so that a model's rounds on the same rows can be compared."""
 PACE = 1.2
-"""A round counts for a ratio if both models took at most 1.2 times as long as in their fastest tenth on the same rows.
+"""A round counts for a ratio if both models took at most 1.2 times as long, for the length of its rows, as in their
+fastest tenth of rounds.
 Virtual machines change their pace for seconds, and not by the same factor for every model: on one, int8 took 1.7 times
 as long for 10 s and an eager model 1.2 times, while memory and each processor by itself were as fast as before."""
 FEWEST = 0.25
@@ -247,7 +246,7 @@ def _warm(arm: Arm, arms: list[Arm], wanted: Wanted, tell: Tell) -> None:
         arm.told = arm.ask({"do": "load"})
         for cell in range(len(wanted.cells)):
             warm = arm.ask({"do": "warm", "cell": cell})
-            arm.cells.append({**warm, "rounds": [], "decode": [], "joules": 0.0, "tokens": 0})
+            arm.cells.append({**warm, "rounds": [], "lengths": [], "decode": [], "joules": 0.0, "tokens": 0})
         arm.told |= arm.ask({"do": "memory"})  # before weights are moved about, which takes more
     except BaseException:
         arm.close()
@@ -290,7 +289,7 @@ def _round(arms: Sequence[Arm], cells: Sequence[int], turn: int, rng: np.random.
     for cell in cells:
         for at in rng.permutation(len(arms)):  # nobody always comes after the same one
             time.sleep(PAUSE_S)
-            _turn(arms[at], cell, turn % ROW_SETS, meter)
+            _turn(arms[at], cell, turn, meter)
 
 
 def _imprecise(arms: Sequence[Arm], reference: str, cell: int, precision: float | None) -> list[str]:
@@ -298,7 +297,7 @@ def _imprecise(arms: Sequence[Arm], reference: str, cell: int, precision: float 
     if precision is None:
         return []
     ratios = {
-        arm.subject.name: ratio(base.cells[cell]["rounds"], arm.cells[cell]["rounds"])
+        arm.subject.name: _ratio(base.cells[cell], arm.cells[cell])
         for arm in arms
         if (base := _base(arm, arms, reference)) is not arm
     }
@@ -312,12 +311,13 @@ def _base(arm: Arm, arms: Sequence[Arm], reference: str) -> Arm:
     )
 
 
-def _turn(arm: Arm, cell: int, rows: int, meter: Meter) -> None:
+def _turn(arm: Arm, cell: int, turn: int, meter: Meter) -> None:
     kept = arm.cells[cell]
     calls = max(1, min(MOST_CALLS, round(TURN_S / kept["seconds"])))
     before = meter.read()
-    found = arm.ask({"do": "time", "cell": cell, "rows": rows, "calls": calls, "seconds": kept["seconds"]})
+    found = arm.ask({"do": "time", "cell": cell, "round": turn, "calls": calls, "seconds": kept["seconds"]})
     kept["rounds"].append(found["seconds"])
+    kept["lengths"].append(found["lengths"])
     kept["decode"].append(found["decode_s"])
     kept["tokens"] += found["tokens"]
     if before is not None:
@@ -364,8 +364,8 @@ def _cell(size: int, length: int | str, kept: Mapping[str, Any], base: Mapping[s
         "rows_per_s": round(rows_per_s, 3),
         "tokens_per_s": round(rows_per_s * tokens, 2),
         "decode": _decode(decode, size) if decode else None,
-        "ratio": ratio(base["rounds"], kept["rounds"]) if base is not None else None,
-        "decode_ratio": _decode_ratio(kept, base) if base is not None and decode else None,
+        "ratio": _ratio(base, kept) if base is not None else None,
+        "decode_ratio": _decode_ratio(base, kept) if base is not None and decode else None,
         "joules_per_row": round(kept["joules"] / (len(seconds) * size), 5) if kept["joules"] else None,
     }
 
@@ -378,8 +378,16 @@ def _decode(seconds: Sequence[float], size: int) -> dict[str, Any]:
     }
 
 
-def _decode_ratio(kept: Mapping[str, Any], base: Mapping[str, Any]) -> dict[str, float]:
-    return ratio(*([[median(turn)] for turn in one["decode"]] for one in (base, kept)))
+def _ratio(base: Mapping[str, Any], kept: Mapping[str, Any]) -> dict[str, float]:
+    """How many times as fast as the base, over the rounds in which both were at pace."""
+    good = at_pace(base["rounds"], base["lengths"]) & at_pace(kept["rounds"], kept["lengths"])
+    return ratio(base["rounds"], kept["rounds"], good)
+
+
+def _decode_ratio(base: Mapping[str, Any], kept: Mapping[str, Any]) -> dict[str, float]:
+    theirs, own = ([[median(turn)] for turn in one["decode"]] for one in (base, kept))
+    alike = [[1]] * len(own)  # a token more, whatever the row
+    return ratio(theirs, own, at_pace(theirs, alike) & at_pace(own, alike))
 
 
 def _quantiles(seconds: Sequence[float]) -> dict[str, float | None]:
@@ -390,20 +398,20 @@ def _quantiles(seconds: Sequence[float]) -> dict[str, float | None]:
     return {**found, "mean": round(mean(seconds) * 1000, 3), "max": round(max(seconds) * 1000, 3)}
 
 
-def ratio(base: Sequence[Sequence[float]], own: Sequence[Sequence[float]]) -> dict[str, float]:
+def ratio(base: Sequence[Sequence[float]], own: Sequence[Sequence[float]], good: NDArray[np.bool_]) -> dict[str, float]:
     """How many times as fast as the base, call by call on the same rows.
 
     Args:
         base: seconds of the base's calls in each round.
         own: of the model; a round's calls of both begin with the same rows, the faster model may have made more.
+        good: the rounds that count; if they are fewer than `FEWEST`, all do.
 
     Returns:
         `value`, the median over rounds of the median of base ÷ own, and its 95 % bootstrap interval over rounds, `low`
-        and `high`. `rounds` counts those in which both were at pace (see `PACE`); `of_all_rounds` is over all.
+        and `high`. `rounds` is how many counted; `of_all_rounds` is over all.
     """
     pairs = zip(base, own, strict=True)
     each = np.array([np.median([b / o for b, o in zip(one, two, strict=False)]) for one, two in pairs])
-    good = at_pace(base) & at_pace(own)
     kept = each[good] if good.sum() >= FEWEST * len(each) else each
     draws = np.random.default_rng(0).integers(0, len(kept), (RESAMPLES, len(kept)))
     low, high = np.percentile(np.median(kept[draws], axis=1), [2.5, 97.5])
@@ -413,12 +421,34 @@ def ratio(base: Sequence[Sequence[float]], own: Sequence[Sequence[float]]) -> di
     }  # fmt: skip
 
 
-def at_pace(rounds: Sequence[Sequence[float]]) -> NDArray[np.bool_]:
-    """Which rounds of a model ran at the machine's own pace: see `PACE`."""
-    each, sets = np.array([median(turn) for turn in rounds]), np.arange(len(rounds)) % ROW_SETS
-    fast = np.array([np.percentile(each[sets == rows], 10) for rows in sets])
-    found: NDArray[np.bool_] = each <= PACE * fast
+def at_pace(rounds: Sequence[Sequence[float]], lengths: Sequence[Sequence[int]]) -> NDArray[np.bool_]:
+    """Which rounds of a model ran at the machine's own pace: see `PACE` and `paces`."""
+    each = paces(rounds, lengths)
+    found: NDArray[np.bool_] = each <= PACE * np.percentile(each, 10)
     return found
+
+
+def paces(rounds: Sequence[Sequence[float]], lengths: Sequence[Sequence[int]]) -> NDArray[np.float64]:
+    """How long a model took in each round, relative to what it takes for rows of that length.
+
+    Args:
+        rounds: seconds of the calls of each round.
+        lengths: positions of the longest row of each call.
+
+    Returns:
+        The median of each round. What a length takes is a straight line through the medians of up to eight groups of
+        calls of like length, so that calls that took strangely long do not bend it.
+    """
+    seconds, positions = (np.concatenate([np.asarray(turn, float) for turn in one]) for one in (rounds, lengths))
+    order = np.argsort(positions, kind="stable")
+    groups = [part for part in np.array_split(order, min(8, len(order))) if len(part)]
+    at, took = (np.array([np.median(one[part]) for part in groups]) for one in (positions, seconds))
+    slope, base = 0.0, float(np.median(seconds))
+    if at[0] < at[-1]:
+        slope, base = np.polyfit(at, took, 1)
+    expected = np.maximum(base + slope * positions, seconds.min())
+    ends = np.cumsum([len(turn) for turn in rounds])[:-1]
+    return np.array([np.median(part) for part in np.split(seconds / expected, ends)])
 
 
 def _noise(arms: Sequence[Arm], reference: str, others: float | None, precision: float | None) -> dict[str, Any]:
@@ -426,13 +456,15 @@ def _noise(arms: Sequence[Arm], reference: str, others: float | None, precision:
     if not arms:
         return {}
     base = next((arm for arm in arms if arm.subject.name == reference), arms[0])
-    rounds = [median(turn) for turn in base.cells[0]["rounds"]]
-    q1, middle, q3 = np.percentile(rounds, [25, 50, 75])
+    first = base.cells[0]
+    q1, middle, q3 = np.percentile(paces(first["rounds"], first["lengths"]), [25, 50, 75])
     spread = float((q3 - q1) / middle)
     twin = next((arm for arm in arms if arm.subject.twin == reference and arm.same_setting(base)), None)
-    same = ratio(base.cells[0]["rounds"], twin.cells[0]["rounds"])["value"] if twin else None
+    same = _ratio(base.cells[0], twin.cells[0])["value"] if twin else None
     unsteady = [arm.subject.name for arm in arms if not all(cell["stable"] for cell in arm.cells)]
-    disturbed = 1 - float(np.mean([at_pace(cell["rounds"]).mean() for arm in arms for cell in arm.cells]))
+    disturbed = 1 - float(
+        np.mean([at_pace(cell["rounds"], cell["lengths"]).mean() for arm in arms for cell in arm.cells])
+    )
     wide = {name for cell in range(len(base.cells)) for name in _imprecise(arms, reference, cell, precision)}
     why = []
     if spread > SPREAD:

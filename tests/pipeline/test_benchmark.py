@@ -205,7 +205,7 @@ def test_a_process_ends_when_nobody_asks_it_any_more(finished, tmp_path):
     assert 0 < told["rss_start_bytes"] < told["rss_loaded_bytes"]
     timed = Timed(spec)
     assert timed.answer({"do": "warm", "cell": 0})["warmup_calls"] >= 2
-    found = timed.answer({"do": "time", "cell": 0, "rows": 1, "calls": 2, "seconds": 0.01})
+    found = timed.answer({"do": "time", "cell": 0, "round": 1, "calls": 2, "seconds": 0.01})
     assert (len(found["seconds"]), found["tokens"], found["decode_s"]) == (2, 6, [])
     assert resident_bytes() <= peak_bytes()
 

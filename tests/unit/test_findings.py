@@ -72,7 +72,7 @@ def test_the_verdict_says_how_sure_the_distance_from_the_teacher_is():
 @pytest.mark.parametrize(("p_value", "said"), [(0.049, "more than chance"), (0.05, "may be chance")])
 def test_a_difference_is_more_than_chance_below_five_percent(p_value, said):
     pair = {"metric": "nats_per_token", "difference": 0.5, "low": 0.4, "high": 0.6, "p_value": p_value}
-    assert findings.difference(pair) == f"+0.5000, 95 % +0.4000 to +0.6000, p = {p_value:.2g}: {said}"
+    assert findings.difference(pair) == f"+0.5000 nats, 95 % +0.4000 to +0.6000, p = {p_value:.2g}: {said}"
 
 
 def test_curves_are_means_over_stretches_and_end_where_training_ended(tmp_path):

@@ -32,6 +32,7 @@ class Made:
     """A model whose call takes what `SPEED` says, times what the machine is at; everything it was asked is kept."""
 
     asked: ClassVar[list[tuple[str, str, int]]] = []
+    length = staticmethod(lambda _time: 12)
     drift: ClassVar[list[float]] = [1.0]
     moods: ClassVar[dict[str, Callable[[int], float]]] = {}
     all: ClassVar[list[Made]] = []
@@ -70,7 +71,14 @@ class Made:
                 }
             case "time":
                 calls = command["calls"]
-                return {"seconds": [seconds] * calls, "decode_s": [], "tokens": 12 * size * calls}
+                length = type(self).length(self.times)
+                seconds *= length / 12
+                return {
+                    "seconds": [seconds] * calls,
+                    "decode_s": [],
+                    "lengths": [length] * calls,
+                    "tokens": 12 * size * calls,
+                }
         return {"memory_bytes": 300, "gpu_memory_bytes": None, "cpu_s": 1.0}
 
 
@@ -104,8 +112,12 @@ def bar(_label, _total):
     return contextlib.nullcontext(SimpleNamespace(advance=advance))
 
 
-def measured(*roles: str, wanted: Wanted = WANTED, said: list[str] | None = None):
-    return measure(subjects(*roles), wanted, "student", (said if said is not None else []).append, bar)
+def steady(_label, _total):
+    return contextlib.nullcontext(SimpleNamespace(advance=lambda _count: None))
+
+
+def measured(*roles: str, wanted: Wanted = WANTED, said: list[str] | None = None, bar_=bar):
+    return measure(subjects(*roles), wanted, "student", (said if said is not None else []).append, bar_)
 
 
 def arm(found, role, **setting):
@@ -118,7 +130,7 @@ def arm(found, role, **setting):
 def test_a_drifting_machine_moves_the_latency_but_not_the_ratio():
     found = measured("teacher", "student", "export:onnx")
     cell = arm(found, "export:onnx")["cells"][0]
-    assert cell["ratio"] == {"value": 2.5, "low": 2.5, "high": 2.5, "rounds": 4, "of_all_rounds": 2.5}
+    assert cell["ratio"] == {"value": 2.5, "low": 2.5, "high": 2.5, "rounds": 2, "of_all_rounds": 2.5}
     assert arm(found, "teacher")["cells"][3]["ratio"]["value"] == pytest.approx(1 / 3, abs=1e-4)
     assert arm(found, "student")["cells"][0]["ratio"] is None
     assert cell["latency_ms"]["max"] > 5 * cell["round_ms"][0]
@@ -179,24 +191,50 @@ def test_only_settings_that_are_not_precise_yet_go_on():
     assert len(cells[1]["round_ms"]) == 6
 
 
+def kept(seconds, lengths=None):
+    return {"rounds": seconds, "lengths": lengths or [[7] * len(turn) for turn in seconds]}
+
+
 def test_a_round_in_which_the_machine_slowed_down_one_model_more_than_the_other_is_not_in_the_ratio():
-    base, own = [[0.020]] * 12, [[0.010]] * 6 + [[0.017]] * 6
-    found = ratio(base, own)
+    base, own = kept([[0.020]] * 12), kept([[0.010]] * 6 + [[0.017]] * 6)
+    found = timing._ratio(base, own)
     assert (found["value"], found["low"], found["high"], found["rounds"]) == (2.0, 2.0, 2.0, 6)
     assert found["of_all_rounds"] == pytest.approx((2 + 20 / 17) / 2, abs=1e-3)
-    assert ratio(own, base)["rounds"] == 6, "whichever of the two it was"
+    assert timing._ratio(own, base)["rounds"] == 6, "whichever of the two it was"
+
+
+def test_tokens_after_the_prompt_have_rounds_of_their_own_at_pace():
+    base, own = ({"decode": [[one * 2, one, one]] * 3 + [[one * more] * 3] * 3} for one, more in ((0.2, 1), (0.1, 2)))
+    found = timing._decode_ratio(base, own)
+    assert (found["value"], found["rounds"], found["of_all_rounds"]) == (2.0, 3, 1.5)
 
 
 def test_a_model_that_takes_longer_on_longer_rows_is_at_its_pace_on_them_too():
-    rows = [1.0, 1.5, 3.0, 9.0]
-    assert len(rows) == timing.ROW_SETS
-    rounds = [[rows[turn % 4] * (2 if turn in (5, 10) else 1)] for turn in range(16)]
-    assert [turn for turn, good in enumerate(timing.at_pace(rounds)) if not good] == [5, 10]
+    rng = np.random.default_rng(0)
+    lengths = [rng.integers(5, 400, 3).tolist() for _ in range(40)]
+    rounds = [
+        [(0.004 + 0.001 * one) * (1.5 if turn in (5, 10) else 1) for one in each] for turn, each in enumerate(lengths)
+    ]
+    rounds[20][0] = 50.0  # one strange call is not the machine's pace
+    assert [turn for turn, good in enumerate(timing.at_pace(rounds, lengths)) if not good] == [5, 10]
+    paces = timing.paces(rounds, lengths)
+    assert paces[[turn for turn in range(40) if turn not in (5, 10)]] == pytest.approx(1, abs=0.08)
+    assert paces[[5, 10]] == pytest.approx(1.5, abs=0.03)
+
+
+def test_rows_of_many_lengths_do_not_make_a_machine_noisy():
+    assert measured("student")["noise"]["noisy"], "the machine drifts"
+    with (
+        mock.patch.object(Made, "drift", [1.0]),
+        mock.patch.object(Made, "length", staticmethod(lambda time: 10 * time)),
+    ):
+        noise = measured("student", bar_=steady)["noise"]
+    assert noise["spread"] < 0.01
+    assert not noise["noisy"]
 
 
 def test_where_the_machine_was_hardly_ever_at_its_pace_all_rounds_count():
-    own = [[1.0]] * 4 + [[2.0]] * 36
-    assert ratio([[1.0]] * 40, own)["rounds"] == 40
+    assert timing._ratio(kept([[1.0]] * 40), kept([[1.0]] * 5 + [[2.0]] * 35))["rounds"] == 40
 
 
 def test_two_models_of_one_architecture_tell_how_far_the_figures_can_be_trusted():
@@ -247,10 +285,10 @@ def test_strange_calls_stay_in_and_are_counted():
 
 
 def test_the_ratio_is_a_median_over_rounds_with_an_interval_that_holds_it():
-    found = ratio([[1.0], [2.0], [3.0], [40.0]], [[1.0], [1.0], [1.0], [1.0]])
+    found = ratio([[1.0], [2.0], [3.0], [40.0]], [[1.0]] * 4, np.ones(4, bool))
     assert found["value"] == 2.5
     assert found["low"] <= 2.5 <= found["high"]
-    steady = ratio([[2.0]] * 20, [[1.0]] * 20)
+    steady = ratio([[2.0]] * 20, [[1.0]] * 20, np.ones(20, bool))
     assert (steady["low"], steady["high"]) == (2.0, 2.0)
 
 
@@ -259,13 +297,13 @@ def test_long_rows_of_one_model_are_compared_with_the_same_rows_of_the_other():
     short, long = 0.01, 0.04
     slow = [[2 * short, 2 * long]] * 5
     quick = [[short, long, long, long, long]] * 5
-    assert ratio(slow, quick)["value"] == 2.0
+    assert ratio(slow, quick, np.ones(len(slow), bool))["value"] == 2.0
 
 
 def test_prompts_and_tokens_after_them_are_told_apart():
     kept = {
-        "rounds": [[0.1], [0.1], [0.1]], "decode": [[0.01, 0.02], [0.01, 0.02], [0.01, 0.02]], "tokens": 90,
-        "joules": 0.0, "warmup_calls": 6, "stable": True, "first_s": 0.1, "memory_bytes": 5,
+        "rounds": [[0.1]] * 3, "lengths": [[9]] * 3, "decode": [[0.01, 0.02]] * 3, "tokens": 90, "joules": 0.0,
+        "warmup_calls": 6, "stable": True, "first_s": 0.1, "memory_bytes": 5,
     }  # fmt: skip
     base = {**kept, "decode": [[0.03, 0.06]] * 3}
     cell = timing._cell(2, "data", kept, base)
