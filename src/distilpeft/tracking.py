@@ -8,6 +8,7 @@ recipe names.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -90,7 +91,10 @@ def _start(name: str, recipe: Recipe, made: Artifact, step: int) -> Any:
     settings = recipe.model_dump(mode="json", exclude_unset=True)
     kind = LOGGER_TYPE_TO_CLASS[name]
     if name == "tensorboard":
-        # Events of steps that a resumed training takes again are hidden by TensorBoard from `purge_step` on.
+        # Events of steps that a resumed training takes again are hidden by TensorBoard from `purge_step` on. It reads
+        # files in the order of their names, which begin with the second.
+        while any((folder / run).glob(f"events.out.tfevents.{int(time.time()):010d}.*")):
+            time.sleep(0.05)
         tracker = kind(run, folder, purge_step=step)
         tracker.start()
         tracker.writer.add_text("recipe", f"```\n{yaml.safe_dump(settings, sort_keys=False)}```")

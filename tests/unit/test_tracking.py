@@ -81,6 +81,18 @@ def test_a_training_that_was_killed_goes_on_in_the_tracker_at_its_own_step(tmp_p
     check(recipe, "teacher")
 
 
+def test_a_training_that_goes_on_within_the_same_second_comes_last(tmp_path, monkeypatch):
+    made, recipe = plan_of(commands.workspace(tmp_path)).artifacts["teacher"], load_recipe(tmp_path / "tiny.yaml", ())
+    numbers = []
+    for pid, step in ((99, 1), (100, 3)):  # as texts, 100 comes before 99
+        monkeypatch.setattr("os.getpid", lambda pid=pid: pid)
+        tracker = tracking._start("tensorboard", recipe, made, step)
+        tracker.log({"loss": float(step)}, step=step)
+        tracker.finish()
+        numbers.append(step)
+    assert list(shown(tmp_path / "tiny.yaml", "teacher")["loss"]) == numbers
+
+
 def test_a_tracker_changes_no_key(finished):
     with_one, without = (plan_of(finished, *more).artifacts for more in (["tracking=[tensorboard]"], []))
     assert dict(with_one) == dict(without)
