@@ -156,10 +156,11 @@ def ours(turns: Turns, folder: Path, ids: np.ndarray, device: str) -> None:
     import torch
 
     from distilpeft.losses import Loss
+    from distilpeft.parallel import wrap
     from distilpeft.recipe import CausalLM, Fit, Optim
     from distilpeft.runtime import Runtime
     from distilpeft.tasks import causal_lm
-    from distilpeft.train import Step, Work, make_optimizer, optimizer_step
+    from distilpeft.train import Work, make_optimizer, optimizer_step
 
     runtime = Runtime()
     assert runtime.device.type == device, f"{runtime.device} is not {device}"
@@ -190,7 +191,7 @@ def ours(turns: Turns, folder: Path, ids: np.ndarray, device: str) -> None:
         lengths_N=np.full(len(lists), tokens, np.int32), count_rows=causal_lm.count_rows, validate=lambda _: {},
         folder=folder,
     )  # fmt: skip
-    wrapped, optimizer = runtime.accelerator.prepare(Step(student, loss_sum), make_optimizer(student, work.optim))
+    wrapped, optimizer = wrap(runtime, student), make_optimizer(student, work.optim)
     for step, chosen in enumerate(np.arange(steps * rows).reshape(steps, rows)):
         turns.begin()
         turns.end(optimizer_step(runtime, wrapped, optimizer, chosen, work, step)["loss"])

@@ -30,11 +30,12 @@ from accelerate.utils import send_to_device
 
 from distilpeft import models
 from distilpeft.losses import Loss
+from distilpeft.parallel import wrap
 from distilpeft.recipe import CausalLM, Fit, Optim
 from distilpeft.runtime import Runtime, device_name
 from distilpeft.sources import resolve
 from distilpeft.tasks import causal_lm
-from distilpeft.train import Step, Work, make_optimizer, optimizer_step
+from distilpeft.train import Work, make_optimizer, optimizer_step
 
 RESULT = Path(__file__).parent / "results" / "step_{}.json"
 PAGE = Path(__file__).parent.parent / "docs" / "losses.md"
@@ -53,7 +54,7 @@ def load(runtime: Runtime) -> tuple[Any, Any, Any]:
     for quantize in ("nf4", "none"):
         model, _ = models.load_base(
             source, architecture, quantize=quantize, dtype="fp32", device=runtime.device,
-            compute_bf16=runtime.resolve_precision("auto") == "bf16", pad_token_id=tokenizer.pad_token_id,
+            compute_dtype=runtime.compute_dtype("auto"), pad_token_id=tokenizer.pad_token_id,
         )  # fmt: skip
         found.append(model)
     teacher, student = found
@@ -89,7 +90,7 @@ def run(options: argparse.Namespace) -> None:
             load_batch=load_batch, loss_sum=loss_sum, count_rows=causal_lm.count_rows, validate=lambda _: {},
             folder=Path(folder),
         )  # fmt: skip
-        wrapped, optimizer = runtime.accelerator.prepare(Step(student, loss_sum), make_optimizer(student, optim))
+        wrapped, optimizer = wrap(runtime, student), make_optimizer(student, optim)
         size = fit.micro_batch_size
         ready = [
             send_to_device(load_batch(chosen[start : start + size]), runtime.device)

@@ -29,12 +29,13 @@ from step import MODEL, TASK, finish, load
 from distilpeft.codec import Layout
 from distilpeft.fused import vocabulary_of
 from distilpeft.losses import Loss
+from distilpeft.parallel import wrap
 from distilpeft.recipe import Fit, Optim
 from distilpeft.runtime import Runtime
 from distilpeft.soft_targets import Contents, SoftTargets, Writer
 from distilpeft.sparse import Sparse, describe, keep
 from distilpeft.tasks import causal_lm
-from distilpeft.train import Step, Work, make_optimizer, optimizer_step
+from distilpeft.train import Work, make_optimizer, optimizer_step
 
 RESULT = Path(__file__).parent / "results" / "targets_{}.json"
 PAGE = Path(__file__).parent.parent / "docs" / "soft-targets.md"
@@ -136,7 +137,7 @@ def time_steps(
             load_batch=load_batch, loss_sum=loss_sum, count_rows=causal_lm.count_rows, validate=lambda _: {},
             folder=folder,
         )  # fmt: skip
-        wrapped = Step(student, loss_sum)
+        wrapped = wrap(runtime, student)
         steps[name] = lambda work=work, wrapped=wrapped: optimizer_step(runtime, wrapped, optimizer, ids, work, 5)
     turns = []
     for turn in range(options.repeats + 1):

@@ -16,7 +16,7 @@ from typing import Annotated
 
 import typer
 
-from distilpeft.errors import GateError, InputError, StoppedBySignal
+from distilpeft.errors import Crash, GateError, InputError, StoppedBySignal
 from distilpeft.forms import ALIASES
 
 app = typer.Typer(
@@ -47,7 +47,7 @@ def run(
     """Do everything the recipe says and is not done yet; stopped anyhow, the same command goes on."""
     from rich.console import Console
 
-    from distilpeft import publish, report
+    from distilpeft import launch, publish, report
     from distilpeft.machine import is_first_process, num_launched
     from distilpeft.plan import make_plan
     from distilpeft.recipe_file import load_recipe
@@ -65,9 +65,7 @@ def run(
         console.print(
             f"{plan.recipe.name}: {len(missing)} of {len(plan.steps())} steps to do; results in {plan.folder}"
         )
-        from distilpeft import pipeline
-
-        pipeline.run(plan, until)
+        launch.on_devices(plan.recipe.devices, launch.run_plan, (plan, until), plan.folder)
     else:
         console.print(f"{plan.recipe.name}: nothing to do, all {len(plan.steps())} steps are done.")
         if is_first_process():
@@ -156,7 +154,7 @@ def export(
     """Export a finished run's student in more forms; each is proven, scored, timed and bundled."""
     from rich.console import Console
 
-    from distilpeft import report
+    from distilpeft import launch, report
     from distilpeft.machine import is_first_process
     from distilpeft.plan import make_plan
     from distilpeft.recipe_file import with_formats
@@ -165,9 +163,7 @@ def export(
         raise InputError("--format: give at least one, such as --format onnx-int8")
     given = report.load(run)["given"]
     plan = make_plan(with_formats(given, formats, overrides or []), run.resolve().parent)
-    from distilpeft import pipeline
-
-    pipeline.run(plan)
+    launch.on_devices(plan.recipe.devices, launch.run_plan, (plan,), plan.folder)
     console = Console(quiet=not is_first_process())
     report.show(report.load(plan.folder), console)
     for form in formats:
@@ -339,6 +335,9 @@ def main() -> None:
         code = app(standalone_mode=False)  # of typer.Exit, which does not come through here
         if code:
             sys.exit(code)
+    except Crash as crash:
+        print(crash, file=sys.stderr)  # a traceback already
+        sys.exit(1)
     except (Exception, KeyboardInterrupt) as error:
         outcome = _outcome(error)
         if outcome is None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import codecs
 import json
 import logging
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -257,12 +258,14 @@ def epoch_batches(lengths_N: NDArray[np.int32], batch_size: int, seed: int, epoc
 def micro_batches(
     batch: NDArray[np.int64], micro_batch_size: int, process: int, num_processes: int
 ) -> list[NDArray[np.int64]]:
-    """This process's share of a global batch, cut into micro-batches; never empty lists, maybe an empty batch.
+    """This process's share of a global batch, cut into micro-batches: equally many in every process, some maybe empty.
 
+    Equally many, because shards are gathered, and statistics summed, by all processes together in each of them.
     Processes take every n-th row, so that rows of like length, and with them the work, are spread evenly.
     """
     mine = batch[process::num_processes]
-    return [mine[i : i + micro_batch_size] for i in range(0, len(mine), micro_batch_size)] or [mine]
+    count = math.ceil(math.ceil(len(batch) / num_processes) / micro_batch_size)
+    return [mine[i * micro_batch_size : (i + 1) * micro_batch_size] for i in range(count)]
 
 
 def length_order(lengths_N: NDArray[np.int32], start: int, stop: int) -> NDArray[np.int64]:

@@ -11,6 +11,10 @@ class GateError(RuntimeError):
     """The figures say that going on would waste time (a broken teacher, an unequal export). Exit code 3."""
 
 
+class Crash(Exception):
+    """A bug in another process; the message is its traceback."""
+
+
 class StoppedBySignal(RuntimeError):
     """Stopped by a signal after a checkpoint; the same command goes on from there. Exit code 75 (or 130)."""
 

@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
+from distilpeft.errors import InputError
+
 
 def cpu_info(field: str) -> str:
     """A field of /proc/cpuinfo, or an empty string where there is none."""
@@ -70,8 +72,36 @@ def machine_name() -> str:
 
 
 def num_launched() -> int:
-    """Processes that torchrun or Accelerate have started as one."""
+    """Processes that torchrun, Accelerate or we have started as one."""
     return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def alone() -> dict[str, str]:
+    """The environment for a process that computes by itself, whatever this one is part of."""
+    names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    return {name: value for name, value in os.environ.items() if name not in names}
+
+
+def num_processes(devices: str | int) -> int:
+    """How many processes to start for a recipe's `devices`; one if this process was started as one of several.
+
+    Raises:
+        InputError: there are not so many GPUs.
+    """
+    if "RANK" in os.environ or devices == "cpu":
+        return 1
+    gpus = len(visible_gpus())
+    if devices == "auto":
+        return max(1, gpus)
+    if gpus and int(devices) > gpus:
+        raise InputError(f"devices: {devices}: this machine shows {gpus} GPU{'s' if gpus > 1 else ''}")
+    return int(devices)
+
+
+def visible_gpus() -> list[str]:
+    """What CUDA_VISIBLE_DEVICES leaves of this machine's NVIDIA GPUs, as it names them."""
+    all_of_them = ",".join(map(str, range(len(gpu_names()))))
+    return [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", all_of_them).split(",") if name.strip()]
 
 
 def take_share(index: int, count: int) -> None:
@@ -80,10 +110,19 @@ def take_share(index: int, count: int) -> None:
     Thread counts that the user has set stay.
     """
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, num_cpus() // count)))
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(len(gpu_names())))))
-    listed = [name for name in visible.split(",") if name]
+    listed = visible_gpus()
     if listed:
         os.environ["CUDA_VISIBLE_DEVICES"] = listed[index % len(listed)]
+
+
+def join(rank: int, count: int, port: int) -> None:
+    """Be one of `count` processes of this machine that compute as one; before torch is imported.
+
+    Thread counts that the user has set stay.
+    """
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, num_cpus() // count)))
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count)}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
 
 
 @contextmanager

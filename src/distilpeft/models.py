@@ -18,7 +18,8 @@ from typing import Any, Literal
 import peft
 import torch
 import transformers
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 
 from distilpeft.errors import InputError
 from distilpeft.forms import FORMS
@@ -60,7 +61,7 @@ def load_base(
     *,
     quantize: Quantize,
     dtype: str,
-    compute_bf16: bool,
+    compute_dtype: torch.dtype = torch.float32,
     device: torch.device,
     pad_token_id: int | None,
     heads: list[str] | None = None,
@@ -72,7 +73,7 @@ def load_base(
         architecture: what the task asks for.
         quantize: `nf4` (double quantization), `int8` or `none`, for all linear layers but the heads.
         dtype: of the weights that are not quantized.
-        compute_bf16: 4-bit weights are multiplied in bf16 rather than fp32.
+        compute_dtype: in which 4-bit weights are multiplied.
         device: where to put it.
         pad_token_id: of the tokenizer; decoder classifiers find the last token by it.
         heads: modules to leave unquantized, where they are known from an earlier load.
@@ -97,7 +98,7 @@ def load_base(
     while True:
         options: dict[str, Any] = {"config": config, "dtype": DTYPES[dtype], "output_loading_info": True}
         if quantize != "none":
-            options["quantization_config"] = quantization(quantize, compute_bf16, heads)
+            options["quantization_config"] = quantization(quantize, compute_dtype, heads=heads)
             options["device_map"] = {"": device}
         model, info = _load(
             "model", source, architecture.auto_class.from_pretrained, revision=source.revision,
@@ -256,6 +257,26 @@ def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
+def tuned(model: nn.Module) -> dict[str, Tensor]:
+    """Everything that training changes, by name: the trainable parameters, and the running statistics of BatchNorms."""
+    found: dict[str, Tensor] = dict(trainable(model))
+    for prefix, module in model.named_modules():
+        if isinstance(module, BatchNorm) and module.track_running_stats:
+            found |= {f"{prefix}.{name}": buffer for name, buffer in module.named_buffers(recurse=False)}
+    return found
+
+
+def blocks(model: nn.Module) -> list[nn.Module]:
+    """The layers of the model's stacks, outermost stacks only."""
+    found: list[nn.Module] = []
+    inside: set[nn.Module] = set()
+    for stack in model.modules():
+        if isinstance(stack, nn.ModuleList) and len(stack) > 1 and stack not in inside:
+            inside.update(stack.modules())
+            found += [block for block in stack if any(True for _ in block.parameters())]
+    return found
+
+
 def num_parameters(model: nn.Module) -> int:
     """Number of weights; 4-bit weights are counted, not the bytes that hold them."""
     return sum(
@@ -280,16 +301,16 @@ def _keep_trainable(model: nn.Module) -> None:
             setattr(module, "support_avx512bf16_for_cpu", False)  # noqa: B010 (see above)
 
 
-def quantization(quantize: Quantize, compute_bf16: bool, skip: list[str]) -> Any:
-    """What transformers needs to know to quantize the linear layers of a model, but for the modules in `skip`."""
+def quantization(quantize: Quantize, compute_dtype: torch.dtype = torch.float32, *, heads: list[str]) -> Any:
+    """What transformers needs to know to quantize the linear layers of a model, but for the heads."""
     if quantize == "int8":
-        return transformers.BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=skip)
+        return transformers.BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=heads)
     return transformers.BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=torch.bfloat16 if compute_bf16 else torch.float32,
-        llm_int8_skip_modules=skip,
+        bnb_4bit_compute_dtype=compute_dtype,
+        llm_int8_skip_modules=heads,
     )
 
 

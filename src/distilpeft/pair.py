@@ -211,7 +211,7 @@ def load_teacher(
     if recipe.teacher.lora is None:
         tuned = Source(str(folder / MODEL), folder / MODEL)
         model, _ = models.load_base(
-            tuned, architecture(recipe), quantize="none", dtype=recipe.teacher.dtype, compute_bf16=False,
+            tuned, architecture(recipe), quantize="none", dtype=recipe.teacher.dtype,
             device=runtime.device, pad_token_id=tokenizer.pad_token_id,
         )  # fmt: skip
     else:
@@ -244,7 +244,7 @@ def new_student(runtime: Runtime, recipe: Recipe, teacher: Path | None) -> Loade
         model = models.from_config(source, architecture(recipe), overrides, tokenizer.pad_token_id)
     else:
         model, _ = models.load_base(
-            source, architecture(recipe), quantize="none", dtype="fp32", compute_bf16=False,
+            source, architecture(recipe), quantize="none", dtype="fp32",
             device=runtime.device, pad_token_id=tokenizer.pad_token_id,
         )  # fmt: skip
     model = model.to(runtime.device).requires_grad_(True)
@@ -313,6 +313,6 @@ def _base(
     runtime.seed(recipe.seed)
     return models.load_base(
         teacher_source(recipe), architecture(recipe), quantize=quantize, dtype=teacher.dtype,
-        compute_bf16=runtime.resolve_precision(precision) == "bf16",
+        compute_dtype=runtime.compute_dtype(precision),
         device=runtime.device, pad_token_id=tokenizer.pad_token_id, heads=heads,
     )  # fmt: skip

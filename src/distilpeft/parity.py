@@ -10,7 +10,6 @@ answers; this one compares logit by logit, in float64.
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -25,6 +24,7 @@ from numpy.typing import NDArray
 
 from distilpeft.deployed import Deployed
 from distilpeft.forms import FORMS, Limits
+from distilpeft.machine import alone
 from distilpeft.probabilities import divergence, log_softmax
 from distilpeft.recipe import Recipe
 from distilpeft.runners import Runner, TransformersRunner, generate
@@ -220,8 +220,7 @@ def gguf_tokens(file: Path) -> list[str]:
 def answered(folder: Path, calls: Path, out: Path) -> str | None:
     """Answer calls in a process of its own; its last words if it failed."""
     command = [sys.executable, "-m", "distilpeft.runners", str(folder), str(calls), str(out)]
-    alone = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
-    done = subprocess.run(command, env=alone, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, env=alone(), capture_output=True, text=True, check=False)
     if done.returncode == 0:
         return None
     lines = done.stderr.strip().splitlines()

@@ -30,6 +30,7 @@ from distilpeft.pair import (
     open_targets,
 )
 from distilpeft.plan import CE_ONLY, FULL, LAST_STAGES, MAJORITY, MERGED, STUDENT, TEACHER, UNTRAINED, Plan, step_of
+from distilpeft.recipe import Recipe
 from distilpeft.runtime import Runtime
 from distilpeft.soft_targets import SoftTargets
 from distilpeft.stages import audit, benchmark, bundle, compare, distil, evaluate, export, targets, teacher
@@ -83,12 +84,17 @@ def run(plan: Plan, until: str | None = None) -> None:
         InputError, GateError, StoppedBySignal: see the stages.
     """
     jobs = jobs_of(plan, until)
-    runtime = Runtime()
+    runtime = runtime_of(plan.recipe)
     for error in do(jobs, runtime).values():
         raise error
     if until is None and runtime.is_main:
         publish.finish(plan)
     runtime.accelerator.wait_for_everyone()
+
+
+def runtime_of(recipe: Recipe, label: str = "") -> Runtime:
+    """The machine as the recipe wants it used."""
+    return Runtime(label, devices=recipe.devices, parallel=recipe.parallel)
 
 
 def jobs_of(plan: Plan, until: str | None = None) -> list[Job]:

@@ -10,6 +10,7 @@ import torch
 from accelerate.utils import send_to_device
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 
 from distilpeft.data import chunks
 from distilpeft.recipe import Precision
@@ -33,28 +34,34 @@ def predict(
 ) -> NDArray[np.float32]:
     """Run the model over rows in the given order (longest first wastes least padding).
 
-    The model's train/eval mode is put back. It is called unwrapped: without gradients there is nothing for DDP to
-    reduce, and processes may hold unequal numbers of batches.
+    The model's train/eval mode is put back. It is given bare: without gradients there is nothing for DDP to reduce,
+    and processes may hold unequal numbers of batches. Only a sharded one comes in its `Step`, which gathers what it
+    uses; then all processes call it equally often, some of them once for nothing.
 
     Returns:
         Numbers [N, K], such as logits, row i belonging to row_ids_N[i]; equal on all processes.
     """
     accelerator = runtime.accelerator
-    bare = accelerator.unwrap_model(model)
-    was_training = bare.training
-    bare.eval()
+    sharded = model if isinstance(model, FSDPModule) else None
+    was_training = model.training
+    model.eval()
     parts = list(chunks(np.arange(len(row_ids_N)), micro_batch_size))
     mine = parts[accelerator.process_index :: accelerator.num_processes]
+    idle = -(-len(parts) // accelerator.num_processes) - len(mine) if sharded else 0
     found: list[Tensor] = []
     try:
-        for positions in mine:
+        for positions in [*mine, *parts[:1] * idle]:
             batch = send_to_device(load_batch(row_ids_N[positions]), runtime.device)
             with torch.no_grad(), runtime.autocast(precision):
-                found.append(measure(bare, batch).float())
+                values = measure(model, batch) if sharded is None else model(measure, batch)
+            if len(found) < len(mine):
+                found.append(values.float())
             if bar is not None:
                 bar.advance(len(positions) * accelerator.num_processes)
     finally:
-        bare.train(was_training)
+        model.train(was_training)
+        if sharded is not None:
+            sharded.reshard()  # without gradients, what is in no block stays gathered
     if accelerator.num_processes == 1:
         return torch.cat(found).cpu().numpy()
     return _joined(runtime, found, mine, len(row_ids_N))

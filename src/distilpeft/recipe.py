@@ -29,10 +29,13 @@ Positive = Annotated[float, _Number, Field(gt=0)]
 NotNegative = Annotated[float, _Number, Field(ge=0)]
 Count = Annotated[int, _Number, Field(gt=0)]
 Index = Annotated[int, _Number, Field(ge=0)]
-Precision = Literal["auto", "bf16", "fp32"]
+Precision = Literal["auto", "bf16", "fp16", "tf32", "fp32"]
+Parallel = Literal["ddp", "fsdp2"]
 _Form = Annotated[FormName, BeforeValidator(form_name)]
 Tracker = Literal["tensorboard", "wandb", "mlflow", "trackio"]
 NOT_IN_KEY: dict[str, Any] = {"not_in_key": True}
+IN_KEY_IF_GIVEN: dict[str, Any] = {"in_key_if_given": True}
+"""Of keys that came later: what was made before them stays what it is."""
 
 METRICS: dict[str, tuple[str, ...]] = {
     "text_classification": ("accuracy", "macro_f1", "mcc", "ece", "log_loss"),
@@ -169,7 +172,16 @@ class Fit(Section):
     max_steps: Count | None = Field(None, description="stop after this many optimizer steps")
     batch_size: Count
     micro_batch_size: Count = Field(32, description="rows per forward pass", json_schema_extra=NOT_IN_KEY)
-    precision: Precision = Field("auto", description="auto = bf16 where the device has it, else fp32")
+    precision: Precision = Field(
+        "auto", description="auto = bf16 where the device has it, else fp32; weights stay fp32; tf32 is for NVIDIA GPUs"
+    )
+    compile: bool = Field(
+        False, description="torch.compile the layers; pays off after minutes", json_schema_extra=NOT_IN_KEY
+    )
+    batch_norm: Literal["sync", "frozen", "local"] = Field(
+        "sync", description="BatchNorms that are trained: statistics over all processes, the pretrained ones, or each "
+        "process's own", json_schema_extra=IN_KEY_IF_GIVEN,
+    )  # fmt: skip
     validate_every: Count | None = Field(None, description="optimizer steps; default: after every epoch")
     monitor: str | None = Field(
         None, description="validation metric that picks the checkpoint; default: accuracy, or nats_per_token"
@@ -410,6 +422,14 @@ class Recipe(Section):
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_.-]*$", description="the run's folder is runs/NAME")
     seed: Index = 17
+    devices: Literal["auto", "cpu"] | Count = Field(
+        "auto", description="auto = all GPUs, a process each, or one process without any; cpu = one process without "
+        "GPUs; a number = so many GPUs, or processes where there are none", json_schema_extra=NOT_IN_KEY,
+    )  # fmt: skip
+    parallel: Parallel = Field(
+        "ddp", description="weights in training: whole in each process, or in shards over all",
+        json_schema_extra=NOT_IN_KEY,
+    )  # fmt: skip
     task: TextClassification | CausalLM = Field(discriminator="kind")
     data: Data
     teacher: Teacher
@@ -467,9 +487,9 @@ def result_settings(section: BaseModel) -> dict[str, Any]:
     """The section as plain data without the fields that cannot change a result (for artifact keys)."""
     kept: dict[str, Any] = {}
     for name, field in type(section).model_fields.items():
-        extra = field.json_schema_extra
-        if isinstance(extra, dict) and extra.get("not_in_key"):
-            continue
+        extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
         value = getattr(section, name)
+        if extra.get("not_in_key") or (extra.get("in_key_if_given") and value == field.default):
+            continue
         kept[name] = result_settings(value) if isinstance(value, BaseModel) else value
     return kept

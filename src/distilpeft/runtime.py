@@ -14,13 +14,20 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from datetime import timedelta
 from importlib import metadata
 from types import FrameType
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast, broadcast_object_list
+from accelerate.utils import (
+    DistributedDataParallelKwargs,
+    DistributedType,
+    InitProcessGroupKwargs,
+    broadcast,
+    broadcast_object_list,
+)
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -33,9 +40,11 @@ from rich.progress import (
 
 from distilpeft.errors import GateError, InputError, StoppedBySignal
 from distilpeft.machine import cpu_has_bf16, cpu_name, num_launched, on_signals
-from distilpeft.recipe import Precision
+from distilpeft.recipe import Parallel, Precision
 
 LINE_EVERY_S = 15.0  # without a terminal, progress is a line this often
+LONGEST_WAIT = timedelta(hours=24)
+"""Others wait while the main process exports and measures; a process that dies is noticed by whoever started it."""
 
 
 class Bar:
@@ -65,12 +74,24 @@ class Runtime:
 
     Args:
         label: put before every line, where several workers speak at once; bars are lines then.
+        devices: the recipe's; `cpu` leaves GPUs alone.
+        parallel: the recipe's; an `accelerate` configuration with FSDP2 comes first.
+
+    Raises:
+        InputError: the processes were not joined, or by a strategy that there is not.
     """
 
-    def __init__(self, label: str = "") -> None:
+    def __init__(self, label: str = "", *, devices: str | int = "auto", parallel: Parallel = "ddp") -> None:
         quiet_libraries()
+        # A second copy of all gradients is not needed: DDP's buckets hold the first.
+        options = [
+            DistributedDataParallelKwargs(gradient_as_bucket_view=True),
+            InitProcessGroupKwargs(timeout=LONGEST_WAIT),
+        ]
         # Without cpu=True, Accelerate under torchrun on a machine without GPUs runs N lone processes.
-        self.accelerator = Accelerator(mixed_precision="no", cpu=not torch.accelerator.is_available())
+        cpu = devices == "cpu" or not torch.accelerator.is_available()
+        self.accelerator = Accelerator(mixed_precision="no", cpu=cpu, kwargs_handlers=options)
+        self.parallel = self._strategy(parallel)
         launched = num_launched()
         if launched != self.accelerator.num_processes:
             raise InputError(
@@ -80,6 +101,28 @@ class Runtime:
         self._label = label
         self.console = Console(stderr=True, highlight=False, force_terminal=False if label else None)
         self._signal: int | None = None
+
+    def _strategy(self, parallel: Parallel) -> Parallel:
+        """The recipe's strategy, or that of an `accelerate` configuration."""
+        given = self.accelerator.distributed_type
+        if given == DistributedType.FSDP:
+            if not self.accelerator.is_fsdp2:
+                raise InputError("accelerate's configuration asks for FSDP 1; set fsdp_version: 2 in it")
+            return "fsdp2"
+        if given in (DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
+            raise InputError(
+                f"accelerate's configuration asks for {given.value}, which is not supported; parallel: fsdp2 in the "
+                "recipe shards weights, gradients and optimizer as ZeRO-3 does"
+            )
+        return parallel
+
+    def fsdp_options(self) -> dict[str, Any]:
+        """Options of torch's `fully_shard`: those of an `accelerate` configuration, if it has any."""
+        plugin = getattr(self.accelerator.state, "fsdp_plugin", None)
+        if self.accelerator.distributed_type != DistributedType.FSDP or plugin is None:
+            return {}
+        options = {"reshard_after_forward": plugin.reshard_after_forward, "offload_policy": plugin.cpu_offload}
+        return {name: value for name, value in options.items() if value is not None}
 
     @property
     def device(self) -> torch.device:
@@ -108,7 +151,13 @@ class Runtime:
             yield Bar(self, label, total, done, live)
 
     def resolve_precision(self, precision: Precision) -> Precision:
-        """Turn `auto` into bf16 where this device computes it in hardware, else fp32."""
+        """Turn `auto` into bf16 where this device computes it in hardware, else fp32.
+
+        Raises:
+            InputError: the device has no such precision.
+        """
+        if precision == "tf32" and self.device.type != "cuda":
+            raise InputError(f"precision: tf32 is for NVIDIA GPUs, and this is {device_name(self.device)}; use fp32")
         if precision != "auto":
             return precision
         if self.device.type == "cuda":
@@ -116,10 +165,15 @@ class Runtime:
         return "bf16" if cpu_has_bf16() else "fp32"
 
     def autocast(self, precision: Precision) -> AbstractContextManager[Any]:
-        """Compute matrix products in bf16, or leave everything in fp32."""
-        if self.resolve_precision(precision) == "fp32":
-            return nullcontext()
-        return torch.autocast(self.device.type, dtype=torch.bfloat16)
+        """Compute matrix products in bf16, fp16 or TF32, or leave everything in fp32."""
+        resolved = self.resolve_precision(precision)
+        if resolved == "tf32":
+            return _tf32()
+        return nullcontext() if resolved == "fp32" else torch.autocast(self.device.type, self.compute_dtype(resolved))
+
+    def compute_dtype(self, precision: Precision) -> torch.dtype:
+        """What matrix products are made in."""
+        return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.resolve_precision(precision), torch.float32)
 
     def seed(self, *parts: int) -> None:
         """Make random numbers from here on a pure function of `parts` (and the process, where dropout needs it).
@@ -204,6 +258,17 @@ class Runtime:
             "threads": torch.get_num_threads(),
             "num_processes": self.accelerator.num_processes,
         }
+
+
+@contextmanager
+def _tf32() -> Iterator[None]:
+    """Let float32 matrix products and convolutions keep 10 bits of the mantissa, on NVIDIA GPUs."""
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
 
 
 def device_name(device: torch.device) -> str:

@@ -16,7 +16,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from distilpeft import publish
+from distilpeft import launch, publish
 from distilpeft.artifact import Artifact, write_json, write_text
 from distilpeft.locks import POLL_S, Lock
 from distilpeft.machine import is_first_process, num_launched
@@ -76,10 +76,15 @@ def _compute(search: Search, console: Console, jobs: int) -> None:
     read_task_splits(search.corner.recipe)  # bad rows are found here, before torch is even imported
     if jobs > 1:
         spread(jobs, make_trials, [search], console)
-    from distilpeft import pipeline
-    from distilpeft.runtime import Runtime
+    corner = search.corner
+    launch.on_devices(1 if jobs > 1 else corner.recipe.devices, finish_search, (search,), corner.folder)
 
-    runtime = Runtime()
+
+def finish_search(search: Search) -> None:
+    """Make the trials that are left and all that the best one needs, by all processes together."""
+    from distilpeft import pipeline
+
+    runtime = pipeline.runtime_of(search.corner.recipe)
     study = _make_trials(search, runtime)
     if study is not None:
         save(search, study)  # a gate may still stop the best one
@@ -97,9 +102,9 @@ def make_trials(number: int, search: Search) -> None:
         number: which worker this is.
         search: what is searched.
     """
-    from distilpeft.runtime import Runtime
+    from distilpeft import pipeline
 
-    _make_trials(search, Runtime(f"[{number}] "))
+    _make_trials(search, pipeline.runtime_of(search.corner.recipe, f"[{number}] "))
 
 
 def _make_trials(search: Search, runtime: Any) -> Study | None:

@@ -20,7 +20,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from distilpeft import publish
+from distilpeft import launch, publish
 from distilpeft.artifact import digest_json, write_json, write_text
 from distilpeft.errors import GateError, InputError
 from distilpeft.machine import is_first_process, num_launched
@@ -212,16 +212,22 @@ def _compute(points: Sequence[Point], console: Console, jobs: int) -> dict[str, 
     if jobs > 1 and untimed:
         for found in spread(jobs, train_points, [points], console):
             stopped |= found
-    from distilpeft import pipeline
-    from distilpeft.runtime import Runtime
-
-    stopped = pipeline.do(_jobs(points), Runtime(), failed=stopped)
+    plan = points[0].plan
+    devices = 1 if jobs > 1 else plan.recipe.devices
+    stopped = launch.on_devices(devices, finish_points, (points, stopped), plan.folder)
     failed: dict[str, str] = {}
     for point in points:
         for made in point.plan.artifacts.values():
             if made.path in stopped:
                 failed.setdefault(point.label, str(stopped[made.path]))
     return failed
+
+
+def finish_points(points: Sequence[Point], stopped: Mapping[Path, GateError]) -> dict[Path, GateError]:
+    """All that is left to do, by all processes together; returns what the figures have stopped, now and before."""
+    from distilpeft import pipeline
+
+    return pipeline.do(_jobs(points), pipeline.runtime_of(points[0].plan.recipe), failed=stopped)
 
 
 def train_points(number: int, points: Sequence[Point]) -> dict[Path, GateError]:
@@ -235,9 +241,9 @@ def train_points(number: int, points: Sequence[Point]) -> dict[Path, GateError]:
         What its figures have stopped.
     """
     from distilpeft import pipeline
-    from distilpeft.runtime import Runtime
 
-    return pipeline.do([job for job in _jobs(points) if job.stage not in LAST_STAGES], Runtime(f"[{number}] "))
+    runtime = pipeline.runtime_of(points[0].plan.recipe, f"[{number}] ")
+    return pipeline.do([job for job in _jobs(points) if job.stage not in LAST_STAGES], runtime)
 
 
 def _jobs(points: Sequence[Point]) -> list[Any]:

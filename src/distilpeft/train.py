@@ -1,12 +1,13 @@
 """The one training loop: it tunes the teacher and distils the student.
 
 The contract. Losses are sums over rows. A step's gradient is the sum over all its rows, on all processes and
-micro-batches, divided once by their number. DDP averages gradients over processes, so each process multiplies by
-the number of processes. Hence loss and grad_norm do not depend on how rows are split into micro-batches,
-accumulation and processes. The wrapped model is always the one called, or DDP would reduce nothing.
+micro-batches, divided once by their number. DDP and FSDP2 average gradients over processes, so each process multiplies
+by the number of processes. Hence loss and grad_norm do not depend on how rows are split into micro-batches,
+accumulation and processes. The wrapped model is always the one called, or nothing would be reduced.
 
 The order of rows is a pure function of (seed, epoch) and dropout of (seed, step, process), so a checkpoint is
-weights, optimizer and a few numbers, and a resumed run ends in the same weights bit for bit.
+weights, optimizer and a few numbers, and a resumed run ends in the same weights bit for bit. It holds whole tensors,
+so another number of processes, or another strategy, goes on from it as well.
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,14 +29,29 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from distilpeft import batch_norm
 from distilpeft.artifact import CHECKPOINTS, fsync, read_json, write_json
 from distilpeft.data import epoch_batches, micro_batches
 from distilpeft.errors import GateError, InputError
-from distilpeft.models import trainable
+from distilpeft.models import blocks, trainable
+from distilpeft.parallel import (
+    gather_optimizer,
+    gather_weights,
+    kind,
+    load_optimizer,
+    load_weights,
+    no_sync,
+    norm_of,
+    unshard,
+    whole,
+    wrap,
+)
 from distilpeft.recipe import LOWER_IS_BETTER, Fit, Optim
 from distilpeft.runtime import Runtime
 
 Batch = dict[str, Any]
+FIRST_SCALE, SCALE_EVERY = 2.0**16, 2000
+"""Of the loss in float16: halved when gradients overflow, doubled after so many steps without (arXiv:1710.03740)."""
 Watch = Callable[[float, float], None]
 """(share of all steps that is done, the monitor's value) of each validation of a training."""
 
@@ -51,7 +66,8 @@ class Work:
         loss_sum: (bare model, batch) → loss summed over the rows that count, in nats; called inside the forward of the
             module that is wrapped, so whatever weights it uses are gathered and their gradients reduced.
         count_rows: batch → number of rows that count.
-        validate: bare model → metrics on the validation rows; equal on all processes; `finite` 0 if it has none.
+        validate: bare model, or the `Step` around a sharded one → metrics on the validation rows; equal on all
+            processes; `finite` 0 if it has none.
         monitor: the metric that picks the checkpoint.
         folder: where checkpoints and `train_log.jsonl` go.
         track: called with a step and its figures, after every step and every validation; see `tracking`.
@@ -73,19 +89,6 @@ class Work:
     track: Callable[[int, Mapping[str, float]], None] | None = None
 
 
-class Step(nn.Module):
-    """What is wrapped for several processes: model and loss as one forward."""
-
-    def __init__(self, model: nn.Module, loss_sum: Callable[[nn.Module, Batch], Tensor]) -> None:
-        super().__init__()
-        self.model = model
-        self._loss_sum = loss_sum
-
-    def forward(self, batch: Batch) -> Tensor:
-        """Loss summed over the batch's rows."""
-        return self._loss_sum(self.model, batch)
-
-
 @dataclass
 class State:
     """Where the loop stands; everything that a checkpoint holds besides tensors."""
@@ -94,6 +97,8 @@ class State:
     rows: int = 0
     seconds: float = 0.0
     precision: str = ""
+    loss_scale: float = 1.0
+    clean_steps: int = 0
     best_step: int = 0
     best_value: float | None = None
     bad_validations: int = 0
@@ -144,21 +149,25 @@ def train(runtime: Runtime, model: nn.Module, work: Work) -> dict[str, Any]:
     """Train until the recipe's end, resuming from the newest checkpoint in `work.folder`; changes `model` in place.
 
     Returns:
-        Figures: steps, rows, seconds, rows_per_s, best step and value, all validations. The model holds the best
-        or the last weights, as `fit.keep` says.
+        Figures: steps, rows, seconds, rows_per_s, the strategy that was at work, best step and value, all validations,
+        and `kept`, the one of the weights that are kept: the best or the last, as `fit.keep` says. The main process's
+        model holds them; the others' is of no use any more if it was sharded.
 
     Raises:
         GateError: the loss or a gradient is not finite, or an adapter gets no gradient.
         StoppedBySignal: a signal came; a checkpoint was written.
         InputError: the checkpoint was made in another precision.
     """
-    fit, accelerator = work.fit, runtime.accelerator
+    fit = work.fit
     total = total_steps(len(work.lengths_N), fit)
-    wrapped, optimizer = accelerator.prepare(Step(model, work.loss_sum), make_optimizer(model, work.optim))
+    wrapped = _wrapped(runtime, model, fit)
+    strategy = kind(wrapped)
+    judged = wrapped if strategy == "fsdp2" else model
+    optimizer = make_optimizer(model, work.optim)
     state = _resume(runtime, work, model, optimizer)
     if not state.validations:
-        _validate(work, model, state)  # the untuned model: the figure that training has to beat
-    batches: list[NDArray[np.int64]] = []
+        _validate(work, judged, state)  # the untuned model: the figure that training has to beat
+    batches: Sequence[NDArray[np.int64]] = []
     epoch = -1
     with runtime.bar(work.label, total, state.step) as bar, runtime.stoppable():
         while state.step < total and not state.stopped_early:
@@ -166,18 +175,12 @@ def train(runtime: Runtime, model: nn.Module, work: Work) -> dict[str, Any]:
             at, index = divmod(state.step, steps_per_epoch(len(work.lengths_N), fit))
             if at != epoch:
                 epoch, batches = at, epoch_batches(work.lengths_N, fit.batch_size, work.seed, at)
-            runtime.seed(work.seed, state.step, accelerator.process_index)
-            lr = work.optim.lr * lr_factor(work.optim, state.step, total) * state.plateau_factor
-            for group in optimizer.param_groups:
-                group["lr"] = lr
-            figures = optimizer_step(runtime, wrapped, optimizer, batches[index], work, state.step)
-            state.step += 1
-            state.rows += figures.pop("rows")
+            figures = _take_step(runtime, wrapped, optimizer, batches[index], work, state)
             stop = figures.pop("stop")
-            _log(runtime, work, {"step": state.step, "epoch": at, "lr": lr, **figures})
+            _log(runtime, work, {"step": state.step, "epoch": at, **figures})
             state.seconds += time.monotonic() - begin
             due = _is_due(fit.validate_every or len(batches), state.step, total)
-            improved = due and _validate(work, model, state)
+            improved = due and _validate(work, judged, state)
             if improved or stop or _is_due(fit.save_every, state.step, total):
                 _save(runtime, work, model, optimizer, state)
             if stop:
@@ -185,26 +188,71 @@ def train(runtime: Runtime, model: nn.Module, work: Work) -> dict[str, Any]:
             bar.advance(1, f"loss {figures['loss']:.4f}")
     if fit.keep == "best":
         _load_weights(model, work.folder / CHECKPOINTS / _name(state.best_step))
+    if strategy == "fsdp2":
+        unshard(runtime, model)
+    kept_step = state.best_step if fit.keep == "best" else state.step
     return {
         "steps": state.step,
         "rows": state.rows,
         "seconds": round(state.seconds, 2),
         "rows_per_s": round(state.rows / max(state.seconds, 1e-9), 2),
         "precision": state.precision,
-        "kept_step": state.best_step if fit.keep == "best" else state.step,
+        "parallel": strategy,
+        "kept_step": kept_step,
+        "kept": next(one for one in state.validations if one["step"] == kept_step),
         "best_value": state.best_value,
         "validations": state.validations,
     }
 
 
+def _wrapped(runtime: Runtime, model: nn.Module, fit: Fit) -> nn.Module:
+    """The model as it is trained: compiled layers, joint statistics, spread over the processes."""
+    if fit.compile:
+        for block in blocks(model):
+            block.compile(dynamic=True)
+    batch_norm.convert(runtime, model, fit.batch_norm)
+    return wrap(runtime, model)
+
+
+def _take_step(
+    runtime: Runtime, wrapped: nn.Module, optimizer: torch.optim.Optimizer, batch: NDArray[np.int64], work: Work,
+    state: State,
+) -> dict[str, Any]:  # fmt: skip
+    """Take the next step at its learning rate and with its random numbers; moves the state on."""
+    total = total_steps(len(work.lengths_N), work.fit)
+    runtime.seed(work.seed, state.step, runtime.accelerator.process_index)
+    lr = work.optim.lr * lr_factor(work.optim, state.step, total) * state.plateau_factor
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+    figures = optimizer_step(runtime, wrapped, optimizer, batch, work, state.step, loss_scale=state.loss_scale)
+    if state.precision == "fp16":
+        _adapt_scale(state, skipped=figures["grad_norm"] is None)
+    state.step += 1
+    state.rows += figures.pop("rows")
+    return {"lr": lr, **figures}
+
+
 def optimizer_step(
-    runtime: Runtime, model: nn.Module, optimizer: Any, batch: NDArray[np.int64], work: Work, step: int
-) -> dict[str, Any]:
+    runtime: Runtime, wrapped: nn.Module, optimizer: torch.optim.Optimizer, batch: NDArray[np.int64], work: Work,
+    step: int, *, loss_scale: float = 1.0,
+) -> dict[str, Any]:  # fmt: skip
     """Take one optimizer step on the mean loss over every row of `batch`, on all processes.
 
+    Args:
+        runtime: the machine.
+        wrapped: what `parallel.wrap` made of the model.
+        optimizer: of its parameters.
+        batch: row ids.
+        work: loss and settings.
+        step: from 0.
+        loss_scale: what the loss is multiplied by in backward, so that float16 gradients do not vanish.
+
     Returns:
-        loss (nats per row, the mean over the whole batch), grad_norm (before clipping), rows, and whether any
-        process was asked to stop.
+        loss (nats per row, the mean over the whole batch), grad_norm (before clipping; None where float16 gradients
+        were too large and no weight was changed), rows, and whether any process was asked to stop.
+
+    Raises:
+        GateError: the loss or a gradient is not finite, or an adapter gets no gradient.
     """
     accelerator = runtime.accelerator
     shares = micro_batches(batch, work.fit.micro_batch_size, accelerator.process_index, accelerator.num_processes)
@@ -212,39 +260,60 @@ def optimizer_step(
     mine = sum(work.count_rows(micro) for micro in loaded if micro is not None)
     counts = torch.tensor([mine, int(runtime.stop_requested)], device=runtime.device)
     rows, stop = (int(count) for count in accelerator.reduce(counts, "sum"))
-    scale = accelerator.num_processes / max(rows, 1)
+    scale = accelerator.num_processes / max(rows, 1) * loss_scale
     total = torch.zeros((), device=runtime.device)
-    model.train()
+    wrapped.train()
     for index, micro in enumerate(loaded):
-        last = index == len(loaded) - 1
-        with nullcontext() if last else accelerator.no_sync(model):
+        with no_sync(wrapped, last=index == len(loaded) - 1):
             if micro is None:  # fewer rows than processes: take part in the reduction with nothing
-                loss = model(send_to_device(work.load_batch(batch[:1]), runtime.device)) * 0.0
+                with batch_norm.idle(wrapped):
+                    loss = wrapped(work.loss_sum, send_to_device(work.load_batch(batch[:1]), runtime.device)) * 0.0
             else:
-                loss = model(send_to_device(micro, runtime.device)) * scale
-            accelerator.backward(loss)
+                loss = wrapped(work.loss_sum, send_to_device(micro, runtime.device)) * scale
+            loss.backward()
         total += loss.detach()
-    norm = accelerator.clip_grad_norm_(model.parameters(), work.optim.max_grad_norm or math.inf)
-    loss_mean, grad_norm = float(accelerator.reduce(total, "mean")), float(norm)
+    gradients = [parameter.grad for parameter in wrapped.parameters() if parameter.grad is not None]
+    norm = norm_of(gradients) / loss_scale
+    loss_mean, grad_norm = float(accelerator.reduce(total, "mean")) / loss_scale, float(norm)
+    if math.isfinite(loss_mean) and not math.isfinite(grad_norm) and loss_scale > 1:
+        optimizer.zero_grad()
+        return {"loss": loss_mean, "grad_norm": None, "rows": rows, "stop": bool(stop)}
     if not (math.isfinite(loss_mean) and math.isfinite(grad_norm)):
         raise GateError(
             f"{work.label}: step {step + 1}: loss {loss_mean}, grad_norm {grad_norm}: not finite. Rows of the batch: "
             f"{_listed(batch)}. No weight was changed by this step; try a lower lr or precision: fp32"
         )
     if step < 2 and rows:
-        _check_gradients(model, work.label, first=step == 0)
+        _check_gradients(runtime, wrapped, work.label, first=step == 0)
+    factor = torch.clamp((work.optim.max_grad_norm or math.inf) / (norm + 1e-6), max=1.0)
+    torch._foreach_mul_(gradients, float(factor) / loss_scale)
     optimizer.step()
     optimizer.zero_grad()
     return {"loss": loss_mean, "grad_norm": grad_norm, "rows": rows, "stop": bool(stop)}
 
 
-def _check_gradients(model: nn.Module, label: str, *, first: bool) -> None:
+def _adapt_scale(state: State, *, skipped: bool) -> None:
+    """Halve float16's loss scale when gradients overflow, double it after many that did not."""
+    state.clean_steps = 0 if skipped else state.clean_steps + 1
+    if skipped:
+        state.loss_scale /= 2
+    elif state.clean_steps % SCALE_EVERY == 0:
+        state.loss_scale *= 2
+
+
+def _check_gradients(runtime: Runtime, wrapped: nn.Module, label: str, *, first: bool) -> None:
     """Every adapter tensor must be reached by the gradient (in the first step lora_A's is zero, because B is)."""
+    adapters = {name: p for name, p in trainable(wrapped).items() if "lora_" in name}
+    if not adapters:
+        return
+    reached = [
+        p.grad is not None and ((first and "lora_A" in name) or bool(whole(p.grad).any()))
+        for name, p in adapters.items()
+    ]
     deaf = [
         name.removeprefix("module.").removeprefix("model.")
-        for name, parameter in trainable(model).items()
-        if "lora_" in name
-        and (parameter.grad is None or not ((first and "lora_A" in name) or bool(parameter.grad.any())))
+        for name, is_reached in zip(adapters, reached, strict=True)
+        if not is_reached
     ]
     if deaf:
         raise GateError(
@@ -305,14 +374,14 @@ def _name(step: int) -> str:
 
 def _save(runtime: Runtime, work: Work, model: nn.Module, optimizer: Any, state: State) -> None:
     """Write a checkpoint in full, rename it into place, then drop all but it and the best one."""
+    weights, saved = gather_weights(runtime, model), gather_optimizer(runtime, optimizer)
     if runtime.is_main:
         folder = work.folder / CHECKPOINTS
         fresh = folder / f"{_name(state.step)}.partial"
         shutil.rmtree(fresh, ignore_errors=True)
         fresh.mkdir(parents=True)
-        weights = {name: p.detach().cpu().contiguous() for name, p in trainable(model).items()}
         save_file(weights, fresh / "weights.safetensors")
-        torch.save(optimizer.state_dict(), fresh / "optimizer.pt")
+        torch.save(saved, fresh / "optimizer.pt")
         write_json(fresh / "state.json", asdict(state))
         for file in fresh.iterdir():
             fsync(file)
@@ -334,7 +403,7 @@ def _resume(runtime: Runtime, work: Work, model: nn.Module, optimizer: Any) -> S
     if not whole:
         if runtime.is_main:
             (work.folder / "train_log.jsonl").unlink(missing_ok=True)
-        return State(precision=precision)
+        return State(precision=precision, loss_scale=FIRST_SCALE if precision == "fp16" else 1.0)
     newest = whole[-1]
     state = State(**read_json(newest / "state.json", f"delete {newest} to resume from an earlier state"))
     if state.precision != precision:
@@ -343,7 +412,7 @@ def _resume(runtime: Runtime, work: Work, model: nn.Module, optimizer: Any) -> S
             f"set the precision in the recipe, or delete {work.folder} to begin again"
         )
     _load_weights(model, newest)
-    optimizer.load_state_dict(torch.load(newest / "optimizer.pt", weights_only=True, map_location="cpu"))  # noqa: TID251
+    load_optimizer(optimizer, torch.load(newest / "optimizer.pt", weights_only=True, map_location="cpu"))  # noqa: TID251
     if runtime.is_main:
         _cut_log(work.folder / "train_log.jsonl", state.step)
     runtime.say(f"  {work.label}: going on after step {state.step}")
@@ -353,10 +422,7 @@ def _resume(runtime: Runtime, work: Work, model: nn.Module, optimizer: Any) -> S
 
 
 def _load_weights(model: nn.Module, checkpoint: Path) -> None:
-    weights = load_file(checkpoint / "weights.safetensors")
-    with torch.no_grad():
-        for name, parameter in trainable(model).items():
-            parameter.copy_(weights[name])
+    load_weights(model, load_file(checkpoint / "weights.safetensors"))
 
 
 def _log(runtime: Runtime, work: Work, line: dict[str, Any]) -> None:
@@ -366,9 +432,10 @@ def _log(runtime: Runtime, work: Work, line: dict[str, Any]) -> None:
         _track(work, line, "train")
 
 
-def _track(work: Work, figures: Mapping[str, float], kind: str) -> None:
+def _track(work: Work, figures: Mapping[str, Any], kind: str) -> None:
     if work.track is not None:
-        named = {f"{kind}/{name}": float(value) for name, value in figures.items() if name != "step"}
+        known = {name: value for name, value in figures.items() if name != "step" and value is not None}
+        named = {f"{kind}/{name}": float(value) for name, value in known.items()}
         work.track(int(figures["step"]), named)
 
 

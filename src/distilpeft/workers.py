@@ -1,25 +1,51 @@
-"""Several worker processes for one command: each with its share of the machine, stopped together and gently.
+"""Several processes for one command: started with their share of the machine, stopped together and gently.
 
-A worker that is killed is told and not replaced: work is found by locks and checkpoints, so the others take it up.
+There are two kinds. Workers (`spread`) go their own ways: work is found by locks and checkpoints, so one that is killed
+is told and not replaced, and the others take its work. Ranks (`joined`) compute as one: when one is lost the others can
+only stop. Either way the first fault stops everyone and is the one that is raised; nobody outlives this process.
 """
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import os
 import signal
+import socket
+import sys
 import threading
+import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from rich.console import Console
 
-from distilpeft.errors import GateError, InputError, StoppedBySignal
-from distilpeft.machine import on_signals, take_share
+from distilpeft.errors import Crash, GateError, InputError, StoppedBySignal
+from distilpeft.machine import join, on_signals, take_share
+
+GRACE_S = 20.0
+"""How long ranks may take to stop after a fault: one that waits for a lost one hears no signal."""
+ORPHAN_S = 600.0
+"""How long a process may take for its last checkpoint when its parent has died."""
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """How ranks find each other, and where all but the first write.
+
+    Attributes:
+        port: of the first one.
+        logs: a folder; rank n writes what it prints into `rank-n.log`.
+    """
+
+    port: int
+    logs: Path
 
 
 @dataclass
@@ -32,6 +58,7 @@ class Worker:
         answers: where its result comes from.
         result: what the function returned, once it has.
         error: what it raised.
+        was_killed: whether it died of a signal that was not sent from here.
     """
 
     number: int
@@ -39,19 +66,28 @@ class Worker:
     answers: Connection
     result: Any = None
     error: Exception | None = None
+    was_killed: bool = False
 
 
 @dataclass
 class Crew:
-    """All workers of one command."""
+    """All processes of one command.
 
-    workers: list[Worker]
+    Attributes:
+        workers: in order.
+        ended: those that have ended, in the order in which they did.
+        stopped_by: the signal that this process got.
+        sent: signals that were sent to all of them.
+    """
+
+    workers: list[Worker] = field(default_factory=list)
+    ended: list[Worker] = field(default_factory=list)
     stopped_by: int | None = None
-    stopping: bool = False
+    sent: set[int] = field(default_factory=set)
 
     def send(self, number: int) -> None:
         """Send everyone a signal."""
-        self.stopping = True
+        self.sent.add(number)
         for worker in self.workers:
             if worker.process.is_alive():
                 os.kill(worker.process.pid, number)
@@ -67,6 +103,49 @@ class Crew:
         with on_signals(forward):
             yield
 
+    def start(self, count: int, ranks: Ranks | None, function: Callable[..., Any], arguments: Sequence[Any]) -> None:
+        """Start the processes, unless a signal comes."""
+        context = multiprocessing.get_context("spawn")
+        for number in range(1, count + 1):
+            if self.sent:
+                break
+            here, there = context.Pipe(duplex=False)
+            process = context.Process(target=_work, args=(there, number, count, ranks, function, arguments))
+            process.start()
+            there.close()
+            self.workers.append(Worker(number, process, here))
+
+    def listen(self, killed: Callable[[Worker], bool], grace_s: float) -> None:
+        """Collect results until all have ended; the first fault stops everyone, after `grace_s` by force.
+
+        Args:
+            killed: called with a worker that was killed; whether that is a fault.
+            grace_s: how long they may take to stop.
+        """
+        left, deadline = list(self.workers), math.inf
+        while left:
+            ready = wait([worker.answers for worker in left], min(60.0, max(0.0, deadline - time.monotonic())))
+            for worker in [worker for worker in left if worker.answers in ready]:
+                left.remove(worker)
+                self.ended.append(worker)
+                self._hear(worker)
+                fault = worker.error is not None or (worker.was_killed and killed(worker))
+                if fault and not self.sent:
+                    self.send(signal.SIGTERM)
+                    deadline = time.monotonic() + grace_s
+            if left and time.monotonic() >= deadline:
+                self.send(signal.SIGKILL)
+                deadline = math.inf
+        for worker in self.workers:
+            worker.process.join()
+
+    def _hear(self, worker: Worker) -> None:
+        try:
+            worker.result, worker.error = worker.answers.recv()
+        except EOFError:
+            worker.process.join()
+            worker.was_killed = -worker.process.exitcode not in self.sent
+
 
 def spread(count: int, function: Callable[..., Any], arguments: Sequence[Any], console: Console) -> list[Any]:
     """Call `function(number, *arguments)` in `count` fresh processes, number = 1..count, and wait for all.
@@ -81,30 +160,19 @@ def spread(count: int, function: Callable[..., Any], arguments: Sequence[Any], c
         What the calls have returned, without those that were killed.
 
     Raises:
-        InputError, GateError: a call raised it; the others were stopped after a checkpoint.
+        InputError, GateError, Crash: a call raised it; the others were stopped after a checkpoint.
         StoppedBySignal: a signal came and was passed on; or all workers were killed (InputError).
     """
-    context = multiprocessing.get_context("spawn")
-    crew = Crew([])
+
+    def killed(worker: Worker) -> bool:
+        console.print(f"worker {worker.number} was killed (exit code {worker.process.exitcode}); others take its work")
+        return False
+
+    crew = Crew()
     with crew.forwarding():
-        for number in range(1, count + 1):
-            if crew.stopping:
-                break
-            here, there = context.Pipe(duplex=False)
-            process = context.Process(target=_work, args=(there, number, count, function, arguments))
-            process.start()
-            there.close()
-            crew.workers.append(Worker(number, process, here))
-        _listen(crew, console)
-    for worker in crew.workers:
-        worker.process.join()
-    errors = [worker.error for worker in crew.workers if worker.error is not None]
-    if crew.stopped_by is not None:
-        code = 130 if crew.stopped_by == signal.SIGINT else 75
-        raise StoppedBySignal("stopped all workers; the same command goes on from there", code)
-    errors.sort(key=lambda error: isinstance(error, StoppedBySignal))  # the cause first
-    if errors:
-        raise errors[0]
+        crew.start(count, None, function, arguments)
+        crew.listen(killed, math.inf)
+    _raise(crew, "stopped all workers; the same command goes on from there")
     done = [worker.result for worker in crew.workers if worker.process.exitcode == 0]
     if not done:
         codes = ", ".join(str(worker.process.exitcode) for worker in crew.workers)
@@ -115,44 +183,92 @@ def spread(count: int, function: Callable[..., Any], arguments: Sequence[Any], c
     return done
 
 
-def _listen(crew: Crew, console: Console) -> None:
-    """Collect results; the first fault stops everyone."""
-    left = list(crew.workers)
-    while left:
-        ready = wait([worker.answers for worker in left])
-        for worker in [worker for worker in left if worker.answers in ready]:
-            left.remove(worker)
-            try:
-                worker.result, worker.error = worker.answers.recv()
-            except EOFError:
-                worker.process.join()
-                if worker.process.exitcode == 1:  # its traceback was printed
-                    worker.error = RuntimeError(f"worker {worker.number} has a bug; its traceback is above")
-                elif not crew.stopping:
-                    console.print(
-                        f"worker {worker.number} was killed (exit code {worker.process.exitcode}); others take its work"
-                    )
-            if worker.error is not None and not crew.stopping:
-                crew.send(signal.SIGTERM)
+def joined(count: int, function: Callable[..., Any], arguments: Sequence[Any], logs: Path) -> Any:
+    """Call `function(*arguments)` in `count` fresh processes that compute as one, and wait for all.
+
+    Args:
+        count: processes, on this machine.
+        function: a module's function; it and its arguments can be pickled.
+        arguments: the same for all.
+        logs: the folder for what all but the first process print.
+
+    Returns:
+        What the call has returned in the first process.
+
+    Raises:
+        InputError, GateError, Crash: what was raised first, by whichever process; or a process was killed (InputError).
+        StoppedBySignal: a signal came and was passed on.
+    """
+    crew = Crew()
+    logs.mkdir(parents=True, exist_ok=True)
+    with crew.forwarding():
+        crew.start(count, Ranks(_free_port(), logs), function, arguments)
+        crew.listen(lambda _: True, GRACE_S)
+    for worker in crew.ended:
+        if worker.was_killed:  # what the others said is only that they lost it
+            raise InputError(
+                f"process {worker.number} of {count} was killed (exit code {worker.process.exitcode}; -9 is mostly a "
+                f"lack of memory) and the others were stopped; what it said is in {logs}. The same command goes on "
+                "from the last checkpoint"
+            )
+    said = [str(worker.error) for worker in crew.ended if isinstance(worker.error, StoppedBySignal)]
+    _raise(crew, said[0] if said else "stopped; the same command goes on from there")
+    return crew.workers[0].result
 
 
-def _work(answers: Connection, number: int, count: int, function: Callable[..., Any], arguments: Sequence[Any]) -> None:
-    """The life of a worker."""
+def _raise(crew: Crew, stopped: str) -> None:
+    """Raise what ended the command: its own signal, or the first fault; what only followed comes last."""
+    errors = [worker.error for worker in crew.ended if worker.error is not None]
+    if crew.stopped_by is not None:
+        raise StoppedBySignal(stopped, 130 if crew.stopped_by == signal.SIGINT else 75)
+    errors.sort(key=lambda error: isinstance(error, StoppedBySignal))
+    if errors:
+        raise errors[0]
+
+
+def _free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+def _work(
+    answers: Connection, number: int, count: int, ranks: Ranks | None, function: Callable[..., Any],
+    arguments: Sequence[Any],
+) -> None:  # fmt: skip
+    """The life of a process."""
     os.setsid()  # Ctrl-C reaches the first process only, which passes it on
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # leave in order where there is nothing to save
     threading.Thread(target=_stop_with_parent, daemon=True).start()
-    take_share(number - 1, count)
+    if ranks is None:
+        take_share(number - 1, count)
+    else:
+        join(number - 1, count, ranks.port)
+        if number > 1:
+            _print_into(ranks.logs / f"rank-{number - 1}.log")
     try:
-        answers.send((function(number, *arguments), None))
+        answers.send((function(*arguments) if ranks else function(number, *arguments), None))
     except (InputError, GateError, StoppedBySignal) as error:
         answers.send((None, error))
     except KeyboardInterrupt:
         answers.send((None, StoppedBySignal("stopped; the same command goes on", 130)))
+    except Exception:
+        answers.send((None, Crash(f"process {number} of {count}: {traceback.format_exc()}")))
+
+
+def _print_into(log: Path) -> None:
+    """Send everything that this process and its libraries print to a file."""
+    with log.open("w", encoding="utf-8") as file:
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+            os.dup2(file.fileno(), stream.fileno())
 
 
 def _stop_with_parent() -> None:
-    """Nobody would hear of what an orphan does: it leaves after a checkpoint."""
+    """Nobody would hear of what an orphan does: it leaves after a checkpoint, or after a while without."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     wait([parent.sentinel])
     os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(ORPHAN_S)
+    os._exit(75)

@@ -30,7 +30,7 @@ def test_it_is_converted_once_and_is_the_model_that_transformers_reads(tmp_path,
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     source = resolve(MODEL, "teacher.model")
     architecture = Architecture(causal_lm.AUTO_CLASS, causal_lm.PEFT_TASK, {}, train_heads=False)
-    options = {"dtype": "fp32", "compute_bf16": False, "device": torch.device("cpu"), "pad_token_id": 2}
+    options = {"dtype": "fp32", "device": torch.device("cpu"), "pad_token_id": 2}
     model, heads = models.load_base(source, architecture, quantize="none", **options)
     assert heads == ["lm_head"]
     folder = gguf_folder(source.path)

@@ -109,7 +109,7 @@ def test_a_real_model_gives_the_same_tokens_and_answers(llama_cpp, tmp_path, mon
     source = resolve(MODEL, "teacher.model")
     architecture = Architecture(causal_lm.AUTO_CLASS, causal_lm.PEFT_TASK, {}, train_heads=False)
     model, _ = models.load_base(
-        source, architecture, quantize="none", dtype="fp32", compute_bf16=False, device=torch.device("cpu"),
+        source, architecture, quantize="none", dtype="fp32", device=torch.device("cpu"),
         pad_token_id=2,
     )  # fmt: skip
     words, texts = models.load_tokenizer(source), [*tiny.TEXTS, PROSE]

@@ -28,7 +28,8 @@ def body(tmp_path_factory):
 def load(folder, quantize, *, bf16=False, heads=None):
     torch.manual_seed(0)
     return models.load_base(
-        Source(str(folder), folder), ARCHITECTURE, quantize=quantize, dtype="fp32", compute_bf16=bf16, device=CPU,
+        Source(str(folder), folder), ARCHITECTURE, quantize=quantize, dtype="fp32", device=CPU,
+        compute_dtype=torch.bfloat16 if bf16 else torch.float32,
         pad_token_id=0, heads=heads,
     )  # fmt: skip
 

@@ -10,9 +10,10 @@ import torch
 from torch import nn
 
 from distilpeft.errors import GateError
+from distilpeft.parallel import wrap
 from distilpeft.recipe import Fit, Optim
 from distilpeft.runtime import Runtime
-from distilpeft.train import State, Step, Work, _validate, lr_factor, make_optimizer, optimizer_step, total_steps, train
+from distilpeft.train import State, Work, _validate, lr_factor, make_optimizer, optimizer_step, total_steps, train
 
 FIT = Fit(epochs=2, batch_size=4, micro_batch_size=2, precision="fp32")
 
@@ -37,10 +38,6 @@ def work(folder: Path, optim: Optim, fit: Fit = FIT, **changes: object) -> Work:
         "folder": folder,
     }
     return Work(**(settings | changes))
-
-
-def step_of(model: nn.Module, job: Work) -> Step:
-    return Step(model, job.loss_sum)
 
 
 def test_total_steps_count_the_smaller_last_batch_and_stop_at_max_steps():
@@ -130,7 +127,7 @@ def test_a_step_without_any_counted_row_changes_nothing_and_is_not_nan(tmp_path,
         count_rows=lambda _: 0,
         loss_sum=lambda model, batch: model(batch["x"]).sum() * 0,
     )
-    figures = optimizer_step(runtime, step_of(model, job), make_optimizer(model, job.optim), np.arange(4), job, 5)
+    figures = optimizer_step(runtime, wrap(runtime, model), make_optimizer(model, job.optim), np.arange(4), job, 5)
     assert figures["loss"] == figures["grad_norm"] == 0
     assert torch.equal(model.weight, before)
 
@@ -141,7 +138,7 @@ def test_an_adapter_that_no_gradient_reaches_stops_the_run(tmp_path, runtime):
     model.lora_B = nn.Parameter(torch.zeros(2))
     job = work(tmp_path, Optim(lr=1))
     with pytest.raises(GateError, match="no gradient reaches 1 adapter tensors, such as lora_B"):
-        optimizer_step(runtime, step_of(model, job), make_optimizer(model, job.optim), np.arange(4), job, 0)
+        optimizer_step(runtime, wrap(runtime, model), make_optimizer(model, job.optim), np.arange(4), job, 0)
 
 
 def test_a_step_that_is_not_finite_changes_no_weight(tmp_path, runtime):
@@ -149,7 +146,7 @@ def test_a_step_that_is_not_finite_changes_no_weight(tmp_path, runtime):
     before = model.weight.detach().clone()
     job = work(tmp_path, Optim(lr=1), loss_sum=lambda model, batch: model(batch["x"]).sum() * float("inf"))
     with pytest.raises(GateError, match=r"step 6: loss .*not finite\. Rows of the batch: 0, 1, 2, 3"):
-        optimizer_step(runtime, step_of(model, job), make_optimizer(model, Optim(lr=1)), np.arange(4), job, 5)
+        optimizer_step(runtime, wrap(runtime, model), make_optimizer(model, Optim(lr=1)), np.arange(4), job, 5)
     assert torch.equal(model.weight, before)
 
 

@@ -20,7 +20,7 @@ def write_safetensors(student: Student, _: str, folder: Path) -> None:
 
 def write_bnb_nf4(student: Student, _: str, folder: Path) -> None:
     """Linear layers in 4 bits with double quantization, heads in float32."""
-    _requantized(student, quantization("nf4", False, list(student.heads)), folder)
+    _requantized(student, quantization("nf4", heads=list(student.heads)), folder)
 
 
 def write_torchao_int8(student: Student, _: str, folder: Path) -> None:

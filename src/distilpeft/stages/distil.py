@@ -73,13 +73,14 @@ def run(
         monitor=recipe.monitor(fit) if recipe.monitor(fit) != "kl" or alpha > 0 else METRICS[recipe.task.kind][0],
         watch=watch,
     )
+    num_parameters = models.num_parameters(student.model)
     with tracked(runtime, recipe, out) as track:
         figures = train(runtime, student.model, replace(work, track=track))
     if runtime.is_main:
         save_student(student.model, student.tokenizer, out.partial / MODEL)
     return {
         **figures,
-        "num_parameters": models.num_parameters(student.model),
+        "num_parameters": num_parameters,
         "train_rows": len(rows.lengths_N),
         "truncated_rows": rows.num_truncated,
     }

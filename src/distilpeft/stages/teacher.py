@@ -45,7 +45,6 @@ def run(runtime: Runtime, recipe: Recipe, data: TaskData, out: Artifact) -> dict
             found: Tensor = task.loss_sum(bare, batch, Loss(), None)
         return found
 
-    validate = validator(runtime, recipe, data, held_out, fit.precision)
     work = Work(
         label="teacher",
         fit=fit,
@@ -55,21 +54,24 @@ def run(runtime: Runtime, recipe: Recipe, data: TaskData, out: Artifact) -> dict
         load_batch=rows.load_batch,
         loss_sum=loss_sum,
         count_rows=task.count_rows,
-        validate=validate,
+        validate=validator(runtime, recipe, data, held_out, fit.precision),
         folder=out.partial,
         monitor=recipe.monitor(fit),
     )
+    sizes = {
+        "num_parameters": models.num_parameters(model),
+        "num_trainable": sum(parameter.numel() for parameter in models.trainable(model).values()),
+        "size_bytes": models.size_bytes(model),
+    }
     with tracked(runtime, recipe, out) as track:
         figures = train(runtime, model, replace(work, track=track))
-    figures["tuned"] = validate(model)
+    figures["tuned"] = figures.pop("kept")
     figures["untuned"] = figures["validations"][0]
     figures["majority"] = task.metrics(task.majority_values(recipe.task, rows, held_out), held_out)
     figures["majority"] = {name: value for name, value in figures["majority"].items() if math.isfinite(value)}
     _gate(runtime, recipe, figures)
     figures |= {
-        "num_parameters": models.num_parameters(model),
-        "num_trainable": sum(parameter.numel() for parameter in models.trainable(model).values()),
-        "size_bytes": models.size_bytes(model),
+        **sizes,
         "train_rows": len(rows.lengths_N),
         "truncated_rows": rows.num_truncated,
         "duplicates": data.duplicates,

@@ -1,0 +1,40 @@
+"""Run a command's work on as many devices as the recipe says: in this process, or in several that compute as one.
+
+Torch-free, so that the process that starts the others takes no memory of their devices. Under torchrun or Accelerate
+nothing is started here: they have.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from distilpeft.machine import num_processes
+from distilpeft.plan import Plan
+from distilpeft.workers import joined
+
+LOGS = "logs"
+
+
+def on_devices(devices: str | int, function: Callable[..., Any], arguments: Sequence[Any], folder: Path) -> Any:
+    """What `function(*arguments)` returns, computed on the recipe's `devices`.
+
+    Args:
+        devices: the recipe's.
+        function: a module's function that every process calls.
+        arguments: can be pickled.
+        folder: the run's; what all but the first process print goes into its `logs`.
+
+    Raises:
+        InputError: there are not so many devices; or what the function raises.
+    """
+    count = num_processes(devices)
+    return function(*arguments) if count == 1 else joined(count, function, arguments, folder / LOGS)
+
+
+def run_plan(plan: Plan, until: str | None = None) -> None:
+    """`pipeline.run`, which imports torch only where it is called."""
+    from distilpeft import pipeline
+
+    pipeline.run(plan, until)

@@ -1,0 +1,162 @@
+"""How a model in training is spread over processes: whole in each (DDP), or in shards over all (FSDP2).
+
+Either way one module is wrapped, `Step`, whose forward calls a function of the model inside. So whatever weights the
+function uses, the head's in the fused loss as well, are gathered before and their gradients reduced after, tied ones
+once. Both strategies average gradients over processes.
+
+FSDP2 is torch's own `fully_shard` here, on CPUs and GPUs alike: Accelerate leaves it out on CPUs without a word, and
+its mapping of sharded parameters loses tied embeddings. Where an `accelerate` configuration asks for FSDP2, its
+plugin's options are taken over.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from distilpeft.models import blocks, tuned
+from distilpeft.runtime import Runtime
+
+Kind = Literal["one process", "ddp", "fsdp2"]
+
+
+class Step(nn.Module):
+    """What is wrapped for several processes: any function of the model, as one forward."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """What `function(model, *arguments)` returns."""
+        return function(self.model, *arguments)
+
+
+def wrap(runtime: Runtime, model: nn.Module) -> nn.Module:
+    """The model inside a `Step` that reduces gradients over all processes, if there are several.
+
+    Optimizers have to be made after it: shards are other parameters than the whole. Quantized models are never in
+    shards: their weights are no use without the scales, which `fully_shard` does not know.
+    """
+    step = Step(model)
+    if not dist.is_initialized():
+        return step
+    if runtime.parallel == "fsdp2" and not getattr(model, "is_quantized", False):
+        shard(runtime, step)
+        return step
+    wrapped: nn.Module = runtime.accelerator.prepare_model(step)
+    return wrapped
+
+
+def shard(runtime: Runtime, step: Step) -> None:
+    """Give every process a share of every parameter, in place; each block is gathered when it is used."""
+    mesh = init_device_mesh(runtime.device.type, (runtime.accelerator.num_processes,))
+    options = {"mesh": mesh, **runtime.fsdp_options()}
+    for block in blocks(step.model):
+        fully_shard(block, **options)
+    fully_shard(step, **options)
+
+
+def kind(wrapped: nn.Module) -> Kind:
+    """Which strategy is really at work."""
+    if isinstance(wrapped, DistributedDataParallel):
+        return "ddp"
+    if isinstance(wrapped, FSDPModule):
+        assert any(isinstance(parameter, DTensor) for parameter in wrapped.parameters())
+        return "fsdp2"
+    return "one process"
+
+
+@contextmanager
+def no_sync(wrapped: nn.Module, last: bool) -> Iterator[None]:
+    """Reduce gradients only in the `last` micro-batch. Shards are reduced in each: the whole would take memory."""
+    if isinstance(wrapped, DistributedDataParallel) and not last:
+        with wrapped.no_sync():
+            yield
+    else:
+        yield
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """The tensor that all processes' shards make up; all have to call this together."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def like(full: Tensor, parameter: Tensor) -> Tensor:
+    """A whole tensor, as every process has it, in the form of a parameter: its device, and its shard of it."""
+    full = full.to(parameter.device)
+    if not isinstance(parameter, DTensor):
+        return full
+    # every process has read the whole: nothing needs to be sent
+    return distribute_tensor(full, parameter.device_mesh, parameter.placements, src_data_rank=None)
+
+
+def norm_of(gradients: list[Tensor]) -> Tensor:
+    """The 2-norm of all gradients as one vector, over all shards."""
+    return whole(torch.nn.utils.get_total_norm(gradients))
+
+
+def gather_weights(runtime: Runtime, model: nn.Module) -> dict[str, Tensor]:
+    """What training changes, whole and on the CPU, in the main process; nothing in the others, which take part."""
+    found = {}
+    for name, tensor in tuned(model).items():
+        full = whole(tensor.detach())
+        if runtime.is_main:
+            found[name] = full.cpu().contiguous()
+    return found
+
+
+def gather_optimizer(runtime: Runtime, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """The optimizer's state_dict, whole and on the CPU, in the main process; see `gather_weights`."""
+    given = optimizer.state_dict()
+    found: dict[int, dict[str, Any]] = {}
+    for index, state in given["state"].items():
+        found[index] = {}
+        for name, value in state.items():
+            full = whole(value) if isinstance(value, Tensor) else value
+            if runtime.is_main:
+                found[index][name] = full.cpu() if isinstance(full, Tensor) else full
+    return {**given, "state": found}
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
+    """Load what `gather_optimizer` gave, whatever the number of processes and the strategy were then."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for index, state in saved["state"].items():
+        parameter = parameters[index]
+        for name, value in state.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape:
+                state[name] = like(value, parameter)
+    optimizer.load_state_dict(saved)
+
+
+def load_weights(model: nn.Module, weights: dict[str, Tensor]) -> None:
+    """Set what training changes from whole tensors."""
+    with torch.no_grad():
+        for name, tensor in tuned(model).items():
+            tensor.copy_(like(weights[name], tensor))
+
+
+def unshard(runtime: Runtime, model: nn.Module) -> None:
+    """Put the model together again in the main process, on the CPU, to be saved; the others are left without one."""
+    made: dict[int, nn.Parameter] = {}
+    for module in model.modules():
+        if isinstance(module, FSDPModule):  # a class that `fully_shard` made of this one's own
+            module.__class__ = type(module).__bases__[1]
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            if not isinstance(parameter, DTensor):
+                continue
+            if id(parameter) not in made:  # else it is tied
+                full = whole(parameter.detach())
+                full = full.cpu() if runtime.is_main else full.new_empty(0)
+                made[id(parameter)] = nn.Parameter(full, requires_grad=parameter.requires_grad)
+            setattr(module, name, made[id(parameter)])
