@@ -135,10 +135,10 @@ loop._log = log_then_signal
 """
 
 
-def joined(recipe: Path, processes: int, *arguments: str, verb: str = "run") -> list[Done]:
-    """`distilpeft run` (or another verb) as processes joined as torchrun joins them."""
+def joined(recipe: Path, processes: int, *arguments: str, verb: str = "run", before: str = "") -> list[Done]:
+    """`distilpeft run` (or another verb) as processes joined as torchrun joins them, after the statements `before`."""
     argv = arguments_of(recipe, arguments, verb)
-    return apart([(recipe.parent / f"output{i}.txt", argv, "", ranks) for i, ranks in ranked(processes)])
+    return apart([(recipe.parent / f"output{i}.txt", argv, before, ranks) for i, ranks in ranked(processes)])
 
 
 def side_by_side(recipe: Path, *arguments: str, verb: str, count: int = 2) -> list[Done]:

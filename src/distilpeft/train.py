@@ -260,7 +260,7 @@ def optimizer_step(
     mine = sum(work.count_rows(micro) for micro in loaded if micro is not None)
     counts = torch.tensor([mine, int(runtime.stop_requested)], device=runtime.device)
     rows, stop = (int(count) for count in accelerator.reduce(counts, "sum"))
-    scale = accelerator.num_processes / max(rows, 1) * loss_scale
+    scale = accelerator.num_processes / max(rows, 1)
     total = torch.zeros((), device=runtime.device)
     wrapped.train()
     for index, micro in enumerate(loaded):
@@ -270,11 +270,11 @@ def optimizer_step(
                     loss = wrapped(work.loss_sum, send_to_device(work.load_batch(batch[:1]), runtime.device)) * 0.0
             else:
                 loss = wrapped(work.loss_sum, send_to_device(micro, runtime.device)) * scale
-            loss.backward()
+            (loss * loss_scale).backward()
         total += loss.detach()
     gradients = [parameter.grad for parameter in wrapped.parameters() if parameter.grad is not None]
     norm = norm_of(gradients) / loss_scale
-    loss_mean, grad_norm = float(accelerator.reduce(total, "mean")) / loss_scale, float(norm)
+    loss_mean, grad_norm = float(accelerator.reduce(total, "mean")), float(norm)
     if math.isfinite(loss_mean) and not math.isfinite(grad_norm) and loss_scale > 1:
         optimizer.zero_grad()
         return {"loss": loss_mean, "grad_norm": None, "rows": rows, "stop": bool(stop)}

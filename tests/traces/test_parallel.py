@@ -33,7 +33,7 @@ def workspace(tmp_path_factory) -> Path:
     optim = {"lr": 0.05, "schedule": "constant", "warmup_ratio": 0.0, "max_grad_norm": None, "kind": "sgd"}
     changes = {"targets": {"precision": "fp32", "format": "full"}, "distil__optim": optim, "distil__fit__keep": "last"}
     tree = tiny_lm.recipe_tree(folder, distil__fit__micro_batch_size=3, **changes)
-    tree["student"] = {"from_teacher": {"layers": [0, 1]}}
+    tree["student"] = {"from_teacher": {"layers": [1]}}
     (folder / "tiny.yaml").write_text(yaml.safe_dump(tree))
     assert commands.run(folder / "tiny.yaml", "--until", "targets") == 0
     return folder / "tiny.yaml"
@@ -42,18 +42,36 @@ def workspace(tmp_path_factory) -> Path:
 MODES = {"cached": [], "online": ["targets={mode: online, precision: fp32}"]}
 
 
-def distilled(workspace: Path, folder: Path, processes: int, *settings: str) -> dict:
-    """Traces, weights and manifest of both students, distilled from the workspace's teacher by so many processes."""
+def copied(workspace: Path, folder: Path) -> Path:
+    """The recipe in a folder of its own, with all that the workspace's runs have made."""
     folder.mkdir()
     for name in ("base", "rows.jsonl", "tiny.yaml"):
         (folder / name).symlink_to(workspace.parent / name)
     shutil.copytree(workspace.parent / "runs", folder / "runs")
-    recipe = folder / "tiny.yaml"
-    given = ["--until", "distil", *(part for setting in settings for part in ("--set", setting))]
-    alone = processes == 1
-    done = [commands.run_apart(recipe, *given)] if alone else commands.joined(recipe, processes, *given)
+    return folder / "tiny.yaml"
+
+
+def run(recipe: Path, processes: int, *settings: str, before: str = "", until: str = "distil") -> list[commands.Done]:
+    given = ["--until", until, *(part for setting in settings for part in ("--set", setting))]
+    if processes == 1:
+        return [commands.run_apart(recipe, *given, before=before)]
+    return commands.joined(recipe, processes, *given, before=before)
+
+
+def run_well(recipe: Path, processes: int, *settings: str, **options: str) -> None:
+    done = run(recipe, processes, *settings, **options)
     assert [one.returncode for one in done] == [0] * processes, "\n".join(one.output[-2000:] for one in done)
-    made = make_plan(load_recipe(recipe, settings), folder / "runs").artifacts
+
+
+def distilled(workspace: Path, folder: Path, processes: int, *settings: str) -> dict:
+    """Traces, weights and manifest of both students, distilled from the workspace's teacher by so many processes."""
+    recipe = copied(workspace, folder)
+    run_well(recipe, processes, *settings)
+    return students(recipe, *settings)
+
+
+def students(recipe: Path, *settings: str) -> dict:
+    made = make_plan(load_recipe(recipe, settings), recipe.parent / "runs").artifacts
     return {step: read(made[step]) for step in STEPS}
 
 
@@ -75,19 +93,19 @@ def alone(workspace, tmp_path_factory) -> dict[str, dict]:
     return {mode: distilled(workspace, folder / mode, 1, *settings) for mode, settings in MODES.items()}
 
 
-def expect_same(found: dict, expected: dict) -> None:
+def expect_same(found: dict, expected: dict, rel: float = 1e-5) -> None:
     for step in STEPS:
         assert len(found[step]["trace"]) == len(expected[step]["trace"]) == 6
         for (loss, norm), (expected_loss, expected_norm) in zip(
             found[step]["trace"], expected[step]["trace"], strict=True
         ):
-            assert loss == pytest.approx(expected_loss, rel=1e-5)
-            assert norm == pytest.approx(expected_norm, rel=1e-5)
+            assert loss == pytest.approx(expected_loss, rel=rel)
+            assert norm == pytest.approx(expected_norm, rel=rel)
         assert found[step]["weights"].keys() == expected[step]["weights"].keys()
         for name, tensor in expected[step]["weights"].items():
-            torch.testing.assert_close(found[step]["weights"][name], tensor, rtol=1e-5, atol=1e-6)
+            torch.testing.assert_close(found[step]["weights"][name], tensor, rtol=rel, atol=rel / 10)
         for one, two in zip(found[step]["validations"], expected[step]["validations"], strict=True):
-            assert one == pytest.approx(two, rel=1e-4, nan_ok=True)
+            assert one == pytest.approx(two, rel=1e-4, abs=1e-6, nan_ok=True)
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -99,3 +117,54 @@ def test_every_split_ends_in_the_student_of_one_process(workspace, alone, tmp_pa
         assert (found[step]["processes"], found[step]["parallel"]) == (processes, parallel)
         assert (alone[mode][step]["processes"], alone[mode][step]["parallel"]) == (1, "one process")
     expect_same(found, alone[mode])
+
+
+@pytest.mark.parametrize(
+    "ways",
+    [
+        [("fsdp2", 2), ("ddp", 4)],
+        [("ddp", 2), ("fsdp2", 4)],
+        [("fsdp2", 4), ("ddp", 1)],
+        [("ddp", 1), ("fsdp2", 2)],
+    ],
+    ids=str,
+)
+def test_another_number_of_processes_and_another_strategy_go_on_from_a_checkpoint(workspace, tmp_path, ways):
+    """With AdamW, whose state has to come along."""
+    settings = ["distil.optim={lr: 0.005}", "distil.fit.save_every=1"]
+    whole = distilled(workspace, tmp_path / "whole", 1, *settings)
+    recipe = copied(workspace, tmp_path / "run")
+    (first, before), (second, after) = ways
+    stopped = run(recipe, before, *settings, f"parallel={first}", before=commands.signal_at("distil", 3, "SIGTERM"))
+    assert {one.returncode for one in stopped} == {75}
+    run_well(recipe, after, *settings, f"parallel={second}")
+    found = students(recipe, *settings)
+    expect_same(found, whole, rel=1e-4)
+    strategy = "one process" if after == 1 else second
+    assert found["distil/student"]["parallel"] == strategy
+
+
+@pytest.mark.parametrize(
+    ("settings", "teacher", "student"),
+    [
+        (["teacher.quantize=none"], "fsdp2", "fsdp2"),
+        (["teacher.quantize=none", "teacher.lora=null", "teacher.optim.lr=0.001"], "fsdp2", "fsdp2"),
+        (["student.lora={rank: 4, alpha: 8}"], "ddp", "fsdp2"),
+        (["student.gradient_checkpointing=true"], "ddp", "fsdp2"),
+    ],
+    ids=str,
+)
+def test_adapters_and_teachers_are_tuned_in_shards_and_quantized_ones_whole(
+    workspace, tmp_path, settings, teacher, student
+):
+    """Shards of 4-bit weights would be no use without their scales."""
+    online = [*MODES["online"], *settings]
+    recipe, alone = copied(workspace, tmp_path / "run"), copied(workspace, tmp_path / "alone")
+    for folder in (recipe, alone):  # the workspace's teacher was tuned by one process
+        shutil.rmtree(folder.parent / "runs")
+    run_well(alone, 1, *online)
+    run_well(recipe, 2, *online, "parallel=fsdp2")
+    expect_same(students(recipe, *online), students(alone, *online), rel=1e-4)
+    made = make_plan(load_recipe(recipe, online), recipe.parent / "runs").artifacts
+    assert made["teacher"].figures()["parallel"] == teacher
+    assert made["distil/student"].figures()["parallel"] == student

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +11,8 @@ import pytest
 import torch
 from torch import nn
 
-from distilpeft.errors import GateError
+from distilpeft import train as train_module
+from distilpeft.errors import GateError, InputError
 from distilpeft.parallel import wrap
 from distilpeft.recipe import Fit, Optim
 from distilpeft.runtime import Runtime
@@ -171,3 +174,87 @@ def test_random_numbers_differ_between_steps_and_processes_and_repeat_in_a_secon
     assert first == again
     assert len(set(first)) == len(first)
     assert not set(first) & set(other)
+
+
+def test_float16_gradients_that_overflow_change_nothing_and_the_scale_falls_until_they_fit(tmp_path, runtime):
+    model = nn.Linear(3, 2)
+    before = model.weight.detach().clone()
+    job = work(tmp_path, Optim(lr=1), loss_sum=lambda model, batch: model(batch["x"]).square().sum() * 1e16)
+    optimizer, state = make_optimizer(model, job.optim), State(precision="fp16", loss_scale=65536.0)
+    found = []
+    for _ in range(40):
+        figures = optimizer_step(
+            runtime, wrap(runtime, model), optimizer, np.arange(4), job, 5, loss_scale=state.loss_scale
+        )
+        found.append((figures["grad_norm"], torch.equal(model.weight, before)))
+        if figures["grad_norm"] is not None:
+            break
+        train_module._adapt_scale(state, skipped=True)
+    assert len(found) > 3
+    assert all(same for norm, same in found if norm is None)
+    assert not found[-1][1], "at last a step was taken"
+    assert figures["grad_norm"] > 1e14
+
+
+def test_a_loss_scale_changes_neither_loss_nor_norm_nor_step(tmp_path, runtime):
+    found = []
+    for scale in (1.0, 2.0**16):
+        torch.manual_seed(0)
+        model = nn.Linear(3, 2)
+        job = work(tmp_path, Optim(lr=0.1, kind="sgd", max_grad_norm=0.01))
+        figures = optimizer_step(
+            runtime, wrap(runtime, model), make_optimizer(model, job.optim), np.arange(4), job, 5, loss_scale=scale
+        )
+        found.append((figures["loss"], figures["grad_norm"], *model.weight.flatten().tolist()))
+    assert found[0] == pytest.approx(found[1], rel=1e-6)
+
+
+def test_the_scale_doubles_after_many_clean_steps():
+    state = State(precision="fp16", loss_scale=8.0)
+    for _ in range(train_module.SCALE_EVERY):
+        train_module._adapt_scale(state, skipped=False)
+    assert state.loss_scale == 16.0
+
+
+def test_a_fit_in_float16_logs_its_skipped_steps_and_goes_on_with_its_scale(tmp_path, runtime):
+    fit = FIT.model_copy(update={"precision": "fp16", "keep": "last", "save_every": 1})
+    growing = iter([1e38, *[1.0] * 100])
+    job = work(
+        tmp_path, Optim(lr=0.01), fit, loss_sum=lambda model, batch: model(batch["x"]).square().sum() * next(growing)
+    )
+    train(runtime, nn.Linear(3, 2), job)
+    lines = [json.loads(line) for line in (tmp_path / "train_log.jsonl").read_text().splitlines()]
+    assert [line["grad_norm"] is None for line in lines] == [True] + [False] * 5
+    state = json.loads((tmp_path / "checkpoints" / "step-00000006" / "state.json").read_text())
+    assert (state["loss_scale"], state["clean_steps"]) == (2.0**15, 5)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")  # torch's own, of its own
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on CPUs")
+def test_compiled_layers_give_the_same_training(tmp_path, runtime):
+    def losses(folder: Path, *, compiled: bool) -> list[float]:
+        torch.manual_seed(0)
+        model = nn.Sequential(
+            nn.ModuleList(nn.Sequential(nn.Linear(3, 3), nn.Tanh()) for _ in range(2)), nn.Linear(3, 2)
+        )
+        folder.mkdir()
+
+        def loss_sum(bare: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+            hidden = batch["x"]
+            for layer in bare[0]:
+                hidden = layer(hidden)
+            return bare[1](hidden).square().sum()
+
+        fit = FIT.model_copy(update={"compile": compiled})
+        train(runtime, model, work(folder, Optim(lr=0.1), fit, loss_sum=loss_sum))
+        assert all((block._compiled_call_impl is not None) == compiled for block in model[0])
+        return [json.loads(line)["loss"] for line in (folder / "train_log.jsonl").read_text().splitlines()]
+
+    plain = losses(tmp_path / "plain", compiled=False)
+    assert losses(tmp_path / "compiled", compiled=True) == pytest.approx(plain, rel=1e-5)
+
+
+def test_tf32_is_refused_where_there_is_none(runtime):
+    if runtime.device.type != "cuda":
+        with pytest.raises(InputError, match="precision: tf32 is for NVIDIA GPUs"):
+            runtime.resolve_precision("tf32")
