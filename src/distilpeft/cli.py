@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
-import logging
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -18,6 +17,7 @@ import typer
 
 from distilpeft.errors import Crash, GateError, InputError, StoppedBySignal
 from distilpeft.forms import ALIASES
+from distilpeft.machine import quiet_imports
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -330,7 +330,7 @@ def version() -> None:
 
 def main() -> None:
     """Entry point: faults that users can fix become one line on stderr and an exit code."""
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it logs a line per optional kernel it lacks
+    quiet_imports()
     try:
         code = app(standalone_mode=False)  # of typer.Exit, which does not come through here
         if code:

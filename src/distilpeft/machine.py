@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import platform
 import signal
@@ -11,6 +12,11 @@ from pathlib import Path
 from types import FrameType
 
 from distilpeft.errors import InputError
+
+
+def quiet_imports() -> None:
+    """Keep bitsandbytes from telling, as it is imported, of every optional kernel that it lacks."""
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
 def cpu_info(field: str) -> str:

@@ -31,7 +31,7 @@ from distilpeft.pair import (
 )
 from distilpeft.plan import CE_ONLY, FULL, LAST_STAGES, MAJORITY, MERGED, STUDENT, TEACHER, UNTRAINED, Plan, step_of
 from distilpeft.recipe import Recipe
-from distilpeft.runtime import Runtime
+from distilpeft.runtime import Runtime, device_name
 from distilpeft.soft_targets import SoftTargets
 from distilpeft.stages import audit, benchmark, bundle, compare, distil, evaluate, export, targets, teacher
 from distilpeft.tasks import TaskData
@@ -93,8 +93,12 @@ def run(plan: Plan, until: str | None = None) -> None:
 
 
 def runtime_of(recipe: Recipe, label: str = "") -> Runtime:
-    """The machine as the recipe wants it used."""
-    return Runtime(label, devices=recipe.devices, parallel=recipe.parallel)
+    """The machine as the recipe wants it used; several processes are told."""
+    runtime = Runtime(label, devices=recipe.devices, parallel=recipe.parallel)
+    count = runtime.accelerator.num_processes
+    if count > 1:
+        runtime.say(f"{count} processes, each on {device_name(runtime.device)}; {runtime.parallel}")
+    return runtime
 
 
 def jobs_of(plan: Plan, until: str | None = None) -> list[Job]:

@@ -27,7 +27,7 @@ from typing import Any
 from rich.console import Console
 
 from distilpeft.errors import Crash, GateError, InputError, StoppedBySignal
-from distilpeft.machine import join, on_signals, take_share
+from distilpeft.machine import join, on_signals, quiet_imports, take_share
 
 GRACE_S = 20.0
 """How long ranks may take to stop after a fault: one that waits for a lost one hears no signal."""
@@ -240,6 +240,7 @@ def _work(
     os.setsid()  # Ctrl-C reaches the first process only, which passes it on
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # leave in order where there is nothing to save
     threading.Thread(target=_stop_with_parent, daemon=True).start()
+    quiet_imports()
     if ranks is None:
         take_share(number - 1, count)
     else:

@@ -1,0 +1,70 @@
+"""`devices` in a recipe: processes that the command starts itself, with one voice and one fault."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import commands
+import pytest
+
+from distilpeft.plan import make_plan
+from distilpeft.recipe_file import load_recipe
+
+
+@pytest.fixture
+def recipe(tmp_path, monkeypatch) -> Path:
+    monkeypatch.delenv("RANK", raising=False)
+    return commands.workspace(tmp_path)
+
+
+def teacher(recipe: Path, *settings: str):
+    return make_plan(load_recipe(recipe, settings), recipe.parent / "runs").artifacts["teacher"]
+
+
+def test_a_run_on_two_devices_is_one_run_in_two_processes(recipe, capfd):
+    assert commands.run(recipe, "--set", "devices=2", "--until", "teacher") == 0
+    manifest = teacher(recipe).manifest()
+    assert manifest["environment"]["num_processes"] == 2
+    assert manifest["figures"]["parallel"] == "ddp"
+    said = capfd.readouterr().err
+    assert said.count("2 processes, each on ") == said.count("teacher → ") == 1
+    assert (recipe.parent / "runs/tiny/logs/rank-1.log").read_text() == "", "nothing that should have been told"
+    assert teacher(recipe).key == teacher(recipe, "devices=2", "parallel=fsdp2").key, "the result is the same"
+
+
+def test_a_fault_of_all_processes_is_told_once(recipe, capfd):
+    assert commands.run(recipe, "--set", "devices=2", "--set", "teacher.optim.lr=1e-9") == 3
+    said = capfd.readouterr().err
+    assert said.count("stopped: the tuned teacher is no teacher") == 1
+    assert "Traceback" not in said
+
+
+def test_a_process_that_is_killed_stops_the_run_with_a_line_and_the_run_goes_on(recipe, capfd):
+    settings = ("--set", "devices=2", "--set", "teacher.fit.epochs=20", "--until", "teacher")
+
+    def kill() -> None:
+        checkpoints = recipe.parent / "runs"
+        while not list(checkpoints.glob("tiny/teacher-*.partial/checkpoints/step-*[0-9]")):
+            time.sleep(0.05)
+        os.kill(max(child.pid for child in multiprocessing.active_children()), signal.SIGKILL)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    assert commands.run(recipe, *settings) == 2
+    killer.join()
+    assert "error: process 2 of 2 was killed (exit code -9; " in (said := capfd.readouterr().err)
+    assert "Traceback" not in said
+    assert not multiprocessing.active_children()
+    assert commands.run(recipe, *settings) == 0
+    assert "teacher: going on after step " in capfd.readouterr().err
+
+
+def test_torchrun_starts_the_processes_and_nothing_more_is_started(recipe):
+    done = commands.joined(recipe, 2, "--set", "devices=4", "--until", "teacher")
+    assert [one.returncode for one in done] == [0, 0]
+    assert teacher(recipe).manifest()["environment"]["num_processes"] == 2
