@@ -31,6 +31,8 @@ from distilpeft.machine import join, on_signals, quiet_imports, take_share
 
 GRACE_S = 20.0
 """How long ranks may take to stop after a fault: one that waits for a lost one hears no signal."""
+LEAVE_S = 60.0
+"""How long a process that has answered may take to end."""
 ORPHAN_S = 600.0
 """How long a process may take for its last checkpoint when its parent has died."""
 
@@ -137,7 +139,10 @@ class Crew:
                 self.send(signal.SIGKILL)
                 deadline = math.inf
         for worker in self.workers:
-            worker.process.join()
+            worker.process.join(LEAVE_S)
+            if worker.process.is_alive():  # it has answered, but some library does not let it go
+                worker.process.kill()
+                worker.process.join()
 
     def _hear(self, worker: Worker) -> None:
         try:
@@ -173,7 +178,7 @@ def spread(count: int, function: Callable[..., Any], arguments: Sequence[Any], c
         crew.start(count, None, function, arguments)
         crew.listen(killed, math.inf)
     _raise(crew, "stopped all workers; the same command goes on from there")
-    done = [worker.result for worker in crew.workers if worker.process.exitcode == 0]
+    done = [worker.result for worker in crew.workers if not worker.was_killed]
     if not done:
         codes = ", ".join(str(worker.process.exitcode) for worker in crew.workers)
         raise InputError(
@@ -247,14 +252,30 @@ def _work(
         join(number - 1, count, ranks.port)
         if number > 1:
             _print_into(ranks.logs / f"rank-{number - 1}.log")
+    outcome: tuple[Any, Exception | None]
     try:
-        answers.send((function(*arguments) if ranks else function(number, *arguments), None))
-    except (InputError, GateError, StoppedBySignal) as error:
-        answers.send((None, error))
+        outcome = _outcome(function, arguments if ranks else (number, *arguments), f"process {number} of {count}")
+        _hear_no_more()
     except KeyboardInterrupt:
-        answers.send((None, StoppedBySignal("stopped; the same command goes on", 130)))
+        _hear_no_more()
+        outcome = None, StoppedBySignal("stopped; the same command goes on", 130)
+    answers.send(outcome)
+
+
+def _outcome(function: Callable[..., Any], arguments: Sequence[Any], name: str) -> tuple[Any, Exception | None]:
+    """What the function returned, and what it raised."""
+    try:
+        return function(*arguments), None
+    except (InputError, GateError, StoppedBySignal) as error:
+        return None, error
     except Exception:
-        answers.send((None, Crash(f"process {number} of {count}: {traceback.format_exc()}")))
+        return None, Crash(f"{name}: {traceback.format_exc()}")
+
+
+def _hear_no_more() -> None:
+    """All is done but the answer: a signal that is meant for work would only break the way out."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _print_into(log: Path) -> None:
