@@ -14,6 +14,7 @@ from distilpeft.artifact import Artifact, digest_file, digest_json, read_json, w
 from distilpeft.errors import InputError
 from distilpeft.exported import Graph, open_exported
 from distilpeft.models import Architecture
+from distilpeft.parallel import offload_layers, shard_layers
 from distilpeft.recipe import Precision, Recipe, result_settings
 from distilpeft.runtime import Runtime
 from distilpeft.soft_targets import SoftTargets, row_hashes
@@ -195,6 +196,7 @@ def load_teacher(
     *,
     full_precision: bool = False,
     merged: bool = False,
+    placed: bool = False,
 ) -> Loaded:
     """The tuned teacher, frozen.
 
@@ -205,22 +207,31 @@ def load_teacher(
         precision: in which 4-bit weights are multiplied; that of the stage, so that its figures are of one kind.
         full_precision: put the adapter on the unquantized base instead.
         merged: merge the adapter into the (dequantized) base, as an ordinary model.
+        placed: put it where `teacher.place` says, instead of whole on the device.
     """
+    place = recipe.teacher.place if placed else "replicated"
+    quantize = "none" if full_precision or recipe.teacher.lora is None else recipe.teacher.quantize
+    # quantized weights are made on the device; others come to it layer by layer
+    device = runtime.device if place == "replicated" or quantize != "none" else torch.device("cpu")
     source = teacher_source(recipe)
     tokenizer = models.load_tokenizer(source)
     if recipe.teacher.lora is None:
         tuned = Source(str(folder / MODEL), folder / MODEL)
         model, _ = models.load_base(
             tuned, architecture(recipe), quantize="none", dtype=recipe.teacher.dtype,
-            device=runtime.device, pad_token_id=tokenizer.pad_token_id,
+            device=device, pad_token_id=tokenizer.pad_token_id,
         )  # fmt: skip
     else:
-        quantize = "none" if full_precision else recipe.teacher.quantize
         heads = read_json(folder / HEADS, f"delete {folder} to make it again")["modules"]
-        model, _ = _base(runtime, recipe, quantize, tokenizer, precision, heads)
+        model, _ = _base(runtime, recipe, quantize, tokenizer, precision, heads, device)
         model = models.merge(model, folder / ADAPTER) if merged else models.load_adapter(model, folder / ADAPTER)
     task_module(recipe).prepare(recipe.task, model)
-    return Loaded(model.requires_grad_(False).eval(), tokenizer, tokenizer_digest(source))
+    model.requires_grad_(False).eval()
+    if place == "offloaded":
+        offload_layers(runtime, model)
+    elif place == "sharded":
+        shard_layers(runtime, model)
+    return Loaded(model, tokenizer, tokenizer_digest(source))
 
 
 def new_student(runtime: Runtime, recipe: Recipe, teacher: Path | None) -> Loaded:
@@ -308,11 +319,12 @@ def _base(
     tokenizer: Any,
     precision: Precision,
     heads: list[str] | None = None,
+    device: torch.device | None = None,
 ) -> tuple[Any, list[str]]:
     teacher = recipe.teacher
     runtime.seed(recipe.seed)
     return models.load_base(
         teacher_source(recipe), architecture(recipe), quantize=quantize, dtype=teacher.dtype,
         compute_dtype=runtime.compute_dtype(precision),
-        device=runtime.device, pad_token_id=tokenizer.pad_token_id, heads=heads,
+        device=device or runtime.device, pad_token_id=tokenizer.pad_token_id, heads=heads,
     )  # fmt: skip

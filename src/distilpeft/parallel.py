@@ -66,6 +66,43 @@ def shard(runtime: Runtime, step: Step) -> None:
     fully_shard(step, **options)
 
 
+def shard_layers(runtime: Runtime, model: nn.Module) -> None:
+    """Spread a frozen model's layers over all processes; what is in no layer stays whole, on the device.
+
+    Each layer is gathered when it is used, and dropped after: all processes have to use it together.
+    """
+    if not dist.is_initialized():
+        model.to(runtime.device)
+        return
+    layers = blocks(model)
+    for layer in layers:
+        fully_shard(layer, mesh=init_device_mesh(runtime.device.type, (runtime.accelerator.num_processes,)))
+    _keep_the_rest(model, layers, runtime.device)
+
+
+def offload_layers(runtime: Runtime, model: nn.Module) -> None:
+    """Keep a frozen model's layers in main memory; each comes to the device when it is used, and goes back."""
+    layers = blocks(model)
+    for layer in layers:
+        layer.to("cpu")
+        layer.register_forward_pre_hook(lambda used, _: _move(used, runtime.device))
+        layer.register_forward_hook(lambda used, _, __: _move(used, torch.device("cpu")))
+    _keep_the_rest(model, layers, runtime.device)
+
+
+def _move(layer: nn.Module, device: torch.device) -> None:
+    layer.to(device)
+
+
+def _keep_the_rest(model: nn.Module, layers: list[nn.Module], device: torch.device) -> None:
+    """Move what is in no layer (embeddings, norms, heads) to the device."""
+    inside = {id(tensor) for layer in layers for tensor in [*layer.parameters(), *layer.buffers()]}
+    for module in model.modules():
+        for tensor in [*module.parameters(recurse=False), *module.buffers(recurse=False)]:
+            if id(tensor) not in inside:
+                tensor.data = tensor.data.to(device)
+
+
 def kind(wrapped: nn.Module) -> Kind:
     """Which strategy is really at work."""
     if isinstance(wrapped, DistributedDataParallel):

@@ -372,7 +372,7 @@ class Steps:
         if role in (TEACHER, FULL, MERGED):
             path = self._verified(step_of(role)).path
             form = {"full_precision": role == FULL, "merged": role == MERGED}
-            return load_teacher(runtime, recipe, path, recipe.evaluate.precision, **form)
+            return load_teacher(runtime, recipe, path, recipe.evaluate.precision, placed=True, **form)
         if role == UNTRAINED:
             loaded = new_student(runtime, recipe, self.plan.artifacts["teacher"].path)
             loaded.model.requires_grad_(False).eval()

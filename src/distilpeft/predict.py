@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -34,9 +35,9 @@ def predict(
 ) -> NDArray[np.float32]:
     """Run the model over rows in the given order (longest first wastes least padding).
 
-    The model's train/eval mode is put back. It is given bare: without gradients there is nothing for DDP to reduce,
-    and processes may hold unequal numbers of batches. Only a sharded one comes in its `Step`, which gathers what it
-    uses; then all processes call it equally often, some of them once for nothing.
+    The model's train/eval mode is put back. It is given bare: without gradients there is nothing for DDP to reduce.
+    Only a sharded one comes in its `Step`, which gathers what it uses. All processes call it equally often, some of
+    them once for nothing: it, or a teacher that it is compared with, may be in shards.
 
     Returns:
         Numbers [N, K], such as logits, row i belonging to row_ids_N[i]; equal on all processes.
@@ -47,7 +48,7 @@ def predict(
     model.eval()
     parts = list(chunks(np.arange(len(row_ids_N)), micro_batch_size))
     mine = parts[accelerator.process_index :: accelerator.num_processes]
-    idle = -(-len(parts) // accelerator.num_processes) - len(mine) if sharded else 0
+    idle = math.ceil(len(parts) / accelerator.num_processes) - len(mine)
     found: list[Tensor] = []
     try:
         for positions in [*mine, *parts[:1] * idle]:

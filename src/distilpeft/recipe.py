@@ -200,6 +200,11 @@ class Teacher(Section):
     dtype: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="of weights that are not quantized")
     lora: Lora | None = Field(Lora(), description="null = tune all weights (only with quantize: none)")
     gradient_checkpointing: bool = Field(False, json_schema_extra=NOT_IN_KEY)
+    place: Literal["replicated", "sharded", "offloaded"] = Field(
+        "replicated", description="where the tuned teacher is while it gives soft targets: whole in each process, its "
+        "layers in shards over all processes, or its layers in main memory until each is used",
+        json_schema_extra=NOT_IN_KEY,
+    )  # fmt: skip
     optim: Optim
     fit: Fit
     gate: Literal["stop", "warn"] = Field("stop", description="when the tuned teacher is no better than chance")
@@ -210,6 +215,8 @@ class Teacher(Section):
             raise ValueError("lora: null tunes all weights, which needs quantize: none")
         if self.lora is None and self.dtype == "fp16":
             raise ValueError("dtype fp16 weights cannot be tuned; use fp32 or bf16, or lora")
+        if self.place == "sharded" and self.quantize != "none":
+            raise ValueError("place: sharded needs quantize: none; a quantized teacher is replicated or offloaded")
         return self
 
 

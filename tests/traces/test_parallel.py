@@ -168,3 +168,39 @@ def test_adapters_and_teachers_are_tuned_in_shards_and_quantized_ones_whole(
     made = make_plan(load_recipe(recipe, online), recipe.parent / "runs").artifacts
     assert made["teacher"].figures()["parallel"] == teacher
     assert made["distil/student"].figures()["parallel"] == student
+
+
+PLACES = {
+    "sharded": ["teacher.quantize=none", "teacher.place=sharded"],
+    "offloaded": ["teacher.place=offloaded"],
+}
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("place", PLACES)
+def test_a_teacher_in_shards_or_in_main_memory_teaches_and_is_judged_the_same(workspace, tmp_path, place, mode):
+    """To the end of evaluation, with its samples and comparisons; soft targets in unequal numbers of batches."""
+    settings = [*PLACES[place], *MODES[mode], "targets.micro_batch_size=4", "evaluate.micro_batch_size=3"]
+    moved = tmp_path / "moved.txt"
+    watch = f"""
+import distilpeft.parallel as places
+for name in ("shard_layers", "offload_layers"):
+    def told(runtime, model, act=getattr(places, name), name=name):
+        act(runtime, model)
+        print(name, file=open({str(moved)!r}, "a"))
+    setattr(places, name, told)
+    import distilpeft.pair
+    setattr(distilpeft.pair, name, told)
+"""
+    recipe, alone = copied(workspace, tmp_path / "run"), copied(workspace, tmp_path / "alone")
+    plain = [*settings, "teacher.place=replicated"]
+    run_well(alone, 1, *plain, until="evaluate")
+    run_well(recipe, 2, *settings, before=watch, until="evaluate")
+    expect_same(students(recipe, *settings), students(alone, *plain), rel=1e-4)
+    assert {"sharded": "shard_layers", "offloaded": "offload_layers"}[place] in moved.read_text()
+    ours, theirs = (
+        make_plan(load_recipe(path, settings), path.parent / "runs").artifacts["evaluate/student"].figures()
+        for path in (recipe, alone)
+    )
+    assert ours["against_teacher"] == pytest.approx(theirs["against_teacher"], rel=1e-3)
+    assert ours["samples"] == theirs["samples"]

@@ -99,7 +99,7 @@ def _soft(
     if targets is not None:
         whose = teacher if recipe.targets.source is None else None
         return _kept(runtime, recipe, open_targets(recipe, data, targets, whose)), None
-    loaded = load_teacher(runtime, recipe, teacher.path, recipe.targets.precision)
+    loaded = load_teacher(runtime, recipe, teacher.path, recipe.targets.precision, placed=True)
     live = soft_of(runtime, data, loaded, recipe.targets.precision)
     if recipe.task.kind == "causal_lm":
         return live, live

@@ -38,7 +38,7 @@ def run(runtime: Runtime, recipe: Recipe, data: TaskData, teacher: Artifact, out
         GateError: a position has no finite logit, or one that is not a number; its row is named.
         StoppedBySignal: a signal came; finished shards are kept.
     """
-    loaded = load_teacher(runtime, recipe, teacher.path, recipe.targets.precision)
+    loaded = load_teacher(runtime, recipe, teacher.path, recipe.targets.precision, placed=True)
     rows = data.tokens("train", loaded.tokenizer, loaded.tokenizer_digest)
     positions_R = data.task.num_positions(rows)
     layout, why = choose(recipe, data.task.vocabulary(recipe.task, loaded.model), int(positions_R.sum()))
@@ -92,18 +92,19 @@ def uniforms(seed: int, row_id: int, num_positions: int, draws: int) -> NDArray[
 
 
 def _fill(runtime: Runtime, writer: Writer, maker: _Maker, bar: Bar) -> None:
-    """Write every missing shard; processes take turns, and stop together."""
+    """Write every missing shard; processes take turns, make as many batches in each, and stop together."""
     accelerator = runtime.accelerator
     processes = accelerator.num_processes
     for first in range(0, writer.num_shards, processes):
         shard = first + accelerator.process_index
-        bad_row = None
-        if shard < writer.num_shards and not runtime.stop_requested:
+        missing = shard < writer.num_shards and not runtime.stop_requested and not writer.is_done(shard)
+        mine = maker.batches(writer, shard) if missing else []
+        most = int(accelerator.gather(torch.tensor([len(mine)], device=runtime.device)).max())
+        bad_row = maker.make(writer, shard, mine, bar) if missing else None
+        maker.idle(most - len(mine))
+        if shard < writer.num_shards and not missing:
             start, stop = writer.rows(shard)
-            if writer.is_done(shard):
-                bar.advance((stop - start) * processes)
-            else:
-                bad_row = maker.make(writer, shard, bar)
+            bar.advance((stop - start) * processes)
         known = torch.tensor([[int(runtime.stop_requested), -1 if bad_row is None else bad_row]], device=runtime.device)
         stopped, bad = accelerator.gather(known).amax(0).tolist()
         if bad >= 0:
@@ -119,10 +120,27 @@ class _Maker:
         self, runtime: Runtime, recipe: Recipe, data: TaskData, loaded: Loaded, rows: Tokens, layout: Layout
     ) -> None:
         self._runtime, self._targets, self._seed = runtime, recipe.targets, recipe.seed
+        self._in_shards = recipe.teacher.place == "sharded" and runtime.accelerator.num_processes > 1
         self._task, self._model, self._rows, self._layout = data.task, loaded.model, rows, layout
         self._positions_R = data.task.num_positions(rows)
 
-    def make(self, writer: Writer, shard: int, bar: Bar) -> int | None:
+    def batches(self, writer: Writer, shard: int) -> list[NDArray[np.int64]]:
+        """The rows of a shard, batch by batch."""
+        order = length_order(self._rows.lengths_N, *writer.rows(shard))
+        return list(chunks(order, self._targets.micro_batch_size))
+
+    def idle(self, count: int) -> None:
+        """Run the teacher for nothing where other processes have more batches, if they need it: it may be in shards."""
+        for _ in range(count if self._in_shards else 0):
+            self._soft(np.arange(1))
+
+    def _soft(self, ids: NDArray[np.int64]) -> Running | Tensor:
+        batch = send_to_device(self._rows.load_batch(ids), self._runtime.device)
+        with torch.no_grad(), self._runtime.autocast(self._targets.precision):
+            found: Running | Tensor = self._task.soft(self._model, batch)
+        return found
+
+    def make(self, writer: Writer, shard: int, batches: list[NDArray[np.int64]], bar: Bar) -> int | None:
         """Compute and write a shard, unless a signal comes first.
 
         Returns:
@@ -131,13 +149,15 @@ class _Maker:
         start, stop = writer.rows(shard)
         found: dict[int, Kept] = {}
         sums: dict[str, float] = {}
-        for ids in chunks(length_order(self._rows.lengths_N, start, stop), self._targets.micro_batch_size):
+        for done, ids in enumerate(batches):
             if self._runtime.stop_requested:
+                self.idle(len(batches) - done)
                 return None
-            batch = send_to_device(self._rows.load_batch(ids), self._runtime.device)
+            soft = self._soft(ids)
             with torch.no_grad(), self._runtime.autocast(self._targets.precision):
-                kept, bad = self._positions(ids, self._task.soft(self._model, batch), sums)
+                kept, bad = self._positions(ids, soft, sums)
             if bad is not None:
+                self.idle(len(batches) - done - 1)
                 return bad
             edges = np.cumsum([0, *self._positions_R[ids]])
             for index, row in enumerate(ids.tolist()):
