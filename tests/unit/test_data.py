@@ -279,6 +279,15 @@ def test_every_row_of_a_later_split_counts_whose_text_stands_in_an_earlier_one()
     assert duplicates(parts)["train/test"] == 3
 
 
+def test_duplicates_of_many_texts_equal_a_count_by_sets():
+    rng = np.random.default_rng(4)
+    parts = {name: [f"text {n}" for n in rng.integers(0, 4000, 3000)] for name in ("train", "validation", "test")}
+    known = {f"{a}/{b}": sum(text in set_a for text in parts[b])
+             for a, b, set_a in ((a, b, set(parts[a])) for a, b in
+                                 (("train", "validation"), ("train", "test"), ("validation", "test")))}  # fmt: skip
+    assert duplicates({name: iter(texts) for name, texts in parts.items()}) == known
+
+
 LENGTHS = np.random.default_rng(3).integers(5, 100, 3205).astype(np.int32)
 
 

@@ -123,6 +123,18 @@ def test_after_a_filter_the_number_of_a_bad_row_is_the_one_in_the_file(tmp_path)
         read_splits(data, lambda rows, numbers, origin: check_rows(TASK, rows, numbers, origin))
 
 
+def test_the_first_bad_row_and_the_count_hold_over_many_batches_of_rows():
+    texts, labels = ["a"] * 12_000, ["good"] * 12_000
+    for at in (5_000, 9_999, 11_999):
+        texts[at] = " "
+    with pytest.raises(InputError, match=r"row 5001: column 'text' holds no text \(3 such rows\)$"):
+        check(rows_of(texts, labels))
+    for at in (4_999, 10_000):
+        labels[at] = "worse"
+    with pytest.raises(InputError, match=r"row 5000: label 'worse' .* \(2 such rows\)$"):
+        check(rows_of(["a"] * 12_000, labels))
+
+
 def encoded(texts, max_tokens, tokenizer=None):
     rows = rows_of(texts, ["good"] * len(texts))
     return encode(TASK, rows.features, rows[:], tokenizer or tiny.tokenizer(), max_tokens)

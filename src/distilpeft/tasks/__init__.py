@@ -77,7 +77,7 @@ class TaskData:
     def texts(self, split: str, count: int) -> list[str]:
         """The first texts of a split, as its rows hold them."""
         rows = self._splits[split]
-        return self.task.texts(self.recipe.task, rows.select(range(min(count, len(rows)))))  # type: ignore[no-any-return]
+        return list(self.task.texts(self.recipe.task, rows.select(range(min(count, len(rows))))))
 
     def tokens(self, split: str, tokenizer: Any, tokenizer_digest: str) -> Tokens:
         """Tokenise a split, or find it on disk; `tokenizer_digest` names the tokenizer."""

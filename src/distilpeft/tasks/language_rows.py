@@ -78,10 +78,11 @@ def _messages_fault(cell: Any, *, needs_reply: bool) -> str | None:
     return None
 
 
-def texts(task: CausalLM, rows: datasets.Dataset) -> list[str]:
+def texts(task: CausalLM, rows: datasets.Dataset) -> Iterator[str]:
     """What makes two rows the same, for counting duplicates between splits."""
     columns = [column for column in (task.prompt, task.completion, task.messages, task.text) if column is not None]
-    return [repr(cells) for cells in zip(*(rows[column] for column in columns), strict=True)]
+    for batch in rows.select_columns(columns).iter(batch_size=2_000):
+        yield from (repr(cells) for cells in zip(*(batch[column] for column in columns), strict=True))
 
 
 def encode(

@@ -5,7 +5,7 @@ Columns after `encode`: input_ids, label (class id), num_tokens (after the cut),
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import datasets
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 AUTO_CLASS = "AutoModelForSequenceClassification"
 PEFT_TASK = "SEQ_CLS"
 TRAIN_HEADS = True  # the classifier comes without pretrained weights
+BATCH_ROWS = 5_000  # read at once where every row is looked at
 FEATURES = datasets.Features(
     {
         "input_ids": datasets.List(datasets.Value("int32")),
@@ -60,14 +61,16 @@ def check_rows(task: TextClassification, rows: datasets.Dataset, numbers_N: NDAr
             has = ", ".join(rows.column_names)
             raise InputError(f"task.{key}: {origin} has no column {column!r}; its columns are {has}")
     empty = [
-        n for n, text in zip(numbers_N, rows[task.text], strict=True) if not isinstance(text, str) or not text.strip()
+        n
+        for n, text in zip(numbers_N, _cells(rows, task.text), strict=True)
+        if not isinstance(text, str) or not text.strip()
     ]
     if empty:
         raise InputError(f"{origin}: row {empty[0]}: column {task.text!r} holds no text ({len(empty)} such rows)")
     names, is_index = _names(task, rows.features)
     bad = [
         (n, value)
-        for n, value in zip(numbers_N, rows[task.label], strict=True)
+        for n, value in zip(numbers_N, _cells(rows, task.label), strict=True)
         if class_id(value, names, is_index=is_index) is None
     ]
     if bad:
@@ -77,6 +80,12 @@ def check_rows(task: TextClassification, rows: datasets.Dataset, numbers_N: NDAr
             f"{origin}: row {number}: label {value!r} is none of task.labels ({allowed}) nor an index "
             f"0..{len(task.labels) - 1} ({len(bad)} such rows)"
         )
+
+
+def _cells(rows: datasets.Dataset, column: str) -> Iterator[Any]:
+    """The cells of one column, some thousands in memory at a time."""
+    for batch in rows.select_columns([column]).iter(batch_size=BATCH_ROWS):
+        yield from batch[column]
 
 
 def class_id(value: Any, labels: Sequence[str], *, is_index: bool = False) -> int | None:
@@ -153,9 +162,9 @@ def count_rows(batch: dict[str, Any]) -> int:
     return len(batch["labels_N"])
 
 
-def texts(task: TextClassification, rows: datasets.Dataset) -> list[str]:
+def texts(task: TextClassification, rows: datasets.Dataset) -> Iterator[str]:
     """What makes two rows the same, for counting duplicates between splits."""
-    return list(rows[task.text])
+    return _cells(rows, task.text)
 
 
 def prepare(task: TextClassification, model: Any) -> None:
