@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -34,6 +35,12 @@ Overrides = Annotated[
     typer.Option("--set", metavar="KEY=VALUE", help="override a key, such as distil.temperature=4"),
 ]
 Runs = Annotated[Path, typer.Option("--runs", help="the folder that holds all runs")]
+LOST_PEER = re.compile(r"(closed|reset) by peer|Broken pipe|remote process exited|Socket closed")
+"""What gloo and NCCL say when a process on the other side of a connection is gone."""
+LOST = (
+    "stopped: another process of this run has ended, and its own message tells why; the same command goes on from the "
+    "last checkpoint"
+)
 STAGES = ("teacher", "targets", "distil", "audit", "evaluate", "export", "compare", "benchmark", "bundle")
 
 
@@ -77,16 +84,26 @@ def run(
 
 
 @app.command()
-def check(recipe: RecipePath, overrides: Overrides = None, runs: Runs = Path("runs")) -> None:
+def check(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    runs: Runs = Path("runs"),
+    on: Annotated[
+        list[str] | None,
+        typer.Option("--on", metavar="8x80GB", help="plan memory for such GPUs; default: this machine"),
+    ] = None,
+) -> None:
     """Check a recipe and its data, and print what each stage is and what it will need. Loads no weights."""
     from rich.console import Console
 
     from distilpeft import estimate
+    from distilpeft.memory import Machine
     from distilpeft.plan import make_plan
     from distilpeft.recipe_file import load_recipe
 
+    machines = [Machine.of(text) for text in on or []]
     plan = make_plan(load_recipe(recipe, overrides or []), runs)
-    estimate.show(plan, Console())
+    estimate.show(plan, Console(), machines)
 
 
 @app.command()
@@ -364,7 +381,14 @@ def _outcome(error: BaseException) -> tuple[str, int] | None:
         case OSError() if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
             where = f"{error.filename}: " if error.filename else ""
             return f"error: {where}{error.strerror}; nothing finished was lost, run the same command again", 2
+        case RuntimeError() if LOST_PEER.search(str(error)):
+            return LOST, 75
+    return _mistyped(error)
+
+
+def _mistyped(error: BaseException) -> tuple[str, int] | None:
+    """A mistake on the command line; its text is empty after the help was printed."""
     if type(error).__module__.startswith(("click", "typer")) and hasattr(error, "format_message"):
-        text = error.format_message()  # a mistake on the command line; empty after the help was printed
+        text = error.format_message()
         return (f"error: {text}" if text else ""), 2
     return None

@@ -1,13 +1,13 @@
 """What a run will need, estimated before any weight is read: rows, steps, parameters, memory and disk.
 
-Parameters come from safetensors headers, rows from the data; memory is arithmetic on them:
-weights + 4 bytes of gradient and 8 of AdamW per trainable weight + activations (a rule of thumb, below).
+Parameters come from safetensors headers, or from published configurations of hub models (`known.json`); rows from the
+data; memory is arithmetic on them, see `memory`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,40 +17,57 @@ from rich.table import Table
 
 from distilpeft import __version__
 from distilpeft.data import data_sources
+from distilpeft.machine import cpu_has_bf16, gpu_memories, memory_bytes
+from distilpeft.machine import num_processes as processes_of
+from distilpeft.memory import BYTES, Load, Machine, Shape, Way, best, settings, variants
 from distilpeft.plan import CE_ONLY, STUDENT, Plan
 from distilpeft.recipe import CausalLM, Fit, Lora, Recipe, Student, TextClassification
-from distilpeft.sources import Source, model_config, num_layers, num_parameters, resolve, weight_shapes
+from distilpeft.sources import (
+    Source,
+    known_model,
+    model_config,
+    num_layers,
+    num_parameters,
+    resolve,
+    weight_shapes,
+)
 from distilpeft.tasks import read_task_splits
-
-BYTES = {"fp32": 4.0, "bf16": 2.0, "fp16": 2.0, "int8": 1.0, "nf4": 0.53}
-"""Bytes per weight; nf4 with double quantization: 4 bits and 0.127 bits of scales (arXiv:2305.14314)."""
-ACTIVATIONS_PER_LAYER = 34
-"""Bytes kept per token and hidden unit in a transformer layer at 2 bytes each (arXiv:2205.05198, eq. 1)."""
 
 
 @dataclass(frozen=True)
 class Size:
-    """Weights of a model: all, those in linear layers of the body (which are quantized), and its shape."""
+    """Weights of a model: all, those in linear layers of the body (which are quantized), and its configuration."""
 
     total: int
     linear: Mapping[str, tuple[int, ...]]
     layers: int
-    hidden: int
+    config: Mapping[str, Any]
 
     @property
     def num_linear(self) -> int:
         """Weights in linear layers."""
         return sum(math.prod(shape) for shape in self.linear.values())
 
+    @property
+    def shape(self) -> Shape:
+        """What its memory depends on."""
+        return Shape.of(self.config, self.total, self.num_linear, self.layers)
+
 
 def size_of(source: Source) -> Size | None:
-    """Read a model's size from the headers of its files, or None if they are not on this machine."""
+    """A model's size from the headers of its files, or as it was published; None if neither is known here."""
     shapes, config = weight_shapes(source), model_config(source)
     if shapes is None or config is None:
-        return None
-    linear = {name: shape for name, shape in shapes.items() if len(shape) == 2 and "embed" not in name}
-    hidden = next((int(config[name]) for name in ("hidden_size", "dim", "d_model") if name in config), 0)
-    return Size(num_parameters(shapes), linear, num_layers(config) or 0, hidden)
+        known = known_model(source)
+        if known is None:
+            return None
+        config, shapes = known
+    linear = {
+        name: shape
+        for name, shape in shapes.items()
+        if len(shape) == 2 and "embed" not in name and not name.startswith("lm_head")
+    }
+    return Size(num_parameters(shapes), linear, num_layers(config) or 0, config)
 
 
 def cut(size: Size, layers: tuple[int, ...]) -> Size:
@@ -64,7 +81,7 @@ def cut(size: Size, layers: tuple[int, ...]) -> Size:
         for name, shape in size.linear.items()
         if name not in in_layers or int(next(part for part in name.split(".") if part.isdecimal())) in layers
     }
-    return Size(size.total - round(lost), kept, len(layers), size.hidden)
+    return Size(size.total - round(lost), kept, len(layers), size.config)
 
 
 def lora_weights(size: Size, lora: Lora) -> int:
@@ -78,15 +95,133 @@ def lora_weights(size: Size, lora: Lora) -> int:
     return sum(lora.rank * sum(shape) for shape in chosen)
 
 
-def training_bytes(size: Size, *, weights: float, trainable: int, fit: Fit, max_tokens: int) -> float:
-    """Peak memory of training: weights, gradients and AdamW's moments in fp32, activations of one micro-batch."""
-    tokens = min(fit.micro_batch_size, fit.batch_size) * max_tokens
-    activations = ACTIVATIONS_PER_LAYER * (1 if fit.precision == "bf16" else 2) * tokens * size.hidden * size.layers
-    return weights + 12 * trainable + activations
+def weight_bytes(recipe: Recipe, size: Size) -> tuple[float, float]:
+    """Bytes of the teacher's base: all, and those in its layers."""
+    teacher = recipe.teacher
+    body = BYTES[teacher.dtype if teacher.quantize == "none" else teacher.quantize]
+    inside = size.num_linear * body
+    return inside + (size.total - size.num_linear) * BYTES[teacher.dtype], inside
 
 
-def show(plan: Plan, console: Console) -> None:
-    """Print the resolved recipe, then a line per stage: done or not, and what it needs.
+def teacher_load(recipe: Recipe, size: Size, kind: str) -> Load:
+    """The tuning of the teacher."""
+    teacher = recipe.teacher
+    tuned = lora_weights(size, teacher.lora) if teacher.lora else size.total
+    whole, _ = weight_bytes(recipe, size)
+    return Load(
+        size.shape, whole + 4 * tuned if teacher.lora else whole, tuned, recipe.data.max_tokens,
+        teacher.fit.batch_size, _is_half(teacher.fit, kind), recipe.task.kind == "causal_lm",
+    )  # fmt: skip
+
+
+def student_load(recipe: Recipe, student: Size, teacher: Size | None, kind: str) -> Load:
+    """The training of the student, with the teacher that may run beside it."""
+    fit, lora = recipe.distil.fit, recipe.student.lora
+    tuned = lora_weights(student, lora) if lora else student.total
+    beside = None if teacher is None else (teacher.shape, *weight_bytes(recipe, teacher))
+    return Load(
+        student.shape, 4.0 * student.total + (4 * tuned if lora else 0), tuned, recipe.data.max_tokens, fit.batch_size,
+        _is_half(fit, kind), recipe.task.kind == "causal_lm", beside,
+    )  # fmt: skip
+
+
+def _is_half(fit: Fit, kind: str) -> bool:
+    return fit.precision in ("bf16", "fp16") or (fit.precision == "auto" and (kind == "GPU" or cpu_has_bf16()))
+
+
+def own_ways(recipe: Recipe) -> tuple[Way, Way]:
+    """How the recipe tunes the teacher, and trains the student."""
+    teacher, fit = recipe.teacher, recipe.distil.fit
+    mode = recipe.targets.mode if recipe.distil.alpha > 0 else "cached"
+    micro = [min(one.micro_batch_size, one.batch_size) for one in (teacher.fit, fit)]
+    quantized = teacher.quantize != "none"
+    return (
+        Way("tune", "ddp" if quantized else recipe.parallel, "replicated", teacher.gradient_checkpointing, micro[0]),
+        Way(mode, recipe.parallel, teacher.place, recipe.student.gradient_checkpointing, micro[1]),
+    )
+
+
+def machine_here(recipe: Recipe) -> Machine:
+    """What this machine gives a run."""
+    gpus = gpu_memories() if recipe.devices != "cpu" else []
+    if gpus:
+        count = len(gpus) if recipe.devices == "auto" else min(int(recipe.devices), len(gpus))
+        return Machine(count, min(gpus[:count]))
+    count = processes_of(recipe.devices)
+    return Machine(count, memory_bytes() / count, "CPU")
+
+
+def show_memory(recipe: Recipe, machine: Machine, console: Console) -> None:
+    """Print the memory of each device for every choice, and the fastest that fits."""
+    source = resolve(recipe.teacher.model, "teacher.model", recipe.teacher.revision)
+    teacher, student = size_of(source), student_size(recipe)
+    if teacher is None or student is None:
+        console.print("Memory: unknown, the models are not on this machine and not among those known.", highlight=False)
+        return
+    places = (
+        ("replicated", "offloaded") if recipe.teacher.quantize != "none" else ("replicated", "sharded", "offloaded")
+    )
+    tuning, training = own_ways(recipe)
+    loads = {
+        "teacher": (teacher_load(recipe, teacher, machine.kind), tuning, ("replicated",)),
+        "distil": (student_load(recipe, student, teacher, machine.kind), training, places),
+    }
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, title_justify="left")
+    table.title = (
+        f"Memory of each device on {machine} {machine.kind}s"
+        if machine.count > 1
+        else f"Memory of {machine} {machine.kind}"
+    )
+    for column in ("stage", "choice", "weights", "training", "activations", "logits", "teacher", "sum", "fits"):
+        table.add_column(column, justify="left" if column in ("stage", "choice", "fits") else "right", no_wrap=True)
+    advice = []
+    for stage, (load, own, given) in loads.items():
+        for way in variants(own, machine, given):
+            table.add_row(stage, *_memory_row(load, way, own, machine))
+        advice.append(_advice(stage, load, own, machine, given))
+    console.print(table)
+    for line in advice:
+        console.print(line, highlight=False, soft_wrap=True)
+
+
+def _memory_row(load: Load, way: Way, own: Way, machine: Machine) -> list[str]:
+    parts = load.parts(way, machine)
+    rows = f"{way.micro_batch_size} row{'s' if way.micro_batch_size > 1 else ''}"
+    choice = f"{way.parallel}, {rows}{', checkpointing' if way.checkpointing else ''}"
+    if way.mode != "tune":
+        choice = f"{way.mode}, {way.place}, {choice}" if way.mode == "online" else f"cached, {choice}"
+    total = sum(parts.values())
+    fits = total <= 0.9 * machine.memory_bytes
+    cells = [parts["weights"], parts["training"] + parts["autocast"], parts["activations"], parts["logits"]]
+    return [
+        f"{choice}{' *' if way == own else ''}",
+        *map(_bytes, [*cells, parts["teacher"], total]),
+        "yes" if fits else "no",
+    ]
+
+
+def _advice(stage: str, load: Load, own: Way, machine: Machine, places: tuple[str, ...]) -> str:
+    way = best(own, load, machine, places=places)
+    section, model = ("teacher", "teacher") if stage == "teacher" else ("distil", "student")
+    if way is None:
+        return (
+            f"{stage}: nothing fits on {machine}; take a smaller model, shorter rows (data.max_tokens), LoRA or larger "
+            "devices"
+        )
+    changed = settings(own, way, section, model)
+    total = _bytes(load.total(way, machine))
+    if not changed:
+        return f"{stage}: as the recipe says, {total} on each device"
+    return f"{stage}: {total} on each device with " + " ".join(f"--set {one}" for one in changed)
+
+
+def show(plan: Plan, console: Console, machines: Sequence[Machine] = ()) -> None:
+    """Print the resolved recipe, then a line per stage: done or not, and what it needs; then memory on each machine.
+
+    Args:
+        plan: the run.
+        console: where.
+        machines: what to plan memory for; this machine if there are none.
 
     Raises:
         InputError: the data cannot be used.
@@ -102,6 +237,9 @@ def show(plan: Plan, console: Console) -> None:
     for row in stage_rows(plan, splits):
         table.add_row(*row)
     console.print(table)
+    for machine in machines or [machine_here(plan.recipe)]:
+        show_memory(plan.recipe, machine, console)
+    console.print("* = the recipe's own choice. A plan fills at most 90 % of a device.\n", highlight=False)
     every = len(plan.steps())
     done = every - len(plan.missing())
     checked = "the recipe and its data are good" if splits else "the recipe is good (a run reads or cuts the rows)"
@@ -187,11 +325,8 @@ def _teacher_needs(recipe: Recipe, size: Size | None, rows: int | None) -> tuple
     if size is None:
         return (_known(rows), steps, "?", "?", "?")
     trained = lora_weights(size, teacher.lora) if teacher.lora else size.total
-    body = BYTES[teacher.dtype if teacher.quantize == "none" else teacher.quantize]
-    weights = (size.total - size.num_linear) * BYTES[teacher.dtype] + size.num_linear * body + trained * 4
-    memory = training_bytes(
-        size, weights=weights, trainable=trained, fit=teacher.fit, max_tokens=recipe.data.max_tokens
-    )
+    machine = machine_here(recipe)
+    memory = teacher_load(recipe, size, machine.kind).total(own_ways(recipe)[0], machine)
     return (_known(rows), steps, _count(size, trained), _bytes(memory), _bytes(trained * 4))
 
 
@@ -202,9 +337,9 @@ def _student_needs(recipe: Recipe, size: Size | None, rows: int | None) -> tuple
         return (_known(rows), steps, "?", "?", "?")
     lora = recipe.student.lora
     trained = lora_weights(size, lora) if lora else size.total
-    memory = training_bytes(
-        size, weights=size.total * 4.0, trainable=trained, fit=fit, max_tokens=recipe.data.max_tokens
-    )
+    machine, (_, way) = machine_here(recipe), own_ways(recipe)
+    teacher = size_of(resolve(recipe.teacher.model, "teacher.model", recipe.teacher.revision))
+    memory = student_load(recipe, size, teacher, machine.kind).total(way, machine)
     return (_known(rows), steps, _count(size, trained), _bytes(memory), _bytes(size.total * 4))
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import platform
+import shutil
 import signal
+import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -70,6 +72,20 @@ def gpu_names() -> list[str]:
     found = sorted(Path("/proc/driver/nvidia/gpus").glob("*/information"))
     lines = [line for file in found for line in file.read_text(encoding="utf-8").splitlines()]
     return [line.partition(":")[2].strip() for line in lines if line.startswith("Model")]
+
+
+def gpu_memories() -> list[float]:
+    """Bytes of each visible NVIDIA GPU, as the driver's own tool tells; none where there is no such tool."""
+    command = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+    if not visible_gpus() or shutil.which(command[0]) is None:
+        return []
+    told = subprocess.run(command, capture_output=True, text=True, check=False, timeout=30).stdout.split()
+    return [float(number) * 2**20 for number in told if number.isdecimal()][: len(visible_gpus())]
+
+
+def memory_bytes() -> float:
+    """Main memory of this machine."""
+    return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
 
 
 def machine_name() -> str:

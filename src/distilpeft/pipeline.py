@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import socket
 import time
+import uuid
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -85,6 +86,7 @@ def run(plan: Plan, until: str | None = None) -> None:
     """
     jobs = jobs_of(plan, until)
     runtime = runtime_of(plan.recipe)
+    check_shared(runtime, plan.folder)
     for error in do(jobs, runtime).values():
         raise error
     if until is None and runtime.is_main:
@@ -99,6 +101,30 @@ def runtime_of(recipe: Recipe, label: str = "") -> Runtime:
     if count > 1:
         runtime.say(f"{count} processes, each on {device_name(runtime.device)}; {runtime.parallel}")
     return runtime
+
+
+def check_shared(runtime: Runtime, folder: Path) -> None:
+    """Refuse machines that do not share the run's folder, before anything slow starts.
+
+    Raises:
+        InputError: a process does not see what the main one writes there.
+    """
+    if runtime.accelerator.num_processes == 1:
+        return
+    mark = folder / f".shared-{runtime.value_from_main(uuid.uuid4().hex)}"
+    if runtime.is_main:
+        folder.mkdir(parents=True, exist_ok=True)
+        mark.touch()
+    runtime.accelerator.wait_for_everyone()
+    _look(folder)
+    blind = runtime.count(not mark.exists())
+    if runtime.is_main:
+        mark.unlink()
+    if blind:
+        raise InputError(
+            f"{folder}: {blind} of {runtime.accelerator.num_processes} processes do not see what the first one writes "
+            "there; all machines of a run have to share this folder (--runs)"
+        )
 
 
 def jobs_of(plan: Plan, until: str | None = None) -> list[Job]:

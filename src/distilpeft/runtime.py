@@ -43,8 +43,9 @@ from distilpeft.machine import cpu_has_bf16, cpu_name, num_launched, on_signals
 from distilpeft.recipe import Parallel, Precision
 
 LINE_EVERY_S = 15.0  # without a terminal, progress is a line this often
-LONGEST_WAIT = timedelta(hours=24)
-"""Others wait while the main process exports and measures; a process that dies is noticed by whoever started it."""
+LONGEST_WAIT = timedelta(hours=2)
+"""Others wait while the main process exports and measures. A process that dies closes its connections, which is noticed
+at once; this is for machines that vanish."""
 
 
 class Bar:
@@ -205,8 +206,11 @@ class Runtime:
 
     def any_stop_requested(self) -> bool:
         """Whether any process was asked to stop; all processes get the same answer."""
-        flag = torch.tensor(int(self.stop_requested), device=self.device)
-        return bool(self.accelerator.reduce(flag, "sum"))
+        return self.count(self.stop_requested) > 0
+
+    def count(self, what: bool) -> int:
+        """Of how many processes it is true; the same answer on all."""
+        return int(self.accelerator.reduce(torch.tensor(int(what), device=self.device), "sum"))
 
     def from_main(self, number: int) -> int:
         """The main process's number, on all processes."""

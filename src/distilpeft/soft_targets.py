@@ -17,7 +17,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ SHARD_TOKENS, NUM_SHARDS = 16_384, 1_000
 """A shard holds about so many tokens, what an interruption may cost; more where there would be too many shards."""
 SHARD_BYTES = 256 << 20
 HASHED = ("input_ids", "label", "target", "segments")
+NUMBERS = 1 << 16  # of an array that are Python objects at once
 OPEN_SHARDS = 256  # memory-mapped at once; each holds a file descriptor
 Hashes = NDArray[np.uint64]
 
@@ -43,25 +44,44 @@ Hashes = NDArray[np.uint64]
 def row_hashes(tokens: datasets.Dataset) -> Hashes:
     """A hash of each row's token ids and of what is to be predicted there: what its soft targets are targets of."""
     columns = [name for name in HASHED if name in tokens.column_names]
-    found = []
+    hashes_R, at = np.empty(len(tokens), dtype=np.uint64), 0
     for batch in tokens.select_columns(columns).with_format("numpy").iter(batch_size=2_000):
         cells = [[np.asarray(cell, dtype="<i4").tobytes() for cell in batch[name]] for name in columns]
+        found = []
         for row in zip(*cells, strict=True):
             lengths = np.array([len(part) for part in row], dtype="<i8").tobytes()
             found.append(hashlib.blake2b(lengths + b"".join(row), digest_size=8).digest())
-    return np.frombuffer(b"".join(found), dtype="<u8").astype(np.uint64)
+        hashes_R[at : at + len(found)] = np.frombuffer(b"".join(found), dtype="<u8")
+        at += len(found)
+    return hashes_R
 
 
 def shard_edges(num_tokens_R: NDArray[np.integer[Any]], bytes_R: NDArray[np.floating[Any]]) -> list[int]:
     """Where shards begin and the last ends, a function of the rows and the layout alone."""
     limit = max(SHARD_TOKENS, -(-int(num_tokens_R.sum()) // NUM_SHARDS))
     edges, tokens, size = [0], 0, 0.0
-    for row, (count, weight) in enumerate(zip(num_tokens_R.tolist(), bytes_R.tolist(), strict=True)):
+    for row, (count, weight) in enumerate(zip(_plain_numbers(num_tokens_R), _plain_numbers(bytes_R), strict=True)):
         if row > edges[-1] and (tokens + count > limit or size + weight > SHARD_BYTES):
             edges.append(row)
             tokens, size = 0, 0.0
         tokens, size = tokens + count, size + weight
     return [*edges, len(num_tokens_R)]
+
+
+def _plain_numbers(array_R: NDArray[Any]) -> Iterator[Any]:
+    """Python numbers, some thousands in memory at a time."""
+    for start in range(0, len(array_R), NUMBERS):
+        yield from array_R[start : start + NUMBERS].tolist()
+
+
+def _digest_numbers(array_R: NDArray[np.integer[Any]]) -> str:
+    """`digest_json` of a list of whole numbers, without the list."""
+    found = hashlib.sha256(b"[")
+    for start in range(0, len(array_R), NUMBERS):
+        text = ", ".join(map(str, array_R[start : start + NUMBERS].tolist()))
+        found.update((", " if start else "").encode() + text.encode())
+    found.update(b"]")
+    return found.hexdigest()
 
 
 @dataclass(frozen=True)
@@ -82,11 +102,11 @@ class Contents:
     positions_R: NDArray[np.integer[Any]]
     edges: Sequence[int]
 
-    @property
+    @functools.cached_property
     def identity(self) -> dict[str, Any]:
         """Plain values that name it."""
         rows = hashlib.sha256(self.hashes_R.astype("<u8").tobytes()).hexdigest()
-        shards = {"edges": list(self.edges), "positions": digest_json(self.positions_R.tolist())}
+        shards = {"edges": list(self.edges), "positions": _digest_numbers(self.positions_R)}
         return {"format": FORMAT, "layout": _plain(self.layout), "bound": dict(self.bound), "rows": rows, **shards}
 
 

@@ -1,0 +1,260 @@
+"""Memory of one device in each stage, by part, for each way of spreading a run; and the fastest way that fits.
+
+Arithmetic on shapes, before any weight is read. The parts:
+
+- weights: nf4 takes 0.53 bytes (arXiv:2305.14314: 4 bits and the scales' 0.127), for the linear layers of the body;
+- training: 4 bytes of gradient and 8 of AdamW's moments for each weight that is tuned, which is kept in float32 (4);
+- autocast: the bf16 copy of each tuned matrix, which torch keeps from forward to backward (2);
+- activations: what a layer keeps for its backward pass, per token: eleven hidden states, keys and values, and four (if
+  gated) or two widths of the feed-forward part; what norms and the residual stream keep is float32, the rest in the
+  precision of the products. Attention keeps no S x S matrix (arXiv:2205.14135). With gradient checkpointing one float32
+  hidden state per layer, and one layer's activations;
+- logits: the chunk that the fused loss makes of student and teacher (`fused.CHUNK_BYTES`), and a second gradient of the
+  head where it is tied to the embeddings;
+- shards (FSDP2): weights, gradients and moments of 1/n; two layers, and what is in no layer, whole with its gradient;
+- a context of 0.6 GB on a GPU: an assumption.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from distilpeft.errors import InputError
+
+BYTES = {"fp32": 4.0, "tf32": 4.0, "bf16": 2.0, "fp16": 2.0, "int8": 1.0, "nf4": 0.53}
+CONTEXT_BYTES = 0.6e9
+CHUNK_BYTES = {"CPU": 600 << 20, "GPU": 1 << 30}  # as in fused, which needs torch
+MAX_CHUNK = 4096
+MARGIN = 0.9
+"""Of a device's memory that a plan may fill: allocators lose some to gaps."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Devices of one kind: `count` of them with `memory_bytes` each."""
+
+    count: int
+    memory_bytes: float
+    kind: str = "GPU"
+
+    @classmethod
+    def of(cls, text: str) -> Machine:
+        """Read `8x80GB`.
+
+        Raises:
+            InputError: it cannot be read.
+        """
+        found = re.fullmatch(r"(\d+)x(\d+(?:\.\d+)?)GB", text, re.IGNORECASE)
+        if found is None or int(found[1]) == 0 or float(found[2]) == 0:
+            raise InputError(f"--on {text}: give a number of devices and the memory of each, such as 8x80GB")
+        return cls(int(found[1]), float(found[2]) * 1e9)
+
+    def __str__(self) -> str:
+        return f"{self.count} x {self.memory_bytes / 1e9:.0f} GB"
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What a model's memory depends on: weights (all, and in linear layers of the body), and its widths."""
+
+    total: int
+    linear: int
+    layers: int
+    hidden: int
+    keys: int
+    ffn: int
+    vocabulary: int
+    gated: bool
+    tied: bool
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any], total: int, linear: int, layers: int) -> Shape:
+        """From a configuration, by the names that they use."""
+
+        def first(*names: str) -> int:
+            return next((int(config[name]) for name in names if isinstance(config.get(name), int)), 0)
+
+        hidden, heads = (
+            first("hidden_size", "dim", "n_embd", "d_model"),
+            first("num_attention_heads", "n_heads", "n_head"),
+        )
+        width = first("head_dim") or hidden // max(heads, 1)
+        return cls(
+            total=total, linear=linear, layers=layers, hidden=hidden,
+            keys=width * (first("num_key_value_heads") or heads), vocabulary=first("vocab_size"),
+            ffn=first("intermediate_size", "hidden_dim", "n_inner") or 4 * hidden,
+            gated=config.get("hidden_act") == "silu" or config.get("model_type") in GATED,
+            tied=bool(config.get("tie_word_embeddings", False)),
+        )  # fmt: skip
+
+    @property
+    def layer(self) -> float:
+        """Weights of one layer."""
+        return self.linear / max(self.layers, 1)
+
+    @property
+    def rest(self) -> int:
+        """Weights in no layer: embeddings, head, norms."""
+        return self.total - self.linear
+
+
+GATED = ("llama", "qwen2", "qwen3", "mistral", "gemma", "gemma2", "gemma3", "phi3", "smollm3")
+
+
+@dataclass(frozen=True)
+class Way:
+    """How a stage is spread, and what can be changed without changing its result.
+
+    Attributes:
+        mode: `cached` or `online`; for the teacher's own tuning `tune`.
+        parallel: `ddp` or `fsdp2`.
+        place: of the teacher, as `teacher.place`.
+        checkpointing: gradient checkpointing of the model that is tuned.
+        micro_batch_size: rows at once on a device.
+    """
+
+    mode: str
+    parallel: str
+    place: str
+    checkpointing: bool
+    micro_batch_size: int
+
+
+@dataclass(frozen=True)
+class Load:
+    """What a training is: the model, how much of it is tuned, and its batches; bytes follow from a `Way`.
+
+    Attributes:
+        shape: the model that is tuned.
+        weight_bytes: of its weights.
+        tuned: weights that are tuned.
+        tokens: longest row.
+        batch_size: rows of a step.
+        half: products in two bytes.
+        language: the fused loss, over `shape.vocabulary`.
+        teacher: the one that runs beside it, and the bytes of its weights: (all, those in layers).
+    """
+
+    shape: Shape
+    weight_bytes: float
+    tuned: int
+    tokens: int
+    batch_size: int
+    half: bool
+    language: bool
+    teacher: tuple[Shape, float, float] | None = None
+
+    def parts(self, way: Way, machine: Machine) -> dict[str, float]:
+        """Bytes on each device, by part."""
+        shape, tokens = self.shape, way.micro_batch_size * self.tokens
+        shards = machine.count if way.parallel == "fsdp2" else 1
+        found = {
+            "weights": self.weight_bytes / shards,
+            "training": 12.0 * self.tuned / shards,
+            "autocast": 2.0 * min(self.tuned, shape.linear) if self.half else 0.0,
+            "activations": activations(shape, tokens, half=self.half, checkpointing=way.checkpointing),
+            "logits": self._logits(tokens, machine),
+            "teacher": self._teacher(way, machine, tokens),
+            "context": CONTEXT_BYTES if machine.kind == "GPU" else 0.0,
+        }
+        if shards > 1:
+            found["weights"] += 8.0 * (2 * shape.layer + shape.rest)
+        return found
+
+    def _logits(self, tokens: int, machine: Machine) -> float:
+        if not self.language:
+            return 0.0
+        shape, size = self.shape, 2 if self.half else 4
+        chunk = min(CHUNK_BYTES[machine.kind], 2 * size * shape.vocabulary * min(tokens, MAX_CHUNK))
+        return chunk + (4.0 * shape.vocabulary * shape.hidden if shape.tied and self.tuned == shape.total else 0.0)
+
+    def _teacher(self, way: Way, machine: Machine, tokens: int) -> float:
+        if self.teacher is None or way.mode == "cached":
+            return 0.0
+        shape, whole, in_layers = self.teacher
+        one = in_layers / max(shape.layers, 1)
+        kept = {"replicated": in_layers, "offloaded": one, "sharded": in_layers / machine.count + 2 * one}[way.place]
+        return whole - in_layers + kept + forward(shape, tokens, half=self.half)
+
+    def total(self, way: Way, machine: Machine) -> float:
+        """Bytes on each device."""
+        return sum(self.parts(way, machine).values())
+
+
+def activations(shape: Shape, tokens: int, *, half: bool, checkpointing: bool) -> float:
+    """Bytes kept for the backward pass."""
+    product = 2 if half else 4
+    per_layer = tokens * (24.0 * shape.hidden + product * _products(shape))
+    if not checkpointing:
+        return shape.layers * per_layer
+    return shape.layers * 4.0 * tokens * shape.hidden + per_layer
+
+
+def _products(shape: Shape) -> int:
+    """Numbers per token and layer in the precision of the products."""
+    return 5 * shape.hidden + 2 * shape.keys + (4 if shape.gated else 2) * shape.ffn
+
+
+def forward(shape: Shape, tokens: int, *, half: bool) -> float:
+    """Bytes of a frozen model's pass: one layer's, and its last hidden states."""
+    return tokens * (12.0 * shape.hidden + (2 if half else 4) * (3 if shape.gated else 2) * shape.ffn)
+
+
+def ways(own: Way, load: Load, machine: Machine, *, places: tuple[str, ...]) -> Iterator[tuple[float, Way]]:
+    """Every way, with what it costs in speed against the recipe's own; larger micro-batches gain a little."""
+    most = max(1, load.batch_size // machine.count)
+    sizes = [size for size in (own.micro_batch_size * 2**power for power in range(-10, 6)) if 1 <= size <= most]
+    sizes = [int(size) for size in sizes] or [min(own.micro_batch_size, most)]
+    modes = [own.mode] if own.mode != "online" else ["online", "cached"]
+    strategies = [own.parallel] if machine.count == 1 or own.mode == "tune" else ["ddp", "fsdp2"]
+    for mode, place, parallel, checkpointing, size in itertools.product(
+        modes, places if own.mode == "online" else (own.place,), strategies, (False, True), sizes
+    ):
+        if mode == "cached" and place != places[0]:
+            continue
+        way = Way(mode, parallel, place, checkpointing, size)
+        slow = {"replicated": 0.0, "sharded": 3.0, "offloaded": 5.0}[place] + 2.0 * (mode != own.mode)
+        slow += 1.5 * (parallel == "fsdp2") + 1.0 * checkpointing
+        halvings = (own.micro_batch_size / size - 1) * 0.4 if size < own.micro_batch_size else 0.0
+        yield slow + halvings - 0.05 * max(0, (size // own.micro_batch_size).bit_length() - 1), way
+
+
+def best(own: Way, load: Load, machine: Machine, *, places: tuple[str, ...]) -> Way | None:
+    """The fastest way that fits with a margin; None if none does."""
+    fitting = [
+        (cost, way)
+        for cost, way in ways(own, load, machine, places=places)
+        if load.total(way, machine) <= MARGIN * machine.memory_bytes
+    ]
+    return min(fitting, key=lambda pair: pair[0])[1] if fitting else None
+
+
+def settings(own: Way, way: Way, section: str, model: str) -> list[str]:
+    """What to put into the recipe to go another way."""
+    changed = []
+    if way.mode != own.mode:
+        changed.append(f"targets.mode={way.mode}")
+    if way.parallel != own.parallel:
+        changed.append(f"parallel={way.parallel}")
+    if way.place != own.place and way.mode == "online":
+        changed.append(f"teacher.place={way.place}")
+    if way.checkpointing != own.checkpointing:
+        changed.append(f"{model}.gradient_checkpointing={str(way.checkpointing).lower()}")
+    if way.micro_batch_size != own.micro_batch_size:
+        changed.append(f"{section}.fit.micro_batch_size={way.micro_batch_size}")
+    return changed
+
+
+def variants(own: Way, machine: Machine, places: tuple[str, ...]) -> list[Way]:
+    """The choices that are worth a row in a table, at the recipe's own micro-batches."""
+    strategies = ["ddp"] if machine.count == 1 or own.mode == "tune" else ["ddp", "fsdp2"]
+    if own.mode == "tune":
+        return [own]
+    found = [replace(own, mode="cached", parallel=parallel) for parallel in strategies]
+    return found + [
+        replace(own, mode="online", parallel=parallel, place=place) for parallel in strategies for place in places
+    ]
