@@ -1,7 +1,7 @@
 """Whether memory grows with the data: caching soft targets and distilling on 10,000 and on 1,000,000 rows.
 
     python benchmarks/memory.py            # makes rows and tiny models in a temporary folder; 15 minutes on two cores
-    python benchmarks/memory.py --table    # Markdown from the result file, and into docs/soft-targets.md
+    python benchmarks/memory.py --table    # Markdown from the result file, and into docs/devices.md
 
 Two commands, each a process of its own and begun from nothing but the rows: `distilpeft run` until `targets` (read,
 check and tokenise all rows, tune a teacher for a few steps, keep the soft targets of all rows) and then until `distil`
@@ -28,7 +28,7 @@ import page
 import yaml
 
 RESULT = Path(__file__).parent / "results" / "memory_cpu.json"
-PAGE = Path(__file__).parent.parent / "docs" / "soft-targets.md"
+PAGE = Path(__file__).parent.parent / "docs" / "devices.md"
 WORDS = [f"word{index}" for index in range(200)]
 EVERY_S = 0.05
 FIELDS = {"VmHWM": "peak", "RssAnon": "own", "RssFile": "mapped"}

@@ -9,4 +9,6 @@ def insert(page: Path, name: str, text: str) -> None:
     """Replace what stands between the marks of benchmarks/NAME.py."""
     begin, end = f"<!-- {name}: written by benchmarks/{name}.py -->", f"<!-- /{name} -->"
     whole = page.read_text(encoding="utf-8")
+    for mark in (begin, end):
+        assert mark in whole, f"{page} has no {mark}"
     page.write_text(f"{whole.partition(begin)[0]}{begin}\n{text}\n{end}{whole.partition(end)[2]}", encoding="utf-8")

@@ -19,7 +19,7 @@ from distilpeft import __version__
 from distilpeft.data import data_sources
 from distilpeft.machine import cpu_has_bf16, gpu_memories, memory_bytes
 from distilpeft.machine import num_processes as processes_of
-from distilpeft.memory import BYTES, Load, Machine, Shape, Way, best, settings, variants
+from distilpeft.memory import BYTES, MARGIN, Load, Machine, Shape, Way, best, settings, variants
 from distilpeft.plan import CE_ONLY, STUDENT, Plan
 from distilpeft.recipe import CausalLM, Fit, Lora, Recipe, Student, TextClassification
 from distilpeft.sources import (
@@ -84,15 +84,23 @@ def cut(size: Size, layers: tuple[int, ...]) -> Size:
     return Size(size.total - round(lost), kept, len(layers), size.config)
 
 
-def lora_weights(size: Size, lora: Lora) -> int:
-    """Trainable weights of an adapter: rank · (in + out) for every matrix it sits on."""
+def _adapted(size: Size, lora: Lora) -> list[tuple[int, ...]]:
+    """Shapes of the matrices that an adapter sits on: (out, in)."""
     targets = lora.target_modules
-    chosen = [
+    return [
         shape
         for name, shape in size.linear.items()
         if isinstance(targets, str) or any(f".{name}".endswith(f".{target}.weight") for target in targets)
     ]
-    return sum(lora.rank * sum(shape) for shape in chosen)
+
+
+def lora_weights(size: Size, lora: Lora) -> int:
+    """Trainable weights of an adapter: rank · (in + out) for every matrix it sits on."""
+    return sum(lora.rank * sum(shape) for shape in _adapted(size, lora))
+
+
+def _inputs(size: Size, lora: Lora | None) -> int:
+    return sum(shape[1] for shape in _adapted(size, lora)) if lora else 0
 
 
 def weight_bytes(recipe: Recipe, size: Size) -> tuple[float, float]:
@@ -111,7 +119,17 @@ def teacher_load(recipe: Recipe, size: Size, kind: str) -> Load:
     return Load(
         size.shape, whole + 4 * tuned if teacher.lora else whole, tuned, recipe.data.max_tokens,
         teacher.fit.batch_size, _is_half(teacher.fit, kind), recipe.task.kind == "causal_lm",
+        adapted=_inputs(size, teacher.lora), adapter_dropout=bool(teacher.lora and teacher.lora.dropout),
     )  # fmt: skip
+
+
+def targets_load(recipe: Recipe, size: Size, machine: Machine) -> Load:
+    """The frozen teacher while it gives soft targets to be kept."""
+    whole = (size.shape, *weight_bytes(recipe, size))
+    half = _is_half(recipe.teacher.fit, machine.kind)
+    most = recipe.targets.micro_batch_size * machine.count  # larger ones gain nothing: no gradient waits for them
+    language = recipe.task.kind == "causal_lm"
+    return Load(size.shape, 0.0, 0, recipe.data.max_tokens, most, half, language, whole)
 
 
 def student_load(recipe: Recipe, student: Size, teacher: Size | None, kind: str) -> Load:
@@ -122,6 +140,7 @@ def student_load(recipe: Recipe, student: Size, teacher: Size | None, kind: str)
     return Load(
         student.shape, 4.0 * student.total + (4 * tuned if lora else 0), tuned, recipe.data.max_tokens, fit.batch_size,
         _is_half(fit, kind), recipe.task.kind == "causal_lm", beside,
+        adapted=_inputs(student, lora), adapter_dropout=bool(lora and lora.dropout),
     )  # fmt: skip
 
 
@@ -129,14 +148,15 @@ def _is_half(fit: Fit, kind: str) -> bool:
     return fit.precision in ("bf16", "fp16") or (fit.precision == "auto" and (kind == "GPU" or cpu_has_bf16()))
 
 
-def own_ways(recipe: Recipe) -> tuple[Way, Way]:
-    """How the recipe tunes the teacher, and trains the student."""
+def own_ways(recipe: Recipe) -> tuple[Way, Way, Way]:
+    """How the recipe tunes the teacher, keeps its soft targets, and trains the student."""
     teacher, fit = recipe.teacher, recipe.distil.fit
     mode = recipe.targets.mode if recipe.distil.alpha > 0 else "cached"
     micro = [min(one.micro_batch_size, one.batch_size) for one in (teacher.fit, fit)]
     quantized = teacher.quantize != "none"
     return (
         Way("tune", "ddp" if quantized else recipe.parallel, "replicated", teacher.gradient_checkpointing, micro[0]),
+        Way("give", "ddp", teacher.place, checkpointing=False, micro_batch_size=recipe.targets.micro_batch_size),
         Way(mode, recipe.parallel, teacher.place, recipe.student.gradient_checkpointing, micro[1]),
     )
 
@@ -161,9 +181,10 @@ def show_memory(recipe: Recipe, machine: Machine, console: Console) -> None:
     places = (
         ("replicated", "offloaded") if recipe.teacher.quantize != "none" else ("replicated", "sharded", "offloaded")
     )
-    tuning, training = own_ways(recipe)
+    tuning, giving, training = own_ways(recipe)
     loads = {
         "teacher": (teacher_load(recipe, teacher, machine.kind), tuning, ("replicated",)),
+        "targets": (targets_load(recipe, teacher, machine), giving, places),
         "distil": (student_load(recipe, student, teacher, machine.kind), training, places),
     }
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, title_justify="left")
@@ -172,13 +193,17 @@ def show_memory(recipe: Recipe, machine: Machine, console: Console) -> None:
         if machine.count > 1
         else f"Memory of {machine} {machine.kind}"
     )
-    for column in ("stage", "choice", "weights", "training", "activations", "logits", "teacher", "sum", "fits"):
-        table.add_column(column, justify="left" if column in ("stage", "choice", "fits") else "right", no_wrap=True)
+    for column in ("choice", "model", "activ.", "logits", "teacher", "sum", "fits"):
+        table.add_column(column, justify="left" if column in ("choice", "fits") else "right", no_wrap=True)
     advice = []
     for stage, (load, own, given) in loads.items():
+        rows = f"{own.micro_batch_size} row{'s' if own.micro_batch_size > 1 else ''}"
+        unused = " if cached" if stage == "targets" and training.mode == "online" else ""
+        table.add_row(f"{stage}{unused}, {rows}{', checkpointing' if own.checkpointing else ''}")
         for way in variants(own, machine, given):
-            table.add_row(stage, *_memory_row(load, way, own, machine))
-        advice.append(_advice(stage, load, own, machine, given))
+            table.add_row(*_memory_row(load, way, own, machine))
+        if not unused:
+            advice.append(_advice(stage, load, own, machine, given))
     console.print(table)
     for line in advice:
         console.print(line, highlight=False, soft_wrap=True)
@@ -186,29 +211,27 @@ def show_memory(recipe: Recipe, machine: Machine, console: Console) -> None:
 
 def _memory_row(load: Load, way: Way, own: Way, machine: Machine) -> list[str]:
     parts = load.parts(way, machine)
-    rows = f"{way.micro_batch_size} row{'s' if way.micro_batch_size > 1 else ''}"
-    choice = f"{way.parallel}, {rows}{', checkpointing' if way.checkpointing else ''}"
-    if way.mode != "tune":
-        choice = f"{way.mode}, {way.place}, {choice}" if way.mode == "online" else f"cached, {choice}"
+    choice = {
+        "tune": way.parallel,
+        "give": way.place,
+        "cached": f"cached, {way.parallel}",
+        "online": f"online, {way.place}, {way.parallel}",
+    }[way.mode]
     total = sum(parts.values())
-    fits = total <= 0.9 * machine.memory_bytes
-    cells = [parts["weights"], parts["training"] + parts["autocast"], parts["activations"], parts["logits"]]
-    return [
-        f"{choice}{' *' if way == own else ''}",
-        *map(_bytes, [*cells, parts["teacher"], total]),
-        "yes" if fits else "no",
-    ]
+    model = parts["weights"] + parts["moments"] + parts["gradients"] + parts["autocast"]
+    cells = [model, parts["activations"], parts["logits"], parts["teacher"], total]
+    fits = total <= MARGIN * machine.memory_bytes
+    return [f"  {choice}{' *' if way == own else ''}", *map(_bytes, cells), "yes" if fits else "no"]
 
 
 def _advice(stage: str, load: Load, own: Way, machine: Machine, places: tuple[str, ...]) -> str:
     way = best(own, load, machine, places=places)
-    section, model = ("teacher", "teacher") if stage == "teacher" else ("distil", "student")
     if way is None:
         return (
             f"{stage}: nothing fits on {machine}; take a smaller model, shorter rows (data.max_tokens), LoRA or larger "
             "devices"
         )
-    changed = settings(own, way, section, model)
+    changed = settings(own, way, stage)
     total = _bytes(load.total(way, machine))
     if not changed:
         return f"{stage}: as the recipe says, {total} on each device"
@@ -239,7 +262,11 @@ def show(plan: Plan, console: Console, machines: Sequence[Machine] = ()) -> None
     console.print(table)
     for machine in machines or [machine_here(plan.recipe)]:
         show_memory(plan.recipe, machine, console)
-    console.print("* = the recipe's own choice. A plan fills at most 90 % of a device.\n", highlight=False)
+    console.print(
+        "* = the recipe's own choice. model: weights, gradients, optimizer; activ.: kept for the backward pass. "
+        "Sums count 0.6 GB for a GPU's context; a plan fills at most 90 % of a device.\n",
+        highlight=False,
+    )
     every = len(plan.steps())
     done = every - len(plan.missing())
     checked = "the recipe and its data are good" if splits else "the recipe is good (a run reads or cuts the rows)"
@@ -269,11 +296,10 @@ def stage_rows(plan: Plan, splits: Mapping[str, int] | None) -> list[tuple[str, 
     scored = splits[recipe.evaluate.split] if splits else None
     # Bytes kept per row: all logits of a class; for tokens six sums, and never their logits.
     per_row = 4 * len(recipe.task.labels) if isinstance(recipe.task, TextClassification) else 24
-    kept = None if train is None else train * _target_bytes(recipe)
     exported = sum(student.total * _export_bytes(recipe, form) for form in recipe.export.formats) if student else None
     needs = {
         "teacher": _teacher_needs(recipe, teacher, train),
-        "targets": (_known(train), "-", _count(teacher), "as above", _bytes(kept)),
+        "targets": _targets_needs(recipe, teacher, train),
         f"distil/{CE_ONLY}": _student_needs(recipe, student, train),
         f"distil/{STUDENT}": _student_needs(recipe, student, train),
         "audit": ("-", "-", _count(student), "-", "-"),
@@ -291,15 +317,15 @@ def stage_rows(plan: Plan, splits: Mapping[str, int] | None) -> list[tuple[str, 
     return rows
 
 
-def _target_bytes(recipe: Recipe) -> float:
-    """Bytes of a row's soft targets; of tokens at most, for a vocabulary of 2^17."""
+def _target_bytes(recipe: Recipe, vocabulary: int) -> float:
+    """Bytes of a row's soft targets; of tokens at most."""
     if isinstance(recipe.task, TextClassification):
         return 4.0 * len(recipe.task.labels)
     targets, form = recipe.targets, recipe.targets.format
     if form == "full":
-        return recipe.data.max_tokens * 2**17 * (targets.value_bits or 32) / 8
+        return recipe.data.max_tokens * vocabulary * (targets.value_bits or 32) / 8
     count = targets.k if form == "top_k" else targets.draws
-    return recipe.data.max_tokens * (8 + count * (17 + 6 + (targets.value_bits or 12)) / 8)
+    return recipe.data.max_tokens * (8 + count * (vocabulary.bit_length() + 6 + (targets.value_bits or 12)) / 8)
 
 
 def _export_bytes(recipe: Recipe, form: str) -> float:
@@ -330,6 +356,15 @@ def _teacher_needs(recipe: Recipe, size: Size | None, rows: int | None) -> tuple
     return (_known(rows), steps, _count(size, trained), _bytes(memory), _bytes(trained * 4))
 
 
+def _targets_needs(recipe: Recipe, size: Size | None, rows: int | None) -> tuple[str, ...]:
+    if size is None:
+        return (_known(rows), "-", "?", "?", "?")
+    machine = machine_here(recipe)
+    memory = targets_load(recipe, size, machine).total(own_ways(recipe)[1], machine)
+    kept = None if rows is None else rows * _target_bytes(recipe, size.shape.vocabulary)
+    return (_known(rows), "-", _count(size), _bytes(memory), _bytes(kept))
+
+
 def _student_needs(recipe: Recipe, size: Size | None, rows: int | None) -> tuple[str, ...]:
     fit = recipe.distil.fit
     steps = _steps(rows, fit)
@@ -337,7 +372,7 @@ def _student_needs(recipe: Recipe, size: Size | None, rows: int | None) -> tuple
         return (_known(rows), steps, "?", "?", "?")
     lora = recipe.student.lora
     trained = lora_weights(size, lora) if lora else size.total
-    machine, (_, way) = machine_here(recipe), own_ways(recipe)
+    machine, way = machine_here(recipe), own_ways(recipe)[-1]
     teacher = size_of(resolve(recipe.teacher.model, "teacher.model", recipe.teacher.revision))
     memory = student_load(recipe, size, teacher, machine.kind).total(way, machine)
     return (_known(rows), steps, _count(size, trained), _bytes(memory), _bytes(size.total * 4))
@@ -363,8 +398,10 @@ def _count(size: Size | None, trained: int | None = None) -> str:
 def _bytes(count: Any) -> str:
     if count is None:
         return "?"
+    if count == 0:
+        return "-"
     for unit in ("B", "kB", "MB", "GB"):
         if count < 1000:
-            return f"{count:.0f} {unit}"
+            return f"{count:.1f} {unit}" if unit == "GB" and count < 10 else f"{count:.0f} {unit}"
         count /= 1000
     return f"{count:.1f} TB"

@@ -3,14 +3,19 @@
 Arithmetic on shapes, before any weight is read. The parts:
 
 - weights: nf4 takes 0.53 bytes (arXiv:2305.14314: 4 bits and the scales' 0.127), for the linear layers of the body;
-- training: 4 bytes of gradient and 8 of AdamW's moments for each weight that is tuned, which is kept in float32 (4);
+- training: 8 bytes of AdamW's moments and 4 of gradient for each weight that is tuned, which is kept in float32.
+  Without accumulation gradients come as activations go, and count only where they are larger;
 - autocast: the bf16 copy of each tuned matrix, which torch keeps from forward to backward (2);
-- activations: what a layer keeps for its backward pass, per token: eleven hidden states, keys and values, and four (if
-  gated) or two widths of the feed-forward part; what norms and the residual stream keep is float32, the rest in the
-  precision of the products. Attention keeps no S x S matrix (arXiv:2205.14135). With gradient checkpointing one float32
-  hidden state per layer, and one layer's activations;
-- logits: the chunk that the fused loss makes of student and teacher (`fused.CHUNK_BYTES`), and a second gradient of the
-  head where it is tied to the embeddings;
+- activations: what a layer keeps for its backward pass, per token. In float32: the inputs of norms (of RMSNorms also
+  what they have normalised). In the precision of the products: the inputs of linear layers, queries, keys, values,
+  what attention gives, and four (if gated) or two widths of the feed-forward part. Attention keeps no S x S matrix
+  (arXiv:2205.14135), but on CPUs three of them with dropout. With gradient checkpointing one float32 hidden state per
+  layer, and one layer's activations;
+- dropout: its mask (1 byte; on CPUs as wide as what it masks), of two hidden states per layer;
+- adapters: a copy of their input for each linear layer with dropout or with products in two bytes, instead of the
+  input that a frozen layer does not keep, and the mask;
+- logits: a chunk of the fused loss (`fused.rows_per_chunk`), a second one for a running teacher, and the head's
+  gradient, which is made with them. Where soft targets are kept: a chunk in float32, its logarithms, and two more;
 - shards (FSDP2): weights, gradients and moments of 1/n; two layers, and what is in no layer, whole with its gradient;
 - a context of 0.6 GB on a GPU: an assumption.
 """
@@ -18,6 +23,7 @@ Arithmetic on shapes, before any weight is read. The parts:
 from __future__ import annotations
 
 import itertools
+import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -70,6 +76,9 @@ class Shape:
     vocabulary: int
     gated: bool
     tied: bool
+    heads: int = 1
+    dropout: bool = False
+    attention_dropout: bool = False
 
     @classmethod
     def of(cls, config: Mapping[str, Any], total: int, linear: int, layers: int) -> Shape:
@@ -78,17 +87,17 @@ class Shape:
         def first(*names: str) -> int:
             return next((int(config[name]) for name in names if isinstance(config.get(name), int)), 0)
 
-        hidden, heads = (
-            first("hidden_size", "dim", "n_embd", "d_model"),
-            first("num_attention_heads", "n_heads", "n_head"),
-        )
+        hidden = first("hidden_size", "dim", "n_embd", "d_model")
+        heads = first("num_attention_heads", "n_heads", "n_head")
         width = first("head_dim") or hidden // max(heads, 1)
         return cls(
             total=total, linear=linear, layers=layers, hidden=hidden,
             keys=width * (first("num_key_value_heads") or heads), vocabulary=first("vocab_size"),
             ffn=first("intermediate_size", "hidden_dim", "n_inner") or 4 * hidden,
             gated=config.get("hidden_act") == "silu" or config.get("model_type") in GATED,
-            tied=bool(config.get("tie_word_embeddings", False)),
+            tied=bool(config.get("tie_word_embeddings", False)), heads=heads,
+            dropout=any(config.get(name) for name in ("hidden_dropout_prob", "dropout", "resid_pdrop")),
+            attention_dropout=any(config.get(name) for name in ("attention_probs_dropout_prob", "attention_dropout")),
         )  # fmt: skip
 
     @property
@@ -110,7 +119,7 @@ class Way:
     """How a stage is spread, and what can be changed without changing its result.
 
     Attributes:
-        mode: `cached` or `online`; for the teacher's own tuning `tune`.
+        mode: `cached` or `online`; for the teacher's own tuning `tune`, for its soft targets `give`.
         parallel: `ddp` or `fsdp2`.
         place: of the teacher, as `teacher.place`.
         checkpointing: gradient checkpointing of the model that is tuned.
@@ -137,6 +146,8 @@ class Load:
         half: products in two bytes.
         language: the fused loss, over `shape.vocabulary`.
         teacher: the one that runs beside it, and the bytes of its weights: (all, those in layers).
+        adapted: widths of the inputs of all linear layers with an adapter; 0 without.
+        adapter_dropout: whether these inputs have dropout.
     """
 
     shape: Shape
@@ -147,30 +158,64 @@ class Load:
     half: bool
     language: bool
     teacher: tuple[Shape, float, float] | None = None
+    adapted: int = 0
+    adapter_dropout: bool = False
 
     def parts(self, way: Way, machine: Machine) -> dict[str, float]:
         """Bytes on each device, by part."""
         shape, tokens = self.shape, way.micro_batch_size * self.tokens
         shards = machine.count if way.parallel == "fsdp2" else 1
+        gradients = 4.0 * self.tuned / shards
         found = {
             "weights": self.weight_bytes / shards,
-            "training": 12.0 * self.tuned / shards,
+            "moments": 8.0 * self.tuned / shards,
             "autocast": 2.0 * min(self.tuned, shape.linear) if self.half else 0.0,
-            "activations": activations(shape, tokens, half=self.half, checkpointing=way.checkpointing),
-            "logits": self._logits(tokens, machine),
+            "activations": self._activations(way, tokens, machine),
+            "logits": self._logits(way, tokens, machine),
             "teacher": self._teacher(way, machine, tokens),
             "context": CONTEXT_BYTES if machine.kind == "GPU" else 0.0,
         }
+        accumulates = self.batch_size > way.micro_batch_size * machine.count
+        hidden = 0.0 if accumulates else found["activations"] + found["logits"]
+        found["gradients"] = max(0.0, gradients - hidden)
         if shards > 1:
             found["weights"] += 8.0 * (2 * shape.layer + shape.rest)
         return found
 
-    def _logits(self, tokens: int, machine: Machine) -> float:
+    def _activations(self, way: Way, tokens: int, machine: Machine) -> float:
+        """Bytes kept for the backward pass."""
+        if way.mode == "give":
+            return 0.0
+        shape, product = self.shape, 2 if self.half else 4
+        hidden, mask = shape.hidden, 1 if machine.kind == "GPU" else product
+        norms = 4 * hidden if shape.gated else 2 * hidden
+        products = (5 if shape.gated else 4) * hidden + 2 * shape.keys + (4 if shape.gated else 2) * shape.ffn
+        layer = 4.0 * norms + product * products
+        if shape.dropout:
+            layer += 2 * mask * hidden
+        if shape.attention_dropout and machine.kind == "CPU":
+            layer += 3 * product * shape.heads * self.tokens
+        if self.adapted:
+            width = self.adapted / max(shape.layers, 1)
+            if self.half or self.adapter_dropout:
+                layer += product * (width - 2 * hidden - shape.ffn)
+            if self.adapter_dropout:
+                layer += (1 if machine.kind == "GPU" else 4) * width
+        if not way.checkpointing:
+            return shape.layers * tokens * layer
+        return shape.layers * 4.0 * tokens * hidden + tokens * layer
+
+    def _logits(self, way: Way, tokens: int, machine: Machine) -> float:
         if not self.language:
             return 0.0
         shape, size = self.shape, 2 if self.half else 4
-        chunk = min(CHUNK_BYTES[machine.kind], 2 * size * shape.vocabulary * min(tokens, MAX_CHUNK))
-        return chunk + (4.0 * shape.vocabulary * shape.hidden if shape.tied and self.tuned == shape.total else 0.0)
+        give = way.mode == "give"
+        most = min(MAX_CHUNK, CHUNK_BYTES[machine.kind] // (2 * (4 if give else size) * shape.vocabulary))
+        rows = math.ceil(tokens / math.ceil(tokens / most))
+        if give:
+            return rows * shape.vocabulary * (4.0 * 4 + (2 if self.half else 0))
+        chunks = (2 if way.mode == "online" else 1) * rows * size * shape.vocabulary
+        return chunks + (4.0 * shape.vocabulary * shape.hidden if self.tuned == shape.total else 0.0)
 
     def _teacher(self, way: Way, machine: Machine, tokens: int) -> float:
         if self.teacher is None or way.mode == "cached":
@@ -185,20 +230,6 @@ class Load:
         return sum(self.parts(way, machine).values())
 
 
-def activations(shape: Shape, tokens: int, *, half: bool, checkpointing: bool) -> float:
-    """Bytes kept for the backward pass."""
-    product = 2 if half else 4
-    per_layer = tokens * (24.0 * shape.hidden + product * _products(shape))
-    if not checkpointing:
-        return shape.layers * per_layer
-    return shape.layers * 4.0 * tokens * shape.hidden + per_layer
-
-
-def _products(shape: Shape) -> int:
-    """Numbers per token and layer in the precision of the products."""
-    return 5 * shape.hidden + 2 * shape.keys + (4 if shape.gated else 2) * shape.ffn
-
-
 def forward(shape: Shape, tokens: int, *, half: bool) -> float:
     """Bytes of a frozen model's pass: one layer's, and its last hidden states."""
     return tokens * (12.0 * shape.hidden + (2 if half else 4) * (3 if shape.gated else 2) * shape.ffn)
@@ -210,9 +241,10 @@ def ways(own: Way, load: Load, machine: Machine, *, places: tuple[str, ...]) -> 
     sizes = [size for size in (own.micro_batch_size * 2**power for power in range(-10, 6)) if 1 <= size <= most]
     sizes = [int(size) for size in sizes] or [min(own.micro_batch_size, most)]
     modes = [own.mode] if own.mode != "online" else ["online", "cached"]
-    strategies = [own.parallel] if machine.count == 1 or own.mode == "tune" else ["ddp", "fsdp2"]
+    strategies = [own.parallel] if machine.count == 1 or own.mode in ("tune", "give") else ["ddp", "fsdp2"]
+    placed = own.mode in ("online", "give")
     for mode, place, parallel, checkpointing, size in itertools.product(
-        modes, places if own.mode == "online" else (own.place,), strategies, (False, True), sizes
+        modes, places if placed else (own.place,), strategies, (False, True), sizes
     ):
         if mode == "cached" and place != places[0]:
             continue
@@ -233,19 +265,21 @@ def best(own: Way, load: Load, machine: Machine, *, places: tuple[str, ...]) -> 
     return min(fitting, key=lambda pair: pair[0])[1] if fitting else None
 
 
-def settings(own: Way, way: Way, section: str, model: str) -> list[str]:
-    """What to put into the recipe to go another way."""
+def settings(own: Way, way: Way, stage: str) -> list[str]:
+    """What to put into the recipe for `stage` to go another way: teacher, targets or distil."""
+    section = "targets" if stage == "targets" else f"{stage}.fit"
+    model = "student" if stage == "distil" else "teacher"
     changed = []
     if way.mode != own.mode:
         changed.append(f"targets.mode={way.mode}")
     if way.parallel != own.parallel:
         changed.append(f"parallel={way.parallel}")
-    if way.place != own.place and way.mode == "online":
+    if way.place != own.place and way.mode in ("online", "give"):
         changed.append(f"teacher.place={way.place}")
     if way.checkpointing != own.checkpointing:
         changed.append(f"{model}.gradient_checkpointing={str(way.checkpointing).lower()}")
     if way.micro_batch_size != own.micro_batch_size:
-        changed.append(f"{section}.fit.micro_batch_size={way.micro_batch_size}")
+        changed.append(f"{section}.micro_batch_size={way.micro_batch_size}")
     return changed
 
 
@@ -254,6 +288,8 @@ def variants(own: Way, machine: Machine, places: tuple[str, ...]) -> list[Way]:
     strategies = ["ddp"] if machine.count == 1 or own.mode == "tune" else ["ddp", "fsdp2"]
     if own.mode == "tune":
         return [own]
+    if own.mode == "give":
+        return [replace(own, place=place) for place in places]
     found = [replace(own, mode="cached", parallel=parallel) for parallel in strategies]
     return found + [
         replace(own, mode="online", parallel=parallel, place=place) for parallel in strategies for place in places

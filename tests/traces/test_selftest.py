@@ -9,7 +9,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from distilpeft import cli, selftest, train
+from distilpeft import cli, selftest
 from distilpeft.tasks import causal_lm
 
 
@@ -49,10 +49,12 @@ def wrong(capsys) -> bool:
 def test_a_mean_of_means_is_found(monkeypatch, capsys):
     """Trap 3."""
     few(monkeypatch)
-    plain = train.Step.forward
-    monkeypatch.setattr(
-        train.Step, "forward", lambda self, batch: plain(self, batch) / max(1, causal_lm.count_rows(batch)) * 8
-    )
+    plain = causal_lm.loss_sum
+
+    def mean(model, batch, *how):
+        return plain(model, batch, *how) / max(1, causal_lm.count_rows(batch)) * 8
+
+    monkeypatch.setattr(causal_lm, "loss_sum", mean)
     assert wrong(capsys)
 
 
