@@ -7,8 +7,13 @@ import json
 import commands
 import pytest
 import torch
+import transformers
+from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional as F
+
+from distilpeft.plan import make_plan
+from distilpeft.recipe_file import load_recipe
 
 pytestmark = [
     pytest.mark.gpu,
@@ -79,3 +84,56 @@ def test_the_proof_of_split_invariance_holds_on_this_gpu():
     from distilpeft import selftest
 
     assert selftest.run([1], Console(quiet=True))
+
+
+@pytest.mark.parametrize("precision", ["fp16", "tf32"])
+def test_a_student_learns_in_other_precisions(tmp_path, precision):
+    recipe = commands.workspace(tmp_path, distil__fit__precision=precision)
+    assert commands.run(recipe) == 0
+    report = json.loads((tmp_path / "runs/tiny/report.json").read_text())
+    scores = {model["role"]: model["scores"]["accuracy"]["value"] for model in report["models"]}
+    assert scores["student"] > 0.9
+    assert report["training"]["student"]["precision"] == precision
+
+
+def test_an_offloaded_teacher_gives_the_targets_of_one_on_the_gpu_and_leaves_its_memory():
+    from distilpeft import models, parallel
+    from distilpeft.runtime import Runtime
+
+    torch.manual_seed(0)
+    runtime = Runtime()
+    config = transformers.Qwen2Config(
+        vocab_size=1000, hidden_size=512, num_hidden_layers=8, num_attention_heads=8, num_key_value_heads=2,
+        intermediate_size=2048,
+    )  # fmt: skip
+    model = transformers.Qwen2ForCausalLM(config).eval().requires_grad_(False)
+    ids = torch.arange(64, device="cuda").reshape(2, 32)
+    with torch.no_grad():
+        expected = model.to("cuda")(ids).logits.clone()
+        model.to("cpu")
+        base = torch.cuda.memory_allocated()
+        parallel.offload_layers(runtime, model)
+        torch.cuda.reset_peak_memory_stats()
+        assert torch.equal(model(ids).logits, expected)
+    layer = sum(weight.nbytes for weight in models.blocks(model)[0].parameters())
+    rest = torch.cuda.memory_allocated() - base
+    assert torch.cuda.max_memory_allocated() - base < rest + 2 * layer
+
+
+def test_fsdp2_of_one_process_trains_as_one_process_does(tmp_path):
+    """NCCL and `fully_shard` on a device: the student of DDP."""
+    weights = {}
+    for name, settings in {"plain": [], "fsdp2": ["parallel=fsdp2"]}.items():
+        folder = tmp_path / name
+        folder.mkdir()
+        fits = {"distil__fit__precision": "fp32", "teacher__fit__precision": "fp32", "targets__precision": "fp32"}
+        recipe = commands.workspace(folder, **fits)
+        given = ["--until", "distil", *(part for one in settings for part in ("--set", one))]
+        done = commands.joined(recipe, 1, *given)
+        assert [one.returncode for one in done] == [0]
+        made = make_plan(load_recipe(recipe, tuple(settings)), folder / "runs").artifacts["distil/student"]
+        assert made.manifest()["figures"]["parallel"] == ("fsdp2" if settings else "ddp")
+        weights[name] = load_file(made.path / "model" / "model.safetensors")
+    assert weights["plain"].keys() == weights["fsdp2"].keys()
+    for name, tensor in weights["plain"].items():
+        torch.testing.assert_close(weights["fsdp2"][name], tensor, rtol=1e-4, atol=1e-5)
