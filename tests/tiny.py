@@ -23,10 +23,13 @@ def tokenizer() -> PreTrainedTokenizerFast:
     core = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
     core.pre_tokenizer = pre_tokenizers.Whitespace()
     core.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", vocabulary["[CLS]"]), ("[SEP]", vocabulary["[SEP]"])]
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[("[CLS]", vocabulary["[CLS]"]), ("[SEP]", vocabulary["[SEP]"])],
     )
     special = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
-    return PreTrainedTokenizerFast(tokenizer_object=core, model_max_length=64, **special)
+    names = ["input_ids", "token_type_ids", "attention_mask"]  # as BERT's own tokenizer has them
+    return PreTrainedTokenizerFast(tokenizer_object=core, model_max_length=64, model_input_names=names, **special)
 
 
 def config(layers: int = 2, **changes: Any) -> BertConfig:
@@ -91,6 +94,13 @@ def rows(count: int, seed: int = 0, noise: float = 0.0) -> list[tuple[str, int]]
         words.insert(rng.randrange(len(words) + 1), rng.choice(GOOD if label else BAD))
         found.append((" ".join(words), label if rng.random() >= noise else 1 - label))
     return found
+
+
+def pairs(count: int, seed: int = 0) -> list[tuple[str, str, int]]:
+    """Pairs of texts, each with a word that sets its mood; the class is the second one's mood, whatever the first's."""
+    first, second = rows(count, seed), rows(count, seed + 1)
+    random.Random(seed).shuffle(first)
+    return [(one, two, label) for (one, _), (two, label) in zip(first, second, strict=True)]
 
 
 def write_csv(path: Path, count: int = 200, seed: int = 0, noise: float = 0.0) -> Path:

@@ -1,6 +1,7 @@
 """`distilpeft predict`: texts from the command line, lines or JSONL in, one answer per text out.
 
-A line of input that is a JSON object keeps its keys, and gets the answer beside them. What goes to a file appears there
+A line of input that is a JSON object keeps its keys, and gets the answer beside them. A classifier of pairs takes two
+texts on the command line, or JSON objects with `text` and `pair`. What goes to a file appears there
 whole or not at all.
 """
 
@@ -14,10 +15,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, TextIO
 
-from distilpeft.deployed import Deployed
+from distilpeft.deployed import Deployed, Text
 from distilpeft.errors import InputError
 
-TEXT, PROMPT = "text", "prompt"
+TEXT, PROMPT, PAIR = "text", "prompt", "pair"
 
 
 def run(
@@ -46,13 +47,18 @@ def run(
         InputError: the folder is no export, or a line cannot be answered; the line is named.
     """
     deployed = Deployed(folder)
+    pairs = bool(deployed.manifest.get(PAIR))
     if source is None:
         for number, text in enumerate(texts, 1):
             if not text.strip():
                 raise InputError(f"text {number}: is empty")
-        rows: Iterator[dict[str, Any]] = ({"text": text} for text in texts)
+        if pairs and len(texts) != 2:
+            raise InputError(f"{folder}: reads pairs of texts; give two, or a file of JSON lines with text and pair")
+        rows: Iterator[dict[str, Any]] = iter(
+            [dict(zip((TEXT, PAIR), texts, strict=True))] if pairs else [{TEXT: text} for text in texts]
+        )
     else:
-        rows = read(source, getattr(source, "name", "input"))
+        rows = read(source, getattr(source, "name", "input"), pairs=pairs)
     lines = (
         json.dumps(row | answer, ensure_ascii=False)
         for row, answer in answered(deployed, rows, batch_size, max_new_tokens)
@@ -63,8 +69,10 @@ def run(
         _write(out, lines)
 
 
-def read(source: Iterable[str], name: str) -> Iterator[dict[str, Any]]:
+def read(source: Iterable[str], name: str, *, pairs: bool = False) -> Iterator[dict[str, Any]]:
     """Rows of text lines or JSON objects, each with a text under `text` or `prompt`; empty lines are left out.
+
+    Of `pairs` each is a JSON object that also has a text under `pair`.
 
     Raises:
         InputError: a line is not as it should be.
@@ -73,6 +81,8 @@ def read(source: Iterable[str], name: str) -> Iterator[dict[str, Any]]:
         if not line.strip():
             continue
         here = f"{name}:{number}"
+        if not line.lstrip().startswith("{") and pairs:
+            raise InputError(f"{here}: the model reads pairs of texts: wants a JSON object with {TEXT!r} and {PAIR!r}")
         if not line.lstrip().startswith("{"):
             yield {TEXT: line.rstrip("\r\n")}
             continue
@@ -82,6 +92,8 @@ def read(source: Iterable[str], name: str) -> Iterator[dict[str, Any]]:
             raise InputError(f"{here}: not valid JSON: {error}") from None
         if not isinstance(_text(row), str) or not str(_text(row)).strip():
             raise InputError(f"{here}: wants a text under {TEXT!r} or {PROMPT!r}; its keys are {', '.join(row)}")
+        if pairs and (not isinstance(row.get(PAIR), str) or not row[PAIR].strip()):
+            raise InputError(f"{here}: wants a second text under {PAIR!r}; its keys are {', '.join(row)}")
         yield row
 
 
@@ -95,9 +107,14 @@ def answered(
             yield row, {"completion": deployed.complete(str(_text(row)), max_new_tokens)}
         return
     while batch := list(islice(rows, batch_size)):
-        for row, chances_C in zip(batch, deployed.classify([str(_text(row)) for row in batch]), strict=True):
+        for row, chances_C in zip(batch, deployed.classify([_given(deployed, row) for row in batch]), strict=True):
             chances = {name: round(float(chance), 6) for name, chance in zip(labels, chances_C, strict=True)}
             yield row, {"label": labels[int(chances_C.argmax())], "probabilities": chances}
+
+
+def _given(deployed: Deployed, row: dict[str, Any]) -> Text:
+    text = str(_text(row))
+    return (text, row[PAIR]) if deployed.manifest.get(PAIR) else text
 
 
 def _text(row: dict[str, Any]) -> Any:

@@ -135,8 +135,12 @@ def _parity(form: str, export: Mapping[str, Any]) -> str:
 def _what(recipe: Recipe) -> str:
     if isinstance(recipe.task, TextClassification):
         labels = ", ".join(f"{i} = {name}" for i, name in enumerate(recipe.task.labels))
-        return f"text classifier ({labels})"
+        return f"classifier of {_read(recipe.task)} ({labels})"
     return "language model"
+
+
+def _read(task: TextClassification) -> str:
+    return "texts" if task.pair is None else "pairs of texts"
 
 
 def _made(recipe: Recipe) -> str:
@@ -152,7 +156,8 @@ def _made(recipe: Recipe) -> str:
 
 def _limits(recipe: Recipe) -> str:
     if isinstance(recipe.task, TextClassification):
-        use = f"It sorts texts into {', '.join(recipe.task.labels)}, and gives every text one of these, fitting or not."
+        read = _read(recipe.task)
+        use = f"It sorts {read} into {', '.join(recipe.task.labels)}, and gives each one of these, fitting or not."
     else:
         use = "It continues text. It states falsehoods fluently, more often than its teacher."
     return (

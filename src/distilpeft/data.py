@@ -12,7 +12,7 @@ import json
 import logging
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +69,7 @@ def read_splits(data: Data, check: RowCheck) -> dict[str, datasets.Dataset]:
     return splits
 
 
-def duplicates(splits: Mapping[str, Iterable[str]]) -> dict[str, int]:
+def duplicates(splits: Mapping[str, Iterable[Hashable]]) -> dict[str, int]:
     """How many texts of each later split also stand in an earlier one, as `a/b` → count."""
     # Eight bytes a text: sets of Python integers took twice the peak at a million texts.
     seen = {name: np.fromiter(map(hash, texts), dtype=np.int64) for name, texts in splits.items()}

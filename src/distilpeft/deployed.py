@@ -1,5 +1,7 @@
 """An exported model as its users have it: text in, labels or more text out; a graph without torch or transformers.
 
+A classifier of pairs takes pairs of texts wherever others take texts.
+
 B  rows    S  positions    C  classes
 """
 
@@ -17,6 +19,7 @@ from distilpeft.probabilities import softmax
 from distilpeft.runners import generate, open_runner, read_manifest
 
 TOKENIZER = "tokenizer.json"
+Text = str | tuple[str, str]
 
 
 class Deployed:
@@ -56,18 +59,25 @@ class Deployed:
         """Ids that the tokenizer knows."""
         return int(self._words.get_vocab_size())
 
-    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+    def encode(self, texts: Sequence[Text]) -> list[list[int]]:
         """Token ids, as in training: with special tokens, a classifier's cut to `max_tokens`."""
         return [found.ids for found in self._words.encode_batch(list(texts))]
 
-    def classify(self, texts: Sequence[str]) -> NDArray[np.float64]:
+    def classify(self, texts: Sequence[Text]) -> NDArray[np.float64]:
         """Class probabilities [B, C]."""
-        rows = self.encode(texts)
-        width = max(map(len, rows))
-        pad = self.manifest["pad_token_id"] or 0
-        ids_BS = np.array([ids + [pad] * (width - len(ids)) for ids in rows], dtype=np.int64)
-        mask_BS = (np.arange(width) < np.array([[len(ids)] for ids in rows])).astype(np.int64)
-        logits_BC, _ = self.runner.run({"input_ids": ids_BS, "attention_mask": mask_BS})
+        rows = self._words.encode_batch(list(texts))
+        width = max(len(row.ids) for row in rows)
+
+        def padded(lists: list[list[int]], value: int) -> NDArray[np.int64]:
+            return np.array([one + [value] * (width - len(one)) for one in lists], dtype=np.int64)
+
+        inputs = {
+            "input_ids": padded([row.ids for row in rows], self.manifest["pad_token_id"] or 0),
+            "attention_mask": padded([row.attention_mask for row in rows], 0),
+        }
+        if self.manifest.get("typed"):
+            inputs["token_type_ids"] = padded([row.type_ids for row in rows], 0)
+        logits_BC, _ = self.runner.run(inputs)
         return softmax(logits_BC)
 
     def complete(self, prompt: str, max_new_tokens: int) -> str:

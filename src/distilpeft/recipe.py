@@ -53,10 +53,14 @@ class Section(BaseModel):
 
 
 class TextClassification(Section):
-    """Single-label text classification."""
+    """Single-label classification of texts, or of pairs of texts."""
 
     kind: Literal["text_classification"]
     text: str = Field(min_length=1, description="column with the text")
+    pair: str | None = Field(
+        None, min_length=1, description="column with a second text that is read behind the first, such as a hypothesis",
+        json_schema_extra=IN_KEY_IF_GIVEN,
+    )  # fmt: skip
     label: str = Field(min_length=1, description="column with the class: its name, or its index in `labels`")
     labels: tuple[str, ...] = Field(min_length=2, description="class names; the position is the class id")
 

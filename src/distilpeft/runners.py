@@ -26,6 +26,7 @@ from distilpeft.forms import FORMS
 
 MANIFEST = "manifest.json"
 PAST = "past_key_values."
+TYPES = "token_type_ids"
 Inputs = Mapping[str, NDArray[Any]]
 STEPS = 4
 """Single tokens after a cut, in calls that go through the cache; the rest follows at once."""
@@ -51,6 +52,7 @@ class GraphRunner:
         compute: feeds → outputs, logits first.
         caches: its cache inputs: name, (heads, units of a head), dtype.
         width: logits of a row or position.
+        typed: whether it takes token_type_ids, of which there are none but 0 where a call has none.
     """
 
     def __init__(
@@ -58,8 +60,10 @@ class GraphRunner:
         compute: Callable[[dict[str, NDArray[Any]]], Sequence[NDArray[Any]]],
         caches: Sequence[tuple[str, tuple[int, int], Any]],
         width: int,
+        *,
+        typed: bool = False,
     ) -> None:
-        self._compute, self._caches, self.width = compute, caches, width
+        self._compute, self._caches, self.width, self._typed = compute, caches, width, typed
 
     def run(self, inputs: Inputs, cache: Any = None, *, last: bool = False) -> tuple[NDArray[Any], Any]:
         """See `Runner`; rows with position_ids hold several documents, which go through one by one."""
@@ -72,6 +76,8 @@ class GraphRunner:
     def feed(self, inputs: Inputs, cache: Any = None) -> dict[str, NDArray[Any]]:
         """What the graph itself takes: the inputs, and a cache even if it is empty."""
         found = {name: inputs[name] for name in ("input_ids", "attention_mask")}
+        if self._typed:
+            found[TYPES] = inputs.get(TYPES, np.zeros_like(found["input_ids"]))
         rows = len(found["input_ids"])
         for at, (name, (heads, units), dtype) in enumerate(self._caches):
             found[name] = np.zeros((rows, heads, 0, units), dtype) if cache is None else cache[at]
@@ -94,7 +100,9 @@ def open_onnx(file: Path, threads: int = 0) -> GraphRunner:
         for one in session.get_inputs()
         if one.name.startswith(PAST)
     ]
-    return GraphRunner(lambda feed: session.run(None, feed), caches, session.get_outputs()[0].shape[-1])
+    typed = any(one.name == TYPES for one in session.get_inputs())
+    width = session.get_outputs()[0].shape[-1]
+    return GraphRunner(lambda feed: session.run(None, feed), caches, width, typed=typed)
 
 
 def _openvino_runner(file: Path, threads: int) -> GraphRunner:
@@ -116,7 +124,8 @@ def _openvino_runner(file: Path, threads: int) -> GraphRunner:
         found = model(feed)
         return [np.array(found[output]) for output in model.outputs]
 
-    return GraphRunner(compute, caches, model.outputs[0].get_partial_shape()[-1].get_length())
+    typed = any(one.get_any_name() == TYPES for one in model.inputs)
+    return GraphRunner(compute, caches, model.outputs[0].get_partial_shape()[-1].get_length(), typed=typed)
 
 
 class TransformersRunner:

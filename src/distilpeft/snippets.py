@@ -11,13 +11,13 @@ _CLASSIFIER = """import numpy as np
 {imports}
 from tokenizers import Tokenizer
 
-texts = ["a first text", "and a second one"]
+texts = {texts}
 labels = {labels}
 tokenizer = Tokenizer.from_file("tokenizer.json")
 tokenizer.enable_truncation({max_tokens})
 tokenizer.enable_padding(pad_id={pad})
 rows = tokenizer.encode_batch(texts)
-inputs = {{"input_ids": [row.ids for row in rows], "attention_mask": [row.attention_mask for row in rows]}}
+inputs = {{"input_ids": [row.ids for row in rows], "attention_mask": [row.attention_mask for row in rows]}}{types}
 {run}
 print([labels[i] for i in logits.argmax(-1)])"""
 
@@ -44,17 +44,24 @@ shapes = {i.get_any_name(): i.get_partial_shape() for i in model.inputs[2:]}
 past = {n: np.zeros((1, s[1].get_length(), 0, s[3].get_length()), np.float32) for n, s in shapes.items()}"""
 
 
-_PIPELINES = {
-    False: """from transformers import pipeline
+_TEXTS = '["a first text", "and a second one"]'
+_PAIRS = '[("a first text", "what belongs to it"), ("a second one", "and its own")]'
+_TYPES = '\ninputs["token_type_ids"] = [row.type_ids for row in rows]'
 
-texts = ["a first text", "and a second one"]
+_CLASSIFY = f"""from transformers import pipeline
+
+texts = {_TEXTS}
 classify = pipeline("text-classification", model=".")
-print(classify(texts))""",
-    True: """from transformers import pipeline
+print(classify(texts))"""
+_CLASSIFY_PAIRS = f"""from transformers import pipeline
+
+texts = {_PAIRS}
+classify = pipeline("text-classification", model=".")
+print(classify([{{"text": one, "text_pair": two}} for one, two in texts]))"""
+_WRITE = """from transformers import pipeline
 
 write = pipeline("text-generation", model=".")
-print(write("Once upon a time"))""",
-}
+print(write("Once upon a time"))"""
 
 
 def snippet(told: Mapping[str, Any]) -> str:
@@ -69,7 +76,8 @@ def snippet(told: Mapping[str, Any]) -> str:
         return f'```sh\nllama-cli -m {FORMS[form].file} -p "Once upon a time"\n```'
     if runtime == "transformers":
         needs = {"bnb-nf4": ", accelerate and bitsandbytes", "torchao-int8": ", accelerate and torchao"}.get(form, "")
-        return f"```python\n# needs transformers{needs}\n{_PIPELINES[language]}\n```"
+        code = _WRITE if language else _CLASSIFY_PAIRS if told.get("pair") else _CLASSIFY
+        return f"```python\n# needs transformers{needs}\n{code}\n```"
     code = _language(told, runtime) if language else _classifier(told, runtime)
     return f"```python\n# pip install {runtime} tokenizers\n{code}\n```"
 
@@ -81,7 +89,10 @@ def _classifier(told: Mapping[str, Any], runtime: str) -> str:
         "openvino": f'model = openvino.Core().compile_model("model.xml", "CPU")\nlogits = model({feed})["logits"]',
     }
     known = {name: told[name] for name in ("labels", "max_tokens")}
-    return _CLASSIFIER.format(imports=f"import {runtime}", run=runs[runtime], pad=told["pad_token_id"] or 0, **known)
+    return _CLASSIFIER.format(
+        imports=f"import {runtime}", run=runs[runtime], pad=told["pad_token_id"] or 0,
+        texts=_PAIRS if told.get("pair") else _TEXTS, types=_TYPES if told.get("typed") else "", **known,
+    )  # fmt: skip
 
 
 def _language(told: Mapping[str, Any], runtime: str) -> str:

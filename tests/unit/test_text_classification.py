@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tiny
 
-from distilpeft.data import read_splits
+from distilpeft.data import duplicates, read_splits
 from distilpeft.errors import InputError
 from distilpeft.recipe import Data, TextClassification
 from distilpeft.tasks.text_classification import (
@@ -17,7 +17,9 @@ from distilpeft.tasks.text_classification import (
     class_ids,
     collate,
     encode,
+    features,
     model_options,
+    texts,
 )
 
 TASK = TextClassification(kind="text_classification", text="text", label="label", labels=("bad", "good", "mixed"))
@@ -154,6 +156,53 @@ def test_rows_become_token_ids_and_class_ids():
         "truncated": [False, False],
     }
     assert set(found) == set(FEATURES)
+
+
+PAIRS = TASK.model_copy(update={"pair": "other"})
+
+
+def pairs_of(texts, others):
+    return datasets.Dataset.from_dict({"text": texts, "other": others, "label": ["bad"] * len(texts)})
+
+
+def test_pairs_become_one_row_with_the_second_texts_tokens_marked():
+    rows = pairs_of(["good film", "story"], ["awful", "a dull scene"])
+    found = encode(PAIRS, rows.features, rows[:], tiny.tokenizer(), 16)
+    assert set(found) == set(features(PAIRS)) == {*features(TASK), "token_types"}
+    assert found["input_ids"][0] == ids("[CLS]", "good", "film", "[SEP]", "awful", "[SEP]")
+    assert found["token_types"][0] == [0, 0, 0, 0, 1, 1]
+    batch = collate(found, tiny.tokenizer())
+    assert batch["inputs"]["token_type_ids"].tolist() == [[0, 0, 0, 0, 1, 1, 0], [0, 0, 0, 1, 1, 1, 1]]
+    assert batch["inputs"]["attention_mask"].tolist() == [[1, 1, 1, 1, 1, 1, 0], [1] * 7]
+
+
+def test_models_that_do_not_tell_texts_apart_by_types_get_none():
+    rows = pairs_of(["good"], ["awful"])
+    tokenizer = tiny.tokenizer()
+    tokenizer.model_input_names = ["input_ids", "attention_mask"]
+    found = encode(PAIRS, rows.features, rows[:], tokenizer, 16)
+    assert set(collate(found, tokenizer)["inputs"]) == {"input_ids", "attention_mask"}
+
+
+def test_of_a_pair_the_longer_text_is_cut_first():
+    rows = pairs_of(["the film of the actor and music"], ["a dull scene"])
+    found = encode(PAIRS, rows.features, rows[:], tiny.tokenizer(), 9)
+    assert found["input_ids"][0] == ids("[CLS]", "the", "film", "of", "[SEP]", "a", "dull", "scene", "[SEP]")
+    assert (found["truncated"], found["num_tokens"]) == ([True], [9])
+
+
+def test_a_pair_without_its_second_text_is_named():
+    rows = pairs_of(["good", "bad"], ["fine", " "])
+    with pytest.raises(InputError, match="row 2: column 'other' holds no text"):
+        check_rows(PAIRS, rows, np.array([1, 2]), "rows.csv")
+    with pytest.raises(InputError, match=r"task.pair: rows.csv has no column 'other'"):
+        check_rows(PAIRS, rows.remove_columns("other"), np.array([1, 2]), "rows.csv")
+
+
+def test_the_same_pair_is_a_duplicate_and_the_same_first_text_alone_is_not():
+    one, two = pairs_of(["good", "bad"], ["fine", "dull"]), pairs_of(["good", "bad"], ["fine", "weak"])
+    splits = {"train": one, "validation": two, "test": one.select([])}
+    assert duplicates({name: texts(PAIRS, rows) for name, rows in splits.items()})["train/validation"] == 1
 
 
 def test_long_rows_are_cut_and_counted_and_keep_their_special_tokens():

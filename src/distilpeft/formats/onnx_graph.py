@@ -1,9 +1,10 @@
 """The student as an ONNX graph: any number of rows and positions; language models with their cache.
 
 torch.export traces the model as it is, so the graph is the student's own arithmetic. Inputs are `input_ids` and
-`attention_mask`, the mask over cached and new positions; positions are counted from the mask, so padding on either side
-is right. A language model also takes `past_key_values.N.key|value` (of no positions, at first) and gives
-`present.N.key|value` behind `logits`: the names that ONNX tools for language models know.
+`attention_mask`, the mask over cached and new positions, and for pairs of texts `token_type_ids`, where the model tells
+them apart by those; positions are counted from the mask, so padding on either side is right. A language model also
+takes `past_key_values.N.key|value` (of no positions, at first) and gives `present.N.key|value` behind `logits`: the
+names that ONNX tools for language models know.
 
     B  rows    P  cached positions    S  new positions
 """
@@ -35,13 +36,14 @@ def fault(config: Any) -> str | None:
     return None
 
 
-def write(model: Any, file: Path, *, caching: bool, dtype: torch.dtype = torch.float32) -> None:
+def write(model: Any, file: Path, *, caching: bool, typed: bool = False, dtype: torch.dtype = torch.float32) -> None:
     """Write the graph.
 
     Args:
         model: in eval mode; it is cast to `dtype` in place.
         file: to be made; large weights go beside it.
         caching: whether it is a language model.
+        typed: whether a classifier takes token_type_ids.
         dtype: of weights and cache; logits are float32 anyhow.
 
     Raises:
@@ -51,7 +53,7 @@ def write(model: Any, file: Path, *, caching: bool, dtype: torch.dtype = torch.f
     if wrong is not None:
         raise InputError(f"export.formats: {type(model).__name__} as ONNX: {wrong}")
     model = model.to(dtype).cpu()
-    graph, arguments, shapes, names = _language(model) if caching else _classifier(model)
+    graph, arguments, shapes, names = _language(model) if caching else _classifier(model, typed=typed)
     weights = sum(tensor.numel() * tensor.element_size() for tensor in model.parameters())
     try:
         with quiet(), torch.no_grad():
@@ -70,11 +72,12 @@ def write(model: Any, file: Path, *, caching: bool, dtype: torch.dtype = torch.f
 Export = tuple[nn.Module, tuple[Any, ...], dict[str, Any], tuple[list[str], list[str]]]
 
 
-def _classifier(model: nn.Module) -> Export:
-    ids_BS = torch.ones(2, 5, dtype=torch.long)
+def _classifier(model: nn.Module, *, typed: bool) -> Export:
     any_size = torch.export.Dim.DYNAMIC
-    shapes = {name: {0: any_size, 1: any_size} for name in ("input_ids", "attention_mask")}
-    return _Classifier(model), (ids_BS, torch.ones_like(ids_BS)), shapes, (list(shapes), ["logits"])
+    names = ["input_ids", "attention_mask", *(["token_type_ids"] if typed else [])]
+    shapes = {name: {0: any_size, 1: any_size} for name in names}
+    arguments = tuple(torch.ones(2, 5, dtype=torch.long) for _ in names)
+    return _Classifier(model), arguments, shapes, (names, ["logits"])
 
 
 class _Classifier(nn.Module):
@@ -82,8 +85,9 @@ class _Classifier(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        logits: Tensor = self.model(input_ids=input_ids, attention_mask=attention_mask).logits
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None) -> Tensor:
+        types = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
+        logits: Tensor = self.model(input_ids=input_ids, attention_mask=attention_mask, **types).logits
         return logits.float()
 
 

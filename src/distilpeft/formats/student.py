@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from distilpeft.recipe import Recipe
+from distilpeft.recipe import Recipe, TextClassification
+from distilpeft.runners import TYPES
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,13 @@ class Student:
     auto_class: Any
     tokenizer: Any
     heads: tuple[str, ...]
+
+    @property
+    def typed(self) -> bool:
+        """Whether it reads pairs of texts, and tells them apart by token_type_ids."""
+        task = self.recipe.task
+        paired = isinstance(task, TextClassification) and task.pair is not None
+        return paired and TYPES in self.tokenizer.model_input_names
 
     def load(self) -> Any:
         """The float32 model, new: a writer may change what it gets."""

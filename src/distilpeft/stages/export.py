@@ -23,7 +23,7 @@ from distilpeft.models import head_modules
 from distilpeft.pair import MODEL, Loaded, architecture, load_student
 from distilpeft.parity import Gate, Verdict
 from distilpeft.recipe import CausalLM, Recipe, TextClassification
-from distilpeft.runners import MANIFEST, Inputs, open_onnx
+from distilpeft.runners import MANIFEST, TYPES, Inputs, open_onnx
 from distilpeft.runtime import Runtime
 from distilpeft.tasks import TaskData
 
@@ -116,6 +116,8 @@ def _describe(recipe: Recipe, loaded: Loaded, form: str, folder: Path) -> None:
     }
     if isinstance(task, TextClassification):
         told["labels"] = list(task.labels)
+        if task.pair is not None:
+            told |= {"pair": True, "typed": TYPES in tokenizer.model_input_names}
     else:
         ends = model.generation_config.eos_token_id
         ends = [tokenizer.eos_token_id] if ends is None else ends
@@ -169,9 +171,5 @@ def _calibration(recipe: Recipe, data: TaskData, loaded: Loaded, graph: Path) ->
     picked = np.random.default_rng(recipe.seed).choice(len(rows.lengths_N), count, replace=False)
     runner = open_onnx(graph)
     for ids in chunks(picked, CALIBRATION_BATCH):
-        inputs = rows.load_batch(ids)["inputs"]
-        ids_BS = inputs["input_ids"].numpy()
-        mask = inputs.get("attention_mask")
-        yield runner.feed(
-            {"input_ids": ids_BS, "attention_mask": np.ones_like(ids_BS) if mask is None else mask.numpy()}
-        )
+        inputs = {name: tensor.numpy() for name, tensor in rows.load_batch(ids)["inputs"].items()}
+        yield runner.feed({"attention_mask": np.ones_like(inputs["input_ids"]), **inputs})

@@ -74,8 +74,8 @@ class TaskData:
         self._tokens: dict[str, Tokens] = {}
         self.duplicates = duplicates({name: self.task.texts(recipe.task, rows) for name, rows in self._splits.items()})
 
-    def texts(self, split: str, count: int) -> list[str]:
-        """The first texts of a split, as its rows hold them."""
+    def texts(self, split: str, count: int) -> list[Any]:
+        """The first texts of a split, or pairs of them, as its rows hold them."""
         rows = self._splits[split]
         return list(self.task.texts(self.recipe.task, rows.select(range(min(count, len(rows))))))
 
@@ -93,7 +93,7 @@ class TaskData:
                 lambda batch: self.task.encode(task, rows.features, batch, tokenizer, max_tokens),
                 batched=True,
                 remove_columns=rows.column_names,
-                features=self.task.FEATURES,
+                features=self.task.features(task),
                 cache_file_name=str(path),
                 new_fingerprint=name,
             )

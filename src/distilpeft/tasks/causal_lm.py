@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from distilpeft.errors import GateError
 from distilpeft.recipe import CausalLM
-from distilpeft.tasks.language_rows import FEATURES, check_rows, encode, texts
+from distilpeft.tasks.language_rows import check_rows, encode, features, texts
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from distilpeft.fused import Head, Running, Soft
     from distilpeft.losses import Loss
 
-__all__ = ["FEATURES", "check_rows", "encode", "texts"]  # the rows' part of what every task has
+__all__ = ["check_rows", "encode", "features", "texts"]  # the rows' part of what every task has
 
 AUTO_CLASS = "AutoModelForCausalLM"
 PEFT_TASK = "CAUSAL_LM"

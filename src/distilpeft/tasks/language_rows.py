@@ -43,6 +43,12 @@ class Piece:
     truncated: bool = False
 
 
+def features(task: CausalLM) -> datasets.Features:
+    """Columns after `encode`."""
+    del task
+    return FEATURES
+
+
 def check_rows(task: CausalLM, rows: datasets.Dataset, numbers_N: NDArray[np.int64], origin: str) -> None:
     """Refuse rows that cannot be used; see `text_classification.check_rows`."""
     keys = {"prompt": task.prompt, "completion": task.completion, "messages": task.messages, "text": task.text}

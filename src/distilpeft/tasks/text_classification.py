@@ -1,6 +1,6 @@
-"""Single-label text classification: one text column, one label column; every row counts once.
+"""Single-label classification of texts, or of pairs of texts; every row counts once.
 
-Columns after `encode`: input_ids, label (class id), num_tokens (after the cut), truncated.
+Columns after `encode`: input_ids, label (class id), num_tokens (after the cut), truncated; of pairs also token_types.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from distilpeft.errors import InputError
 from distilpeft.recipe import TextClassification
+from distilpeft.runners import TYPES
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -32,6 +33,12 @@ FEATURES = datasets.Features(
         "truncated": datasets.Value("bool"),
     }
 )
+PAIR_FEATURES = datasets.Features({**FEATURES, "token_types": datasets.List(datasets.Value("int8"))})
+
+
+def features(task: TextClassification) -> datasets.Features:
+    """Columns after `encode`."""
+    return FEATURES if task.pair is None else PAIR_FEATURES
 
 
 def model_options(task: TextClassification) -> dict[str, Any]:
@@ -56,17 +63,21 @@ def check_rows(task: TextClassification, rows: datasets.Dataset, numbers_N: NDAr
     Raises:
         InputError: names the first bad row, what is wrong and how many there are.
     """
-    for key, column in (("text", task.text), ("label", task.label)):
-        if column not in rows.column_names:
+    columns = {"text": task.text, "pair": task.pair, "label": task.label}
+    for key, column in columns.items():
+        if column is not None and column not in rows.column_names:
             has = ", ".join(rows.column_names)
             raise InputError(f"task.{key}: {origin} has no column {column!r}; its columns are {has}")
-    empty = [
-        n
-        for n, text in zip(numbers_N, _cells(rows, task.text), strict=True)
-        if not isinstance(text, str) or not text.strip()
-    ]
-    if empty:
-        raise InputError(f"{origin}: row {empty[0]}: column {task.text!r} holds no text ({len(empty)} such rows)")
+    for column in (task.text, task.pair):
+        if column is None:
+            continue
+        empty = [
+            n
+            for n, text in zip(numbers_N, _cells(rows, column), strict=True)
+            if not isinstance(text, str) or not text.strip()
+        ]
+        if empty:
+            raise InputError(f"{origin}: row {empty[0]}: column {column!r} holds no text ({len(empty)} such rows)")
     names, is_index = _names(task, rows.features)
     bad = [
         (n, value)
@@ -133,15 +144,22 @@ def encode(
     tokenizer: Any,
     max_tokens: int,
 ) -> dict[str, list[Any]]:
-    """Tokenise rows that passed `check_rows`; longer ones are cut by the tokenizer, which keeps its special tokens."""
-    full = tokenizer(batch[task.text], truncation=False, verbose=False)["input_ids"]
+    """Tokenise rows that passed `check_rows`; longer ones are cut by the tokenizer, which keeps its special tokens.
+
+    Of a pair the longer text is cut first, token by token.
+    """
+    given = [batch[column] for column in (task.text, task.pair) if column is not None]
+    full = tokenizer(*given, truncation=False, verbose=False)["input_ids"]
     limit = min(max_tokens, tokenizer.model_max_length)
-    cut = tokenizer(batch[task.text], truncation=True, max_length=limit)["input_ids"]
+    found = tokenizer(*given, truncation=True, max_length=limit, return_token_type_ids=task.pair is not None)
+    cut = found["input_ids"]
+    types = {} if task.pair is None else {"token_types": found["token_type_ids"]}
     return {
         "input_ids": cut,
         "label": class_ids(task, features, batch[task.label]),
         "num_tokens": [len(ids) for ids in cut],
         "truncated": [len(ids) > limit for ids in full],
+        **types,
     }
 
 
@@ -149,11 +167,15 @@ def collate(rows: dict[str, list[Any]], tokenizer: Any) -> dict[str, Any]:
     """Pad to the longest row of the batch.
 
     Returns:
-        `inputs`: what the model takes (input_ids and attention_mask, shape [B, S]); `labels_N`: class ids.
+        `inputs`: what the model takes (input_ids and attention_mask, shape [B, S]; for pairs token_type_ids, where it
+        tells the texts apart by them); `labels_N`: class ids.
     """
     import torch
 
-    inputs = tokenizer.pad({"input_ids": rows["input_ids"]}, return_tensors="pt")
+    given = {"input_ids": rows["input_ids"]}
+    if "token_types" in rows and TYPES in tokenizer.model_input_names:
+        given[TYPES] = rows["token_types"]
+    inputs = tokenizer.pad(given, return_tensors="pt")
     return {"inputs": dict(inputs), "labels_N": torch.tensor(rows["label"], dtype=torch.long)}
 
 
@@ -162,9 +184,11 @@ def count_rows(batch: dict[str, Any]) -> int:
     return len(batch["labels_N"])
 
 
-def texts(task: TextClassification, rows: datasets.Dataset) -> Iterator[str]:
+def texts(task: TextClassification, rows: datasets.Dataset) -> Iterator[str | tuple[str, str]]:
     """What makes two rows the same, for counting duplicates between splits."""
-    return _cells(rows, task.text)
+    if task.pair is None:
+        return _cells(rows, task.text)
+    return zip(_cells(rows, task.text), _cells(rows, task.pair), strict=True)
 
 
 def prepare(task: TextClassification, model: Any) -> None:

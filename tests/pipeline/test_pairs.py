@@ -1,0 +1,136 @@
+"""Pairs of texts from recipe to deployment: the class is the second text's, so who tells them apart is right."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import commands
+import numpy as np
+import pytest
+import tiny
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from distilpeft.plan import make_plan
+from distilpeft.recipe_file import load_recipe
+
+PAIRS = [(one, two) for one, two, _ in tiny.pairs(12, seed=9)]
+
+
+def workspace(folder: Path, **changes: object) -> Path:
+    optim, fit = {"lr": 0.003}, {"epochs": 12, "batch_size": 16, "micro_batch_size": 8, "precision": "fp32"}
+    settings = {
+        "task__pair": "other", "data__max_tokens": 40, "teacher__quantize": "none", "teacher__lora": None,
+        "teacher__optim": optim, "teacher__fit": fit, "distil__fit": {**fit, "epochs": 8}, "distil__optim": optim,
+        "student": {"from_teacher": {"layers": [0, 1]}},
+    }  # fmt: skip
+    recipe = commands.workspace(folder, **{**settings, **changes})
+    with (folder / "rows.csv").open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([("text", "other", "label"), *tiny.pairs(400)])
+    return recipe
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    recipe = workspace(tmp_path_factory.mktemp("pairs"), export__formats=["safetensors", "onnx", "onnx-int8"])
+    assert commands.run(recipe, own_process=True) == 0
+    return recipe.parent / "runs/tiny"
+
+
+def labels_of_the_student(run: Path) -> list[str]:
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    folder = str(run / "exports" / "safetensors")
+    model, tokenizer = AutoModelForSequenceClassification.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    found = []
+    for one, two in PAIRS:
+        inputs = tokenizer(one, two, return_tensors="pt", return_token_type_ids=True)
+        with torch.no_grad():
+            found.append(model.config.id2label[int(model(**inputs).logits.argmax())])
+    return found
+
+
+def test_teacher_and_students_tell_the_texts_apart_and_every_export_passes_its_gate(finished):
+    report = json.loads((finished / "report.json").read_text())
+    scores = {model["role"]: model["scores"]["accuracy"]["value"] for model in report["models"]}
+    assert min(scores[role] for role in ("teacher", "student", "student_ce_only")) > 0.9
+    assert {"export:safetensors", "export:onnx", "export:onnx-int8"} <= set(scores)
+    for name in ("onnx", "onnx-int8"):
+        assert abs(scores[f"export:{name}"] - scores["student"]) < 0.05
+
+
+@pytest.mark.parametrize("form", ["safetensors", "onnx", "onnx-int8"])
+def test_a_deployed_model_takes_pairs(finished, form):
+    lines = "".join(json.dumps({"text": one, "pair": two}) + "\n" for one, two in PAIRS)
+    command = [sys.executable, "-m", "distilpeft", "predict", str(finished / "exports" / form)]
+    done = subprocess.run(command, input=lines, capture_output=True, text=True, check=True)
+    found = [json.loads(line) for line in done.stdout.splitlines()]
+    right = labels_of_the_student(finished)
+    assert sum(row["label"] == label for row, label in zip(found, right, strict=True)) >= len(right) - (form[-1] == "8")
+    assert [row["pair"] for row in found] == [two for _, two in PAIRS]
+
+
+def test_a_pair_on_the_command_line_and_what_is_none(finished):
+    folder = str(finished / "exports/onnx")
+
+    def predict(*arguments: str, lines: str | None = None) -> subprocess.CompletedProcess:
+        command = [sys.executable, "-m", "distilpeft", "predict", folder, *arguments]
+        return subprocess.run(command, input=lines, capture_output=True, text=True, check=False)
+
+    labels = [json.loads(predict(*pair).stdout)["label"] for pair in (("good film", "awful"), ("awful", "good film"))]
+    assert labels == ["bad", "good"]
+    for done, message in (
+        (predict("good film"), "reads pairs of texts; give two"),
+        (predict(lines="good film\n"), "wants a JSON object with 'text' and 'pair'"),
+        (predict(lines='{"text": "good film"}\n'), "wants a second text under 'pair'; its keys are text"),
+    ):
+        assert (done.returncode, done.stdout) == (2, "")
+        assert message in " ".join(done.stderr.split())
+
+
+def test_the_cards_code_takes_pairs(finished):
+    (code,) = re.findall(r"```python\n(.*?)```", (finished / "exports/onnx/README.md").read_text(), re.S)
+    given = '[("a first text", "what belongs to it"), ("a second one", "and its own")]'
+    assert given in code
+    done = subprocess.run(
+        [sys.executable, "-c", code.replace(given, repr(PAIRS))], cwd=finished / "exports/onnx", capture_output=True,
+        text=True, check=True,
+    )  # fmt: skip
+    assert yaml.safe_load(done.stdout) == labels_of_the_student(finished)
+
+
+def test_every_split_ends_in_the_same_student_cached_or_online(tmp_path):
+    """Traps 2, 3, 5: micro-batches, processes and where soft targets come from are no part of the result."""
+    exact = {"targets": {"precision": "fp32"}, "distil__fit": {
+        "epochs": 1, "max_steps": 6, "batch_size": 14, "micro_batch_size": 14, "precision": "fp32", "keep": "last"
+    }, "distil__optim": {"kind": "sgd", "lr": 0.05}}  # fmt: skip
+    recipe = workspace(tmp_path, **exact)
+    assert commands.run(recipe, "--until", "targets", own_process=True) == 0
+    traces, weights = [], []
+    for processes, settings in (
+        (1, []), (1, ["distil.fit.micro_batch_size=3"]), (2, ["distil.fit.micro_batch_size=3"]),
+        (1, ["targets={mode: online, precision: fp32}"]),
+    ):  # fmt: skip
+        runs = tmp_path / f"runs{len(traces)}"
+        subprocess.run(["cp", "-r", str(tmp_path / "runs"), str(runs)], check=True)
+        given = ["--until", "distil", "--runs", str(runs), *(part for one in settings for part in ("--set", one))]
+        for done in (
+            commands.joined(recipe, processes, *given) if processes > 1 else [commands.run_apart(recipe, *given)]
+        ):
+            assert done.returncode == 0, done.output[-2000:]
+        made = make_plan(load_recipe(recipe, tuple(settings)), runs).artifacts["distil/student"]
+        assert made.manifest()["environment"]["num_processes"] == processes
+        lines = [json.loads(line) for line in (made.path / "train_log.jsonl").read_text().splitlines()]
+        traces.append([(line["loss"], line["grad_norm"]) for line in lines])
+        weights.append(load_file(made.path / "model" / "model.safetensors"))
+    for trace, model in zip(traces[1:], weights[1:], strict=True):
+        assert len(trace) == 6
+        np.testing.assert_allclose(trace, traces[0], rtol=1e-5)
+        for name, tensor in weights[0].items():
+            torch.testing.assert_close(model[name], tensor, rtol=1e-5, atol=1e-6)
