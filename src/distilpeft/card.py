@@ -58,7 +58,7 @@ On {num_rows} {recipe.evaluate.split} {unit}; latency of one row{_where(timed)}.
 | --- | --- | --- | --- | --- |
 {_table(figures, timed, own, main, export["size_bytes"])}
 
-{_parity(form, export)}
+{_groups(recipe, figures, own)}{_parity(form, export)}
 
 ## How it was made
 
@@ -114,6 +114,27 @@ def _table(figures: Mapping[str, Any], timed: Mapping[str, Any], own: str, main:
         )
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _groups(recipe: Recipe, figures: Mapping[str, Any], own: str) -> str:
+    """The score in each of `evaluate.groups`, and which of them lose more to the teacher than all rows do."""
+    column, margin, main = recipe.evaluate.groups, recipe.evaluate.group_margin, METRICS[recipe.task.kind][0]
+    if column is None:
+        return ""
+    lines = [f"| {column} | rows | teacher | this | this − teacher |", "| --- | --- | --- | --- | --- |"]
+    overall = figures[own]["scores"][main]["value"] - figures["teacher"]["scores"][main]["value"]
+    worse = []
+    for group, scores in figures[own]["groups"].items():
+        teacher, score = figures["teacher"]["groups"][group][main], scores[main]
+        gap = score["value"] - teacher["value"]
+        worse += [group] if gap - overall < -margin else []
+        lines.append(f"| {group} | {score['num_rows']} | {teacher['value']:.4f} | {score['value']:.4f} | {gap:+.4f} |")
+    told = (
+        f"Distilling cost {', '.join(worse)} more than {margin * 100:g} points beyond the rest."
+        if worse
+        else f"Distilling cost none of them more than {margin * 100:g} points beyond the rest."
+    )
+    return "\n".join([f"{main} by {column}:", "", *lines, "", told, "", ""])
 
 
 def _where(timed: Mapping[str, Any]) -> str:

@@ -99,6 +99,49 @@ def _pair_over_seeds(role: str, against: str, made: Sequence[Artifact]) -> dict[
     }
 
 
+def groups(plan: Plan, figures: Mapping[str, Any]) -> dict[str, Any] | None:
+    """How models fare on each of `evaluate.groups`; None of a recipe without.
+
+    Returns:
+        `column`, `margin`, `scores` (role → group → metric → score), `gaps` (`role`, `group`, `num_rows`, the paired
+        comparison with the teacher there, and `beyond`, how much more than on all rows).
+    """
+    settings = plan.recipe.evaluate
+    if settings.groups is None:
+        return None
+    return {
+        "column": settings.groups,
+        "margin": settings.group_margin,
+        "scores": {role: figures[f"evaluate/{role}"]["groups"] for role in plan.roles()},
+        "gaps": figures["compare"]["groups"],
+    }
+
+
+def losing(report: Mapping[str, Any]) -> list[str]:
+    """The groups that lose more by distilling than all rows do, in words."""
+    found = report.get("groups")
+    if found is None:
+        return []
+    sign = -1 if report["metric"] in LOWER_IS_BETTER else 1
+    worse = [gap for gap in found["gaps"] if sign * gap["beyond"] < -found["margin"] and gap["role"] in _judged(report)]
+    lines = [
+        f"Warning: {found['column']} {gap['group']} loses more than the rest: {gap['role']} less teacher "
+        f"{_points(gap['difference'])} on its {gap['num_rows']} rows (95 % {_points(gap['low'])} to "
+        f"{_points(gap['high'])}), {_points(gap['difference'] - gap['beyond'])} on all."
+        for gap in worse
+    ]
+    even = f"No {found['column']} loses more than {found['margin'] * 100:g} points beyond what all rows lose."
+    return lines or [even]
+
+
+def _judged(report: Mapping[str, Any]) -> set[str]:
+    return {STUDENT, *(model["role"] for model in report["models"] if model["role"].startswith("export:"))}
+
+
+def _points(difference: float) -> str:
+    return f"{difference * 100:+.2f}"
+
+
 def verdict(report: Mapping[str, Any]) -> dict[str, Any]:
     """What to deploy, of the exports: the fastest that keeps 99 % of the teacher's score, the smallest, the best.
 

@@ -107,6 +107,8 @@ def _own(at: int, reports: Sequence[Report], called: Sequence[str]) -> str:
             "hard for both cancel."),
         own("seeds", "Seeds", tables.seeds(report), lead="Differences: of each seed with the p-value of its paired "
             "test; then their mean with a 95 % interval over rows and seeds."),
+        own("groups", "Groups", tables.groups(report), lead="Paired on the same rows; last, by how much more than "
+            "on all rows."),
         costs,
         own("training", "Training", sections.grid(curves.training(report, prefix))),
         own("calibration", "Calibration", sections.grid(curves.calibration(report, prefix)), lead="Whether answers "

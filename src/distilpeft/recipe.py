@@ -355,6 +355,14 @@ class Evaluate(Section):
         (), description="also train and judge everything with these seeds, to tell gain from luck",
         json_schema_extra=NOT_IN_KEY,
     )  # fmt: skip
+    groups: str | None = Field(
+        None, min_length=1, description="column of the data: every score also for each of its values, and what "
+        "distilling adds to the gaps between them", json_schema_extra=IN_KEY_IF_GIVEN,
+    )  # fmt: skip
+    group_margin: Fraction = Field(
+        0.02, description="warn of a group that loses more to the teacher than all rows do, by more than this",
+        json_schema_extra=NOT_IN_KEY,
+    )  # fmt: skip
     samples: Index = Field(2, description="causal_lm: rows that teacher and student complete in the report")
     sample_tokens: Count = Field(32, description="causal_lm: longest such completion")
 

@@ -38,6 +38,8 @@ def _other_faults(recipe: Recipe) -> Iterator[tuple[tuple[str, ...], str]]:
             yield ("tracking",), f'{name} is not installed: pip install "distilpeft[{name}]"'
     if recipe.task.kind == "causal_lm" and recipe.benchmark.compile:
         yield ("benchmark", "compile"), "is for text_classification; generation is not timed under torch.compile"
+    if recipe.task.kind == "causal_lm" and recipe.evaluate.groups is not None:
+        yield ("evaluate", "groups"), "is for text_classification; rows of language models are cut and packed"
     if recipe.task.kind != "causal_lm" and recipe.student.tokenizer == "teacher":
         yield ("student", "tokenizer"), "only causal_lm students can take over the teacher's tokenizer"
 

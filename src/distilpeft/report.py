@@ -63,6 +63,7 @@ def build(plan: Plan) -> dict[str, Any]:
         "benchmark": figures["benchmark"],
         "comparisons": figures["compare"]["pairs"],
         "seeds": findings.over_seeds(plan),
+        "groups": findings.groups(plan, figures),
         "curves": findings.curves(plan),
         "samples": _samples(figures),
         "soft_targets": _soft_targets(figures),
@@ -230,8 +231,7 @@ def sentences(report: dict[str, Any]) -> list[str]:
             f"Merging its adapter into the dequantized base, which the student is cut from: KL "
             f"{max(merging['kl'], 0):.2g} nats, same answer on {merging['top1_agreement']:.2%}."
         )
-    lines += _compared(report)
-    lines += _stored(report)
+    lines += [*_compared(report), *findings.losing(report), *_stored(report)]
     lines += _chosen(report)
     rows = report["rows"]
     limit = report["settings"]["data"]["max_tokens"]
@@ -281,6 +281,26 @@ def seed_rows(report: dict[str, Any]) -> list[tuple[str, ...]]:
         for pair in found["comparisons"]
     ]
     return [titles, *rows, *gaps]
+
+
+def group_rows(report: dict[str, Any]) -> list[tuple[str, ...]]:
+    """The main score in each group, cell by cell; the first row holds the titles."""
+    found, metric = report.get("groups"), report["metric"]
+    if found is None:
+        return []
+    roles = [role for role in (TEACHER, CE_ONLY, STUDENT) if role in found["scores"]]
+    titles = (found["column"], "rows", *roles, f"{STUDENT} − {TEACHER}", "beyond all rows")
+    return [titles] + [
+        (
+            gap["group"],
+            str(gap["num_rows"]),
+            *(_interval(found["scores"][role][gap["group"]][metric]) for role in roles),
+            f"{gap['difference']:+.4f} ({gap['low']:+.4f} to {gap['high']:+.4f})",
+            f"{gap['beyond']:+.4f}",
+        )
+        for gap in found["gaps"]
+        if gap["role"] == STUDENT
+    ]
 
 
 def audit_rows(report: dict[str, Any]) -> list[tuple[str, ...]]:
@@ -388,6 +408,11 @@ def markdown(report: dict[str, Any]) -> str:
         lines += ["", f"## {report['metric']} over seeds", "", "Differences: of each seed with the p-value of the "
                   "paired test; then their mean with a 95 % interval over rows and seeds.", ""]  # fmt: skip
         lines += [" | ".join(seeds[0]), " | ".join("---" for _ in seeds[0]), *(" | ".join(row) for row in seeds[1:])]
+    parts = group_rows(report)
+    if parts:
+        lines += ["", f"## {report['metric']} by {report['groups']['column']}", "",
+                  " | ".join(parts[0]), " | ".join("---" for _ in parts[0])]  # fmt: skip
+        lines += [" | ".join(row) for row in parts[1:]]
     audit = audit_rows(report)
     if audit:
         titles_, *forms = audit

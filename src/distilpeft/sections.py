@@ -18,8 +18,8 @@ WIDE, TALL = Paper(1000, 500, 14, labels=True), Paper(380, 400, 13)
 MIDDLE, SMALL = Paper(520, 380, 13.5), Paper(380, 270, 13)
 
 DEFAULTS: dict[str, Any] = {
-    "comparisons": [], "seeds": None, "curves": {}, "benchmark": None, "not_measured": [], "samples": [],
-    "training": {}, "exports": {}, "soft_targets": None, "quantization_cost": None, "merging_cost": None,
+    "comparisons": [], "seeds": None, "groups": None, "curves": {}, "benchmark": None, "not_measured": [],
+    "samples": [], "training": {}, "exports": {}, "soft_targets": None, "quantization_cost": None, "merging_cost": None,
     "ce_gap_closed": None, "verdict": {"sentences": []},
 }  # fmt: skip
 

@@ -146,6 +146,14 @@ def seeds(report: Report) -> str:
     return plain(titles, rows, f"{spoken(report['metric'])} of every seed")
 
 
+def groups(report: Report) -> str:
+    """The main score in each group of rows."""
+    if not report.get("groups"):
+        return ""
+    titles, *rows = reports_.group_rows(dict(report))
+    return plain(titles, rows, f"{spoken(report['metric'])} by {report['groups']['column']}")
+
+
 def exports(report: Report) -> str:
     """How near each export stays to the student."""
     columns = [

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from distilpeft import models, paired
 from distilpeft.artifact import Artifact
@@ -17,6 +18,7 @@ from distilpeft.recipe import METRICS, Recipe
 from distilpeft.tasks import TaskData
 
 ROWS, VALUES = "rows.npz", "values.npy"
+TEACHER = "teacher"
 AGAINST = {
     "student": ("student_ce_only", "teacher"),
     "student_ce_only": ("teacher",),
@@ -35,7 +37,8 @@ def run(recipe: Recipe, data: TaskData, evaluated: Mapping[str, Artifact], out: 
         out: where what each row adds goes.
 
     Returns:
-        `pairs`, see `paired.compare`, each with `role`, `against`, `metric` and `num_rows`; `calibration` by role.
+        `pairs`, see `paired.compare`, each with `role`, `against`, `metric` and `num_rows`; `calibration` by role;
+        with `evaluate.groups` also `groups`, see `_by_group`.
     """
     source = tokenizer_source(recipe)
     rows = data.tokens(recipe.evaluate.split, models.load_tokenizer(source), tokenizer_digest(source))
@@ -56,4 +59,23 @@ def run(recipe: Recipe, data: TaskData, evaluated: Mapping[str, Artifact], out: 
         for other in (EXPORT_AGAINST if role.startswith("export:") else AGAINST.get(role, ()))
         if other in added
     ]  # fmt: skip
-    return {"pairs": pairs, "calibration": calibration}
+    groups_N = data.groups()
+    groups = {} if groups_N is None else {"groups": _by_group(added, weight_N, groups_N)}
+    return {"pairs": pairs, "calibration": calibration, **groups}
+
+
+def _by_group(
+    added: Mapping[str, NDArray[np.float64]], weight_N: NDArray[np.float64], groups_N: NDArray[np.str_]
+) -> list[dict[str, Any]]:
+    """How each model differs from the teacher in each group, and `beyond`: by how much more than on all rows."""
+    found = []
+    for role in added:
+        if role == TEACHER or not (role in AGAINST or role.startswith("export:")):
+            continue
+        overall = float((added[role] - added[TEACHER]).sum() / weight_N.sum())
+        for name in np.unique(groups_N):
+            mask_N = groups_N == name
+            pair = paired.compare(added[role][mask_N], added[TEACHER][mask_N], weight_N[mask_N])
+            beyond = pair["difference"] - overall
+            found.append({"group": str(name), "role": role, "num_rows": int(mask_N.sum()), **pair, "beyond": beyond})
+    return found

@@ -17,7 +17,7 @@ from distilpeft.pair import Loaded, teacher_source, tokenizer_digest
 from distilpeft.recipe import Recipe
 from distilpeft.runtime import Runtime
 from distilpeft.scoring import measure_with, soft_of, values_of
-from distilpeft.tasks import TaskData
+from distilpeft.tasks import Part, TaskData
 
 VALUES = "values.npy"
 SPEAKERS = ("teacher", "student")
@@ -64,6 +64,12 @@ def run(
     if runtime.is_main:
         np.save(out.partial / VALUES, values_NK, allow_pickle=False)
     figures: dict[str, Any] = {"scores": task.scores(recipe.metrics, values_NK, rows)}
+    groups_N = data.groups()
+    if groups_N is not None:
+        figures["groups"] = {
+            str(name): task.scores(recipe.metrics, values_NK[groups_N == name], Part(rows, groups_N == name))
+            for name in np.unique(groups_N)
+        }
     if reference is not None:
         figures["against_teacher"] = task.against_teacher(
             values_NK, np.load(reference.path / VALUES, allow_pickle=False)

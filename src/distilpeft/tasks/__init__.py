@@ -18,11 +18,13 @@ from numpy.typing import NDArray
 
 from distilpeft.artifact import digest_json
 from distilpeft.data import duplicates, read_splits
+from distilpeft.errors import InputError
 from distilpeft.recipe import Recipe
 from distilpeft.tasks import causal_lm, text_classification
 
 MainFirst = Callable[[], AbstractContextManager[Any]]
 """Makes a context in which the main process goes before the others."""
+MOST_GROUPS = 30
 TASKS: dict[str, ModuleType] = {"text_classification": text_classification, "causal_lm": causal_lm}
 
 
@@ -79,6 +81,11 @@ class TaskData:
         rows = self._splits[split]
         return list(self.task.texts(self.recipe.task, rows.select(range(min(count, len(rows))))))
 
+    def groups(self) -> NDArray[np.str_] | None:
+        """The group of each row that models are judged on; None if the recipe asks for none."""
+        column = self.recipe.evaluate.groups
+        return None if column is None else _groups(self._splits[self.recipe.evaluate.split], column)
+
     def tokens(self, split: str, tokenizer: Any, tokenizer_digest: str) -> Tokens:
         """Tokenise a split, or find it on disk; `tokenizer_digest` names the tokenizer."""
         rows = self._splits[split]
@@ -107,5 +114,42 @@ def read_task_splits(recipe: Recipe) -> dict[str, datasets.Dataset]:
     Raises:
         InputError: see `data.read_splits` and the task's `check_rows`.
     """
-    task = task_module(recipe)
-    return read_splits(recipe.data, lambda rows, numbers, origin: task.check_rows(recipe.task, rows, numbers, origin))
+    task, column = task_module(recipe), recipe.evaluate.groups
+
+    def check(rows: datasets.Dataset, numbers: NDArray[np.int64], origin: str) -> None:
+        task.check_rows(recipe.task, rows, numbers, origin)
+        if column is not None and column not in rows.column_names:
+            has = ", ".join(rows.column_names)
+            raise InputError(f"evaluate.groups: {origin} has no column {column!r}; its columns are {has}")
+
+    splits = read_splits(recipe.data, check)
+    if column is not None:
+        found = len(np.unique(_groups(splits[recipe.evaluate.split], column)))
+        if found > MOST_GROUPS:
+            raise InputError(
+                f"evaluate.groups: column {column!r} has {found} values in the {recipe.evaluate.split} rows; scores "
+                f"are told for at most {MOST_GROUPS} groups"
+            )
+    return splits
+
+
+def _groups(rows: datasets.Dataset, column: str) -> NDArray[np.str_]:
+    """Values of a column as text; a class by its name, a missing one as `(none)`."""
+    feature, cells = rows.features[column], rows[column][:]
+    if isinstance(feature, datasets.ClassLabel):
+        cells = [None if cell is None else feature.int2str(cell) for cell in cells]
+    named = ["" if cell is None else str(cell).strip() for cell in cells]
+    return np.array([name or "(none)" for name in named], dtype=np.str_)
+
+
+class Part:
+    """Some rows of a split, for scores of their own."""
+
+    def __init__(self, rows: Tokens, mask_N: NDArray[np.bool_]) -> None:
+        self._rows, self._mask_N = rows, mask_N
+        self.lengths_N = rows.lengths_N[mask_N]
+
+    def column(self, name: str) -> NDArray[Any]:
+        """See `Tokens.column`."""
+        found: NDArray[Any] = self._rows.column(name)[self._mask_N]
+        return found
