@@ -11,6 +11,7 @@ import errno
 import json
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -81,6 +82,56 @@ def run(
     if until is None:
         report.show(report.load(plan.folder), console)
         console.print(f"Page: {plan.folder / publish.PAGE}   Model: {plan.folder / 'student'}", highlight=False)
+
+
+@app.command()
+def init(  # noqa: PLR0913 - the command line's options
+    out: Annotated[Path, typer.Argument(help="the recipe to write, such as mine.yaml", show_default=False)],
+    data: Annotated[str, typer.Option(help="file, folder, hub id or package:NAME/path", show_default=False)],
+    task: Annotated[str | None, typer.Option(help="text_classification or causal_lm")] = None,
+    text: Annotated[str | None, typer.Option(help="column with the text")] = None,
+    pair: Annotated[str | None, typer.Option(help="column with a second text")] = None,
+    label: Annotated[str | None, typer.Option(help="column with the class")] = None,
+    prompt: Annotated[str | None, typer.Option(help="column with the prompt")] = None,
+    completion: Annotated[str | None, typer.Option(help="column with the completion")] = None,
+    messages: Annotated[str | None, typer.Option(help="column with chat messages")] = None,
+    device: Annotated[str, typer.Option(help="cpu, or a GPU's memory such as 24GB")] = "cpu",
+    size_mb: Annotated[float | None, typer.Option(min=1, help="the student as int8, at most")] = None,
+    language: Annotated[str, typer.Option(help="en, or many")] = "en",
+    max_tokens: Annotated[int | None, typer.Option(min=1, help="default: what 98 % of the rows need")] = None,
+    packages: Annotated[bool, typer.Option("--packages", help="only models that come as Python packages")] = False,
+    teacher: Annotated[str | None, typer.Option(help="instead of the catalogue's")] = None,
+    student: Annotated[str | None, typer.Option(help="instead of the catalogue's")] = None,
+) -> None:
+    """Write a first recipe for your data, with the reason beside every choice; asks for what it cannot see."""
+    from distilpeft import starter
+
+    for flag, value, allowed in (
+        ("task", task, ("text_classification", "causal_lm")), ("language", language, ("en", "many")),
+    ):  # fmt: skip
+        if value is not None and value not in allowed:
+            raise InputError(f"--{flag} {value}: one of {', '.join(allowed)}")
+    given = {"text": text, "pair": pair, "label": label, "prompt": prompt, "completion": completion,
+             "messages": messages}  # fmt: skip
+    columns = {key: column for key, column in given.items() if column is not None}
+    wishes = starter.Wishes(
+        data, task, columns, device, size_mb, language, max_tokens, packages, teacher, student
+    )  # fmt: skip
+    chosen = starter.write(out, wishes, _ask)
+    typer.echo(f"{out}: {chosen}")
+    typer.echo(f"next: distilpeft check {out}; distilpeft run {out}")
+
+
+def _ask(flag: str, question: str, choices: Sequence[str]) -> str:
+    """Ask at a terminal; elsewhere name the flag that would have told."""
+    if not sys.stdin.isatty():
+        among = f": one of {', '.join(choices)}" if choices else ""
+        raise InputError(f"--{flag} is needed{among}")
+    while True:
+        listed = f" ({', '.join(choices)})" if choices else ""
+        answer: str = typer.prompt(f"{question}{listed}")
+        if not choices or answer in choices:
+            return answer
 
 
 @app.command()

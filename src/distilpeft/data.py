@@ -56,7 +56,7 @@ def read_splits(data: Data, check: RowCheck) -> dict[str, datasets.Dataset]:
     """
     datasets.disable_progress_bars()
     parts = {}
-    for name, rows in _load(data).items():
+    for name, rows in load_parts(data).items():
         if _is_used(data, name):
             parts[name], numbers = _filter(data, rows)
             check(parts[name], numbers, origin(data, name))
@@ -90,7 +90,12 @@ def _is_used(data: Data, split: str) -> bool:
     return any(spec is None or split in (part.partition("[")[0].strip() for part in spec.split("+")) for spec in specs)
 
 
-def _load(data: Data) -> dict[str, datasets.Dataset]:
+def load_parts(data: Data) -> dict[str, datasets.Dataset]:
+    """The source's own splits, whole; a single file is one called train.
+
+    Raises:
+        InputError: it cannot be read.
+    """
     sources = data_sources(data)
     if "" not in sources:
         return {split: _load_file(source) for split, source in sources.items()}
