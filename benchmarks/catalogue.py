@@ -9,7 +9,9 @@ Figures are of the machine that ran them; time is what all stages took, from an 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +27,9 @@ PAGE = ROOT / "recipes" / "README.md"
 
 
 def first_sentence(recipe: Path) -> str:
-    """What the recipe is for: the first line of its comment."""
-    return recipe.read_text(encoding="utf-8").splitlines()[0].lstrip("# ").rstrip(".")
+    """What the recipe is for: its comment, up to the first full stop or semicolon."""
+    comment = itertools.takewhile(lambda line: line.startswith("#"), recipe.read_text(encoding="utf-8").splitlines())
+    return re.split(r"[.;](?: |$)", " ".join(line.lstrip("# ") for line in comment))[0]
 
 
 def take(recipe: Path, runs: Path) -> dict[str, Any] | None:
@@ -36,7 +39,8 @@ def take(recipe: Path, runs: Path) -> dict[str, Any] | None:
         return None
     report = json.loads(file.read_text(encoding="utf-8"))
     plan = make_plan(load_recipe(recipe), runs)
-    if plan.missing() or report["artifacts"] != {step: made.path.name for step, made in plan.steps().items()}:
+    made = {step: one.path.name for step, one in plan.steps().items()}
+    if plan.missing() or not made.items() <= report["artifacts"].items():
         return None  # of a recipe that was changed since, or run with --set
     models = {model["role"]: model for model in report["models"]}
     exports = [model for role, model in models.items() if role.startswith("export:")]
@@ -44,6 +48,7 @@ def take(recipe: Path, runs: Path) -> dict[str, Any] | None:
     roles = ("teacher", "student_ce_only", "student")
     return {
         "metric": report["metric"],
+        "gain": gain(report),
         "scores": {role: models[role]["scores"][report["metric"]]["value"] for role in roles if role in models},
         "export": small["role"].removeprefix("export:"),
         "export_score": small["scores"][report["metric"]]["value"],
@@ -56,6 +61,22 @@ def take(recipe: Path, runs: Path) -> dict[str, Any] | None:
     }
 
 
+def gain(report: dict[str, Any]) -> dict[str, Any] | None:
+    """Student less CE-only student, on the same rows; over seeds, if there were several."""
+    seeds = report["seeds"]
+    pairs = seeds["comparisons"] if seeds else report["comparisons"]
+    for pair in pairs:
+        if (pair["role"], pair["against"]) == ("student", "student_ce_only"):
+            value = pair["mean"] if seeds else pair["difference"]
+            return {
+                "value": value,
+                "low": pair["low"],
+                "high": pair["high"],
+                "seeds": len(seeds["seeds"]) if seeds else 1,
+            }
+    return None
+
+
 def seconds(made: Artifact) -> float:
     """How long a step took."""
     return float(made.manifest()["seconds"])
@@ -64,7 +85,8 @@ def seconds(made: Artifact) -> float:
 def table(found: dict[str, Any]) -> str:
     """A row per recipe that was run, then those that were not."""
     recipes = sorted((ROOT / "recipes").glob("*.yaml"))
-    titles = ("recipe", "for", "score", "teacher", "CE-only", "student", "smallest export", "its size and p50", "run")
+    titles = ("recipe", "for", "score", "teacher", "CE-only", "student", "student − CE-only", "smallest export",
+              "its size and p50", "run")  # fmt: skip
     lines = [f"| {' | '.join(titles)} |", "| --- " * len(titles) + "|"]
     for recipe in recipes:
         one = found.get(recipe.stem)
@@ -74,16 +96,24 @@ def table(found: dict[str, Any]) -> str:
                   for role in ("teacher", "student_ce_only", "student")]  # fmt: skip
         cells = (
             f"[{recipe.stem}]({recipe.name})", first_sentence(recipe), one["metric"], *scores,
-            f"{one['export']}: {one['export_score']:.4f}",
+            _gain(one["gain"]), f"{one['export']}: {one['export_score']:.4f}",
             f"{one['export_bytes'] / 1e6:.1f} MB, {one['p50_ms']:.1f} ms", f"{one['seconds'] / 60:.0f} min",
         )  # fmt: skip
         lines.append(f"| {' | '.join(cells)} |")
     where = sorted({one["environment"]["device"] for one in found.values()})
-    lines += ["", f"Measured on {', '.join(where)}, two cores; one seed each, so small differences mean little.", ""]
+    lines += ["", f"Measured on {', '.join(where)}, two cores; scores of seed 17. Differences are on the same rows, with "
+              "95 % intervals: of one seed over the rows, of several over rows and seeds.", ""]  # fmt: skip
     rest = [recipe for recipe in recipes if recipe.stem not in found]
     return "\n".join(
         [*lines, *(f"- [{one.stem}]({one.name}): {first_sentence(one)}. No figures here." for one in rest)]
     )
+
+
+def _gain(found: dict[str, Any] | None) -> str:
+    if found is None:
+        return "-"
+    seeds = f", {found['seeds']} seeds" if found["seeds"] > 1 else ""
+    return f"{found['value']:+.4f} ({found['low']:+.4f} to {found['high']:+.4f}{seeds})"
 
 
 def main() -> None:
