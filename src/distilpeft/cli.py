@@ -157,6 +157,27 @@ def check(
     estimate.show(plan, Console(), machines)
 
 
+@app.command("tune-lr")
+def tune_lr(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    runs: Runs = Path("runs"),
+    stage: Annotated[str, typer.Option(help="distil or teacher")] = "distil",
+    steps: Annotated[int, typer.Option(min=10, help="optimizer steps of the test")] = 100,
+    low: Annotated[float | None, typer.Option(min=0, help="first rate; default by what is trained")] = None,
+    high: Annotated[float | None, typer.Option(min=0, help="last rate")] = None,
+) -> None:
+    """Let the learning rate of a stage rise until the loss does, and suggest one; with a plot."""
+    if stage not in ("distil", "teacher"):
+        raise InputError(f"--stage {stage}: distil or teacher")
+    from distilpeft import tune_lr as tuning
+
+    found, files = tuning.run(recipe, overrides or [], runs, stage=stage, steps=steps, low=low, high=high)
+    typer.echo(f"{stage}: {found.words}; {', '.join(map(str, files))}")
+    if found.suggestion is not None:
+        typer.echo(f"suggestion: --set {stage}.optim.lr={found.suggestion:g}")
+
+
 @app.command()
 def sweep(
     recipe: RecipePath,

@@ -33,6 +33,13 @@ def on_devices(devices: str | int, function: Callable[..., Any], arguments: Sequ
     return function(*arguments) if count == 1 else joined(count, function, arguments, folder / LOGS)
 
 
+def make(plan: Plan, steps: Sequence[str]) -> None:
+    """`pipeline.make`, likewise."""
+    from distilpeft import pipeline
+
+    pipeline.make(plan, steps)
+
+
 def run_plan(plan: Plan, until: str | None = None) -> None:
     """`pipeline.run`, which imports torch only where it is called."""
     from distilpeft import pipeline

@@ -94,6 +94,15 @@ def run(plan: Plan, until: str | None = None) -> None:
     runtime.accelerator.wait_for_everyone()
 
 
+def make(plan: Plan, steps: Sequence[str]) -> None:
+    """Do some steps of the plan that are not done, in their order, and nothing else."""
+    runtime = runtime_of(plan.recipe)
+    check_shared(runtime, plan.folder)
+    for error in do([Job(plan, step) for step in steps], runtime).values():
+        raise error
+    runtime.accelerator.wait_for_everyone()
+
+
 def runtime_of(recipe: Recipe, label: str = "") -> Runtime:
     """The machine as the recipe wants it used; several processes are told."""
     runtime = Runtime(label, devices=recipe.devices, parallel=recipe.parallel)

@@ -24,15 +24,17 @@ def available() -> bool:
 
 def write(reports: Sequence[Mapping[str, Any]], folder: Path) -> list[Path]:
     """Write every plot of the reports' page; returns the files, none without matplotlib."""
+    return draw(every(reports), folder) if available() else []
+
+
+def draw(made: Sequence[Chart], folder: Path) -> list[Path]:
+    """Write charts; returns the files, none without matplotlib."""
     if not available():
         return []
     import matplotlib as mpl
 
-    found = []
     with mpl.rc_context(SETTINGS):
-        for chart in every(reports):
-            found += _files(chart, folder)
-    return found
+        return [file for chart in made for file in _files(chart, folder)]
 
 
 def every(reports: Sequence[Mapping[str, Any]]) -> list[Chart]:

@@ -158,8 +158,11 @@ class Optim(Section):
     kind: Literal["adamw", "sgd"] = "adamw"
     lr: Positive
     weight_decay: NotNegative = Field(0.0, description="not applied to biases and norms")
-    schedule: Literal["linear", "cosine", "constant", "reduce_on_plateau"] = "linear"
+    schedule: Literal["linear", "cosine", "constant", "exponential", "reduce_on_plateau"] = "linear"
     warmup_ratio: Fraction = Field(0.06, description="share of all steps in which lr rises from 0")
+    final_ratio: Positive = Field(
+        0.01, description="exponential: the last step's lr over the first's", json_schema_extra=IN_KEY_IF_GIVEN
+    )
     plateau_factor: Annotated[float, _Number, Field(gt=0, lt=1)] = 0.5
     plateau_patience: Index = Field(1, description="validations without improvement before lr is cut")
     max_grad_norm: Positive | None = 1.0

@@ -129,6 +129,9 @@ def lr_factor(optim: Optim, step: int, total: int) -> float:
         return 1 - share
     if optim.schedule == "cosine":
         return 0.5 * (1 + math.cos(math.pi * share))
+    if optim.schedule == "exponential":
+        last = max(1, total - warmup - 1)
+        return float(optim.final_ratio ** ((step - warmup) / last))
     return 1.0
 
 

@@ -1,0 +1,171 @@
+"""`distilpeft tune-lr`: a learning-rate range test of one stage, with a plot and a suggestion.
+
+The stage is trained for some steps while the rate rises from `low` to `high` by the same factor each (Smith 2015,
+arXiv:1506.01186), by the ordinary loop on the recipe's own rows, loss and batches. Where the loss is lowest, the rate
+is about ten times too high to train with; that tenth is suggested. The weights are thrown away, the teacher and its
+soft targets are kept for the run.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from distilpeft import launch, plots
+from distilpeft.artifact import Artifact, write_json
+from distilpeft.charts import Axis, Chart, Point, Series, number
+from distilpeft.errors import GateError, InputError
+from distilpeft.marks import mark
+from distilpeft.plan import STUDENT, TEACHER, make_plan
+from distilpeft.recipe import Recipe
+from distilpeft.recipe_file import load_recipe
+
+WINDOW = 20
+"""A twentieth of the steps on either side is averaged over."""
+BELOW = 10.0
+"""How far below the rate of the lowest loss to train."""
+SPENT = 4.0
+"""The test ends in vain where the loss is this many times its lowest; what comes later is not looked at."""
+ADAPTER, WHOLE = (1e-5, 1e-1), (1e-6, 1e-2)
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a range test shows.
+
+    Attributes:
+        rates: of each step.
+        losses: of each step.
+        smooth: the losses, averaged over their neighbours.
+        lowest: the step where that is lowest.
+        suggestion: a rate to train with; None if the loss never fell.
+        words: what it means.
+    """
+
+    rates: Sequence[float]
+    losses: Sequence[float]
+    smooth: Sequence[float]
+    lowest: int
+    suggestion: float | None
+    words: str
+
+
+def smoothed(losses: Sequence[float]) -> list[float]:
+    """The mean over as many steps before as after: a running mean would lag, and show the lowest loss too late."""
+    wide = len(losses) // WINDOW
+    found = []
+    for step in range(len(losses)):
+        around = min(wide, step, len(losses) - 1 - step)
+        part = losses[step - around : step + around + 1]
+        found.append(sum(part) / len(part))
+    return found
+
+
+def read(rates: Sequence[float], losses: Sequence[float]) -> Found:
+    """Find the rate of the lowest loss, and what follows."""
+    smooth = smoothed(losses)
+    end, least = len(smooth), math.inf
+    for step, value in enumerate(smooth):
+        least = min(least, value)
+        if value > SPENT * least:
+            end = step
+            break
+    lowest = min(range(end), key=smooth.__getitem__)
+    few = max(1, len(losses) // WINDOW)
+    if lowest < few:
+        return Found(rates, losses, smooth, lowest, None, "the loss never fell: begin lower, with --low")
+    suggestion = float(f"{rates[lowest] / BELOW:.1g}")
+    where = f"lowest loss {smooth[lowest]:.4g} at lr {rates[lowest]:.2g}"
+    if lowest >= len(losses) - few:
+        return Found(rates, losses, smooth, lowest, suggestion, f"{where}, the end: it may go on with a higher --high")
+    return Found(rates, losses, smooth, lowest, suggestion, where)
+
+
+def bounds(recipe: Recipe, stage: str) -> tuple[float, float]:
+    """Rates to look at: adapters take about ten times those of whole models."""
+    lora = recipe.teacher.lora if stage == "teacher" else recipe.student.lora
+    return WHOLE if lora is None else ADAPTER
+
+
+def run(
+    path: Path, overrides: Sequence[str], runs: Path, *, stage: str, steps: int, low: float | None, high: float | None
+) -> tuple[Found, list[Path]]:
+    """Test the rates of a recipe's stage.
+
+    Args:
+        path: the recipe.
+        overrides: of its keys.
+        runs: the folder of all runs.
+        stage: `teacher` or `distil`.
+        steps: optimizer steps of the test.
+        low: the first rate; default by what is trained.
+        high: the last.
+
+    Returns:
+        What was found, and the files that show it.
+
+    Raises:
+        InputError: the rates are the wrong way round.
+        GateError: the first steps fail already.
+    """
+    recipe = load_recipe(path, overrides)
+    least, most = bounds(recipe, stage)
+    least, most = low or least, high or most
+    if least >= most:
+        raise InputError(f"--low {least:g} --high {most:g}: the test needs to rise")
+    section = f"{stage}.optim" if stage == "teacher" else "distil.optim"
+    fit = section.replace("optim", "fit")
+    changes = [
+        f"{section}.lr={least!r}", f"{section}.schedule=exponential", f"{section}.final_ratio={most / least!r}",
+        f"{section}.warmup_ratio=0", f"{fit}.max_steps={steps}", f"{fit}.epochs={steps}", f"{fit}.keep=last",
+        f"{fit}.validate_every=null", f"{fit}.early_stopping_patience=null", "teacher.gate=warn", "tracking=[]",
+    ]  # fmt: skip
+    if stage == "distil":
+        changes.remove("teacher.gate=warn")
+    plan = make_plan(load_recipe(path, [*overrides, *changes]), runs)
+    step = TEACHER if stage == "teacher" else f"distil/{STUDENT}"
+    names = list(plan.artifacts)
+    before = [name for name in names[: names.index(step)] if not name.startswith("distil/")]
+    made = plan.artifacts[step]
+    try:
+        if not made.done:
+            launch.on_devices(plan.recipe.devices, launch.make, (plan, [*before, step]), plan.folder)
+    except GateError:
+        if not _log(made):  # else the loss was no number at last: the test's natural end
+            raise
+    lines = _log(made)
+    found = read([line["lr"] for line in lines], [line["loss"] for line in lines])
+    for folder in (made.path, made.partial):
+        shutil.rmtree(folder, ignore_errors=True)
+    return found, save(found, stage, plan.folder)
+
+
+def _log(made: Artifact) -> list[dict[str, Any]]:
+    for folder in (made.path, made.partial):
+        file = folder / "train_log.jsonl"
+        if file.is_file():
+            lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+            return [line for line in lines if math.isfinite(line["loss"])]
+    return []
+
+
+def save(found: Found, stage: str, folder: Path) -> list[Path]:
+    """Write the figures, and a plot where matplotlib is installed."""
+    file = folder / f"tune-lr-{stage}.json"
+    write_json(file, {"lr": list(found.rates), "loss": list(found.losses), "smooth": list(found.smooth),
+                      "suggestion": found.suggestion, "words": found.words})  # fmt: skip
+    shown = tuple(Point(rate, loss) for rate, loss in zip(found.rates, found.smooth, strict=True))
+    raw = tuple(Point(rate, loss) for rate, loss in zip(found.rates, found.losses, strict=True))
+    best = (Point(found.rates[found.lowest], found.smooth[found.lowest]),)
+    chart = Chart(
+        f"tune-lr-{stage}", f"{stage}: loss while the learning rate rises", Axis("learning rate", log=True),
+        Axis("loss"), (Series("each step", raw, None, "guide"), Series(stage, shown, mark(stage), "line"),
+                       Series("lowest", best, None, "ring")),
+        ("lr", "loss"), tuple((number(point.x), number(point.y)) for point in shown),
+    )  # fmt: skip
+    return [*plots.draw([chart], folder), file]

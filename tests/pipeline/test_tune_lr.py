@@ -1,0 +1,103 @@
+"""`distilpeft tune-lr`: the suggestion from made-up losses, and a real test of both stages."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+
+import commands
+import pytest
+
+from distilpeft import tune_lr
+from distilpeft.plan import make_plan
+from distilpeft.recipe import Optim
+from distilpeft.recipe_file import load_recipe
+from distilpeft.train import lr_factor
+
+
+def rates(count: int = 100, low: float = 1e-6, high: float = 1e-1) -> list[float]:
+    return [low * (high / low) ** (step / (count - 1)) for step in range(count)]
+
+
+def test_the_exponential_schedule_goes_from_the_first_rate_to_its_ratio():
+    optim = Optim(lr=1e-5, schedule="exponential", final_ratio=1e4, warmup_ratio=0)
+    factors = [lr_factor(optim, step, 11) for step in range(11)]
+    assert factors[0] == 1
+    assert factors[-1] == pytest.approx(1e4)
+    assert [two / one for one, two in itertools.pairwise(factors)] == pytest.approx([10**0.4] * 10)
+    assert lr_factor(optim, 0, 1) == 1
+    warm = Optim(lr=1.0, schedule="exponential", final_ratio=0.01, warmup_ratio=0.2)
+    assert [lr_factor(warm, step, 10) for step in (0, 1, 2, 9)] == pytest.approx([0.5, 1.0, 1.0, 0.01])
+
+
+def test_a_tenth_of_the_lowest_losss_rate_is_suggested():
+    found = tune_lr.read(rates(), [1 + (math.log10(rate) + 3) ** 2 / 9 for rate in rates()])
+    assert rates()[found.lowest] == pytest.approx(1e-3, rel=0.1)
+    assert found.suggestion == pytest.approx(1e-4)
+    assert "lowest loss" in found.words
+
+
+def test_what_comes_after_the_loss_has_burst_is_not_looked_at():
+    losses = [2.0 - step / 60 for step in range(60)] + [50.0] * 20 + [0.0] * 20
+    found = tune_lr.read(rates(), losses)
+    assert 50 <= found.lowest < 62
+
+
+@pytest.mark.parametrize(
+    ("losses", "suggests", "words"),
+    [
+        ([1.0 + step for step in range(100)], False, "never fell: begin lower, with --low"),
+        ([2.0 - step / 100 for step in range(100)], True, "it may go on with a higher --high"),
+    ],
+)
+def test_a_test_that_began_too_high_or_ended_too_low_says_so(losses, suggests, words):
+    found = tune_lr.read(rates(), losses)
+    assert (found.suggestion is not None) == suggests
+    assert words in found.words
+
+
+def test_smoothing_neither_lags_nor_bends_the_ends():
+    line = [0.1 * step for step in range(100)]
+    assert tune_lr.smoothed(line) == pytest.approx(line)
+    assert tune_lr.smoothed([3.0] * 5) == pytest.approx([3.0] * 5)
+
+
+@pytest.mark.parametrize("stage", ["distil", "teacher"])
+def test_both_stages_are_tested_by_the_ordinary_loop_and_leave_the_run_as_it_was(tmp_path, capsys, stage):
+    recipe = commands.workspace(tmp_path)
+    assert commands.run(recipe, "--stage", stage, "--steps", "40", verb="tune-lr") == 0
+    told = capsys.readouterr().out
+    folder = tmp_path / "runs/tiny"
+    found = json.loads((folder / f"tune-lr-{stage}.json").read_text())
+    low, high = (1e-5, 1e-1) if stage == "teacher" else (1e-6, 1e-2)
+    assert len(found["lr"]) == len(found["loss"]) <= 40
+    assert found["lr"][0] == pytest.approx(low)
+    assert found["lr"] == pytest.approx(rates(40, low, high)[: len(found["lr"])])
+    assert found["suggestion"] is None or f"--set {stage}.optim.lr={found['suggestion']:g}" in told
+    kept = {path.name.partition("-")[0] for path in folder.iterdir() if path.is_dir()} - {"cache", ".locks"}
+    assert kept <= ({"teacher", "targets"} if stage == "distil" else set()), kept
+    if stage == "distil":  # what it needed is what the run needs
+        plan = make_plan(load_recipe(recipe), tmp_path / "runs")
+        assert plan.artifacts["teacher"].done
+        assert plan.artifacts["targets"].done
+
+
+def test_a_loss_that_is_no_number_ends_the_test_and_is_no_fault(tmp_path, capsys):
+    recipe = commands.workspace(tmp_path, distil__optim={"kind": "sgd", "lr": 0.1, "max_grad_norm": None})
+    assert commands.run(recipe, "--steps", "30", "--low", "0.01", "--high", "1e30", verb="tune-lr") == 0
+    found = json.loads((tmp_path / "runs/tiny/tune-lr-distil.json").read_text())
+    assert len(found["lr"]) < 30
+    assert "distil:" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--low", "0.1", "--high", "0.01"], "--low 0.1 --high 0.01: the test needs to rise"),
+        (["--stage", "export"], "--stage export: distil or teacher"),
+    ],
+)
+def test_what_cannot_be_tested_is_refused(tmp_path, capsys, arguments, message):
+    assert commands.run(commands.workspace(tmp_path), *arguments, verb="tune-lr") == 2
+    assert message in " ".join(capsys.readouterr().err.split())
