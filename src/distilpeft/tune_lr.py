@@ -2,8 +2,8 @@
 
 The stage is trained for some steps while the rate rises from `low` to `high` by the same factor each (Smith 2015,
 arXiv:1506.01186), by the ordinary loop on the recipe's own rows, loss and batches. Where the loss is lowest, the rate
-is about ten times too high to train with; that tenth is suggested. The weights are thrown away, the teacher and its
-soft targets are kept for the run.
+is too high already to train long with; the one where it falls most steeply is suggested. The weights are thrown away,
+the teacher and its soft targets are kept for the run.
 """
 
 from __future__ import annotations
@@ -27,8 +27,6 @@ from distilpeft.recipe_file import load_recipe
 
 WINDOW = 20
 """A twentieth of the steps on either side is averaged over."""
-BELOW = 10.0
-"""How far below the rate of the lowest loss to train."""
 SPENT = 4.0
 """The test ends in vain where the loss is this many times its lowest; what comes later is not looked at."""
 ADAPTER, WHOLE = (1e-5, 1e-1), (1e-6, 1e-2)
@@ -42,7 +40,8 @@ class Found:
         rates: of each step.
         losses: of each step.
         smooth: the losses, averaged over their neighbours.
-        lowest: the step where that is lowest.
+        steepest: the step where that falls most, for the same factor of the rate.
+        lowest: the step where it is lowest.
         suggestion: a rate to train with; None if the loss never fell.
         words: what it means.
     """
@@ -50,6 +49,7 @@ class Found:
     rates: Sequence[float]
     losses: Sequence[float]
     smooth: Sequence[float]
+    steepest: int
     lowest: int
     suggestion: float | None
     words: str
@@ -77,13 +77,14 @@ def read(rates: Sequence[float], losses: Sequence[float]) -> Found:
             break
     lowest = min(range(end), key=smooth.__getitem__)
     few = max(1, len(losses) // WINDOW)
+    falls = [smooth[min(step + few, lowest)] - smooth[max(step - few, 0)] for step in range(lowest + 1)]
+    steepest = min(range(lowest + 1), key=falls.__getitem__)
     if lowest < few:
-        return Found(rates, losses, smooth, lowest, None, "the loss never fell: begin lower, with --low")
-    suggestion = float(f"{rates[lowest] / BELOW:.1g}")
-    where = f"lowest loss {smooth[lowest]:.4g} at lr {rates[lowest]:.2g}"
+        return Found(rates, losses, smooth, steepest, lowest, None, "the loss never fell: begin lower, with --low")
+    words = f"steepest at lr {rates[steepest]:.2g}, lowest loss {smooth[lowest]:.4g} at {rates[lowest]:.2g}"
     if lowest >= len(losses) - few:
-        return Found(rates, losses, smooth, lowest, suggestion, f"{where}, the end: it may go on with a higher --high")
-    return Found(rates, losses, smooth, lowest, suggestion, where)
+        words += ", the end: it may go on with a higher --high"
+    return Found(rates, losses, smooth, steepest, lowest, float(f"{rates[steepest]:.1g}"), words)
 
 
 def bounds(recipe: Recipe, stage: str) -> tuple[float, float]:
@@ -161,11 +162,11 @@ def save(found: Found, stage: str, folder: Path) -> list[Path]:
                       "suggestion": found.suggestion, "words": found.words})  # fmt: skip
     shown = tuple(Point(rate, loss) for rate, loss in zip(found.rates, found.smooth, strict=True))
     raw = tuple(Point(rate, loss) for rate, loss in zip(found.rates, found.losses, strict=True))
-    best = (Point(found.rates[found.lowest], found.smooth[found.lowest]),)
+    best = (Point(found.rates[found.steepest], found.smooth[found.steepest]),)
     chart = Chart(
         f"tune-lr-{stage}", f"{stage}: loss while the learning rate rises", Axis("learning rate", log=True),
         Axis("loss"), (Series("each step", raw, None, "guide"), Series(stage, shown, mark(stage), "line"),
-                       Series("lowest", best, None, "ring")),
+                       Series("suggested", best, None, "ring")),
         ("lr", "loss"), tuple((number(point.x), number(point.y)) for point in shown),
     )  # fmt: skip
     return [*plots.draw([chart], folder), file]

@@ -31,9 +31,11 @@ def test_the_exponential_schedule_goes_from_the_first_rate_to_its_ratio():
     assert [lr_factor(warm, step, 10) for step in (0, 1, 2, 9)] == pytest.approx([0.5, 1.0, 1.0, 0.01])
 
 
-def test_a_tenth_of_the_lowest_losss_rate_is_suggested():
-    found = tune_lr.read(rates(), [1 + (math.log10(rate) + 3) ** 2 / 9 for rate in rates()])
-    assert rates()[found.lowest] == pytest.approx(1e-3, rel=0.1)
+def test_the_rate_of_the_steepest_fall_is_suggested():
+    falling = [2 - 1 / (1 + math.exp(-6 * (math.log10(rate) + 4))) for rate in rates()]  # most at 1e-4
+    rising = [max(0.0, math.log10(rate) + 3) for rate in rates()]
+    found = tune_lr.read(rates(), [one + two for one, two in zip(falling, rising, strict=True)])
+    assert 5e-4 < rates()[found.lowest] < 2e-3
     assert found.suggestion == pytest.approx(1e-4)
     assert "lowest loss" in found.words
 
