@@ -264,13 +264,14 @@ def _unknown_key(at: Path_, kinds: tuple[str, ...]) -> str:
     key = str(at[-1])
     section = _section(at[:-1], kinds)
     allowed = list(section.model_fields) if section else []
+    elsewhere = [".".join(path) for path in _all_keys(Recipe, ()) if path[-1] == key]
+    elsewhere.sort(key=lambda path: path.split(".")[0] != at[0])  # rather below the same section
+    if elsewhere:  # the very same name in another place, before a similar one in this
+        return f"unknown key; did you mean {elsewhere[0]}?"
     close = difflib.get_close_matches(key.lower(), allowed, n=1)
     if close:
         return f"unknown key; did you mean {'.'.join(map(str, (*at[:-1], close[0])))}?"
-    elsewhere = [".".join(path) for path in _all_keys(Recipe, ()) if path[-1] == key]
-    elsewhere.sort(key=lambda path: path.split(".")[0] != at[0])  # rather below the same section
-    hint = f"; did you mean {elsewhere[0]}?" if elsewhere else ""
-    return f"unknown key{hint}" if hint else f"unknown key; allowed here: {', '.join(allowed)}"
+    return f"unknown key; allowed here: {', '.join(allowed)}"
 
 
 def _all_keys(section: type[BaseModel], at: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
