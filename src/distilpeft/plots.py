@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,12 @@ def _files(chart: Chart, folder: Path) -> list[Path]:
     axes.set_title(chart.title, loc="left", fontweight="bold")
     axes.grid(color="#e4e5e2", linewidth=0.8)
     axes.set_axisbelow(True)
+    points = [point for series in chart.series for point in series.points]
+    ys = [y for point in points for y in (point.y, point.low, point.high) if y is not None]
+    floor = [0.0] if any(series.kind == "bars" for series in chart.series) else []
+    # matplotlib's own limits are singular where a power of ten is alone on a logarithmic axis
+    axes.set_xlim(room([point.x for point in points], log=chart.x.log))
+    axes.set_ylim(room(ys + floor, log=chart.y.log))
     for series in chart.series:
         _draw(axes, series)
     if any(series.kind in ("points", "line") and series.mark for series in chart.series):
@@ -68,6 +75,15 @@ def _files(chart: Chart, folder: Path) -> list[Path]:
         stamped = {"metadata": {"Date": None}} if file.suffix == ".svg" else {"dpi": DPI}
         figure.savefig(file, **stamped)
     return files
+
+
+def room(values: Sequence[float], *, log: bool) -> tuple[float, float]:
+    """Limits of an axis with some room around the values, also around a single one."""
+    given = [math.log10(value) if log else value for value in values if value > 0 or not log] or [0.0]
+    low, high = min(given), max(given)
+    margin = 0.05 * (high - low) or (0.2 if log else 0.05 * abs(high) or 1.0)
+    ends = (low - margin, high + margin)
+    return (10 ** ends[0], 10 ** ends[1]) if log else ends
 
 
 def _draw(axes: Any, series: Series) -> None:

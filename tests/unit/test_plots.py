@@ -9,6 +9,8 @@ import pytest
 import reports
 
 from distilpeft import plots
+from distilpeft.charts import Axis, Chart, Point, Series
+from distilpeft.marks import mark
 
 
 def test_every_chart_is_a_png_and_an_svg(tmp_path):
@@ -42,3 +44,23 @@ def test_without_matplotlib_there_are_no_files_and_no_fault(tmp_path):
     with mock.patch("importlib.util.find_spec", return_value=None):
         assert plots.write([reports.classifier()], tmp_path) == []
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("log", [True, False])
+@pytest.mark.parametrize("x", [0.1, 1.0, 10.0, 0.7])
+def test_a_single_point_may_lie_on_a_power_of_ten(tmp_path, x, log):
+    point = Point(x, 0.5, low=0.4, high=0.6)
+    chart = Chart(
+        "one", "one", Axis("x", log), Axis("y"), (Series("a", (point, point), mark("student")),), ("x", "y"), ()
+    )
+    assert plots.draw([chart], tmp_path)
+
+
+def test_axes_leave_room_around_their_values():
+    low, high = plots.room([1.0, 100.0], log=True)
+    assert 0.5 < low < 1.0
+    assert 100.0 < high < 200.0
+    assert plots.room([0.0, 10.0], log=False) == pytest.approx((-0.5, 10.5))
+    for log in (True, False):
+        low, high = plots.room([3.0], log=log)
+        assert low < 3.0 < high
