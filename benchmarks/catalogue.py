@@ -101,8 +101,12 @@ def table(found: dict[str, Any]) -> str:
         )  # fmt: skip
         lines.append(f"| {' | '.join(cells)} |")
     where = sorted({one["environment"]["device"] for one in found.values()})
-    lines += ["", f"Measured on {', '.join(where)}, two cores; scores of seed 17. Differences: on the same rows, with "
-              "95 % intervals: of one seed over the rows, of several over rows and seeds.", ""]  # fmt: skip
+    lines += [
+        "",
+        f"Measured on {', '.join(where)}, two cores; scores of seed 17. Differences: on the same rows, with "
+        "95 % intervals: of one seed over the rows, of several over rows and seeds. Runs may have shared the machine.",
+        "",
+    ]
     rest = [recipe for recipe in recipes if recipe.stem not in found]
     return "\n".join(
         [*lines, *(f"- [{one.stem}]({one.name}): {first_sentence(one)}. No figures here." for one in rest)]
