@@ -1,8 +1,8 @@
 """`distilpeft predict`: texts from the command line, lines or JSONL in, one answer per text out.
 
 A line of input that is a JSON object keeps its keys, and gets the answer beside them. A classifier of pairs takes two
-texts on the command line, or JSON objects with `text` and `pair`. What goes to a file appears there
-whole or not at all.
+texts on the command line, or JSON objects with `text` and `pair`. What goes to a file appears there whole or not at
+all.
 """
 
 from __future__ import annotations

@@ -20,15 +20,16 @@ from distilpeft import launch, plots
 from distilpeft.artifact import Artifact, write_json
 from distilpeft.charts import Axis, Chart, Point, Series, number
 from distilpeft.errors import GateError, InputError
+from distilpeft.machine import num_launched
 from distilpeft.marks import mark
-from distilpeft.plan import STUDENT, TEACHER, make_plan
+from distilpeft.plan import STUDENT, TEACHER, make_plan, step_of
 from distilpeft.recipe import Recipe
 from distilpeft.recipe_file import load_recipe
 
 WINDOW = 20
 """A twentieth of the steps on either side is averaged over."""
 SPENT = 4.0
-"""The test ends in vain where the loss is this many times its lowest; what comes later is not looked at."""
+"""Where the loss is this many times its lowest, it has burst: what comes later is not looked at."""
 ADAPTER, WHOLE = (1e-5, 1e-1), (1e-6, 1e-2)
 
 
@@ -111,25 +112,25 @@ def run(
         What was found, and the files that show it.
 
     Raises:
-        InputError: the rates are the wrong way round.
+        InputError: the rates are the wrong way round, or another launcher has started the processes.
         GateError: the first steps fail already.
     """
+    if num_launched() > 1:  # each would read and clear away for itself
+        raise InputError("tune-lr: start it without torchrun; it takes the recipe's devices by itself")
     recipe = load_recipe(path, overrides)
     least, most = bounds(recipe, stage)
     least, most = low or least, high or most
     if least >= most:
         raise InputError(f"--low {least:g} --high {most:g}: the test needs to rise")
-    section = f"{stage}.optim" if stage == "teacher" else "distil.optim"
-    fit = section.replace("optim", "fit")
+    optim, fit = f"{stage}.optim", f"{stage}.fit"
     changes = [
-        f"{section}.lr={least!r}", f"{section}.schedule=exponential", f"{section}.final_ratio={most / least!r}",
-        f"{section}.warmup_ratio=0", f"{fit}.max_steps={steps}", f"{fit}.epochs={steps}", f"{fit}.keep=last",
-        f"{fit}.validate_every=null", f"{fit}.early_stopping_patience=null", "teacher.gate=warn", "tracking=[]",
+        f"{optim}.lr={least!r}", f"{optim}.schedule=exponential", f"{optim}.final_ratio={most / least!r}",
+        f"{optim}.warmup_ratio=0", f"{fit}.max_steps={steps}", f"{fit}.epochs={steps}", f"{fit}.keep=last",
+        f"{fit}.validate_every=null", f"{fit}.early_stopping_patience=null", "tracking=[]",
+        *(["teacher.gate=warn"] if stage == "teacher" else []),  # it need not be a good one
     ]  # fmt: skip
-    if stage == "distil":
-        changes.remove("teacher.gate=warn")
     plan = make_plan(load_recipe(path, [*overrides, *changes]), runs)
-    step = TEACHER if stage == "teacher" else f"distil/{STUDENT}"
+    step = step_of(TEACHER if stage == "teacher" else STUDENT)
     names = list(plan.artifacts)
     before = [name for name in names[: names.index(step)] if not name.startswith("distil/")]
     made = plan.artifacts[step]
@@ -137,7 +138,8 @@ def run(
         if not made.done:
             launch.on_devices(plan.recipe.devices, launch.make, (plan, [*before, step]), plan.folder)
     except GateError:
-        if not _log(made):  # else the loss was no number at last: the test's natural end
+        # of this stage, after some steps: the loss was no number at last, the test's natural end
+        if not all(plan.artifacts[name].done for name in before) or not _log(made):
             raise
     lines = _log(made)
     found = read([line["lr"] for line in lines], [line["loss"] for line in lines])

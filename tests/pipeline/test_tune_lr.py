@@ -10,6 +10,7 @@ import commands
 import pytest
 
 from distilpeft import tune_lr
+from distilpeft.errors import GateError
 from distilpeft.plan import make_plan
 from distilpeft.recipe import Optim
 from distilpeft.recipe_file import load_recipe
@@ -91,6 +92,25 @@ def test_a_loss_that_is_no_number_ends_the_test_and_is_no_fault(tmp_path, capsys
     found = json.loads((tmp_path / "runs/tiny/tune-lr-distil.json").read_text())
     assert len(found["lr"]) < 30
     assert "distil:" in capsys.readouterr().out
+
+
+def test_a_fault_of_an_earlier_stage_is_told_though_an_interrupted_test_has_left_a_log(tmp_path, capsys, monkeypatch):
+    recipe = commands.workspace(tmp_path)
+    left = [{"lr": 1e-6, "loss": 1.0}]
+    monkeypatch.setattr(tune_lr, "_log", lambda made: left)
+
+    def fail(*_: object) -> None:
+        raise GateError("the tuned teacher is no teacher")
+
+    monkeypatch.setattr("distilpeft.launch.make", fail)
+    assert commands.run(recipe, verb="tune-lr") == 3
+    assert "the tuned teacher is no teacher" in capsys.readouterr().err
+
+
+def test_processes_of_another_launcher_are_refused(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert commands.run(commands.workspace(tmp_path), verb="tune-lr") == 2
+    assert "start it without torchrun" in " ".join(capsys.readouterr().err.split())
 
 
 @pytest.mark.parametrize(
