@@ -157,8 +157,9 @@ def ours(turns: Turns, folder: Path, ids: np.ndarray, device: str) -> None:
 
     from distilpeft.losses import Loss
     from distilpeft.parallel import wrap
-    from distilpeft.recipe import CausalLM, Fit, Optim
+    from distilpeft.recipe import Fit, Optim
     from distilpeft.runtime import Runtime
+    from distilpeft.task_sections import CausalLM
     from distilpeft.tasks import causal_lm
     from distilpeft.train import Work, make_optimizer, optimizer_step
 

@@ -110,7 +110,7 @@ def scores(runtime: Runtime, plan: Any, steps: Steps, data: TaskData, out: Artif
         runtime, student.model, rows, measure_with(data, soft_of(runtime, data, teacher, "auto")),
         precision="auto", micro_batch_size=8,
     )  # fmt: skip
-    metrics = data.task.metrics(values_NK, rows)
+    metrics = data.task.metrics(data.recipe.task, values_NK, rows)
     return {name: metrics[name] for name in METRICS} | {"tokens": float(values_NK[:, 0].sum())}
 
 

@@ -31,9 +31,10 @@ from accelerate.utils import send_to_device
 from distilpeft import models
 from distilpeft.losses import Loss
 from distilpeft.parallel import wrap
-from distilpeft.recipe import CausalLM, Fit, Optim
+from distilpeft.recipe import Fit, Optim
 from distilpeft.runtime import Runtime, device_name
 from distilpeft.sources import resolve
+from distilpeft.task_sections import CausalLM
 from distilpeft.tasks import causal_lm
 from distilpeft.train import Work, make_optimizer, optimizer_step
 

@@ -17,8 +17,9 @@ from distilpeft import models
 from distilpeft.losses import Loss, distil_sum
 from distilpeft.memory import Load, Shape
 from distilpeft.parallel import wrap
-from distilpeft.recipe import CausalLM, Fit, Lora, Optim
+from distilpeft.recipe import Fit, Lora, Optim
 from distilpeft.runtime import Runtime
+from distilpeft.task_sections import CausalLM
 from distilpeft.tasks import causal_lm
 from distilpeft.train import Work, make_optimizer, optimizer_step
 

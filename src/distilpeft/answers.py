@@ -17,6 +17,7 @@ from typing import Any, TextIO
 
 from distilpeft.deployed import Deployed, Text
 from distilpeft.errors import InputError
+from distilpeft.kinds import KINDS
 
 TEXT, PROMPT, PAIR = "text", "prompt", "pair"
 
@@ -100,16 +101,13 @@ def read(source: Iterable[str], name: str, *, pairs: bool = False) -> Iterator[d
 def answered(
     deployed: Deployed, rows: Iterator[dict[str, Any]], batch_size: int, max_new_tokens: int
 ) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
-    """Each row with its answer: `label` and `probabilities`, or `completion`."""
-    labels = deployed.manifest.get("labels")
-    if labels is None:
+    """Each row with its answer: see `deployed.answer`; of a language model `completion`."""
+    if KINDS[deployed.manifest["task"]].language:
         for row in rows:
             yield row, {"completion": deployed.complete(str(_text(row)), max_new_tokens)}
         return
     while batch := list(islice(rows, batch_size)):
-        for row, chances_C in zip(batch, deployed.classify([_given(deployed, row) for row in batch]), strict=True):
-            chances = {name: round(float(chance), 6) for name, chance in zip(labels, chances_C, strict=True)}
-            yield row, {"label": labels[int(chances_C.argmax())], "probabilities": chances}
+        yield from zip(batch, deployed.answers([_given(deployed, row) for row in batch]), strict=True)
 
 
 def _given(deployed: Deployed, row: dict[str, Any]) -> Text:

@@ -10,15 +10,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 
 from distilpeft.data import data_sources
 from distilpeft.forms import FORMS
-from distilpeft.recipe import METRICS, Recipe, TextClassification
+from distilpeft.recipe import Recipe
 from distilpeft.snippets import snippet
 from distilpeft.sources import Source, license_of, resolve
+from distilpeft.task_sections import CausalLM, MultiLabelClassification, Regression, TextClassification, Texts
 
-PIPELINES = {"text_classification": "text-classification", "causal_lm": "text-generation"}
 LIBRARIES = {"transformers": "transformers", "onnxruntime": "onnx", "openvino": "openvino"}
 
 
@@ -36,10 +37,10 @@ def render(
     """
     form = told["format"]
     own = f"export:{form}"
-    main = METRICS[recipe.task.kind][0]
+    main = recipe.kind.main
     num_rows = figures[own]["scores"][main]["num_rows"]
     what = _what(recipe)
-    unit = "rows" if recipe.task.kind == "text_classification" else "tokens"
+    unit = recipe.kind.unit
     text = f"""# {recipe.name}
 
 A compact {what}, distilled by distilpeft from a larger teacher; as {form}.
@@ -79,7 +80,7 @@ On {num_rows} {recipe.evaluate.split} {unit}; latency of one row{_where(timed)}.
 def _metadata(recipe: Recipe, form: str, scores: Mapping[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = {"license": recipe.export.license} if recipe.export.license else {}
     library = "gguf" if form.startswith("gguf") else LIBRARIES[FORMS[form].runtime]
-    found |= {"library_name": library, "pipeline_tag": PIPELINES[recipe.task.kind]}
+    found |= {"library_name": library, "pipeline_tag": recipe.kind.pipeline}
     found["tags"] = ["distilpeft", "knowledge-distillation", form]
     base = resolve(recipe.teacher.model, "teacher.model", recipe.teacher.revision)
     if base.path is None:
@@ -89,7 +90,7 @@ def _metadata(recipe: Recipe, form: str, scores: Mapping[str, Any]) -> dict[str,
     if hub:
         found["datasets"] = hub
     found["metrics"] = list(scores)
-    task = {"type": PIPELINES[recipe.task.kind]}
+    task = {"type": recipe.kind.pipeline}
     data = {"name": _shown(sources[0]), "type": hub[0] if hub else "local", "split": recipe.evaluate.split}
     metrics = [{"type": name, "value": round(score["value"], 6)} for name, score in scores.items()]
     found["model-index"] = [{"name": recipe.name, "results": [{"task": task, "dataset": data, "metrics": metrics}]}]
@@ -118,7 +119,7 @@ def _table(figures: Mapping[str, Any], timed: Mapping[str, Any], own: str, main:
 
 def _groups(recipe: Recipe, figures: Mapping[str, Any], own: str) -> str:
     """The score in each of `evaluate.groups`, and which of them lose more to the teacher than all rows do."""
-    column, margin, main = recipe.evaluate.groups, recipe.evaluate.group_margin, METRICS[recipe.task.kind][0]
+    column, margin, main = recipe.evaluate.groups, recipe.evaluate.group_margin, recipe.kind.main
     if column is None:
         return ""
     lines = [f"| {column} | rows | teacher | this | this − teacher |", "| --- | --- | --- | --- | --- |"]
@@ -145,22 +146,34 @@ def _where(timed: Mapping[str, Any]) -> str:
 def _parity(form: str, export: Mapping[str, Any]) -> str:
     parity = export["parity"]
     way = f" (int8: {export['way']})" if "way" in export else ""
-    return (
+    held = (
         f"Before it counted, this file{way} was opened in a process of its own and held against the student on "
-        f"{parity['rows']} other held-out rows: a logit differs by at most {parity['max_abs_diff']:.2g}, KL "
-        f"{parity['kl']:.2g} nats, same answer on {parity['top1_agreement']:.2%}, {parity['metric_kept']:.2%} of the "
-        "score."
+        f"{parity['rows']} other held-out rows"
+    )
+    if "top1_agreement" not in parity:  # numbers on a scale
+        return (
+            f"{held}: a number differs by at most {parity['max_abs_diff']:.2g} standard deviations of the labels, the "
+            f"root mean squared error of both is {np.sqrt(parity['metric_student']):.4f} and "
+            f"{np.sqrt(parity['metric_export']):.4f} of them."
+        )
+    return (
+        f"{held}: a logit differs by at most {parity['max_abs_diff']:.2g}, KL {parity['kl']:.2g} nats, same answer on "
+        f"{parity['top1_agreement']:.2%}, {parity['metric_kept']:.2%} of the score."
     )
 
 
 def _what(recipe: Recipe) -> str:
-    if isinstance(recipe.task, TextClassification):
-        labels = ", ".join(f"{i} = {name}" for i, name in enumerate(recipe.task.labels))
-        return f"classifier of {_read(recipe.task)} ({labels})"
-    return "language model"
+    task = recipe.task
+    if isinstance(task, CausalLM):
+        return "language model"
+    if isinstance(task, Regression):
+        return f"model that gives {_read(task)} a number ({task.label})"
+    labels = ", ".join(f"{i} = {name}" for i, name in enumerate(task.labels))
+    several = "several classes for each: " if isinstance(task, MultiLabelClassification) else ""
+    return f"classifier of {_read(task)} ({several}{labels})"
 
 
-def _read(task: TextClassification) -> str:
+def _read(task: Texts) -> str:
     return "texts" if task.pair is None else "pairs of texts"
 
 
@@ -176,9 +189,13 @@ def _made(recipe: Recipe) -> str:
 
 
 def _limits(recipe: Recipe) -> str:
-    if isinstance(recipe.task, TextClassification):
-        read = _read(recipe.task)
-        use = f"It sorts {read} into {', '.join(recipe.task.labels)}, and gives each one of these, fitting or not."
+    task = recipe.task
+    if isinstance(task, TextClassification):
+        use = f"It sorts {_read(task)} into {', '.join(task.labels)}, and gives each one of these, fitting or not."
+    elif isinstance(task, MultiLabelClassification):
+        use = f"It says of {_read(task)} which of {', '.join(task.labels)} they are, by itself for each; maybe of none."
+    elif isinstance(task, Regression):
+        use = f"It gives {_read(task)} a number, {task.label}, and knows neither bounds nor how sure it is."
     else:
         use = "It continues text. It states falsehoods fluently, more often than its teacher."
     return (

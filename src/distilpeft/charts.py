@@ -10,9 +10,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from distilpeft.kinds import KINDS, LOWER_IS_BETTER
 from distilpeft.marks import Mark, mark
 from distilpeft.plan import MAJORITY, UNTRAINED
-from distilpeft.recipe import LOWER_IS_BETTER
 
 Report = Mapping[str, Any]
 Model = Mapping[str, Any]
@@ -142,7 +142,7 @@ def spoken(metric: str) -> str:
 
 def latency(reports: Sequence[Report]) -> list[Chart]:
     """Score over latency, one chart for each kind of task among the reports."""
-    return _all_against(lambda report: FIRST_TOKEN if report["task"] == "causal_lm" else LATENCY, reports)
+    return _all_against(lambda report: FIRST_TOKEN if KINDS[report["task"]].language else LATENCY, reports)
 
 
 def memory(reports: Sequence[Report]) -> list[Chart]:

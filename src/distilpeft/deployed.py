@@ -7,7 +7,7 @@ B  rows    S  positions    C  classes
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,27 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distilpeft.errors import InputError
+from distilpeft.kinds import KINDS
 from distilpeft.probabilities import softmax
 from distilpeft.runners import generate, open_runner, read_manifest
 
 TOKENIZER = "tokenizer.json"
 Text = str | tuple[str, str]
+
+
+def answer(manifest: Mapping[str, Any], logits_C: NDArray[np.float64]) -> dict[str, Any]:
+    """A row's answer: `label` and `probabilities`; of several classes `labels` and `probabilities`; or `value`."""
+    if KINDS[manifest["task"]].values:
+        return {"value": round(float(logits_C[0]), 6)}
+    labels = manifest["labels"]
+    if manifest["task"] == "multi_label_classification":
+        chances_C = softmax(np.stack([np.zeros_like(logits_C), logits_C], axis=-1))[:, 1]
+        told = {"labels": [name for name, chance in zip(labels, chances_C, strict=True) if chance > 0.5]}
+    else:
+        chances_C = softmax(logits_C)
+        told = {"label": labels[int(chances_C.argmax())]}
+    named = {name: round(float(chance), 6) for name, chance in zip(labels, chances_C, strict=True)}
+    return {**told, "probabilities": named}
 
 
 class Deployed:
@@ -42,7 +58,7 @@ class Deployed:
         self._words = tokenizers.Tokenizer.from_file(str(folder / TOKENIZER))
         self._words.no_padding()
         self._words.no_truncation()
-        if self.manifest["task"] == "text_classification":
+        if not KINDS[self.manifest["task"]].language:
             self._words.enable_truncation(self.manifest["max_tokens"])
         self._threads = threads
         self._runner: Any = None
@@ -63,8 +79,12 @@ class Deployed:
         """Token ids, as in training: with special tokens, a classifier's cut to `max_tokens`."""
         return [found.ids for found in self._words.encode_batch(list(texts))]
 
-    def classify(self, texts: Sequence[Text]) -> NDArray[np.float64]:
-        """Class probabilities [B, C]."""
+    def answers(self, texts: Sequence[Text]) -> list[dict[str, Any]]:
+        """What a classifier says of each text: see `answer`."""
+        return [answer(self.manifest, logits_C) for logits_C in self.logits(texts)]
+
+    def logits(self, texts: Sequence[Text]) -> NDArray[np.float64]:
+        """Outputs [B, C]."""
         rows = self._words.encode_batch(list(texts))
         width = max(len(row.ids) for row in rows)
 
@@ -78,7 +98,7 @@ class Deployed:
         if self.manifest.get("typed"):
             inputs["token_type_ids"] = padded([row.type_ids for row in rows], 0)
         logits_BC, _ = self.runner.run(inputs)
-        return softmax(logits_BC)
+        return np.asarray(logits_BC, dtype=np.float64)
 
     def complete(self, prompt: str, max_new_tokens: int) -> str:
         """The likeliest continuation; of a chat model, its answer."""

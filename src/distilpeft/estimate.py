@@ -21,7 +21,7 @@ from distilpeft.machine import cpu_has_bf16, gpu_memories, memory_bytes
 from distilpeft.machine import num_processes as processes_of
 from distilpeft.memory import BYTES, MARGIN, Load, Machine, Shape, Way, best, settings, variants
 from distilpeft.plan import CE_ONLY, STUDENT, Plan
-from distilpeft.recipe import CausalLM, Fit, Lora, Recipe, Student, TextClassification
+from distilpeft.recipe import Fit, Lora, Recipe, Student
 from distilpeft.sources import (
     Source,
     known_model,
@@ -31,6 +31,7 @@ from distilpeft.sources import (
     resolve,
     weight_shapes,
 )
+from distilpeft.task_sections import CausalLM
 from distilpeft.tasks import read_task_splits
 
 
@@ -118,7 +119,7 @@ def teacher_load(recipe: Recipe, size: Size, kind: str) -> Load:
     whole, _ = weight_bytes(recipe, size)
     return Load(
         size.shape, whole + 4 * tuned if teacher.lora else whole, tuned, recipe.data.max_tokens,
-        teacher.fit.batch_size, _is_half(teacher.fit, kind), recipe.task.kind == "causal_lm",
+        teacher.fit.batch_size, _is_half(teacher.fit, kind), recipe.kind.language,
         adapted=_inputs(size, teacher.lora), adapter_dropout=bool(teacher.lora and teacher.lora.dropout),
     )  # fmt: skip
 
@@ -128,7 +129,7 @@ def targets_load(recipe: Recipe, size: Size, machine: Machine) -> Load:
     whole = (size.shape, *weight_bytes(recipe, size))
     half = _is_half(recipe.teacher.fit, machine.kind)
     most = recipe.targets.micro_batch_size * machine.count  # larger ones gain nothing: no gradient waits for them
-    language = recipe.task.kind == "causal_lm"
+    language = recipe.kind.language
     return Load(size.shape, 0.0, 0, recipe.data.max_tokens, most, half, language, whole)
 
 
@@ -139,7 +140,7 @@ def student_load(recipe: Recipe, student: Size, teacher: Size | None, kind: str)
     beside = None if teacher is None else (teacher.shape, *weight_bytes(recipe, teacher))
     return Load(
         student.shape, 4.0 * student.total + (4 * tuned if lora else 0), tuned, recipe.data.max_tokens, fit.batch_size,
-        _is_half(fit, kind), recipe.task.kind == "causal_lm", beside,
+        _is_half(fit, kind), recipe.kind.language, beside,
         adapted=_inputs(student, lora), adapter_dropout=bool(lora and lora.dropout),
     )  # fmt: skip
 
@@ -295,7 +296,7 @@ def stage_rows(plan: Plan, splits: Mapping[str, int] | None) -> list[tuple[str, 
     train = splits["train"] if splits else None
     scored = splits[recipe.evaluate.split] if splits else None
     # Bytes kept per row: all logits of a class; for tokens six sums, and never their logits.
-    per_row = 4 * len(recipe.task.labels) if isinstance(recipe.task, TextClassification) else 24
+    per_row = 24 if recipe.kind.language else 4 * _outputs(recipe)
     exported = sum(student.total * _export_bytes(recipe, form) for form in recipe.export.formats) if student else None
     needs = {
         "teacher": _teacher_needs(recipe, teacher, train),
@@ -317,10 +318,15 @@ def stage_rows(plan: Plan, splits: Mapping[str, int] | None) -> list[tuple[str, 
     return rows
 
 
+def _outputs(recipe: Recipe) -> int:
+    """Numbers that a classifier says of a row."""
+    return len(getattr(recipe.task, "labels", ("a number",)))
+
+
 def _target_bytes(recipe: Recipe, vocabulary: int) -> float:
     """Bytes of a row's soft targets; of tokens at most."""
-    if isinstance(recipe.task, TextClassification):
-        return 4.0 * len(recipe.task.labels)
+    if not recipe.kind.language:
+        return 4.0 * _outputs(recipe)
     targets, form = recipe.targets, recipe.targets.format
     if form == "full":
         return recipe.data.max_tokens * vocabulary * (targets.value_bits or 32) / 8

@@ -15,8 +15,8 @@ import numpy as np
 
 from distilpeft import paired
 from distilpeft.artifact import Artifact
+from distilpeft.kinds import KINDS, LOWER_IS_BETTER
 from distilpeft.plan import CE_ONLY, FULL, STUDENT, TEACHER, Plan
-from distilpeft.recipe import LOWER_IS_BETTER, METRICS
 
 WITHIN = 0.01
 CURVE_POINTS = 200
@@ -29,7 +29,7 @@ def kept(kind: str, value: float, teacher: float) -> float | None:
 
     Of a language model: the probability of the right token over the teacher's, as a geometric mean.
     """
-    if kind == "causal_lm":
+    if KINDS[kind].language:
         return math.exp(teacher - value)
     return value / teacher if teacher else None
 
@@ -59,7 +59,7 @@ def over_seeds(plan: Plan) -> dict[str, Any] | None:
     if not plan.repeats:
         return None
     plans = {plan.recipe.seed: plan, **plan.repeats}
-    metric = METRICS[plan.recipe.task.kind][0]
+    metric = plan.recipe.kind.main
     first = next(iter(plan.repeats.values()))
     models = []
     for role in first.roles():
@@ -85,17 +85,17 @@ def _pair_over_seeds(role: str, against: str, made: Sequence[Artifact]) -> dict[
         next(pair for pair in one.figures()["pairs"] if (pair["role"], pair["against"]) == (role, against))
         for one in made
     ]
-    gaps, weight_N = [], np.ones(0)
+    pairs = []
     for one in made:
         with np.load(one.path / ROWS, allow_pickle=False) as rows:
-            gaps.append(rows[role] - rows[against])
-            weight_N = rows["weight"]
+            of_role, of_other = (paired.Added(rows[name], rows[f"{name} weight"]) for name in (role, against))
+            pairs.append((of_role, of_other))
     return {
         "role": role,
         "against": against,
         "differences": [pair["difference"] for pair in found],
         "p_values": [pair["p_value"] for pair in found],
-        **paired.over_seeds(np.stack(gaps), weight_N),
+        **paired.over_seeds(pairs),
     }
 
 

@@ -29,7 +29,7 @@ class Form:
         exactness: how near it stays to the student by nature; its tolerances come from here.
         modules: what has to be importable to write and reload it.
         extra: the extra of distilpeft that brings these.
-        tasks: kinds of tasks it exists for.
+        language: whether it exists for language models only.
     """
 
     runtime: Literal["transformers", "onnxruntime", "openvino"]
@@ -37,7 +37,7 @@ class Form:
     exactness: Exactness
     modules: tuple[str, ...] = ()
     extra: str = ""
-    tasks: tuple[str, ...] = ("text_classification", "causal_lm")
+    language: bool = False
 
     def missing(self) -> list[str]:
         """Modules that are not installed here."""
@@ -48,7 +48,7 @@ _ONNX = ("onnx", "onnxscript", "onnxruntime")
 
 
 def _gguf(exactness: Exactness) -> Form:
-    return Form("transformers", "model.gguf", exactness, ("gguf",), "gguf", ("causal_lm",))
+    return Form("transformers", "model.gguf", exactness, ("gguf",), "gguf", language=True)
 
 
 FORMS: dict[str, Form] = {
@@ -88,10 +88,12 @@ class Limits:
     """How far an export may be from the student on the gate's rows; None does not look at it.
 
     Attributes:
-        max_abs_diff: of a logit.
-        kl: KL(student ‖ export), nats per row or token, on average.
+        max_abs_diff: of a logit; of numbers on a scale in standard deviations of the labels.
+        kl: KL(student ‖ export), nats per row or token, on average; of numbers half the squared difference in standard
+            deviations, which is the KL of normal distributions around them.
         top1_agreement: share of rows or tokens with the same top class or token, at least.
-        metric_kept: share of the student's accuracy, or for language models exp(−more nats per token), at least.
+        metric_kept: share of the student's accuracy, at least; of language models exp(−more nats per token), of numbers
+            the student's root mean squared error over the export's.
     """
 
     max_abs_diff: float | None
@@ -101,14 +103,19 @@ class Limits:
 
 
 LIMITS: dict[tuple[str, Exactness], Limits] = {
-    ("text_classification", "exact"): Limits(1e-4, 1e-6, 0.99, 0.99),
-    ("text_classification", "half"): Limits(None, 1e-3, 0.99, 0.99),
-    ("text_classification", "int8"): Limits(None, 0.02, 0.97, 0.99),
-    ("text_classification", "int4"): Limits(None, 0.1, 0.9, 0.95),
-    ("causal_lm", "exact"): Limits(1e-3, 1e-6, 0.99, 0.999),
-    ("causal_lm", "half"): Limits(None, 5e-3, 0.97, 0.99),
-    ("causal_lm", "int8"): Limits(None, 0.05, 0.9, 0.97),
-    ("causal_lm", "int4"): Limits(None, 0.5, 0.6, 0.7),
+    ("classes", "exact"): Limits(1e-4, 1e-6, 0.99, 0.99),
+    ("classes", "half"): Limits(None, 1e-3, 0.99, 0.99),
+    ("classes", "int8"): Limits(None, 0.02, 0.97, 0.99),
+    ("classes", "int4"): Limits(None, 0.1, 0.9, 0.95),
+    ("values", "exact"): Limits(1e-4, 1e-6, None, 0.99),
+    ("values", "half"): Limits(None, 1e-3, None, 0.99),
+    ("values", "int8"): Limits(None, 0.02, None, 0.98),
+    ("values", "int4"): Limits(None, 0.1, None, 0.95),
+    ("language", "exact"): Limits(1e-3, 1e-6, 0.99, 0.999),
+    ("language", "half"): Limits(None, 5e-3, 0.97, 0.99),
+    ("language", "int8"): Limits(None, 0.05, 0.9, 0.97),
+    ("language", "int4"): Limits(None, 0.5, 0.6, 0.7),
 }
-"""Defaults by task and exactness. bf16 weights alone turn about one in a hundred top tokens of a small language model,
-4-bit ones a quarter: a limit tells a sound file of its kind from a broken one, and the recipe may ask for more."""
+"""Defaults by what a task's answers are (`Kind.family`) and exactness. bf16 weights alone turn about one in a hundred
+top tokens of a small language model, 4-bit ones a quarter: a limit tells a sound file of its kind from a broken one,
+and the recipe may ask for more."""

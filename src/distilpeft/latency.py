@@ -23,7 +23,7 @@ from distilpeft.deployed import Deployed
 from distilpeft.errors import InputError
 from distilpeft.pair import check_lengths
 from distilpeft.plan import STUDENT, Plan, make_plan, step_of
-from distilpeft.recipe import METRICS, Recipe
+from distilpeft.recipe import Recipe
 from distilpeft.recipe_file import with_benchmark
 from distilpeft.runners import MANIFEST, read_manifest
 from distilpeft.runtime import Runtime
@@ -57,7 +57,7 @@ class Target:
                 raise InputError(f"{path}: not a whole bundle; give a folder such as runs/NAME/exports/FORM")
             self.recipe = with_benchmark(manifest["provenance"]["given"], overrides)
             name = manifest["format"]
-            self.scores = {self._named(name): manifest["scores"][METRICS[self.recipe.task.kind][0]]["value"]}
+            self.scores = {self._named(name): manifest["scores"][self.recipe.kind.main]["value"]}
         else:
             raise InputError(f"{path}: neither a finished run nor an exported folder (no report.json, no {MANIFEST})")
 

@@ -65,6 +65,23 @@ def distil_sum(student_logits_NV: Tensor, labels_N: Tensor, teacher_logits_NV: T
     return result
 
 
+def squared_sum(student_N: Tensor, labels_N: Tensor, teacher_N: Tensor | None, loss: Loss) -> Tensor:
+    """`alpha * (student - teacher)^2 + (1 - alpha) * (student - label)^2` summed over rows, for numbers on a scale.
+
+    Args:
+        student_N: any floating dtype; computed in float32 or wider.
+        labels_N: numbers.
+        teacher_N: None only where alpha is 0.
+        loss: its weight of the teacher; numbers have no temperature.
+    """
+    wide_N = student_N if student_N.dtype == torch.float64 else student_N.float()
+    value = (1 - loss.alpha) * (wide_N - labels_N).square().sum()
+    if loss.alpha == 0:
+        return value
+    assert teacher_N is not None, "alpha > 0 needs soft targets"
+    return value + loss.alpha * (wide_N - teacher_N).square().sum()
+
+
 class _Distil(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, student_NV: Tensor, labels_N: Tensor, teacher_NV: Tensor | None, loss: Loss) -> Tensor:

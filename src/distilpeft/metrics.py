@@ -7,7 +7,7 @@ Each module is an ordinary `evaluate.Metric`, so it combines with metrics from t
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import datasets
@@ -139,10 +139,42 @@ def _interval(name: str, value: float, probabilities_NC: Floats, labels_N: Ints)
     rng = np.random.default_rng(0)
     draws = (rng.integers(0, len(labels_N), len(labels_N)) for _ in range(RESAMPLES))
     values = [FUNCTIONS[name](probabilities_NC[draw], labels_N[draw]) for draw in draws]
+    return _around(value, values, BOUNDS[name])
+
+
+def _around(value: float, draws: Sequence[float], bounds: tuple[float, float]) -> tuple[float, float]:
+    """95 % interval of a value from its resamples."""
     # Resampling adds bias of its own (ECE grows with every repeated row), so the spread is centred on the value.
-    low, high = value + np.percentile(values, [2.5, 97.5]) - np.mean(values)
-    least, most = BOUNDS[name]
+    low, high = value + np.percentile(draws, [2.5, 97.5]) - np.mean(draws)
+    least, most = bounds
     return max(least, min(float(low), value)), min(most, max(float(high), value))
+
+
+def scored(
+    metrics: Callable[[Ints | slice], dict[str, float]], names: tuple[str, ...], num_rows: int,
+    bounds: dict[str, tuple[float, float]], counted: int | None = None,
+) -> dict[str, dict[str, Any]]:  # fmt: skip
+    """Scores of a task whose metrics are plain functions of its rows.
+
+    Args:
+        metrics: of the rows with these numbers, or of all rows of a slice.
+        names: which of them are wanted.
+        num_rows: how many rows there are.
+        bounds: of each metric that is not a share.
+        counted: what `num_rows` is told as, if the scores count something else, such as words.
+
+    Returns:
+        See `scores`.
+    """
+    values = metrics(slice(None))
+    rng = np.random.default_rng(0)
+    draws = [metrics(rng.integers(0, num_rows, num_rows)) for _ in range(RESAMPLES)]
+    found = {}
+    for name in names:
+        low, high = _around(values[name], [draw[name] for draw in draws], bounds.get(name, (0.0, 1.0)))
+        counts = num_rows if counted is None else counted
+        found[name] = {"value": values[name], "low": low, "high": high, "num_rows": counts}
+    return found
 
 
 def wilson(share: float, num_rows: int) -> tuple[float, float]:

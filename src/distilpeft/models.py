@@ -85,13 +85,7 @@ def load_base(
     Raises:
         InputError: it cannot be loaded.
     """
-    config = _load(
-        "model",
-        source,
-        transformers.AutoConfig.from_pretrained,
-        revision=source.revision,
-        **architecture.options,
-    )
+    config = configuration(source, architecture, {})
     if getattr(config, "pad_token_id", None) is None:
         config.pad_token_id = pad_token_id
     heads = head_modules(architecture, config) if heads is None else list(heads)
@@ -233,8 +227,12 @@ def configuration(source: Source, architecture: Architecture, overrides: Mapping
     Raises:
         InputError: it cannot be read.
     """
-    options = {**architecture.options, **overrides}
-    return _load("configuration", source, transformers.AutoConfig.from_pretrained, revision=source.revision, **options)
+    config = _load(
+        "configuration", source, transformers.AutoConfig.from_pretrained, revision=source.revision, **overrides
+    )
+    for name, value in architecture.options.items():  # transformers would check them against what the file says
+        setattr(config, name, value)
+    return config
 
 
 def from_config(source: Source, architecture: Architecture, overrides: dict[str, Any], pad_token_id: int | None) -> Any:

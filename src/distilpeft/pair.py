@@ -68,7 +68,7 @@ def check_tokenizers(recipe: Recipe) -> None:
         InputError: the first token, special token or place of the chat template that differs.
     """
     taken = recipe.student.tokenizer == "teacher"
-    if recipe.task.kind != "causal_lm" or (taken and recipe.student.from_config):
+    if not recipe.kind.language or (taken and recipe.student.from_config):
         return  # to random weights every id is as good as any other
     sources = (teacher_source(recipe), student_source(recipe))
     if sources[0] == sources[1]:
@@ -83,7 +83,7 @@ def check_exports(recipe: Recipe) -> None:
     Raises:
         InputError: names the form and why.
     """
-    language = recipe.task.kind == "causal_lm"
+    language = recipe.kind.language
     overrides = recipe.student.from_config.overrides if recipe.student.from_config else {}
     config = models.configuration(student_source(recipe), architecture(recipe), overrides)
     tokenizer = models.load_tokenizer(tokenizer_source(recipe))
@@ -102,7 +102,7 @@ def check_lengths(recipe: Recipe) -> None:
     asked = [length for length in recipe.benchmark.lengths if length != "data"]
     if not asked:
         return
-    longest = max(asked) + (recipe.benchmark.new_tokens if recipe.task.kind == "causal_lm" else 0)
+    longest = max(asked) + (recipe.benchmark.new_tokens if recipe.kind.language else 0)
     overrides = recipe.student.from_config.overrides if recipe.student.from_config else {}
     for source, changes in ((teacher_source(recipe), {}), (student_source(recipe), overrides)):
         config = models.configuration(source, architecture(recipe), changes)
@@ -153,7 +153,7 @@ def open_targets(recipe: Recipe, data: TaskData, folder: Path, teacher: Artifact
         if not recipe.needs_template:
             expected.pop("chat_template", None)
     # Tokens are looked up for the student's own reading of the rows, classes for the teacher's.
-    read_by = tokenizer_source(recipe) if recipe.task.kind == "causal_lm" else source
+    read_by = tokenizer_source(recipe) if recipe.kind.language else source
     rows = data.tokens("train", models.load_tokenizer(read_by), tokenizer_digest(read_by))
     store.check(expected, row_hashes(rows.dataset))
     return store

@@ -7,6 +7,8 @@ What each row adds to the metric is compared row by row, so rows that are hard f
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,13 +19,34 @@ RESAMPLES = 2000
 BLOCK = 250
 
 
-def compare(one_N: Floats, two_N: Floats, weight_N: Floats) -> dict[str, Any]:
-    """The difference of two means over the same rows, with a paired bootstrap interval and a test.
+@dataclass(frozen=True)
+class Added:
+    """What each row adds to a model's score, a ratio of two sums.
+
+    Attributes:
+        sum_N: to the sum: 1 for a right answer, or nats.
+        weight_N: to what it is divided by: 1, or tokens; of F1 the entities of both sides, which depend on the model.
+    """
+
+    sum_N: Floats
+    weight_N: Floats
+
+    def of(self, mask_N: NDArray[np.bool_]) -> Added:
+        """Some of the rows."""
+        return Added(self.sum_N[mask_N], self.weight_N[mask_N])
+
+    def score(self, counts_BN: Floats) -> Floats:
+        """The score of rows that count so often, one per resample; 0 where there is nothing to divide by."""
+        weight_B = counts_BN @ self.weight_N
+        return counts_BN @ self.sum_N / np.where(weight_B == 0, 1.0, weight_B)
+
+
+def compare(one: Added, two: Added) -> dict[str, Any]:
+    """The difference of two models' scores on the same rows, with a paired bootstrap interval and a test.
 
     Args:
-        one_N: what each row adds to the first model's sum: 1 for a right answer, or nats.
-        two_N: the second model's.
-        weight_N: what each row adds to the denominator: 1, or tokens.
+        one: the first model's rows.
+        two: the second model's.
 
     Returns:
         `difference` (first − second), `low` and `high` (95 %), `p_value`, `test`, and for right or wrong answers `wins`
@@ -31,12 +54,13 @@ def compare(one_N: Floats, two_N: Floats, weight_N: Floats) -> dict[str, Any]:
         (McNemar 1947): of the rows on which the two differ, each is as likely to win. Else twice the share of
         resamples on the far side of zero.
     """
-    gap_N = one_N - two_N
-    value = float(gap_N.sum() / weight_N.sum())
-    draws_R = np.concatenate([counts @ gap_N / (counts @ weight_N) for counts in _resampled(len(gap_N))])
+    value = difference(one, two)
+    draws_R = np.concatenate([one.score(counts) - two.score(counts) for counts in _resampled(len(one.sum_N))])
     low, high = np.percentile(draws_R, [2.5, 97.5])
     found = {"difference": value, "low": min(float(low), value), "high": max(float(high), value)}
-    if set(np.unique(one_N)) | set(np.unique(two_N)) <= {0.0, 1.0}:
+    plain = all((added.weight_N == 1).all() for added in (one, two))
+    if plain and set(np.unique(one.sum_N)) | set(np.unique(two.sum_N)) <= {0.0, 1.0}:
+        gap_N = one.sum_N - two.sum_N
         wins, losses = int((gap_N > 0).sum()), int((gap_N < 0).sum())
         return {**found, "p_value": mcnemar(wins, losses), "test": "mcnemar", "wins": wins, "losses": losses}
     return {**found, "p_value": _two_sided(draws_R), "test": "bootstrap", "wins": None, "losses": None}
@@ -49,22 +73,27 @@ def mcnemar(wins: int, losses: int) -> float:
     return float(binomtest(wins, wins + losses, 0.5).pvalue) if wins + losses else 1.0
 
 
-def over_seeds(gap_SN: Floats, weight_N: Floats) -> dict[str, float]:
+def difference(one: Added, two: Added) -> float:
+    """The first model's score less the second's."""
+    every_1N = np.ones((1, len(one.sum_N)))
+    return float((one.score(every_1N) - two.score(every_1N))[0])
+
+
+def over_seeds(pairs: Sequence[tuple[Added, Added]]) -> dict[str, float]:
     """The mean difference over seeds, with a 95 % interval that both the seeds and the rows move.
 
     Args:
-        gap_SN: what each row adds to the difference of two models' sums, of every seed.
-        weight_N: see `compare`.
+        pairs: the two models' rows, of every seed.
 
     Returns:
         `mean`, `low`, `high`: bootstrap over rows, the same for all seeds, and over seeds.
     """
-    value = float(gap_SN.sum() / weight_N.sum() / len(gap_SN))
+    value = float(np.mean([difference(one, two) for one, two in pairs]))
     rng = np.random.default_rng(1)
     draws = []
-    for counts in _resampled(gap_SN.shape[1]):
-        each_RS = counts @ gap_SN.T / (counts @ weight_N)[:, None]
-        seeds_RS = rng.integers(0, len(gap_SN), each_RS.shape)
+    for counts in _resampled(len(pairs[0][0].sum_N)):
+        each_RS = np.stack([one.score(counts) - two.score(counts) for one, two in pairs], axis=-1)
+        seeds_RS = rng.integers(0, len(pairs), each_RS.shape)
         draws.append(np.take_along_axis(each_RS, seeds_RS, axis=1).mean(axis=1))
     low, high = np.percentile(np.concatenate(draws), [2.5, 97.5])
     return {"mean": value, "low": min(float(low), value), "high": max(float(high), value)}

@@ -13,7 +13,7 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import cycle
 from pathlib import Path
@@ -56,7 +56,7 @@ class Call:
 
     inputs: Mapping[str, NDArray[Any]]
     at_N: NDArray[np.int64]
-    labels_N: NDArray[np.int64]
+    labels_N: NDArray[Any]
     rows_N: NDArray[np.int64]
     logits_NV: NDArray[np.float32]
     cut: int | None = None
@@ -94,7 +94,8 @@ class Gate:
     """
 
     def __init__(self, recipe: Recipe, data: TaskData, student: Any, tokenizer: Any, rows: Tokens) -> None:
-        self._gate_rows, self._language = recipe.export.gate_rows, recipe.task.kind == "causal_lm"
+        self._gate_rows, self._language = recipe.export.gate_rows, recipe.kind.language
+        self._family, self._answers = recipe.kind.family, data.task.answers
         self._runner = TransformersRunner(student, caching=self._language)
         self.calls = self._calls(rows, student.config.get_text_config().vocab_size if self._language else 1)
         self._texts = data.texts("validation", NUM_TEXTS)
@@ -116,7 +117,7 @@ class Gate:
             batch = rows.load_batch(ids)
             inputs = {name: tensor.numpy() for name, tensor in batch["inputs"].items()}
             labels_N = batch["labels_N"].numpy()
-            if self._language:
+            if "at_N" in batch:
                 at_N, rows_N = batch["at_N"].numpy(), ids[batch["rows_N"].numpy()]
             else:
                 at_N, rows_N = np.arange(len(ids)), ids
@@ -148,15 +149,16 @@ class Gate:
 
         Returns:
             `rows`, `positions`, `max_abs_diff` of a logit, `kl` (KL(student ‖ export), nats per position),
-            `top1_agreement`, `metric_kept`, `metric_student` and `metric_export` (share of right answers; of a language
-            model nats per token), for language models `same_tokens` out of `new_tokens` in a row.
+            `top1_agreement` (not of numbers), `metric_kept`, `metric_student` and `metric_export` (share of right
+            answers; of a language model nats per token; of numbers the mean squared error, in the labels' variance),
+            for language models `same_tokens` out of `new_tokens` in a row.
         """
         with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
             failure = self._ask(folder, Path(scratch))
             if failure is not None:
                 return Verdict({}, [f"its runtime cannot open or run it: {failure}"])
             told = json.loads((Path(scratch) / "tokens.json").read_text(encoding="utf-8"))
-            verdict = compare(self.calls, Path(scratch), language=self._language)
+            verdict = compare(self.calls, Path(scratch), self._family, self._answers)
         if verdict.figures:
             verdict.faults += faults(verdict.figures, limits)
         if self._language:
@@ -172,10 +174,11 @@ class Gate:
         found = []
         for call in [call for call in self.calls if call.cut is None][:DISTANCE_CALLS]:
             logits = runner.run(call.inputs)[0]
-            two_NV = logits.reshape(-1, logits.shape[-1])[call.at_N]
+            told_NV = logits.reshape(-1, logits.shape[-1])[call.at_N]
+            one_NV, two_NV = (self._answers(array, call.labels_N)[0] for array in (call.logits_NV, told_NV))
             for start in range(0, len(two_NV), BLOCK):
                 part = slice(start, start + BLOCK)
-                found.append(divergence(*(log_softmax(array[part]) for array in (call.logits_NV, two_NV))))
+                found.append(_divergence(self._family, one_NV[part], two_NV[part]))
         return float(np.concatenate(found).mean())
 
     def _ask(self, folder: Path, scratch: Path) -> str | None:
@@ -227,32 +230,55 @@ def answered(folder: Path, calls: Path, out: Path) -> str | None:
     return " ".join((lines[-1] if lines else f"exit code {done.returncode}").split())[:300]
 
 
-def compare(calls: Sequence[Call], answers: Path, *, language: bool) -> Verdict:
+Answers = Callable[[NDArray[Any], NDArray[Any]], tuple[NDArray[Any], NDArray[Any]]]
+"""Outputs and labels of a model's positions → a distribution's logits, or a number, and the right one; see tasks."""
+
+
+def compare(calls: Sequence[Call], told: Path, family: str, answers: Answers) -> Verdict:
     """The figures of `Gate.check` that come from logits; calls through the cache count for difference and KL only.
 
     Args:
         calls: with the student's logits.
-        answers: folder of the export's, N.npy.
-        language: the metric is nats per token rather than the share of right answers.
+        told: folder of the export's, N.npy.
+        family: what answers are, see `Kind.family`: the metric is the share of right ones, nats per token of
+            `language`, the root mean squared error of `values`.
+        answers: the task's.
     """
-    sums = _Compared(language=language)
+    sums = _Compared(family, _spread(calls) if family == "values" else 1.0)
     for number, call in enumerate(calls):
-        found_NV = np.load(answers / f"{number}.npy", allow_pickle=False)
+        found_NV = np.load(told / f"{number}.npy", allow_pickle=False)
         if found_NV.shape != call.logits_NV.shape:
             return Verdict({}, [f"gives logits of shape {found_NV.shape}, the student of {call.logits_NV.shape}"])
         if not np.isfinite(found_NV).all():
             bad = call.rows_N[~np.isfinite(found_NV).all(-1)]
             return Verdict({}, [f"gives logits that are not finite, such as for validation row {bad[0]}"])
-        for start in range(0, len(found_NV), BLOCK):
-            sums.add(call, slice(start, start + BLOCK), found_NV)
+        one_MV, labels_M = answers(call.logits_NV, call.labels_N)
+        two_MV, _ = answers(found_NV, call.labels_N)
+        rows_M = np.repeat(call.rows_N, len(one_MV) // len(call.rows_N))  # several answers of a position
+        for start in range(0, len(one_MV), BLOCK):
+            part = slice(start, start + BLOCK)
+            sums.add(one_MV[part], two_MV[part], labels_M[part], rows_M[part], whole=call.cut is None)
     return sums.verdict()
 
 
-class _Compared:
-    """What is kept of every position: largest difference, KL, row; of calls that go in whole also who is right."""
+def _spread(calls: Sequence[Call]) -> float:
+    """Standard deviation of the labels, in which numbers are compared."""
+    return float(np.concatenate([call.labels_N for call in calls]).std()) or 1.0
 
-    def __init__(self, *, language: bool) -> None:
-        self._language = language
+
+def _divergence(family: str, one_NV: NDArray[Any], two_NV: NDArray[Any]) -> NDArray[np.float64]:
+    """KL(one ‖ two) of each answer, in nats; of numbers that of normal distributions of width 1 around them."""
+    if family == "values":
+        half_N: NDArray[np.float64] = 0.5 * np.square(one_NV.astype(np.float64) - two_NV).sum(-1)
+        return half_N
+    return divergence(log_softmax(one_NV), log_softmax(two_NV))
+
+
+class _Compared:
+    """What is kept of every answer: largest difference, KL, row; of calls that go in whole also who is right."""
+
+    def __init__(self, family: str, unit: float) -> None:
+        self._family, self._unit = family, unit
         self._gaps: list[NDArray[np.float64]] = []
         self._kl: list[NDArray[np.float64]] = []
         self._rows: list[NDArray[np.int64]] = []
@@ -260,39 +286,52 @@ class _Compared:
         self._ours: list[NDArray[np.float64]] = []
         self._theirs: list[NDArray[np.float64]] = []
 
-    def add(self, call: Call, part: slice, found_NV: NDArray[np.float32]) -> None:
-        """Compare some positions of a call."""
-        one_NV, two_NV = (array[part].astype(np.float64) for array in (call.logits_NV, found_NV))
-        log_p_NV, log_q_NV = log_softmax(one_NV), log_softmax(two_NV)
+    def add(
+        self, one_NV: NDArray[Any], two_NV: NDArray[Any], labels_N: NDArray[Any], rows_N: NDArray[np.int64], *,
+        whole: bool,
+    ) -> None:  # fmt: skip
+        """Compare some answers of a call; `whole`: it did not go through the cache."""
+        one_NV, two_NV = (array.astype(np.float64) / self._unit for array in (one_NV, two_NV))
         self._gaps.append(np.abs(one_NV - two_NV).max(-1))
-        self._kl.append(divergence(log_p_NV, log_q_NV))
-        self._rows.append(call.rows_N[part])
-        if call.cut is None:
+        self._kl.append(_divergence(self._family, one_NV, two_NV))
+        self._rows.append(rows_N)
+        if whole:
             self._agree.append(one_NV.argmax(-1) == two_NV.argmax(-1))
-            self._ours.append(self._measure(log_p_NV, call.labels_N[part]))
-            self._theirs.append(self._measure(log_q_NV, call.labels_N[part]))
+            self._ours.append(self._measure(one_NV, labels_N))
+            self._theirs.append(self._measure(two_NV, labels_N))
 
-    def _measure(self, log_p_NV: NDArray[np.float64], labels_N: NDArray[np.int64]) -> NDArray[np.float64]:
-        if self._language:
-            nats_N: NDArray[np.float64] = -log_p_NV[np.arange(len(labels_N)), labels_N]
+    def _measure(self, answers_NV: NDArray[np.float64], labels_N: NDArray[Any]) -> NDArray[np.float64]:
+        if self._family == "values":
+            squared_N: NDArray[np.float64] = np.square(answers_NV[:, 0] - labels_N / self._unit)
+            return squared_N
+        if self._family == "language":
+            nats_N: NDArray[np.float64] = -log_softmax(answers_NV)[np.arange(len(labels_N)), labels_N]
             return nats_N
-        right_N: NDArray[np.float64] = (log_p_NV.argmax(-1) == labels_N).astype(np.float64)
+        right_N: NDArray[np.float64] = (answers_NV.argmax(-1) == labels_N).astype(np.float64)
         return right_N
+
+    def _kept(self, student: float, export: float) -> float:
+        """How much of the student's metric the export keeps."""
+        if self._family == "values":
+            return float(np.sqrt(student / export)) if export else 1.0
+        if self._family == "language":
+            return float(np.exp(student - export))
+        return export / student if student else 1.0
 
     def verdict(self) -> Verdict:
         """The figures, and the rows that differ most."""
         gap_N, kl_N, row_N = (np.concatenate(parts) for parts in (self._gaps, self._kl, self._rows))
         student, export = (float(np.concatenate(parts).mean()) for parts in (self._ours, self._theirs))
-        share = export / student if student else 1.0
+        agree = {} if self._family == "values" else {"top1_agreement": float(np.concatenate(self._agree).mean())}
         figures = {
             "rows": len(np.unique(row_N)),
             "positions": sum(map(len, self._agree)),
             "max_abs_diff": float(gap_N.max()),
             "kl": float(max(kl_N.mean(), 0.0)),
-            "top1_agreement": float(np.concatenate(self._agree).mean()),
+            **agree,
             "metric_student": student,
             "metric_export": export,
-            "metric_kept": float(np.exp(student - export)) if self._language else share,
+            "metric_kept": self._kept(student, export),
         }
         worst: dict[int, tuple[int, float, float]] = {}
         for at in np.lexsort((gap_N, kl_N))[::-1]:

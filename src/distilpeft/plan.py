@@ -32,6 +32,8 @@ from distilpeft.sources import (
 from distilpeft.vocabulary import Vocabulary, check_same
 
 FORMAT = 5
+COMPARED = 2
+"""The format of what `compare` leaves; the other stages' is older."""
 STUDENT, CE_ONLY, UNTRAINED, TEACHER, FULL, MERGED, MAJORITY = (
     "student", "student_ce_only", "untrained", "teacher", "teacher_full_precision", "teacher_merged", "majority",
 )  # fmt: skip
@@ -135,7 +137,7 @@ def _plan(recipe: Recipe, runs: Path, *, repeated: bool = False) -> Plan:
         models[CE_ONLY] = {"model": made.key}
     found[f"distil/{STUDENT}"] = made = make("distil", {**distil, "student": student}, **{**origin, **soft})
     models[STUDENT] = {"model": made.key}
-    if "targets" in found and recipe.task.kind == "causal_lm":
+    if "targets" in found and recipe.kind.language:
         audited = {"temperature": recipe.distil.temperature, "precision": recipe.evaluate.precision, **seeded}
         inputs = {"student": made.key, "targets": found["targets"].key}
         found["audit"] = make("audit", {**audited, "k": recipe.targets.k, "draws": recipe.targets.draws}, **inputs)
@@ -176,7 +178,7 @@ def _evaluate(
         models[role] = {"model": made.key}
         found[f"evaluate/{role}"] = make("evaluate", settings, role=role, teacher=reference.key, **models[role])
     evaluated = {step.partition("/")[2]: one.key for step, one in found.items() if step.startswith("evaluate/")}
-    found["compare"] = make("compare", {"metrics": recipe.metrics}, **evaluated)
+    found["compare"] = make("compare", {"metrics": recipe.metrics, "format": COMPARED}, **evaluated)
 
 
 def _measure(recipe: Recipe, found: dict[str, Artifact], models: dict[str, dict[str, str]], make: Any) -> None:
@@ -219,7 +221,7 @@ def _target_settings(recipe: Recipe) -> dict[str, Any]:
     """What soft targets depend on besides the teacher. All logits, which classes keep, serve every temperature."""
     targets = recipe.targets
     settings: dict[str, Any] = {"precision": targets.precision}
-    if recipe.task.kind == "text_classification":
+    if not recipe.kind.language:
         return settings
     read = {"auto": ("k", "draws"), "top_k": ("k",), "sampled": ("draws",), "full": ()}[targets.format]
     settings |= {name: getattr(targets, name) for name in ("format", "value_bits", *read)}
@@ -286,7 +288,7 @@ def _check_tokens(recipe: Recipe) -> None:
     """Compare the token ids of the pair as far as its files tell; a run compares the loaded tokenizers in full."""
     student = recipe.student
     name, revision = student.model, student.revision
-    if recipe.task.kind != "causal_lm" or name is None:
+    if not recipe.kind.language or name is None:
         return
     sources = (
         resolve(recipe.teacher.model, "teacher.model", recipe.teacher.revision),

@@ -60,7 +60,7 @@ def _table(reports: Sequence[tuple[str, dict[str, Any]]]) -> Table:
     """Every model of every run."""
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     first = reports[0][1]
-    titles = report.columns(first)[: report.ON_TERMINAL[first["task"]]]
+    titles = report.columns(first)[: report.ON_TERMINAL]
     for index, title in enumerate(("run", *titles)):
         table.add_column(title, justify="left" if index < 2 else "right", no_wrap=True)
     for name, one in reports:

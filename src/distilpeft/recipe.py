@@ -11,96 +11,29 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, Field, field_validator, model_validator
 
 from distilpeft.forms import FORMS, LIMITS, Exactness, FormName, Limits, form_name
+from distilpeft.kinds import KINDS, Kind
+from distilpeft.section import (
+    IN_KEY_IF_GIVEN,
+    NOT_IN_KEY,
+    Count,
+    Fraction,
+    Index,
+    NotNegative,
+    Number,
+    Positive,
+    Section,
+)
+from distilpeft.task_sections import CausalLM, MultiLabelClassification, Regression, TextClassification
 
-
-def _refuse_bool(value: Any) -> Any:
-    """Pydantic reads `true` as 1; a recipe that says `lr: true` is a mistake."""
-    if isinstance(value, bool):
-        raise ValueError("expected a number, not true or false")
-    return value
-
-
-_Number = BeforeValidator(_refuse_bool)
-Fraction = Annotated[float, _Number, Field(ge=0, le=1)]
-Positive = Annotated[float, _Number, Field(gt=0)]
-NotNegative = Annotated[float, _Number, Field(ge=0)]
-Count = Annotated[int, _Number, Field(gt=0)]
-Index = Annotated[int, _Number, Field(ge=0)]
 Precision = Literal["auto", "bf16", "fp16", "tf32", "fp32"]
 Parallel = Literal["ddp", "fsdp2"]
+
+
 _Form = Annotated[FormName, BeforeValidator(form_name)]
 Tracker = Literal["tensorboard", "wandb", "mlflow", "trackio"]
-NOT_IN_KEY: dict[str, Any] = {"not_in_key": True}
-IN_KEY_IF_GIVEN: dict[str, Any] = {"in_key_if_given": True}
-"""Of keys that came later: what was made before them stays what it is."""
-
-METRICS: dict[str, tuple[str, ...]] = {
-    "text_classification": ("accuracy", "macro_f1", "mcc", "ece", "log_loss"),
-    "causal_lm": ("nats_per_token", "perplexity", "bits_per_byte", "accuracy", "ece"),
-}
-"""Metrics of each task that work without a hub, the one that models are judged by first. Classification also takes any
-hub metric, written `hub:NAME`."""
-LOWER_IS_BETTER = frozenset({"ece", "log_loss", "nats_per_token", "perplexity", "bits_per_byte", "kl"})
-
-
-class Section(BaseModel):
-    """Base of every recipe section: immutable, and strict about unknown keys."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class TextClassification(Section):
-    """Single-label classification of texts, or of pairs of texts."""
-
-    kind: Literal["text_classification"]
-    text: str = Field(min_length=1, description="column with the text")
-    pair: str | None = Field(
-        None, min_length=1, description="column with a second text that is read behind the first, such as a hypothesis",
-        json_schema_extra=IN_KEY_IF_GIVEN,
-    )  # fmt: skip
-    label: str = Field(min_length=1, description="column with the class: its name, or its index in `labels`")
-    labels: tuple[str, ...] = Field(min_length=2, description="class names; the position is the class id")
-
-    @field_validator("labels")
-    @classmethod
-    def _labels_differ(cls, labels: tuple[str, ...]) -> tuple[str, ...]:
-        if len(set(labels)) < len(labels):
-            raise ValueError("the class names must differ from each other")
-        return labels
-
-
-class CausalLM(Section):
-    """Next-token prediction on prompt/completion pairs, chat messages or plain text: name the columns of one form."""
-
-    kind: Literal["causal_lm"]
-    prompt: str | None = Field(
-        None, min_length=1, description="column with the prompt; with `completion`; may be empty in a row"
-    )
-    completion: str | None = Field(None, min_length=1, description="column with the completion; may be empty in a row")
-    messages: str | None = Field(
-        None, min_length=1, description="column with a list of {role, content}, rendered by the tokenizer's template"
-    )
-    text: str | None = Field(None, min_length=1, description="column with a document, cut into blocks of max_tokens")
-    chat: bool = Field(False, description="render prompt and completion as a user's and an assistant's turn")
-    loss_on: Literal["completion", "all"] | None = Field(
-        None, description="completion (messages: the assistant's turns), the default, or all; text is always all"
-    )
-    pack: bool = Field(False, description="put several rows into one of max_tokens, blind to each other")
-
-    @model_validator(mode="after")
-    def _one_form(self) -> Self:
-        if (self.prompt is None) != (self.completion is None):
-            raise ValueError("prompt and completion go together")
-        if sum(column is not None for column in (self.completion, self.messages, self.text)) != 1:
-            raise ValueError("give exactly one of prompt and completion, messages, text")
-        if self.chat and self.prompt is None:
-            raise ValueError("chat: true is for prompt and completion; messages are rendered as chats anyhow")
-        if self.text is not None and self.loss_on == "completion":
-            raise ValueError("plain text has no completion: leave loss_on out, or say all")
-        return self
 
 
 class Split(Section):
@@ -163,7 +96,7 @@ class Optim(Section):
     final_ratio: Positive = Field(
         0.01, description="exponential: the last step's lr over the first's", json_schema_extra=IN_KEY_IF_GIVEN
     )
-    plateau_factor: Annotated[float, _Number, Field(gt=0, lt=1)] = 0.5
+    plateau_factor: Annotated[float, Number, Field(gt=0, lt=1)] = 0.5
     plateau_patience: Index = Field(1, description="validations without improvement before lr is cut")
     max_grad_norm: Positive | None = 1.0
 
@@ -241,8 +174,8 @@ class Targets(Section):
         "auto", description="causal_lm: full = all logits; top_k = the likeliest ids, the rest as one class; "
         "sampled = random ids, unbiased; auto chooses by size, and says why"
     )  # fmt: skip
-    k: Annotated[int, _Number, Field(gt=0, lt=2**16)] = Field(16, description="top_k: ids kept of each position")
-    draws: Annotated[int, _Number, Field(gt=0, lt=2**16)] = Field(
+    k: Annotated[int, Number, Field(gt=0, lt=2**16)] = Field(16, description="top_k: ids kept of each position")
+    draws: Annotated[int, Number, Field(gt=0, lt=2**16)] = Field(
         50, description="sampled: draws per position; several of one id are kept as one"
     )
     temperatures: tuple[Positive, ...] | None = Field(
@@ -317,10 +250,10 @@ class Divergence(Section):
     kind: Literal["forward_kl", "reverse_kl", "jsd", "skew_kl", "skew_reverse_kl", "total_variation", "logit_mse"] = (
         "forward_kl"
     )
-    beta: Annotated[float, _Number, Field(gt=0, lt=1)] = Field(
+    beta: Annotated[float, Number, Field(gt=0, lt=1)] = Field(
         0.5, description="only jsd: weight of the teacher in the mixture; for 0 or 1 use forward_kl or reverse_kl"
     )
-    skew: Annotated[float, _Number, Field(gt=0, lt=1)] = Field(
+    skew: Annotated[float, Number, Field(gt=0, lt=1)] = Field(
         0.1, description="only skew_kl and skew_reverse_kl: share of a side that is mixed into the other"
     )
 
@@ -338,7 +271,7 @@ class Distil(Section):
     alpha: Fraction
     temperature: Positive
     divergence: Divergence = Divergence()
-    label_smoothing: Annotated[float, _Number, Field(ge=0, lt=1)] = Field(
+    label_smoothing: Annotated[float, Number, Field(ge=0, lt=1)] = Field(
         0.0, description="share of a label's weight that is spread evenly over all classes or tokens"
     )
     optim: Optim
@@ -390,7 +323,7 @@ class Benchmark(Section):
     lengths: tuple[Literal["data"] | Count, ...] = Field(
         ("data",), min_length=1, description="data = rows as long as they are; a number = real tokens, cut to it"
     )
-    rounds: Annotated[int, _Number, Field(ge=3)] = Field(
+    rounds: Annotated[int, Number, Field(ge=3)] = Field(
         20, description="turns of every model at least; up to four times as many for the precision"
     )
     precision: Fraction | None = Field(
@@ -452,7 +385,7 @@ class Recipe(Section):
         "ddp", description="weights in training: whole in each process, or in shards over all",
         json_schema_extra=NOT_IN_KEY,
     )  # fmt: skip
-    task: TextClassification | CausalLM = Field(discriminator="kind")
+    task: TextClassification | MultiLabelClassification | Regression | CausalLM = Field(discriminator="kind")
     data: Data
     teacher: Teacher
     targets: Targets = Targets()
@@ -473,10 +406,16 @@ class Recipe(Section):
         return trackers
 
     @property
+    def kind(self) -> Kind:
+        """What is known of the task's kind."""
+        return KINDS[self.task.kind]
+
+    @property
     def metrics(self) -> tuple[str, ...]:
         """What models are scored by."""
-        chosen = self.evaluate.metrics or METRICS[self.task.kind]
-        return tuple(dict.fromkeys((METRICS[self.task.kind][0], "accuracy", *chosen)))
+        own = self.kind.metrics
+        always = (own[0], *(name for name in own if name == "accuracy"))
+        return tuple(dict.fromkeys((*always, *(self.evaluate.metrics or own))))
 
     @property
     def needs_template(self) -> bool:
@@ -492,11 +431,11 @@ class Recipe(Section):
         """What an export must hold: the recipe's own limits over the form's."""
         own = self.export.tolerance.get(form)  # type: ignore[call-overload]
         asked = {name: value for name, value in own if value is not None} if own else {}
-        return replace(LIMITS[self.task.kind, self.exactness(form)], **asked)
+        return replace(LIMITS[self.kind.family, self.exactness(form)], **asked)
 
     def monitor(self, fit: Fit) -> str:
         """The validation metric that picks the checkpoint."""
-        return fit.monitor or METRICS[self.task.kind][0]
+        return fit.monitor or self.kind.main
 
 
 def sections_of(annotation: Any) -> list[type[BaseModel]]:

@@ -6,19 +6,18 @@ import importlib.util
 from collections.abc import Iterator
 
 from distilpeft.forms import FORMS
-from distilpeft.recipe import METRICS, Distil, Recipe
+from distilpeft.recipe import Distil, Recipe
 
 
 def cross_faults(recipe: Recipe) -> Iterator[tuple[tuple[str, ...], str]]:
     """What is wrong between sections, each fault with the key that it is placed at."""
-    kind = recipe.task.kind
-    known = METRICS[kind]
+    known = recipe.kind.metrics
     for name in recipe.evaluate.metrics or ():
-        if name not in known and not (kind == "text_classification" and name.startswith("hub:")):
-            hub = "; a hub metric is written hub:NAME" if kind == "text_classification" else ""
+        if name not in known and not (recipe.kind.hub_metrics and name.startswith("hub:")):
+            hub = "; a hub metric is written hub:NAME" if recipe.kind.hub_metrics else ""
             yield ("evaluate", "metrics"), f"{name!r} is none of {', '.join(known)}{hub}"
     for section, fit in (("teacher", recipe.teacher.fit), ("distil", recipe.distil.fit)):
-        live = kind == "causal_lm" and recipe.targets.mode == "online" and recipe.distil.alpha > 0
+        live = recipe.kind.language and recipe.targets.mode == "online" and recipe.distil.alpha > 0
         allowed = (*known, "kl") if section == "distil" and live else known
         if fit.monitor is not None and fit.monitor not in allowed:
             why = (
@@ -36,20 +35,32 @@ def _other_faults(recipe: Recipe) -> Iterator[tuple[tuple[str, ...], str]]:
     for name in recipe.tracking:
         if importlib.util.find_spec(name) is None:
             yield ("tracking",), f'{name} is not installed: pip install "distilpeft[{name}]"'
-    if recipe.task.kind == "causal_lm" and recipe.benchmark.compile:
-        yield ("benchmark", "compile"), "is for text_classification; generation is not timed under torch.compile"
-    if recipe.task.kind == "causal_lm" and recipe.evaluate.groups is not None:
-        yield ("evaluate", "groups"), "is for text_classification; rows of language models are cut and packed"
-    if recipe.task.kind != "causal_lm" and recipe.student.tokenizer == "teacher":
+    if recipe.kind.language and recipe.benchmark.compile:
+        yield ("benchmark", "compile"), "is for classifiers; generation is not timed under torch.compile"
+    if recipe.kind.language and recipe.evaluate.groups is not None:
+        yield ("evaluate", "groups"), "is not for causal_lm: rows of language models are cut and packed"
+    if not recipe.kind.language and recipe.student.tokenizer == "teacher":
         yield ("student", "tokenizer"), "only causal_lm students can take over the teacher's tokenizer"
+    if recipe.kind.values:
+        yield from _value_faults(recipe)
+
+
+def _value_faults(recipe: Recipe) -> Iterator[tuple[tuple[str, ...], str]]:
+    """What means nothing where answers are numbers: the loss is squared differences from teacher and label."""
+    distil = recipe.distil
+    if distil.temperature != 1:
+        yield ("distil", "temperature"), "numbers have no temperature: the loss is squared differences; write 1"
+    for name, means in (("divergence", "classes"), ("label_smoothing", "classes")):
+        if name in distil.model_fields_set:
+            yield ("distil", name), f"is for {means}; the loss of numbers is squared differences"
 
 
 def _export_faults(recipe: Recipe) -> Iterator[tuple[tuple[str, ...], str]]:
     """Forms that the task does not have, or that cannot be written here."""
     for name in recipe.export.formats:
         form = FORMS[name]
-        if recipe.task.kind not in form.tasks:
-            yield ("export", "formats"), f"{name} is for {' and '.join(form.tasks)}"
+        if form.language and not recipe.kind.language:
+            yield ("export", "formats"), f"{name} is for causal_lm"
         if form.missing():
             needs = ", ".join(form.missing())
             yield ("export", "formats"), f'{name} needs {needs}: pip install "distilpeft[{form.extra}]"'
@@ -58,7 +69,7 @@ def _export_faults(recipe: Recipe) -> Iterator[tuple[tuple[str, ...], str]]:
 def _target_faults(recipe: Recipe) -> Iterator[tuple[tuple[str, ...], str]]:
     """Soft targets on disk that the loss could not use."""
     targets, distil = recipe.targets, recipe.distil
-    if recipe.task.kind != "causal_lm":
+    if not recipe.kind.language:
         for name in ("format", "k", "draws", "temperatures", "value_bits"):
             if name in targets.model_fields_set and (name, targets.format) != ("format", "full"):
                 yield ("targets", name), "is for causal_lm; of classes all logits are kept"

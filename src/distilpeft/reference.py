@@ -10,7 +10,8 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from distilpeft.recipe import NOT_IN_KEY, Recipe, sections_of
+from distilpeft.recipe import Recipe, sections_of
+from distilpeft.section import NOT_IN_KEY
 
 
 def markdown() -> str:

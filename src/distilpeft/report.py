@@ -16,9 +16,9 @@ from rich.table import Table
 from distilpeft import findings
 from distilpeft.artifact import read_json, replace_link, write_json, write_text
 from distilpeft.errors import InputError
+from distilpeft.kinds import KINDS, LOWER_IS_BETTER
 from distilpeft.locks import Lock
 from distilpeft.plan import CE_ONLY, FULL, MAJORITY, MERGED, STUDENT, TEACHER, UNTRAINED, Plan
-from distilpeft.recipe import LOWER_IS_BETTER, METRICS
 from distilpeft.timing import main_arm, summary
 
 ORDER = (MAJORITY, UNTRAINED, CE_ONLY, STUDENT, TEACHER, FULL, MERGED)
@@ -35,7 +35,7 @@ def build(plan: Plan) -> dict[str, Any]:
     models = [_model(role, figures) for role in roles]
     exports = {form: _export(form, figures) for form in plan.recipe.export.formats}
     kind = plan.recipe.task.kind
-    main = METRICS[kind][0]
+    main = KINDS[kind].main
     score = {model["role"]: model["scores"][main]["value"] for model in models}
     for model in models:
         model["kept"] = findings.kept(kind, score[model["role"]], score[TEACHER])
@@ -111,7 +111,9 @@ def _quantization_cost(plan: Plan, figures: dict[str, Any], main: str) -> dict[s
     return {
         "quantize": plan.recipe.teacher.quantize,
         **{
-            f"{name}_lost": full[name]["value"] - quantized[name]["value"] for name in dict.fromkeys((main, "accuracy"))
+            f"{name}_lost": full[name]["value"] - quantized[name]["value"]
+            for name in dict.fromkeys((main, "accuracy"))
+            if name in full
         },
         **figures[f"evaluate/{FULL}"]["against_teacher"],
     }
@@ -170,28 +172,30 @@ def load(run: Path) -> dict[str, Any]:
 TITLES = {
     "accuracy": "accuracy", "macro_f1": "macro-F1", "mcc": "MCC", "ece": "ECE", "log_loss": "log-loss",
     "nats_per_token": "nats/token", "perplexity": "perplexity", "bits_per_byte": "bits/byte",
+    "samples_f1": "F1 by row", "micro_f1": "micro-F1", "exact_match": "all right", "r2": "R²", "pearson": "Pearson",
+    "spearman": "Spearman", "rmse": "RMSE", "mae": "MAE",
 }  # fmt: skip
 MANY = 0.2
 """Share of slow turns from which on it is told."""
-ON_TERMINAL = {"text_classification": 6, "causal_lm": 6}  # columns that fit into 80 characters
+ON_TERMINAL = 6  # columns that fit into 80 characters
 
 
 def columns(report: dict[str, Any]) -> tuple[str, ...]:
     """The titles of the report's table."""
-    main, *others = METRICS[report["task"]]
-    kl = ("KL",) if report["task"] == "causal_lm" else ()
+    main, *others = KINDS[report["task"]].metrics
+    kl = ("KL",) if KINDS[report["task"]].language else ()
     titles = tuple(TITLES[name] for name in others)
     return ("model", f"{TITLES[main]} (95 %)", *kl, "params", "size", "ms p50/p95", "memory", "rows/s", *titles)
 
 
 def table_rows(report: dict[str, Any]) -> list[tuple[str, ...]]:
     """The report's table, cell by cell, in the order of `columns`."""
-    main, *others = METRICS[report["task"]]
+    main, *others = KINDS[report["task"]].metrics
     return [
         (
             model["role"],
             _interval(model["scores"][main]),
-            *([_against(model["against_teacher"])] if report["task"] == "causal_lm" else []),
+            *([_against(model["against_teacher"])] if KINDS[report["task"]].language else []),
             f"{model['num_parameters'] / 1e6:.1f}M" if model["num_parameters"] else "-",
             f"{_short(model['size_bytes'] / 1e6)}MB" if model["size_bytes"] else "-",
             _pair(model["latency_ms"]),
@@ -214,22 +218,16 @@ def sentences(report: dict[str, Any]) -> list[str]:
         lines.append("The CE-only student is as good as the teacher here: there was no gap to close.")
     cost = report["quantization_cost"]
     if cost is not None:
-        language = report["task"] == "causal_lm"
+        language = KINDS[report["task"]].language
+        lost = -cost[f"{report['metric']}_lost"]
         change = (
-            f"nats per token by {-cost['nats_per_token_lost']:+.4f}"
-            if language
-            else f"accuracy by {-cost['accuracy_lost'] * 100:+.2f} points"
+            f"nats per token by {lost:+.4f}" if language else f"{TITLES[report['metric']]} by {lost * 100:+.2f} points"
         )
-        lines.append(
-            f"Quantizing the teacher to {cost['quantize']} changed its {change} "
-            f"(KL {cost['kl']:.4f} nats, same answer on {cost['top1_agreement']:.1%} of "
-            f"{'tokens' if language else 'rows'})."
-        )
+        lines.append(f"Quantizing the teacher to {cost['quantize']} changed its {change} ({_apart(cost, report)}).")
     merging = report["merging_cost"]
     if merging is not None:
         lines.append(
-            f"Merging its adapter into the dequantized base, which the student is cut from: KL "
-            f"{max(merging['kl'], 0):.2g} nats, same answer on {merging['top1_agreement']:.2%}."
+            f"Merging its adapter into the dequantized base, which the student is cut from: {_apart(merging, report)}."
         )
     lines += [*_compared(report), *findings.losing(report), *_stored(report)]
     lines += _chosen(report)
@@ -328,10 +326,18 @@ def form_name(layout: dict[str, Any]) -> str:
     return names[layout["kind"]]
 
 
+def _apart(found: dict[str, Any], report: dict[str, Any]) -> str:
+    """How far a model is from the teacher, in words."""
+    if "kl" not in found:
+        return f"its numbers are {found['rmse']:.2g} apart (RMSE), correlation {found['pearson']:.6f}"
+    unit = KINDS[report["task"]].unit
+    return f"KL {max(found['kl'], 0):.2g} nats, same answer on {found['top1_agreement']:.2%} of {unit}"
+
+
 def _stored(report: dict[str, Any]) -> list[str]:
     """What was kept of the teacher's distributions."""
     found = report["soft_targets"]
-    if found is None or report["task"] != "causal_lm":
+    if found is None or not KINDS[report["task"]].language:
         return []
     measured = found["measured"]
     return [
@@ -369,7 +375,7 @@ def export_rows(report: dict[str, Any]) -> list[tuple[str, ...]]:
             f"{made['size_bytes'] / 1e6:.1f}MB",
             f"{made['parity']['max_abs_diff']:.2g}",
             f"{made['parity']['kl']:.2g}",
-            f"{made['parity']['top1_agreement']:.2%}",
+            f"{made['parity']['top1_agreement']:.2%}" if "top1_agreement" in made["parity"] else "-",
             f"{made['parity']['metric_kept']:.2%}",
             f"{made['speedup']['value']:.2f} ({made['speedup']['low']:.2f}-{made['speedup']['high']:.2f})"
             if made["speedup"]
@@ -385,8 +391,9 @@ def _kept(report: dict[str, Any]) -> list[str]:
     scored = f"{models[STUDENT]['scores'][report['metric']]['num_rows']} {report['split']}"
     if report["student_vs_teacher"] is None:
         return [f"The teacher scores 0 ({scored} rows): there is nothing to keep."]
-    if report["task"] != "causal_lm":
-        return [f"The student keeps {report['student_vs_teacher']:.1%} of the teacher's accuracy ({scored} rows)."]
+    if not KINDS[report["task"]].language:
+        unit, title = KINDS[report["task"]].unit, TITLES[report["metric"]]
+        return [f"The student keeps {report['student_vs_teacher']:.1%} of the teacher's {title} ({scored} {unit})."]
     lines = [
         f"On average the student gives the right token {report['student_vs_teacher']:.1%} of the probability that the "
         f"teacher gives it ({scored} tokens, geometric mean)."
@@ -472,7 +479,7 @@ def show(report: dict[str, Any], console: Console) -> None:
     """Print the table and what it means."""
     layout: dict[str, Any] = {"box": box.SIMPLE_HEAD, "padding": (0, 1, 0, 0), "pad_edge": False}
     table = Table(title=report["recipe"], title_justify="left", **layout)
-    width = ON_TERMINAL[report["task"]]
+    width = ON_TERMINAL
     for index, column in enumerate(columns(report)[:width]):
         table.add_column(column, justify="left" if index == 0 else "right", no_wrap=True)
     for row in table_rows(report):

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from distilpeft.errors import InputError
 from distilpeft.forms import FORMS
+from distilpeft.kinds import KINDS
 
 MANIFEST = "manifest.json"
 PAST = "past_key_values."
@@ -216,7 +217,7 @@ def open_runner(folder: Path, threads: int = 0) -> Runner:
         torch.set_num_threads(threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = load_exported(folder, manifest, device)
-    return TransformersRunner(model, caching=manifest["task"] == "causal_lm")
+    return TransformersRunner(model, caching=KINDS[manifest["task"]].language)
 
 
 def _unpacked(runner: GraphRunner, inputs: Inputs) -> NDArray[Any]:

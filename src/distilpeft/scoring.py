@@ -12,7 +12,7 @@ from torch import nn
 from distilpeft.data import length_order
 from distilpeft.pair import Loaded
 from distilpeft.predict import Measure, predict
-from distilpeft.recipe import METRICS, Precision, Recipe
+from distilpeft.recipe import Precision, Recipe
 from distilpeft.runtime import Bar, Runtime
 from distilpeft.tasks import TaskData, Tokens
 
@@ -65,7 +65,7 @@ def validator(
         )  # fmt: skip
         if not np.isfinite(values_NK).all():
             return {"finite": 0.0}
-        found = {"finite": 1.0, **data.task.metrics(values_NK, rows)}
-        return found if soft else {name: found[name] for name in ("finite", *METRICS[recipe.task.kind])}
+        found = {"finite": 1.0, **data.task.metrics(recipe.task, values_NK, rows)}
+        return found if soft else {name: found[name] for name in ("finite", *recipe.kind.metrics)}
 
     return validate

@@ -18,10 +18,10 @@ from rich.table import Table
 
 from distilpeft import launch, publish
 from distilpeft.artifact import Artifact, write_json, write_text
+from distilpeft.kinds import LOWER_IS_BETTER
 from distilpeft.locks import POLL_S, Lock
 from distilpeft.machine import is_first_process, num_launched
 from distilpeft.plan import CE_ONLY, Plan
-from distilpeft.recipe import LOWER_IS_BETTER
 from distilpeft.space import DISTIL, Range, Search
 from distilpeft.study import FINISHED, THOUSANDTHS, WAIT, Outcome, Study, Trial
 from distilpeft.sweep import settings_of, short

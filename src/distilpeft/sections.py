@@ -11,6 +11,7 @@ import yaml
 from distilpeft import report as reports_
 from distilpeft import tables
 from distilpeft.charts import Chart, Report, number, spoken
+from distilpeft.kinds import KINDS
 from distilpeft.markup import details, escape, listed, notes, plain
 from distilpeft.svg import Paper, draw, swatch
 
@@ -73,7 +74,7 @@ def _tiles(model: Mapping[str, Any], teacher: Mapping[str, Any], report: Report)
         tiles.append(_tile("kept of the teacher's score", model["kept"] * 100, None, "%", 3))
     own, other = ((one.get("latency_ms") or {}).get("p50") for one in (model, teacher))
     if own is not None:
-        first = "first token, p50" if report["task"] == "causal_lm" else "latency, p50"
+        first = "first token, p50" if KINDS[report["task"]].language else "latency, p50"
         tiles.append(_tile(first, own, other, "ms", 3))
     for title, name in (("size", "size_bytes"), ("peak memory", "memory_bytes")):
         own, other = ((one.get(name) or 0) / 1e6 or None for one in (model, teacher))

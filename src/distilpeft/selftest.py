@@ -34,8 +34,9 @@ from torch.nn import functional as F
 from distilpeft.data import epoch_batches
 from distilpeft.errors import GateError
 from distilpeft.losses import Loss
-from distilpeft.recipe import CausalLM, Fit, Optim
+from distilpeft.recipe import Fit, Optim
 from distilpeft.runtime import Runtime
+from distilpeft.task_sections import CausalLM
 from distilpeft.tasks import causal_lm
 from distilpeft.train import Work, train
 

@@ -6,20 +6,25 @@ from collections.abc import Mapping
 from typing import Any
 
 from distilpeft.forms import FORMS
+from distilpeft.kinds import KINDS
 
 _CLASSIFIER = """import numpy as np
 {imports}
 from tokenizers import Tokenizer
 
-texts = {texts}
-labels = {labels}
+texts = {texts}{labels}
 tokenizer = Tokenizer.from_file("tokenizer.json")
 tokenizer.enable_truncation({max_tokens})
 tokenizer.enable_padding(pad_id={pad})
 rows = tokenizer.encode_batch(texts)
 inputs = {{"input_ids": [row.ids for row in rows], "attention_mask": [row.attention_mask for row in rows]}}{types}
 {run}
-print([labels[i] for i in logits.argmax(-1)])"""
+{show}"""
+_SHOW = {
+    "text_classification": "print([labels[i] for i in logits.argmax(-1)])",
+    "multi_label_classification": "print([[name for name, z in zip(labels, row) if z > 0] for row in logits])",
+    "regression": "print(logits[:, 0])",
+}
 
 _LANGUAGE = """import numpy as np
 {imports}
@@ -48,16 +53,11 @@ _TEXTS = '["a first text", "and a second one"]'
 _PAIRS = '[("a first text", "what belongs to it"), ("a second one", "and its own")]'
 _TYPES = '\ninputs["token_type_ids"] = [row.type_ids for row in rows]'
 
-_CLASSIFY = f"""from transformers import pipeline
+_CLASSIFY = """from transformers import pipeline
 
-texts = {_TEXTS}
-classify = pipeline("text-classification", model=".")
-print(classify(texts))"""
-_CLASSIFY_PAIRS = f"""from transformers import pipeline
-
-texts = {_PAIRS}
-classify = pipeline("text-classification", model=".")
-print(classify([{{"text": one, "text_pair": two}} for one, two in texts]))"""
+texts = {texts}
+classify = pipeline("text-classification", model="."{options})
+print(classify({given}))"""
 _WRITE = """from transformers import pipeline
 
 write = pipeline("text-generation", model=".")
@@ -70,16 +70,24 @@ def snippet(told: Mapping[str, Any]) -> str:
     Args:
         told: the export's manifest.
     """
-    form, language = told["format"], "labels" not in told
+    form, language = told["format"], KINDS[told["task"]].language
     runtime = FORMS[form].runtime
     if form.startswith("gguf"):
         return f'```sh\nllama-cli -m {FORMS[form].file} -p "Once upon a time"\n```'
     if runtime == "transformers":
         needs = {"bnb-nf4": ", accelerate and bitsandbytes", "torchao-int8": ", accelerate and torchao"}.get(form, "")
-        code = _WRITE if language else _CLASSIFY_PAIRS if told.get("pair") else _CLASSIFY
+        code = _WRITE if language else _classify(told)
         return f"```python\n# needs transformers{needs}\n{code}\n```"
     code = _language(told, runtime) if language else _classifier(told, runtime)
     return f"```python\n# pip install {runtime} tokenizers\n{code}\n```"
+
+
+def _classify(told: Mapping[str, Any]) -> str:
+    """Through the pipeline of transformers."""
+    given = '[{"text": one, "text_pair": two} for one, two in texts]' if told.get("pair") else "texts"
+    options = {"multi_label_classification": ", top_k=None", "regression": ', function_to_apply="none"'}
+    texts = _PAIRS if told.get("pair") else _TEXTS
+    return _CLASSIFY.format(texts=texts, given=given, options=options.get(told["task"], ""))
 
 
 def _classifier(told: Mapping[str, Any], runtime: str) -> str:
@@ -88,10 +96,11 @@ def _classifier(told: Mapping[str, Any], runtime: str) -> str:
         "onnxruntime": f'{_SESSION}\nlogits = session.run(["logits"], {feed})[0]',
         "openvino": f'model = openvino.Core().compile_model("model.xml", "CPU")\nlogits = model({feed})["logits"]',
     }
-    known = {name: told[name] for name in ("labels", "max_tokens")}
+    labels = f"\nlabels = {told['labels']}" if "labels" in told else ""
     return _CLASSIFIER.format(
         imports=f"import {runtime}", run=runs[runtime], pad=told["pad_token_id"] or 0,
-        texts=_PAIRS if told.get("pair") else _TEXTS, types=_TYPES if told.get("typed") else "", **known,
+        texts=_PAIRS if told.get("pair") else _TEXTS, types=_TYPES if told.get("typed") else "", labels=labels,
+        max_tokens=told["max_tokens"], show=_SHOW[told["task"]],
     )  # fmt: skip
 
 

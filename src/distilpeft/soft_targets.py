@@ -46,7 +46,7 @@ def row_hashes(tokens: datasets.Dataset) -> Hashes:
     columns = [name for name in HASHED if name in tokens.column_names]
     hashes_R, at = np.empty(len(tokens), dtype=np.uint64), 0
     for batch in tokens.select_columns(columns).with_format("numpy").iter(batch_size=2_000):
-        cells = [[np.asarray(cell, dtype="<i4").tobytes() for cell in batch[name]] for name in columns]
+        cells = [[_cell_bytes(cell) for cell in batch[name]] for name in columns]
         found = []
         for row in zip(*cells, strict=True):
             lengths = np.array([len(part) for part in row], dtype="<i8").tobytes()
@@ -54,6 +54,12 @@ def row_hashes(tokens: datasets.Dataset) -> Hashes:
         hashes_R[at : at + len(found)] = np.frombuffer(b"".join(found), dtype="<u8")
         at += len(found)
     return hashes_R
+
+
+def _cell_bytes(cell: Any) -> bytes:
+    """Ids as int32, numbers on a scale as float64."""
+    array = np.asarray(cell)
+    return array.astype("<f8" if array.dtype.kind == "f" else "<i4").tobytes()
 
 
 def shard_edges(num_tokens_R: NDArray[np.integer[Any]], bytes_R: NDArray[np.floating[Any]]) -> list[int]:

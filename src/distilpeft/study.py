@@ -17,8 +17,8 @@ from typing import Any
 
 from distilpeft.artifact import write_text
 from distilpeft.errors import InputError
+from distilpeft.kinds import LOWER_IS_BETTER
 from distilpeft.locks import POLL_S, Lock
-from distilpeft.recipe import LOWER_IS_BETTER
 from distilpeft.space import Range, Search, Space, own_values
 
 THOUSANDTHS = 1000

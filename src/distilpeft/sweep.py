@@ -23,9 +23,10 @@ from rich.table import Table
 from distilpeft import launch, publish
 from distilpeft.artifact import digest_json, write_json, write_text
 from distilpeft.errors import GateError, InputError
+from distilpeft.kinds import KINDS, LOWER_IS_BETTER
 from distilpeft.machine import is_first_process, num_launched
 from distilpeft.plan import CE_ONLY, LAST_STAGES, STUDENT, TEACHER, Plan, make_plan
-from distilpeft.recipe import LOWER_IS_BETTER, METRICS, Recipe
+from distilpeft.recipe import Recipe
 from distilpeft.recipe_file import load_recipe, parse_values
 from distilpeft.timing import summary
 from distilpeft.workers import spread
@@ -160,7 +161,7 @@ def _keeps_some(recipe: Recipe) -> bool:
     """Whether the point's cache serves only temperatures that are listed, and the recipe leaves the list open."""
     targets = recipe.targets
     cached = targets.mode == "cached" and targets.source is None and recipe.distil.alpha > 0
-    return recipe.task.kind == "causal_lm" and cached and targets.format != "full" and targets.temperatures is None
+    return recipe.kind.language and cached and targets.format != "full" and targets.temperatures is None
 
 
 def shared_temperatures(recipes: Sequence[Recipe]) -> list[str]:
@@ -268,7 +269,7 @@ def table(
         every_point: those that are not done, too; default: `points`.
     """
     recipe = points[0].plan.recipe
-    metric = METRICS[recipe.task.kind][0]
+    metric = recipe.kind.main
     rows = [_row(point) for point in points]
     monitors = {row["monitor"] for row in rows}
     sign = -1 if rows[0]["monitor"] in LOWER_IS_BETTER else 1
@@ -305,7 +306,7 @@ def _row(point: Point) -> dict[str, Any]:
         "values": dict(point.values),
         "monitor": recipe.monitor(recipe.distil.fit),
         "validation": trained["best_value"],
-        "score": scored["scores"][METRICS[recipe.task.kind][0]],
+        "score": scored["scores"][recipe.kind.main],
         "scores": scored["scores"],
         "against_teacher": scored["against_teacher"],
         "num_parameters": timed["num_parameters"],
@@ -334,7 +335,7 @@ def _others(points: Sequence[Point], every: Sequence[Point]) -> list[dict[str, A
                     for key, value in point.values.items()
                     if len(users) < len(every) and all(one.values[key] == value for one in users)
                 },
-                "score": scored["scores"][METRICS[point.plan.recipe.task.kind][0]],
+                "score": scored["scores"][point.plan.recipe.kind.main],
                 "against_teacher": scored.get("against_teacher"),
                 "num_parameters": timed.get("num_parameters", 0),
                 "size_bytes": timed.get("size_bytes", 0),
@@ -382,7 +383,7 @@ ON_TERMINAL = frozenset({"point", "valid.", "test (95 %)", "KL", "size", "ms p50
 
 def columns(joint: Mapping[str, Any]) -> tuple[str, ...]:
     """The titles of the table; KL to the teacher is measured for tokens, on the evaluation rows."""
-    return tuple(title for title in COLUMNS if title != "KL" or joint["task"] == "causal_lm")
+    return tuple(title for title in COLUMNS if title != "KL" or KINDS[joint["task"]].language)
 
 
 def cells(joint: Mapping[str, Any]) -> list[tuple[str, ...]]:

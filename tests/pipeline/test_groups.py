@@ -117,7 +117,7 @@ def test_rows_of_language_models_have_no_groups(tmp_path, capsys):
     tree = yaml.safe_load(recipe.read_text())
     recipe.write_text(yaml.safe_dump({**tree, "evaluate": {**tree.get("evaluate", {}), "groups": "prompt"}}))
     assert commands.run(recipe, verb="check") == 2
-    assert "evaluate.groups: is for text_classification" in " ".join(capsys.readouterr().err.split())
+    assert "evaluate.groups: is not for causal_lm" in " ".join(capsys.readouterr().err.split())
 
 
 def test_another_margin_makes_nothing_again(finished):

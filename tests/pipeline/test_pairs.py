@@ -10,15 +10,11 @@ import sys
 from pathlib import Path
 
 import commands
-import numpy as np
+import equality
 import pytest
 import tiny
 import torch
 import yaml
-from safetensors.torch import load_file
-
-from distilpeft.plan import make_plan
-from distilpeft.recipe_file import load_recipe
 
 PAIRS = [(one, two) for one, two, _ in tiny.pairs(12, seed=9)]
 
@@ -107,30 +103,4 @@ def test_the_cards_code_takes_pairs(finished):
 
 def test_every_split_ends_in_the_same_student_cached_or_online(tmp_path):
     """Traps 2, 3, 5: micro-batches, processes and where soft targets come from are no part of the result."""
-    exact = {"targets": {"precision": "fp32"}, "distil__fit": {
-        "epochs": 1, "max_steps": 6, "batch_size": 14, "micro_batch_size": 14, "precision": "fp32", "keep": "last"
-    }, "distil__optim": {"kind": "sgd", "lr": 0.05}}  # fmt: skip
-    recipe = workspace(tmp_path, **exact)
-    assert commands.run(recipe, "--until", "targets", own_process=True) == 0
-    traces, weights = [], []
-    for processes, settings in (
-        (1, []), (1, ["distil.fit.micro_batch_size=3"]), (2, ["distil.fit.micro_batch_size=3"]),
-        (1, ["targets={mode: online, precision: fp32}"]),
-    ):  # fmt: skip
-        runs = tmp_path / f"runs{len(traces)}"
-        subprocess.run(["cp", "-r", str(tmp_path / "runs"), str(runs)], check=True)
-        given = ["--until", "distil", "--runs", str(runs), *(part for one in settings for part in ("--set", one))]
-        for done in (
-            commands.joined(recipe, processes, *given) if processes > 1 else [commands.run_apart(recipe, *given)]
-        ):
-            assert done.returncode == 0, done.output[-2000:]
-        made = make_plan(load_recipe(recipe, tuple(settings)), runs).artifacts["distil/student"]
-        assert made.manifest()["environment"]["num_processes"] == processes
-        lines = [json.loads(line) for line in (made.path / "train_log.jsonl").read_text().splitlines()]
-        traces.append([(line["loss"], line["grad_norm"]) for line in lines])
-        weights.append(load_file(made.path / "model" / "model.safetensors"))
-    for trace, model in zip(traces[1:], weights[1:], strict=True):
-        assert len(trace) == 6
-        np.testing.assert_allclose(trace, traces[0], rtol=1e-5)
-        for name, tensor in weights[0].items():
-            torch.testing.assert_close(model[name], tensor, rtol=1e-5, atol=1e-6)
+    equality.assert_splits_are_equal(workspace(tmp_path, **equality.EXACT))

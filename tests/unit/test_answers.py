@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from distilpeft import answers
+from distilpeft.deployed import answer
 from distilpeft.errors import InputError
 
 
@@ -17,16 +18,16 @@ class Classifier:
     """Says `long` of texts of more than 5 characters."""
 
     def __init__(self):
-        self.manifest = {"labels": ["short", "long"]}
+        self.manifest = {"task": "text_classification", "labels": ["short", "long"]}
         self.batches = []
 
-    def classify(self, texts):
+    def answers(self, texts):
         self.batches.append(len(texts))
-        return np.array([[0.25, 0.75] if len(text) > 5 else [0.9, 0.1] for text in texts])
+        return [answer(self.manifest, np.log([0.25, 0.75] if len(text) > 5 else [0.9, 0.1])) for text in texts]
 
 
 class Writer:
-    manifest: dict = {}  # noqa: RUF012
+    manifest: dict = {"task": "causal_lm"}  # noqa: RUF012
 
     def complete(self, prompt, count):
         return prompt[::-1][:count]

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, GPT2Config, OPTConfig
 
 from distilpeft.errors import GateError, InputError
 from distilpeft.losses import Loss
-from distilpeft.recipe import CausalLM
+from distilpeft.task_sections import CausalLM
 from distilpeft.tasks import causal_lm
 
 PAIRS = CausalLM(kind="causal_lm", prompt="prompt", completion="completion")
@@ -186,14 +186,14 @@ def test_metrics_follow_from_the_sums_by_hand():
     gaps = np.zeros((2, causal_lm.BINS))
     gaps[0, 3], gaps[1, 3], gaps[1, 9] = 0.3, -0.1, -0.4  # gaps of one bin cancel, those of two do not
     values = np.concatenate([np.array([[2, 3.0, 1, 4, 0.5, 2], [2, 1.0, 1, 4, 0.1, 1]]), gaps], -1)
-    found = causal_lm.metrics(values, None)
+    found = causal_lm.metrics(TEXT, values, None)
     assert found["nats_per_token"] == 1.0
     assert found["perplexity"] == pytest.approx(np.e)
     assert found["bits_per_byte"] == pytest.approx(4 / np.log(2) / 8)
     assert found["accuracy"] == 0.5
     assert found["ece"] == pytest.approx(0.6 / 4)
-    assert causal_lm.against_teacher(values, None) == {"kl": pytest.approx(0.15), "top1_agreement": 0.75}
-    scored = causal_lm.scores(("nats_per_token", "accuracy"), values, None)
+    assert causal_lm.against_teacher(TEXT, values, values, None) == {"kl": pytest.approx(0.15), "top1_agreement": 0.75}
+    scored = causal_lm.scores(TEXT, ("nats_per_token", "accuracy"), values, None)
     assert scored["nats_per_token"]["num_rows"] == 4
     assert scored["nats_per_token"]["low"] <= 1.0 <= scored["nats_per_token"]["high"]
 
@@ -211,7 +211,9 @@ def test_the_calibration_error_is_the_classifiers_over_all_tokens():
         values = causal_lm.measure(model.eval(), batch).numpy()
         states = causal_lm.target_states(model, batch)
         p = torch.softmax(causal_lm.head_of(model).logits(states), -1).numpy()
-    assert causal_lm.metrics(values, None)["ece"] == pytest.approx(metrics.ece(p, batch["labels_N"].numpy()), abs=1e-6)
+    assert causal_lm.metrics(TEXT, values, None)["ece"] == pytest.approx(
+        metrics.ece(p, batch["labels_N"].numpy()), abs=1e-6
+    )
 
 
 def test_the_answer_as_often_as_in_training_is_scored_by_counts():
@@ -227,7 +229,7 @@ def test_the_answer_as_often_as_in_training_is_scored_by_counts():
     counts = {0: 1, 1: 4, 2: 2, 3: 3}  # one added to each of the ids 0..3
     expected = -np.log(counts[1] / 10) - np.log(counts[2] / 10)
     assert found[0][:4] == pytest.approx([2, expected, 1, 1])
-    assert causal_lm.against_teacher(found, None) is None
+    assert causal_lm.against_teacher(TEXT, found, found, None) is None
 
 
 FAMILIES = {

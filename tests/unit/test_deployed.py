@@ -9,7 +9,7 @@ import pytest
 import tiny
 import tiny_lm
 
-from distilpeft.deployed import Deployed
+from distilpeft.deployed import Deployed, answer
 from distilpeft.errors import InputError
 
 
@@ -39,12 +39,22 @@ def test_texts_of_a_classifier_are_cut_and_padded_on_the_right(tmp_path):
     words, runner = tiny.tokenizer(), Recorder(2)
     model = deployed(tmp_path, words, runner, task="text_classification", max_tokens=6, labels=["bad", "good"])
     texts = ["the film", "the film and a superb story and a dull script"]
-    found = model.classify(texts)
+    found = model.answers(texts)
     right = [words(text, truncation=True, max_length=6)["input_ids"] for text in texts]
     padding = 6 - len(right[0])
     assert runner.seen[0]["input_ids"] == [right[0] + [words.pad_token_id] * padding, right[1]]
     assert runner.seen[0]["attention_mask"] == [[1] * len(right[0]) + [0] * padding, [1] * 6]
-    assert found.sum(-1) == pytest.approx([1, 1])
+    assert [sum(one["probabilities"].values()) for one in found] == pytest.approx([1, 1])
+
+
+def test_an_answer_is_one_class_or_several_or_a_number():
+    logits = np.array([-1.0, 2.0, 0.5])
+    told = {"task": "text_classification", "labels": ["a", "b", "c"]}
+    assert answer(told, logits)["label"] == "b"
+    found = answer({**told, "task": "multi_label_classification"}, logits)
+    assert found["labels"] == ["b", "c"]
+    assert found["probabilities"] == pytest.approx({"a": 0.268941, "b": 0.880797, "c": 0.622459})
+    assert answer({"task": "regression"}, logits[1:2]) == {"value": 2.0}
 
 
 @pytest.mark.parametrize("chat", [False, True])

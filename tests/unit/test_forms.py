@@ -10,6 +10,7 @@ import pytest
 from distilpeft.errors import InputError
 from distilpeft.formats import WRITERS
 from distilpeft.forms import FORMS, LIMITS, Form, FormName
+from distilpeft.kinds import KINDS
 from distilpeft.recipe_file import load_recipe, with_formats
 
 pytestmark = pytest.mark.usefixtures("workplace")
@@ -22,21 +23,22 @@ def recipe(*overrides):
 def test_every_form_has_a_name_a_writer_and_limits_and_nothing_else_has():
     assert list(get_args(FormName)) == list(FORMS)
     assert set(WRITERS) == set(FORMS)
-    assert set(LIMITS) == {(task, form.exactness) for form in FORMS.values() for task in form.tasks}
+    families = {kind.family for kind in KINDS.values()}
+    assert set(LIMITS) == {(family, form.exactness) for form in FORMS.values() for family in families}
 
 
 def test_what_a_recipe_asks_of_a_form_replaces_that_limit_only():
     found = recipe("export.tolerance.onnx-int8.kl=0.5", "export.tolerance={onnx-int8: {kl: 0.5}}").limits("onnx-int8")
-    default = LIMITS["text_classification", "int8"]
+    default = LIMITS["classes", "int8"]
     assert found.kl == 0.5
     assert (found.top1_agreement, found.metric_kept) == (default.top1_agreement, default.metric_kept)
     assert recipe().limits("onnx-int8") == default
 
 
 def test_safetensors_of_less_precision_have_limits_of_less_precision():
-    assert recipe().limits("safetensors") == LIMITS["text_classification", "exact"]
+    assert recipe().limits("safetensors") == LIMITS["classes", "exact"]
     half = recipe("export.dtype=bf16")
-    assert half.limits("safetensors") == LIMITS["text_classification", "half"]
+    assert half.limits("safetensors") == LIMITS["classes", "half"]
     assert (half.exactness("safetensors"), half.exactness("onnx")) == ("half", "exact")
 
 

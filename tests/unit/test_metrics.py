@@ -8,9 +8,9 @@ import warnings
 import numpy as np
 import pytest
 
+from distilpeft.kinds import KINDS
 from distilpeft.metrics import FUNCTIONS, OfflineMetric, agreement, scores, wilson
 from distilpeft.probabilities import softmax
-from distilpeft.recipe import METRICS
 
 # predicted 0, 1, 2, 0; right, wrong, right, wrong
 PROBABILITIES = np.array([[0.70, 0.20, 0.10], [0.10, 0.62, 0.28], [0.20, 0.30, 0.50], [0.42, 0.33, 0.25]])
@@ -29,15 +29,15 @@ COUNTED = {
 
 
 def test_every_metric_of_the_recipe_is_counted_by_hand_here():
-    assert set(COUNTED) == set(METRICS["text_classification"]) == set(FUNCTIONS)
+    assert set(COUNTED) == set(KINDS["text_classification"].metrics) == set(FUNCTIONS)
 
 
-@pytest.mark.parametrize("name", METRICS["text_classification"])
+@pytest.mark.parametrize("name", KINDS["text_classification"].metrics)
 def test_a_metric_equals_the_count_by_hand(name):
     assert FUNCTIONS[name](PROBABILITIES, LABELS) == pytest.approx(COUNTED[name], abs=1e-8)
 
 
-@pytest.mark.parametrize("name", METRICS["text_classification"])
+@pytest.mark.parametrize("name", KINDS["text_classification"].metrics)
 def test_a_metric_works_through_evaluate(name):
     metric = OfflineMetric(name)
     assert metric.compute(predictions=PROBABILITIES, references=LABELS) == {
@@ -126,15 +126,15 @@ def drawn(seed, rows=300):
 
 
 def test_scores_are_the_metrics_with_an_interval_and_the_number_of_rows():
-    found = scores(METRICS["text_classification"], np.log(PROBABILITIES), LABELS)
-    assert list(found) == list(METRICS["text_classification"])
-    for name in METRICS["text_classification"]:
+    found = scores(KINDS["text_classification"].metrics, np.log(PROBABILITIES), LABELS)
+    assert list(found) == list(KINDS["text_classification"].metrics)
+    for name in KINDS["text_classification"].metrics:
         assert set(found[name]) == {"value", "low", "high", "num_rows"}
         assert found[name]["value"] == pytest.approx(COUNTED[name], abs=1e-8)
         assert found[name]["num_rows"] == 4
 
 
-@pytest.mark.parametrize("name", METRICS["text_classification"])
+@pytest.mark.parametrize("name", KINDS["text_classification"].metrics)
 def test_the_interval_of_a_score_holds_its_value(name):
     found = scores((name,), *drawn(0))[name]
     assert found["low"] <= found["value"] <= found["high"]
@@ -151,7 +151,7 @@ def test_scores_of_a_faultless_model_hold_their_values_and_warn_of_nothing():
     labels = np.array([0, 1] * 5)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        found = scores(METRICS["text_classification"], np.eye(2)[labels] * 20.0, labels)
+        found = scores(KINDS["text_classification"].metrics, np.eye(2)[labels] * 20.0, labels)
     for name, score in found.items():
         assert score["low"] <= score["value"] <= score["high"], (name, score)
 
@@ -159,15 +159,15 @@ def test_scores_of_a_faultless_model_hold_their_values_and_warn_of_nothing():
 def test_scores_of_rows_of_one_class_warn_of_nothing():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        found = scores(METRICS["text_classification"], np.array([[5.0, 0.0]] * 6), np.zeros(6, dtype=np.int64))
+        found = scores(KINDS["text_classification"].metrics, np.array([[5.0, 0.0]] * 6), np.zeros(6, dtype=np.int64))
     assert found["accuracy"]["value"] == 1.0
     assert found["mcc"]["value"] == 0.0
 
 
 def test_intervals_are_the_same_in_every_run():
     logits, labels = drawn(0)
-    assert scores(METRICS["text_classification"], logits, labels) == scores(
-        METRICS["text_classification"], logits, labels
+    assert scores(KINDS["text_classification"].metrics, logits, labels) == scores(
+        KINDS["text_classification"].metrics, logits, labels
     )
 
 

@@ -12,6 +12,7 @@ from scipy.special import log_softmax, rel_entr, softmax
 from distilpeft import parity
 from distilpeft.forms import Limits
 from distilpeft.parity import Call, Gate, Verdict, compare, faults
+from distilpeft.tasks import multi_label_classification, regression, text_classification
 
 NONE = Limits(None, None, None, None)
 GOOD = {"max_abs_diff": 0.0, "kl": 0.0, "top1_agreement": 1.0, "metric_kept": 1.0}
@@ -26,7 +27,8 @@ def call(logits_NV, labels_N, rows_N=None, cut=None) -> Call:
 def verdict(folder, calls, answers, *, language=False) -> Verdict:
     for number, answer in enumerate(answers):
         np.save(folder / f"{number}.npy", answer.astype(np.float32))
-    return compare(calls, folder, language=language)
+    family = "language" if language else "classes"
+    return compare(calls, folder, family, text_classification.answers)
 
 
 @pytest.fixture
@@ -166,3 +168,35 @@ def test_a_large_vocabulary_gets_smaller_batches_and_fewer_positions(monkeypatch
     whole = [call for call in calls if call.cut is None]
     assert [len(call.inputs["input_ids"]) for call in whole] == [1, 2, 2]
     assert sum(len(call.at_N) for call in whole) == 35
+
+
+def test_decisions_of_several_classes_are_compared_as_bernoulli_variables(tmp_path):
+    rng = np.random.default_rng(0)
+    ours, theirs, labels = rng.normal(size=(40, 3)) * 2, rng.normal(size=(40, 3)) * 2, rng.integers(0, 2, (40, 3))
+    np.save(tmp_path / "0.npy", theirs.astype(np.float32))
+    one = Call({}, np.arange(40), labels, np.arange(40), ours.astype(np.float32))
+    found = compare([one], tmp_path, "classes", multi_label_classification.answers).figures
+    p, q = (1 / (1 + np.exp(-side)) for side in (ours, theirs))
+    kl = p * np.log(p / q) + (1 - p) * np.log((1 - p) / (1 - q))
+    assert found["kl"] == pytest.approx(kl.mean(), rel=1e-5)
+    assert found["top1_agreement"] == ((ours > 0) == (theirs > 0)).mean()
+    assert found["metric_student"] == ((ours > 0) == labels).mean()
+    assert (found["rows"], found["positions"]) == (40, 120)
+
+
+def test_numbers_are_compared_in_standard_deviations_of_the_labels(tmp_path):
+    rng = np.random.default_rng(0)
+    labels = rng.normal(50, 20, 64)
+    ours = labels + rng.normal(0, 5, 64)
+    theirs = ours + rng.normal(0, 2, 64)
+    np.save(tmp_path / "0.npy", theirs[:, None].astype(np.float32))
+    one = Call({}, np.arange(64), labels, np.arange(64), ours[:, None].astype(np.float32))
+    verdict = compare([one], tmp_path, "values", regression.answers)
+    found, unit = verdict.figures, labels.std()
+    assert found["max_abs_diff"] == pytest.approx(np.abs(ours - theirs).max() / unit, rel=1e-4)
+    assert found["kl"] == pytest.approx(np.square((ours - theirs) / unit).mean() / 2, rel=1e-4)
+    errors = [np.sqrt(np.square(side - labels).mean()) for side in (ours, theirs)]
+    assert found["metric_kept"] == pytest.approx(errors[0] / errors[1], rel=1e-4)
+    assert "top1_agreement" not in found
+    worst = int(np.abs(ours - theirs).argmax())
+    assert verdict.worst[0][0] == worst

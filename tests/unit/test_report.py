@@ -96,9 +96,9 @@ def test_the_sentences_say_what_the_figures_mean():
         "The student keeps 90.0% of the teacher's accuracy (200 test rows).",
         "Distilling closed 25% of the gap that training on labels alone leaves.",
         "Quantizing the teacher to nf4 changed its accuracy by -1.25 points "
-        "(KL 0.0031 nats, same answer on 98.5% of rows).",
+        "(KL 0.0031 nats, same answer on 98.50% of rows).",
         "Merging its adapter into the dequantized base, which the student is cut from: KL 2.5e-07 nats, "
-        "same answer on 100.00%.",
+        "same answer on 100.00% of rows.",
         "student over student_ce_only on the same rows: "
         "+3.00 points, 95 % +2.00 to +4.00, p = 0.004: more than chance.",
         "student over teacher on the same rows: -9.00 points, 95 % -10.00 to -8.00, p = 0.2: may be chance.",
@@ -189,7 +189,13 @@ def rendered(*overrides, form="safetensors"):
              "threads": 2}  # fmt: skip
     export = {"parity": PARITY, "size_bytes": 17_600_000}
     recipe = load_recipe("recipe.yaml", overrides)
-    told = {"format": form, "labels": ["bad", "good"], "max_tokens": 16, "pad_token_id": 7}
+    told = {
+        "task": "text_classification",
+        "format": form,
+        "labels": ["bad", "good"],
+        "max_tokens": 16,
+        "pad_token_id": 7,
+    }
     return card.render(recipe, told, figures, {"student": timed, f"export:{form}": timed}, export)
 
 

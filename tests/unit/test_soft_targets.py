@@ -26,8 +26,7 @@ from distilpeft.soft_targets import (
     shard_edges,
 )
 from distilpeft.sparse import keep
-from distilpeft.tasks import language_rows
-from distilpeft.tasks.text_classification import FEATURES
+from distilpeft.tasks import language_rows, text_rows
 
 V = 40
 POSITIONS_R = np.array([3, 0, 5, 1, 4, 2])
@@ -262,7 +261,9 @@ def tokens(ids=((1, 5, 2), (1, 6, 7, 2), (1, 2)), labels=(0, 1, 0)):
         "input_ids": [list(row) for row in ids], "label": list(labels),
         "num_tokens": [len(row) for row in ids], "truncated": [False] * len(ids),
     }  # fmt: skip
-    return datasets.Dataset.from_dict(columns, features=FEATURES)
+    return datasets.Dataset.from_dict(
+        columns, features=datasets.Features({**text_rows.BASE, "label": datasets.Value("int64")})
+    )
 
 
 def test_the_hash_of_a_row_changes_with_its_tokens_and_label_alone():

@@ -9,11 +9,10 @@ import tiny
 
 from distilpeft.data import duplicates, read_splits
 from distilpeft.errors import InputError
-from distilpeft.recipe import Data, TextClassification
+from distilpeft.recipe import Data
+from distilpeft.task_sections import TextClassification
 from distilpeft.tasks.text_classification import (
-    FEATURES,
     check_rows,
-    class_id,
     class_ids,
     collate,
     encode,
@@ -21,6 +20,7 @@ from distilpeft.tasks.text_classification import (
     model_options,
     texts,
 )
+from distilpeft.tasks.text_rows import class_id
 
 TASK = TextClassification(kind="text_classification", text="text", label="label", labels=("bad", "good", "mixed"))
 
@@ -155,7 +155,7 @@ def test_rows_become_token_ids_and_class_ids():
         "num_tokens": [4, 4],
         "truncated": [False, False],
     }
-    assert set(found) == set(FEATURES)
+    assert set(found) == set(features(TASK))
 
 
 PAIRS = TASK.model_copy(update={"pair": "other"})

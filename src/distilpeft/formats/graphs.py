@@ -33,5 +33,5 @@ def write_openvino(student: Student, form: str, folder: Path) -> None:
 
 
 def _write(student: Student, file: Path, dtype: torch.dtype) -> None:
-    caching = student.recipe.task.kind == "causal_lm"
+    caching = student.recipe.kind.language
     onnx_graph.write(student.load(), file, caching=caching, typed=student.typed, dtype=dtype)

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from distilpeft.recipe import Recipe, TextClassification
+from distilpeft.recipe import Recipe
 from distilpeft.runners import TYPES
 
 
@@ -33,8 +33,7 @@ class Student:
     @property
     def typed(self) -> bool:
         """Whether it reads pairs of texts, and tells them apart by token_type_ids."""
-        task = self.recipe.task
-        paired = isinstance(task, TextClassification) and task.pair is not None
+        paired = getattr(self.recipe.task, "pair", None) is not None
         return paired and TYPES in self.tokenizer.model_input_names
 
     def load(self) -> Any:

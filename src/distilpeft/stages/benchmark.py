@@ -51,7 +51,7 @@ def wanted(recipe: Recipe, device: str) -> timing.Wanted:
         batch_sizes=sorted(settings.batch_sizes), lengths=settings.lengths,
         devices=list(dict.fromkeys(device if one == "auto" else one for one in settings.devices)),
         threads=timing.threads_of(settings.threads), rounds=settings.rounds, precision=settings.precision,
-        new_tokens=settings.new_tokens, compiled=settings.compile, language=recipe.task.kind == "causal_lm",
+        new_tokens=settings.new_tokens, compiled=settings.compile, language=recipe.kind.language,
     )  # fmt: skip
 
 

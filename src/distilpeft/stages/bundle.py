@@ -15,7 +15,7 @@ from typing import Any
 from distilpeft import __version__, card
 from distilpeft.artifact import Artifact, digest_file, read_json, write_json, write_text
 from distilpeft.pair import MODEL
-from distilpeft.recipe import METRICS, Recipe
+from distilpeft.recipe import Recipe
 from distilpeft.runners import MANIFEST
 
 
@@ -49,7 +49,7 @@ def run(
     files = {
         file.name: {"bytes": file.stat().st_size, "sha256": digest_file(file)} for file in sorted(folder.iterdir())
     }
-    main = METRICS[recipe.task.kind][0]
+    main = recipe.kind.main
     manifest = {
         **told,
         "files": files,

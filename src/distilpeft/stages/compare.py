@@ -1,6 +1,6 @@
 """Compare the evaluated models with each other row by row: by how much they differ, and whether that may be chance.
 
-Leaves `rows.npz`: what each row adds to the metric by role, and `weight`, what it adds to the denominator.
+Leaves `rows.npz`: what each row adds to the metric by role, and under `ROLE weight` to what that is divided by.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from distilpeft import models, paired
 from distilpeft.artifact import Artifact
 from distilpeft.pair import tokenizer_digest, tokenizer_source
-from distilpeft.recipe import METRICS, Recipe
+from distilpeft.recipe import Recipe
 from distilpeft.tasks import TaskData
 
 ROWS, VALUES = "rows.npz", "values.npy"
@@ -43,39 +43,38 @@ def run(recipe: Recipe, data: TaskData, evaluated: Mapping[str, Artifact], out: 
     source = tokenizer_source(recipe)
     rows = data.tokens(recipe.evaluate.split, models.load_tokenizer(source), tokenizer_digest(source))
     added, calibration = {}, {}
-    weight_N = np.ones(0)
     for role, made in evaluated.items():
         values_NK = np.load(made.path / VALUES, allow_pickle=False).astype(np.float64)
-        added[role], weight_N = data.task.added(values_NK, rows)
-        calibration[role] = data.task.calibration(values_NK, rows)
-    np.savez_compressed(out.partial / ROWS, weight=weight_N, **added)
-    metric = METRICS[recipe.task.kind][0]
+        added[role] = paired.Added(*data.task.added(recipe.task, values_NK, rows))
+        calibration[role] = data.task.calibration(recipe.task, values_NK, rows)
+    kept = {role: one.sum_N for role, one in added.items()}
+    kept |= {f"{role} weight": one.weight_N for role, one in added.items()}
+    np.savez_compressed(out.partial / ROWS, allow_pickle=False, **kept)
+    metric = recipe.kind.main
     pairs = [
         {
             "role": role, "against": other, "metric": metric,
-            **paired.compare(added[role], added[other], weight_N), "num_rows": len(weight_N),
+            **paired.compare(added[role], added[other]), "num_rows": len(added[role].sum_N),
         }
         for role in added
         for other in (EXPORT_AGAINST if role.startswith("export:") else AGAINST.get(role, ()))
         if other in added
     ]  # fmt: skip
     groups_N = data.groups()
-    groups = {} if groups_N is None else {"groups": _by_group(added, weight_N, groups_N)}
+    groups = {} if groups_N is None else {"groups": _by_group(added, groups_N)}
     return {"pairs": pairs, "calibration": calibration, **groups}
 
 
-def _by_group(
-    added: Mapping[str, NDArray[np.float64]], weight_N: NDArray[np.float64], groups_N: NDArray[np.str_]
-) -> list[dict[str, Any]]:
+def _by_group(added: Mapping[str, paired.Added], groups_N: NDArray[np.str_]) -> list[dict[str, Any]]:
     """How each model differs from the teacher in each group, and `beyond`: by how much more than on all rows."""
     found = []
     for role in added:
         if role == TEACHER or not (role in AGAINST or role.startswith("export:")):
             continue
-        overall = float((added[role] - added[TEACHER]).sum() / weight_N.sum())
+        overall = paired.difference(added[role], added[TEACHER])
         for name in np.unique(groups_N):
             mask_N = groups_N == name
-            pair = paired.compare(added[role][mask_N], added[TEACHER][mask_N], weight_N[mask_N])
+            pair = paired.compare(added[role].of(mask_N), added[TEACHER].of(mask_N))
             beyond = pair["difference"] - overall
             found.append({"group": str(name), "role": role, "num_rows": int(mask_N.sum()), **pair, "beyond": beyond})
     return found

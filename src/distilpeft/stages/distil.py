@@ -17,7 +17,7 @@ from distilpeft import models
 from distilpeft.artifact import Artifact
 from distilpeft.losses import Loss
 from distilpeft.pair import MODEL, load_teacher, new_student, open_targets, save_student
-from distilpeft.recipe import METRICS, Recipe
+from distilpeft.recipe import Recipe
 from distilpeft.runtime import Runtime
 from distilpeft.scoring import Soft, soft_of, validator
 from distilpeft.soft_targets import SoftTargets
@@ -70,7 +70,7 @@ def run(
         count_rows=task.count_rows,
         validate=validator(runtime, recipe, data, held_out, fit.precision, live),
         folder=out.partial,
-        monitor=recipe.monitor(fit) if recipe.monitor(fit) != "kl" or alpha > 0 else METRICS[recipe.task.kind][0],
+        monitor=recipe.monitor(fit) if recipe.monitor(fit) != "kl" or alpha > 0 else recipe.kind.main,
         watch=watch,
     )
     num_parameters = models.num_parameters(student.model)
@@ -101,7 +101,7 @@ def _soft(
         return _kept(runtime, recipe, open_targets(recipe, data, targets, whose)), None
     loaded = load_teacher(runtime, recipe, teacher.path, recipe.targets.precision, placed=True)
     live = soft_of(runtime, data, loaded, recipe.targets.precision)
-    if recipe.task.kind == "causal_lm":
+    if recipe.kind.language:
         return live, live
     rows = data.tokens("train", loaded.tokenizer, loaded.tokenizer_digest)
     return (lambda batch: live(send_to_device(rows.load_batch(batch["row_ids_N"]), runtime.device))), None

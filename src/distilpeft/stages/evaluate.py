@@ -63,17 +63,18 @@ def run(
             raise GateError(f"evaluate: {bad.sum()} rows have values that are not finite, such as row {bad.argmax()}")
     if runtime.is_main:
         np.save(out.partial / VALUES, values_NK, allow_pickle=False)
-    figures: dict[str, Any] = {"scores": task.scores(recipe.metrics, values_NK, rows)}
+    figures: dict[str, Any] = {"scores": task.scores(recipe.task, recipe.metrics, values_NK, rows)}
     groups_N = data.groups()
     if groups_N is not None:
         figures["groups"] = {
-            str(name): task.scores(recipe.metrics, values_NK[groups_N == name], Part(rows, groups_N == name))
+            str(name): task.scores(
+                recipe.task, recipe.metrics, values_NK[groups_N == name], Part(rows, groups_N == name)
+            )
             for name in np.unique(groups_N)
         }
     if reference is not None:
-        figures["against_teacher"] = task.against_teacher(
-            values_NK, np.load(reference.path / VALUES, allow_pickle=False)
-        )
+        teacher_NK = np.load(reference.path / VALUES, allow_pickle=False)
+        figures["against_teacher"] = task.against_teacher(recipe.task, values_NK, teacher_NK, rows)
     if loaded is not None and role in SPEAKERS and settings.samples:
         figures["samples"] = task.samples(
             loaded.model, loaded.tokenizer, rows, settings.samples, settings.sample_tokens

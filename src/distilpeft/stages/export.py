@@ -22,7 +22,7 @@ from distilpeft.forms import FORMS
 from distilpeft.models import head_modules
 from distilpeft.pair import MODEL, Loaded, architecture, load_student
 from distilpeft.parity import Gate, Verdict
-from distilpeft.recipe import CausalLM, Recipe, TextClassification
+from distilpeft.recipe import Recipe
 from distilpeft.runners import MANIFEST, TYPES, Inputs, open_onnx
 from distilpeft.runtime import Runtime
 from distilpeft.tasks import TaskData
@@ -98,7 +98,7 @@ def _describe(recipe: Recipe, loaded: Loaded, form: str, folder: Path) -> None:
     """Everything beside the model: configuration, tokenizer, and how to open it."""
     tokenizer, model, task = loaded.tokenizer, loaded.model, recipe.task
     model.config.save_pretrained(str(folder))
-    if isinstance(task, CausalLM):
+    if recipe.kind.language:
         model.generation_config.save_pretrained(str(folder))
     tokenizer.save_pretrained(str(folder))
     if not (folder / "tokenizer.json").is_file():
@@ -114,11 +114,11 @@ def _describe(recipe: Recipe, loaded: Loaded, form: str, folder: Path) -> None:
         "max_tokens": min(recipe.data.max_tokens, tokenizer.model_max_length),
         "pad_token_id": tokenizer.pad_token_id,
     }
-    if isinstance(task, TextClassification):
+    if hasattr(task, "labels"):
         told["labels"] = list(task.labels)
-        if task.pair is not None:
-            told |= {"pair": True, "typed": TYPES in tokenizer.model_input_names}
-    else:
+    if getattr(task, "pair", None) is not None:
+        told |= {"pair": True, "typed": TYPES in tokenizer.model_input_names}
+    if recipe.kind.language:
         ends = model.generation_config.eos_token_id
         ends = [tokenizer.eos_token_id] if ends is None else ends
         told["eos_token_ids"] = [end for end in (ends if isinstance(ends, list) else [ends]) if end is not None]

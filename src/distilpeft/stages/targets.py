@@ -63,7 +63,7 @@ def run(runtime: Runtime, recipe: Recipe, data: TaskData, teacher: Artifact, out
 def choose(recipe: Recipe, vocabulary: int, num_positions: int) -> tuple[Layout, str]:
     """The layout that a recipe asks for, or the best that is small enough, and why."""
     targets, form = recipe.targets, recipe.targets.format
-    if recipe.task.kind == "text_classification":
+    if not recipe.kind.language:
         return Layout("full", vocabulary), f"all {vocabulary} logits of every row"
     full = Layout("full", vocabulary, targets.value_bits or 32)
     size = f"all logits take {num_positions * full.bytes_per_position(0) / 1e9:.2f} GB"

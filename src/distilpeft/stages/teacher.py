@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from distilpeft import models
 from distilpeft.artifact import Artifact
 from distilpeft.errors import GateError
+from distilpeft.kinds import LOWER_IS_BETTER
 from distilpeft.losses import Loss
 from distilpeft.pair import new_teacher, save_teacher, teacher_source, tokenizer_digest
-from distilpeft.recipe import LOWER_IS_BETTER, METRICS, Recipe
+from distilpeft.recipe import Recipe
 from distilpeft.runtime import Runtime
 from distilpeft.scoring import validator
 from distilpeft.tasks import TaskData
@@ -67,7 +68,7 @@ def run(runtime: Runtime, recipe: Recipe, data: TaskData, out: Artifact) -> dict
         figures = train(runtime, model, replace(work, track=track))
     figures["tuned"] = figures.pop("kept")
     figures["untuned"] = figures["validations"][0]
-    figures["majority"] = task.metrics(task.majority_values(recipe.task, rows, held_out), held_out)
+    figures["majority"] = task.metrics(recipe.task, task.majority_values(recipe.task, rows, held_out), held_out)
     figures["majority"] = {name: value for name, value in figures["majority"].items() if math.isfinite(value)}
     _gate(runtime, recipe, figures)
     figures |= {
@@ -84,7 +85,7 @@ def run(runtime: Runtime, recipe: Recipe, data: TaskData, out: Artifact) -> dict
 
 def _gate(runtime: Runtime, recipe: Recipe, figures: dict[str, Any]) -> None:
     """A teacher that is no better than a guess would supervise to the end, and cost days."""
-    name = METRICS[recipe.task.kind][0]
+    name = recipe.kind.main
     sign = -1 if name in LOWER_IS_BETTER else 1
     tuned, untuned, majority = (figures[which] for which in ("tuned", "untuned", "majority"))
     if tuned["finite"] and all(
@@ -92,7 +93,8 @@ def _gate(runtime: Runtime, recipe: Recipe, figures: dict[str, Any]) -> None:
     ):
         return
     found = f"{tuned[name]:.4f}" if tuned["finite"] else "not finite"
-    guess = 'the answer "as often as in training"' if recipe.task.kind == "causal_lm" else "the majority class"
+    guesses = {"language": 'the answer "as often as in training"', "values": "the training rows' mean"}
+    guess = guesses.get(recipe.kind.family, "the majority class")
     message = (
         f"the tuned teacher is no teacher: its validation {name} is {found}; the untuned base has "
         f"{untuned.get(name, math.nan):.4f}, {guess} {majority[name]:.4f}. "

@@ -1,7 +1,7 @@
 """Tasks: what a row is, how it becomes tokens and labels, which rows count, and how its scores are computed.
 
 One module per task, all with the same small set of names (see `text_classification`). To add a task: add a
-module, its section in `recipe.py`, and one line to `TASKS`.
+module, its section in `task_sections.py`, a line in `kinds.py`, and one to `TASKS`.
 """
 
 from __future__ import annotations
@@ -20,12 +20,17 @@ from distilpeft.artifact import digest_json
 from distilpeft.data import duplicates, read_splits
 from distilpeft.errors import InputError
 from distilpeft.recipe import Recipe
-from distilpeft.tasks import causal_lm, text_classification
+from distilpeft.tasks import causal_lm, multi_label_classification, regression, text_classification
 
 MainFirst = Callable[[], AbstractContextManager[Any]]
 """Makes a context in which the main process goes before the others."""
 MOST_GROUPS = 30
-TASKS: dict[str, ModuleType] = {"text_classification": text_classification, "causal_lm": causal_lm}
+TASKS: dict[str, ModuleType] = {
+    "text_classification": text_classification,
+    "multi_label_classification": multi_label_classification,
+    "regression": regression,
+    "causal_lm": causal_lm,
+}
 
 
 def task_module(recipe: Recipe) -> ModuleType:

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distilpeft.errors import GateError
-from distilpeft.recipe import CausalLM
+from distilpeft.task_sections import CausalLM
 from distilpeft.tasks.language_rows import check_rows, encode, features, texts
 
 if TYPE_CHECKING:
@@ -250,8 +250,9 @@ def _targets(rows: Any) -> Iterator[NDArray[np.int64]]:
             yield np.asarray(ids, dtype=np.int64)[np.asarray(target, dtype=bool)]
 
 
-def metrics(values_NK: NDArray[np.float64], _: Any) -> dict[str, float]:
+def metrics(task: CausalLM, values_NK: NDArray[np.float64], rows: Any) -> dict[str, float]:
     """All metrics, and with a teacher `kl` in nats per token and `top1_agreement`."""
+    del task, rows
     return _metrics(values_NK.astype(np.float64).sum(0))
 
 
@@ -270,10 +271,12 @@ def _metrics(sums_K: NDArray[np.float64]) -> dict[str, float]:
     }
 
 
-def scores(names: tuple[str, ...], values_NK: NDArray[np.float64], rows: Any) -> dict[str, dict[str, Any]]:
+def scores(
+    task: CausalLM, names: tuple[str, ...], values_NK: NDArray[np.float64], rows: Any
+) -> dict[str, dict[str, Any]]:
     """Metric → value, 95 % interval and number of targets; seeded bootstrap over rows, whose tokens hang together."""
     wide_NK = values_NK.astype(np.float64)
-    value = metrics(wide_NK, rows)
+    value = metrics(task, wide_NK, rows)
     rng = np.random.default_rng(0)
     num_rows = len(wide_NK)
     draws = [_metrics(rng.multinomial(num_rows, np.full(num_rows, 1 / num_rows)) @ wide_NK) for _ in range(RESAMPLES)]
@@ -285,27 +288,33 @@ def scores(names: tuple[str, ...], values_NK: NDArray[np.float64], rows: Any) ->
     return found
 
 
-def added(values_NK: NDArray[np.float64], _: Any) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def added(task: CausalLM, values_NK: NDArray[np.float64], rows: Any) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """What each row adds to the nats, and to the targets that they are divided by."""
+    del task, rows
     nats_N, tokens_N = (values_NK[:, VALUES.index(name)].astype(np.float64) for name in ("nats", "tokens"))
     return nats_N, tokens_N
 
 
-def calibration(values_NK: NDArray[np.float64], _: Any) -> dict[str, list[float]] | None:
+def calibration(task: CausalLM, values_NK: NDArray[np.float64], rows: Any) -> dict[str, list[float]] | None:
     """Not kept of tokens: only how far confidence and right answers are apart (`ece`)."""
-    del values_NK
+    del task, values_NK, rows
     return None
 
 
-def against_teacher(values_NK: NDArray[np.float64], _: Any) -> dict[str, float] | None:
+def against_teacher(
+    task: CausalLM, values_NK: NDArray[np.float64], teacher_NK: NDArray[np.float64], rows: Any
+) -> dict[str, float] | None:
     """KL(teacher || model) in nats per token and the share of targets with the same top token."""
-    found = metrics(values_NK, None)
+    del teacher_NK  # the values are of a model that was held against the running teacher
+    found = metrics(task, values_NK, rows)
     return None if np.isnan(found["kl"]) else {name: found[name] for name in AGAINST}
 
 
-def forward(model: nn.Module, inputs: dict[str, Any]) -> Any:
-    """One pass as it begins every generation: all tokens in, the last one's logits out."""
-    return model(**inputs, logits_to_keep=1)
+def answers(
+    logits_NV: NDArray[np.float32], labels_N: NDArray[np.int64]
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Outputs and labels as the export's gate compares them: logits over the vocabulary, and token ids."""
+    return logits_NV, labels_N
 
 
 def samples(model: Any, tokenizer: Any, rows: Any, count: int, max_new_tokens: int) -> list[dict[str, str]]:

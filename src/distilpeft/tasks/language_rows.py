@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distilpeft.errors import InputError
-from distilpeft.recipe import CausalLM
+from distilpeft.task_sections import CausalLM
 
 FEATURES = datasets.Features(
     {

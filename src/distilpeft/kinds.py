@@ -1,0 +1,53 @@
+"""Kinds of tasks, as far as anything outside their modules has to tell them apart; torch-free.
+
+To add a task: a line here, its section in `recipe.py`, its module in `tasks`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of task.
+
+    Attributes:
+        metrics: those that work without a hub; models are judged by the first.
+        unit: what scores and soft targets are counted in.
+        pipeline: the hub's name for it.
+        language: its classes are a vocabulary, and its answers are written token by token.
+        values: its answers are numbers on a scale instead of classes.
+        hub_metrics: takes metrics of the hub, which get class ids.
+    """
+
+    metrics: tuple[str, ...]
+    unit: str = "rows"
+    pipeline: str = "text-classification"
+    language: bool = False
+    values: bool = False
+    hub_metrics: bool = False
+
+    @property
+    def main(self) -> str:
+        """The metric that models are judged by."""
+        return self.metrics[0]
+
+    @property
+    def family(self) -> str:
+        """What an export's limits go by: `language`, `values` or `classes`."""
+        return "language" if self.language else "values" if self.values else "classes"
+
+
+KINDS: dict[str, Kind] = {
+    "text_classification": Kind(("accuracy", "macro_f1", "mcc", "ece", "log_loss"), hub_metrics=True),
+    "multi_label_classification": Kind(
+        ("samples_f1", "micro_f1", "macro_f1", "exact_match", "accuracy", "ece", "log_loss")
+    ),
+    "regression": Kind(("r2", "pearson", "spearman", "rmse", "mae"), values=True),
+    "causal_lm": Kind(
+        ("nats_per_token", "perplexity", "bits_per_byte", "accuracy", "ece"), unit="tokens",
+        pipeline="text-generation", language=True,
+    ),
+}  # fmt: skip
+LOWER_IS_BETTER = frozenset({"ece", "log_loss", "nats_per_token", "perplexity", "bits_per_byte", "kl", "rmse", "mae"})

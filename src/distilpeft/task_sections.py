@@ -1,0 +1,92 @@
+"""The `task` section of a recipe, a class per kind of task; see `recipe` and `kinds`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import AfterValidator, Field, model_validator
+
+from distilpeft.section import IN_KEY_IF_GIVEN, Section
+
+
+def _all_differ(labels: tuple[str, ...]) -> tuple[str, ...]:
+    if len(set(labels)) < len(labels):
+        raise ValueError("the class names must differ from each other")
+    return labels
+
+
+Labels = Annotated[tuple[str, ...], AfterValidator(_all_differ)]
+
+
+class Texts(Section):
+    """What tasks have in common that read a text, or a pair of texts."""
+
+    text: str = Field(min_length=1, description="column with the text")
+    pair: str | None = Field(
+        None, min_length=1, description="column with a second text that is read behind the first, such as a hypothesis",
+        json_schema_extra=IN_KEY_IF_GIVEN,
+    )  # fmt: skip
+
+
+class TextClassification(Texts):
+    """Single-label classification of texts, or of pairs of texts."""
+
+    kind: Literal["text_classification"]
+    label: str = Field(min_length=1, description="column with the class: its name, or its index in `labels`")
+    labels: Labels = Field(min_length=2, description="class names; the position is the class id")
+
+
+class MultiLabelClassification(Texts):
+    """Any number of classes for each text, or pair of texts; every class is a yes or no of its own."""
+
+    kind: Literal["multi_label_classification"]
+    label: str | None = Field(
+        None, min_length=1, description="column with the row's classes: a list of names or of indices in `labels`, "
+        "maybe empty; or with `separator` a text; left out, every class has a column of its own, with 0 or 1"
+    )  # fmt: skip
+    separator: str | None = Field(None, min_length=1, description="what stands between the names in a text")
+    labels: Labels = Field(min_length=1, description="class names; the position is the class id")
+
+    @model_validator(mode="after")
+    def _separates_something(self) -> Self:
+        if self.separator is not None and self.label is None:
+            raise ValueError("separator is for names in one column: give label, its name")
+        return self
+
+
+class Regression(Texts):
+    """A number for each text, or pair of texts, such as how alike two are."""
+
+    kind: Literal["regression"]
+    label: str = Field(min_length=1, description="column with the number; models learn best what spreads over about 1")
+
+
+class CausalLM(Section):
+    """Next-token prediction on prompt/completion pairs, chat messages or plain text: name the columns of one form."""
+
+    kind: Literal["causal_lm"]
+    prompt: str | None = Field(
+        None, min_length=1, description="column with the prompt; with `completion`; may be empty in a row"
+    )
+    completion: str | None = Field(None, min_length=1, description="column with the completion; may be empty in a row")
+    messages: str | None = Field(
+        None, min_length=1, description="column with a list of {role, content}, rendered by the tokenizer's template"
+    )
+    text: str | None = Field(None, min_length=1, description="column with a document, cut into blocks of max_tokens")
+    chat: bool = Field(False, description="render prompt and completion as a user's and an assistant's turn")
+    loss_on: Literal["completion", "all"] | None = Field(
+        None, description="completion (messages: the assistant's turns), the default, or all; text is always all"
+    )
+    pack: bool = Field(False, description="put several rows into one of max_tokens, blind to each other")
+
+    @model_validator(mode="after")
+    def _one_form(self) -> Self:
+        if (self.prompt is None) != (self.completion is None):
+            raise ValueError("prompt and completion go together")
+        if sum(column is not None for column in (self.completion, self.messages, self.text)) != 1:
+            raise ValueError("give exactly one of prompt and completion, messages, text")
+        if self.chat and self.prompt is None:
+            raise ValueError("chat: true is for prompt and completion; messages are rendered as chats anyhow")
+        if self.text is not None and self.loss_on == "completion":
+            raise ValueError("plain text has no completion: leave loss_on out, or say all")
+        return self

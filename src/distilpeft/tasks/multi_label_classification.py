@@ -1,0 +1,276 @@
+"""Any number of classes for each text, or pair of texts; every class of every row is a decision that counts once.
+
+A decision is a distribution over no and yes with the logits (0, z): its softmax is the sigmoid of z, and the KL of two
+such distributions the KL of Bernoulli variables. So the loss is that of classes, on [N * C, 2]. Columns after `encode`:
+those of `text_rows`, and label (0 or 1 for each class).
+
+    B  rows of a batch    N  rows    C  classes
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import datasets
+import numpy as np
+from numpy.typing import NDArray
+
+from distilpeft.errors import InputError
+from distilpeft.task_sections import MultiLabelClassification
+from distilpeft.tasks import text_rows
+from distilpeft.tasks.text_rows import logits as measured
+from distilpeft.tasks.text_rows import one_each as num_positions
+from distilpeft.tasks.text_rows import texts
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from distilpeft.losses import Loss
+
+__all__ = ["num_positions", "texts"]  # the rows' part of what every task has
+
+AUTO_CLASS = "AutoModelForSequenceClassification"
+PEFT_TASK = "SEQ_CLS"
+TRAIN_HEADS = True  # the classifier comes without pretrained weights
+BOUNDS = {"log_loss": (0.0, np.inf)}
+Values = NDArray[np.floating[Any]]
+Doubles = NDArray[np.float64]
+
+
+def features(task: MultiLabelClassification) -> datasets.Features:
+    """Columns after `encode`."""
+    return text_rows.features(task, label=datasets.List(datasets.Value("int8"), length=len(task.labels)))
+
+
+def model_options(task: MultiLabelClassification) -> dict[str, Any]:
+    """Configuration values of a model for this task."""
+    return {
+        "num_labels": len(task.labels),
+        "id2label": dict(enumerate(task.labels)),
+        "label2id": {name: index for index, name in enumerate(task.labels)},
+        "problem_type": "multi_label_classification",
+    }
+
+
+def check_rows(
+    task: MultiLabelClassification, rows: datasets.Dataset, numbers_N: NDArray[np.int64], origin: str
+) -> None:
+    """Refuse rows that cannot be used; see `text_classification.check_rows`."""
+    text_rows.check_columns({"text": task.text, "pair": task.pair, "label": task.label}, rows, origin)
+    text_rows.check_texts(task, rows, numbers_N, origin)
+    (_check_columns if task.label is None else _check_lists)(task, rows, numbers_N, origin)
+
+
+def _check_lists(
+    task: MultiLabelClassification, rows: datasets.Dataset, numbers_N: NDArray[np.int64], origin: str
+) -> None:
+    """The same where one column holds all classes."""
+    assert task.label is not None
+    names, is_index = text_rows.names_of(rows.features[task.label], task.labels)
+    unlisted: list[tuple[int, Any]] = []
+    for n, cell in zip(numbers_N, text_rows.cells(rows, task.label), strict=True):
+        found = listed(task, cell)
+        if found is None:
+            wants = "a text" if task.separator else "a list"
+            hint = "" if task.separator else "; of a text, say what stands between the names: task.separator"
+            raise InputError(f"{origin}: row {n}: column {task.label!r} holds {cell!r}, not {wants}{hint}")
+        unlisted += [(n, one) for one in found if text_rows.class_id(one, names, is_index=is_index) is None]
+    if unlisted:
+        number, value = unlisted[0]
+        raise InputError(
+            f"{origin}: row {number}: label {value!r} is {text_rows.allowed(task.labels)} ({len(unlisted)} such labels)"
+        )
+
+
+def _check_columns(
+    task: MultiLabelClassification, rows: datasets.Dataset, numbers_N: NDArray[np.int64], origin: str
+) -> None:
+    """The same where every class has a column."""
+    for name in task.labels:
+        text_rows.check_columns({"labels": name}, rows, origin)
+        cells = text_rows.cells(rows, name)
+        bad = [(n, cell) for n, cell in zip(numbers_N, cells, strict=True) if yes_no(cell) is None]
+        if bad:
+            number, cell = bad[0]
+            raise InputError(
+                f"{origin}: row {number}: column {name!r} holds {cell!r}, neither 0 nor 1 ({len(bad)} such rows)"
+            )
+
+
+def yes_no(cell: Any) -> int | None:
+    """A cell of a class's own column: 1, 0, true or false, also as text; None for anything else."""
+    return {"1": 1, "0": 0, "true": 1, "false": 0, "1.0": 1, "0.0": 0}.get(str(cell).strip().lower())
+
+
+def listed(task: MultiLabelClassification, cell: Any) -> list[Any] | None:
+    """The classes in a cell, one by one; None if it is not of the form that the recipe says."""
+    if task.separator is None:
+        return list(cell) if isinstance(cell, list | tuple) else None
+    if cell is None:
+        return []
+    return [part.strip() for part in cell.split(task.separator) if part.strip()] if isinstance(cell, str) else None
+
+
+def encode(
+    task: MultiLabelClassification, features: datasets.Features, batch: dict[str, list[Any]], tokenizer: Any,
+    max_tokens: int,
+) -> dict[str, list[Any]]:  # fmt: skip
+    """Tokens of rows that passed `check_rows`, see `text_rows.encode`, and 0 or 1 for each class."""
+    label_NC = np.zeros((len(batch[task.text]), len(task.labels)), dtype=np.int8)
+    if task.label is None:
+        for column, name in enumerate(task.labels):
+            label_NC[:, column] = [yes_no(cell) for cell in batch[name]]
+    else:
+        names, is_index = text_rows.names_of(features[task.label], task.labels)
+        for row, cell in enumerate(batch[task.label]):
+            for one in listed(task, cell) or ():
+                label_NC[row, text_rows.id_in(task.labels, one, names, is_index=is_index)] = 1
+    return {**text_rows.encode(task, batch, tokenizer, max_tokens), "label": label_NC.tolist()}
+
+
+def collate(rows: dict[str, list[Any]], tokenizer: Any) -> dict[str, Any]:
+    """A batch: `inputs`, see `text_rows.inputs`; `labels_N`: 0 or 1, [B, C]."""
+    import torch
+
+    return {"inputs": text_rows.inputs(rows, tokenizer), "labels_N": torch.tensor(rows["label"], dtype=torch.long)}
+
+
+def count_rows(batch: dict[str, Any]) -> int:
+    """How many decisions of a collated batch the loss counts: all, B * C."""
+    return int(batch["labels_N"].numel())
+
+
+def prepare(task: MultiLabelClassification, model: Any) -> None:
+    """Nothing to find out: the logits are the model's output."""
+
+
+def soft(teacher: nn.Module, batch: dict[str, Any]) -> Tensor:
+    """What the frozen teacher knows of a batch: its logits, [B, C]."""
+    return measured(teacher, batch).float()
+
+
+def vocabulary(task: MultiLabelClassification, teacher: Any) -> int:
+    """Numbers in a soft target: a logit of each class."""
+    del teacher
+    return len(task.labels)
+
+
+def loss_sum(model: nn.Module, batch: dict[str, Any], loss: Loss, soft: Tensor | None) -> Tensor:
+    """The loss summed over decisions."""
+    from distilpeft.losses import distil_sum
+
+    known = None if soft is None else _no_yes(soft)
+    return distil_sum(_no_yes(measured(model, batch)), batch["labels_N"].reshape(-1), known, loss)
+
+
+def _no_yes(logits_BC: Tensor) -> Tensor:
+    """Each decision's logits of no and yes, [B * C, 2]."""
+    import torch
+
+    flat_M = logits_BC.reshape(-1)
+    return torch.stack([torch.zeros_like(flat_M), flat_M], dim=-1)
+
+
+def measure(model: nn.Module, batch: dict[str, Any], soft: Tensor | None = None) -> Tensor:
+    """What the scores of a row are computed from: its logits, [B, C]."""
+    del soft
+    return measured(model, batch)
+
+
+def answers(logits_NC: Values, labels_NC: Values) -> tuple[Values, Values]:
+    """Outputs and labels as the export's gate compares them: every decision's logits of no and yes, and 0 or 1."""
+    return decisions(logits_NC), labels_NC.reshape(-1)
+
+
+def decisions(logits_NC: Values) -> Values:
+    """Each decision's logits of no and yes, [N * C, 2]."""
+    flat_M = logits_NC.reshape(-1)
+    return np.stack([np.zeros_like(flat_M), flat_M], axis=-1)
+
+
+def majority_values(task: MultiLabelClassification, train: Any, rows: Any) -> NDArray[np.float32]:
+    """`measure` of the answer "as often as in training" for each class, [N, C]."""
+    del task
+    share_C = np.clip(_labels(train).mean(0), 1e-9, 1 - 1e-9)
+    return np.tile(np.log(share_C / (1 - share_C)), (len(rows.lengths_N), 1)).astype(np.float32)
+
+
+def _labels(rows: Any) -> NDArray[np.int64]:
+    return np.stack(list(rows.column("label"))).astype(np.int64)
+
+
+def samples_f1(chosen_NC: NDArray[np.bool_], right_NC: NDArray[np.bool_]) -> Doubles:
+    """F1 of each row's classes; 1 for a row that has none and gets none."""
+    both_N, either_N = (chosen_NC & right_NC).sum(-1), chosen_NC.sum(-1) + right_NC.sum(-1)
+    return np.where(either_N == 0, 1.0, 2 * both_N / np.maximum(either_N, 1))
+
+
+def _metrics(logits_NC: Doubles, labels_NC: NDArray[np.int64]) -> dict[str, float]:
+    from distilpeft.metrics import ece
+    from distilpeft.probabilities import softmax
+
+    chosen_NC, right_NC = logits_NC > 0, labels_NC.astype(bool)
+    both_C, either_C = (chosen_NC & right_NC).sum(0), chosen_NC.sum(0) + right_NC.sum(0)
+    same_NC = chosen_NC == right_NC
+    # log(1 + exp(-z)) of a yes, log(1 + exp(z)) of a no
+    nats = np.logaddexp(0.0, np.where(right_NC, -logits_NC, logits_NC)).mean()
+    return {
+        "samples_f1": float(samples_f1(chosen_NC, right_NC).mean()),
+        "micro_f1": float(2 * both_C.sum() / max(either_C.sum(), 1)),
+        "macro_f1": float((2 * both_C / np.maximum(either_C, 1)).mean()),
+        "exact_match": float(same_NC.all(-1).mean()),
+        "accuracy": float(same_NC.mean()),
+        "ece": ece(softmax(decisions(logits_NC)), labels_NC.reshape(-1)),
+        "log_loss": float(nats),
+    }
+
+
+def metrics(task: MultiLabelClassification, values_NC: Values, rows: Any) -> dict[str, float]:
+    """All metrics: F1 by row, over all decisions, and by class; classes are chosen where they are likelier than not."""
+    del task
+    return _metrics(values_NC.astype(np.float64), _labels(rows))
+
+
+def scores(
+    task: MultiLabelClassification, names: tuple[str, ...], values_NC: Values, rows: Any
+) -> Mapping[str, dict[str, Any]]:
+    """Metric → value, 95 % interval and number of rows."""
+    from distilpeft.metrics import scored
+
+    del task
+    wide_NC, labels_NC = values_NC.astype(np.float64), _labels(rows)
+    return scored(lambda draw: _metrics(wide_NC[draw], labels_NC[draw]), names, len(wide_NC), BOUNDS)
+
+
+def added(task: MultiLabelClassification, values_NC: Values, rows: Any) -> tuple[Doubles, Doubles]:
+    """What each row adds to the sum of F1 by row, and to its denominator."""
+    del task
+    found_N = samples_f1(values_NC > 0, _labels(rows).astype(bool))
+    return found_N, np.ones(len(found_N))
+
+
+def calibration(task: MultiLabelClassification, values_NC: Values, rows: Any) -> dict[str, list[float]] | None:
+    """Mean confidence, share of right decisions and their number in each bin of confidence that has any."""
+    from distilpeft.metrics import reliability
+    from distilpeft.probabilities import softmax
+
+    del task
+    return reliability(softmax(decisions(values_NC)), _labels(rows).reshape(-1))
+
+
+def against_teacher(
+    task: MultiLabelClassification, values_NC: Values, teacher_NC: Values, rows: Any
+) -> dict[str, float]:
+    """KL(teacher || model) in nats per decision and the share of decisions that are the same."""
+    from distilpeft.metrics import agreement
+
+    del task, rows
+    ours, theirs = (np.asarray(decisions(values), dtype=np.float64) for values in (values_NC, teacher_NC))
+    return agreement(ours, theirs)
+
+
+def samples(model: Any, tokenizer: Any, rows: Any, count: int, max_new_tokens: int) -> list[dict[str, str]]:
+    """A classifier writes nothing."""
+    del model, tokenizer, rows, count, max_new_tokens
+    return []

@@ -1,0 +1,162 @@
+"""Rows that are a text, or a pair of texts: checks, tokens and batches that several tasks share.
+
+Columns after `encode`: input_ids, num_tokens (after the cut), truncated; of pairs also token_types; and the task's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import datasets
+import numpy as np
+from numpy.typing import NDArray
+
+from distilpeft.errors import InputError
+from distilpeft.runners import TYPES
+from distilpeft.task_sections import Texts
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+BATCH_ROWS = 5_000  # read at once where every row is looked at
+BASE = {
+    "input_ids": datasets.List(datasets.Value("int32")),
+    "num_tokens": datasets.Value("int32"),
+    "truncated": datasets.Value("bool"),
+}
+"""Columns of every task that reads text."""
+Bad = Sequence[tuple[int, Any]]
+"""Number in its source and cell of every row that cannot be used."""
+
+
+def features(task: Texts, **own: Any) -> datasets.Features:
+    """Columns after `encode`, with the task's own."""
+    types = {} if task.pair is None else {"token_types": datasets.List(datasets.Value("int8"))}
+    return datasets.Features({**BASE, **own, **types})
+
+
+def check_columns(columns: Mapping[str, str | None], rows: datasets.Dataset, origin: str) -> None:
+    """Refuse data without a column that the recipe names.
+
+    Args:
+        columns: recipe key under `task` → column; None where the recipe has none.
+        rows: the rows.
+        origin: their source, for the message.
+
+    Raises:
+        InputError: names key and column.
+    """
+    for key, column in columns.items():
+        if column is not None and column not in rows.column_names:
+            has = ", ".join(rows.column_names)
+            raise InputError(f"task.{key}: {origin} has no column {column!r}; its columns are {has}")
+
+
+def check_texts(task: Texts, rows: datasets.Dataset, numbers_N: NDArray[np.int64], origin: str) -> None:
+    """Refuse rows without a text; see the tasks' `check_rows`."""
+    for column in (task.text, task.pair):
+        if column is None:
+            continue
+        empty = [
+            n
+            for n, text in zip(numbers_N, cells(rows, column), strict=True)
+            if not isinstance(text, str) or not text.strip()
+        ]
+        if empty:
+            raise InputError(f"{origin}: row {empty[0]}: column {column!r} holds no text ({len(empty)} such rows)")
+
+
+def cells(rows: datasets.Dataset, column: str) -> Iterator[Any]:
+    """The cells of one column, some thousands in memory at a time."""
+    for batch in rows.select_columns([column]).iter(batch_size=BATCH_ROWS):
+        yield from batch[column]
+
+
+def encode(task: Texts, batch: dict[str, list[Any]], tokenizer: Any, max_tokens: int) -> dict[str, list[Any]]:
+    """Tokenise rows that passed `check_texts`; longer ones are cut by the tokenizer, which keeps its special tokens.
+
+    Of a pair the longer text is cut first, token by token.
+    """
+    given = [batch[column] for column in (task.text, task.pair) if column is not None]
+    full = tokenizer(*given, truncation=False, verbose=False)["input_ids"]
+    limit = min(max_tokens, tokenizer.model_max_length)
+    found = tokenizer(*given, truncation=True, max_length=limit, return_token_type_ids=task.pair is not None)
+    cut = found["input_ids"]
+    types = {} if task.pair is None else {"token_types": found["token_type_ids"]}
+    return {
+        "input_ids": cut,
+        "num_tokens": [len(ids) for ids in cut],
+        "truncated": [len(ids) > limit for ids in full],
+        **types,
+    }
+
+
+def inputs(rows: dict[str, list[Any]], tokenizer: Any) -> dict[str, Tensor]:
+    """What the model takes, padded to the longest row of the batch.
+
+    Returns:
+        input_ids and attention_mask [B, S]; for pairs token_type_ids, where the model tells the texts apart by them.
+    """
+    given = {"input_ids": rows["input_ids"]}
+    if "token_types" in rows and TYPES in tokenizer.model_input_names:
+        given[TYPES] = rows["token_types"]
+    return dict(tokenizer.pad(given, return_tensors="pt"))
+
+
+def texts(task: Texts, rows: datasets.Dataset) -> Iterator[str | tuple[str, str]]:
+    """What makes two rows the same, for counting duplicates between splits."""
+    if task.pair is None:
+        return cells(rows, task.text)
+    return zip(cells(rows, task.text), cells(rows, task.pair), strict=True)
+
+
+def logits(model: nn.Module, batch: dict[str, Any]) -> Tensor:
+    """The model's output for every row of a batch, [B, C]."""
+    found: Tensor = model(**batch["inputs"]).logits
+    return found
+
+
+def one_each(rows: Any) -> NDArray[np.int64]:
+    """How many soft targets each row has: one."""
+    return np.ones(len(rows.lengths_N), dtype=np.int64)
+
+
+def class_id(value: Any, labels: Sequence[str], *, is_index: bool = False) -> int | None:
+    """The class id of a label cell, None if it is neither a class name nor an index.
+
+    A name comes first: with labels "1" and "2", a cell 1 means the class named "1", however the file spells it.
+    `is_index` says that the cells are indices for sure (a hub's ClassLabel column).
+    """
+    if isinstance(value, float):
+        value = int(value) if value.is_integer() else None
+    text = str(value).strip()
+    if text in labels and not is_index:
+        return list(labels).index(text)
+    if isinstance(value, str):
+        value = int(text) if text.isdecimal() else None
+    return int(value) if value is not None and 0 <= value < len(labels) else None
+
+
+def names_of(feature: Any, labels: Sequence[str]) -> tuple[Sequence[str], bool]:
+    """Class names in the source's own order, and whether cells are indices into them.
+
+    A hub's ClassLabel column, or list of them, may number the same names otherwise than the recipe.
+    """
+    inner = getattr(feature, "feature", feature)
+    if isinstance(inner, datasets.ClassLabel):
+        return (list(inner.names) if set(inner.names) == set(labels) else labels), True
+    return labels, False
+
+
+def id_in(labels: Sequence[str], cell: Any, names: Sequence[str], *, is_index: bool) -> int:
+    """The class id, in the order of `labels`, of a cell that passed the row check; see `names_of`."""
+    index = class_id(cell, names, is_index=is_index)
+    assert index is not None, f"label {cell!r} passed the row check"
+    return list(labels).index(names[index])
+
+
+def allowed(labels: Sequence[str]) -> str:
+    """The classes as a message names them."""
+    shown = ", ".join(labels[:20]) + (", ..." if len(labels) > 20 else "")
+    return f"none of task.labels ({shown}) nor an index 0..{len(labels) - 1}"

@@ -1,0 +1,138 @@
+"""Every kind of task from recipe to deployment, and its equality traces, on data that can be learnt in seconds."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import commands
+import equality
+import numpy as np
+import pytest
+import tiny
+import torch
+import yaml
+
+MOODS = ["praise", "blame"]
+SENTENCES = ["the good film and the dull music", "a superb story", "the script of an awful actor", "the film"]
+
+
+def multi_label(folder: Path) -> dict:
+    """Any of praise and blame, by words that a text holds or does not."""
+    rng = random.Random(0)
+    with (folder / "rows.jsonl").open("w", encoding="utf-8") as file:
+        for _ in range(500):
+            words = rng.choices(tiny.PLAIN, k=rng.randint(2, 9))
+            moods = [mood for mood in MOODS if rng.random() < 0.5]
+            for mood in moods:
+                words.insert(rng.randrange(len(words) + 1), rng.choice(tiny.GOOD if mood == "praise" else tiny.BAD))
+            file.write(json.dumps({"text": " ".join(words), "moods": moods}) + "\n")
+    return {"task": {"kind": "multi_label_classification", "text": "text", "label": "moods", "labels": MOODS}}
+
+
+def regression(folder: Path) -> dict:
+    """How good a text is: its good words less its bad ones."""
+    rng = random.Random(0)
+    with (folder / "rows.jsonl").open("w", encoding="utf-8") as file:
+        for _ in range(500):
+            words = rng.choices([*tiny.PLAIN, *tiny.GOOD, *tiny.BAD], k=rng.randint(2, 7))
+            mood = sum(word in tiny.GOOD for word in words) - sum(word in tiny.BAD for word in words)
+            file.write(json.dumps({"text": " ".join(words), "mood": mood / 2}) + "\n")
+    return {"task": {"kind": "regression", "text": "text", "label": "mood"}, "distil__temperature": 1}
+
+
+TASKS = {"multi_label_classification": multi_label, "regression": regression}
+MAIN = {"multi_label_classification": "samples_f1", "regression": "r2"}
+
+
+def workspace(folder: Path, kind: str, **changes: object) -> Path:
+    tiny.save_model(folder / "base")  # a body that knows two moods, and nothing between them, would be a hindrance
+    optim, fit = {"lr": 0.003}, {"epochs": 15, "batch_size": 16, "micro_batch_size": 16, "precision": "fp32"}
+    settings = {
+        "data__source": str(folder / "rows.jsonl"), "evaluate": {}, "teacher__quantize": "none", "teacher__lora": None,
+        "teacher__optim": optim, "teacher__fit": fit, "distil__fit": fit, "distil__optim": optim, **TASKS[kind](folder),
+    }  # fmt: skip
+    return commands.workspace(folder, **{**settings, **changes})
+
+
+@pytest.fixture(scope="module", params=list(TASKS))
+def finished(request, tmp_path_factory) -> tuple[str, Path]:
+    folder = tmp_path_factory.mktemp(request.param)
+    recipe = workspace(folder, request.param, export__formats=["safetensors", "onnx", "onnx-int8"])
+    assert commands.run(recipe, own_process=True) == 0
+    return request.param, folder / "runs/tiny"
+
+
+def answers_of_the_student(kind: str, run: Path) -> list:
+    """By transformers alone: the classes with a logit over 0, or the number."""
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    folder = str(run / "exports" / "safetensors")
+    model, tokenizer = AutoModelForSequenceClassification.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    found = []
+    for text in SENTENCES:
+        with torch.no_grad():
+            logits = model(**tokenizer(text, return_tensors="pt")).logits[0]
+        found.append([MOODS[i] for i in np.flatnonzero(logits > 0)] if kind[0] == "m" else float(logits[0]))
+    return found
+
+
+def test_all_models_learn_the_task_and_every_export_passes_its_gate(finished):
+    kind, run = finished
+    report = json.loads((run / "report.json").read_text())
+    assert report["metric"] == MAIN[kind]
+    scores = {model["role"]: model["scores"][MAIN[kind]]["value"] for model in report["models"]}
+    assert min(scores[role] for role in ("teacher", "student", "student_ce_only")) > 0.9
+    for name in ("safetensors", "onnx", "onnx-int8"):
+        assert abs(scores[f"export:{name}"] - scores["student"]) < 0.05
+    assert scores["majority"] < 0.6
+    assert (run / "report.md").read_text().count(report["metric"]) > 0
+
+
+@pytest.mark.parametrize("form", ["safetensors", "onnx"])
+def test_a_deployed_model_says_what_transformers_says(finished, form):
+    kind, run = finished
+    command = [sys.executable, "-m", "distilpeft", "predict", str(run / "exports" / form), *SENTENCES]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    found = [json.loads(line) for line in done.stdout.splitlines()]
+    right = answers_of_the_student(kind, run)
+    if kind == "regression":
+        assert [row["value"] for row in found] == pytest.approx(right, abs=1e-4)
+    else:
+        assert [row["labels"] for row in found] == right
+        assert right[:3] == [["praise", "blame"], ["praise"], ["blame"]]
+
+
+@pytest.mark.parametrize("form", ["safetensors", "onnx"])
+def test_the_cards_code_runs_and_says_the_same(finished, form):
+    kind, run = finished
+    folder = run / "exports" / form
+    (code,) = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.S)
+    given = '["a first text", "and a second one"]'
+    assert given in code
+    done = subprocess.run(
+        [sys.executable, "-c", code.replace(given, repr(SENTENCES))], cwd=folder, capture_output=True, text=True,
+        check=True,
+    )  # fmt: skip
+    right = answers_of_the_student(kind, run)
+    if form == "onnx":
+        shown = re.findall(r"-?\d+\.\d+(?:e-?\d+)?", done.stdout)
+        told = [float(one) for one in shown] if kind == "regression" else yaml.safe_load(done.stdout)
+    else:
+        rows = yaml.safe_load(done.stdout)
+        told = [row["score"] for row in rows] if kind == "regression" else [
+            [name for name in MOODS if {one["label"]: one["score"] for one in row}[name] > 0.5] for row in rows
+        ]  # fmt: skip
+    assert told == (pytest.approx(right, abs=1e-3) if kind == "regression" else right)
+
+
+@pytest.mark.parametrize("kind", list(TASKS))
+def test_every_split_ends_in_the_same_student_cached_or_online(tmp_path, kind):
+    """Traps 2, 3, 5: micro-batches, processes and where soft targets come from are no part of the result."""
+    short = {"epochs": 1, "max_steps": 4, "batch_size": 16, "precision": "fp32"}
+    settings = {**equality.EXACT, "teacher__fit": short, "teacher__gate": "warn"}
+    equality.assert_splits_are_equal(workspace(tmp_path, kind, **settings))
