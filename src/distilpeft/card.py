@@ -18,7 +18,15 @@ from distilpeft.forms import FORMS
 from distilpeft.recipe import Recipe
 from distilpeft.snippets import snippet
 from distilpeft.sources import Source, license_of, resolve
-from distilpeft.task_sections import CausalLM, MultiLabelClassification, Regression, TextClassification, Texts
+from distilpeft.task_sections import (
+    CausalLM,
+    MultiLabelClassification,
+    QuestionAnswering,
+    Regression,
+    TextClassification,
+    Texts,
+    TokenClassification,
+)
 
 LIBRARIES = {"transformers": "transformers", "onnxruntime": "onnx", "openvino": "openvino"}
 
@@ -166,6 +174,10 @@ def _what(recipe: Recipe) -> str:
     task = recipe.task
     if isinstance(task, CausalLM):
         return "language model"
+    if isinstance(task, QuestionAnswering):
+        return "model that finds the answers to questions in texts"
+    if isinstance(task, TokenClassification):
+        return f"tagger of words ({', '.join(f'{i} = {name}' for i, name in enumerate(task.labels))})"
     if isinstance(task, Regression):
         return f"model that gives {_read(task)} a number ({task.label})"
     labels = ", ".join(f"{i} = {name}" for i, name in enumerate(task.labels))
@@ -192,6 +204,11 @@ def _limits(recipe: Recipe) -> str:
     task = recipe.task
     if isinstance(task, TextClassification):
         use = f"It sorts {_read(task)} into {', '.join(task.labels)}, and gives each one of these, fitting or not."
+    elif isinstance(task, QuestionAnswering):
+        always = "or says that there is none" if task.no_answer else "and always gives one, right or not"
+        use = f"It answers questions with at most {task.longest_answer} tokens of a given text, {always}."
+    elif isinstance(task, TokenClassification):
+        use = f"It tags the words of texts, their parts between spaces, as {', '.join(task.labels)}."
     elif isinstance(task, MultiLabelClassification):
         use = f"It says of {_read(task)} which of {', '.join(task.labels)} they are, by itself for each; maybe of none."
     elif isinstance(task, Regression):

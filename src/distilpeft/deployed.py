@@ -18,6 +18,8 @@ from distilpeft.errors import InputError
 from distilpeft.kinds import KINDS
 from distilpeft.probabilities import softmax
 from distilpeft.runners import generate, open_runner, read_manifest
+from distilpeft.spans import choose
+from distilpeft.words import Span, entities, first_tokens, spans_of
 
 TOKENIZER = "tokenizer.json"
 Text = str | tuple[str, str]
@@ -36,6 +38,25 @@ def answer(manifest: Mapping[str, Any], logits_C: NDArray[np.float64]) -> dict[s
         told = {"label": labels[int(chances_C.argmax())]}
     named = {name: round(float(chance), 6) for name, chance in zip(labels, chances_C, strict=True)}
     return {**told, "probabilities": named}
+
+
+def tagged(
+    labels: Sequence[str], text: str, offsets_S: Sequence[Span], logits_SC: NDArray[np.float64]
+) -> dict[str, Any]:
+    """A text's words with their tags, and its entities, each with its place in the text.
+
+    Words beyond what the model reads have the tag null.
+    """
+    spans = spans_of(text)
+    kept, at = first_tokens(spans, offsets_S)
+    told = dict(zip(kept, (labels[i] for i in logits_SC[at].argmax(-1)), strict=True))
+    words = [{"word": text[start:end], "tag": told.get(n)} for n, (start, end) in enumerate(spans)]
+    found = [
+        {"type": kind, "text": text[spans[kept[first]][0] : spans[kept[last]][1]],
+         "start": spans[kept[first]][0], "end": spans[kept[last]][1]}
+        for kind, first, last in entities([told[word] for word in kept])
+    ]  # fmt: skip
+    return {"entities": found, "words": words}
 
 
 class Deployed:
@@ -58,7 +79,10 @@ class Deployed:
         self._words = tokenizers.Tokenizer.from_file(str(folder / TOKENIZER))
         self._words.no_padding()
         self._words.no_truncation()
-        if not KINDS[self.manifest["task"]].language:
+        if self.manifest["task"] == "question_answering":
+            cut = {"stride": self.manifest["stride"], "strategy": "only_second"}
+            self._words.enable_truncation(self.manifest["max_tokens"], **cut)
+        elif not KINDS[self.manifest["task"]].language:
             self._words.enable_truncation(self.manifest["max_tokens"])
         self._threads = threads
         self._runner: Any = None
@@ -80,12 +104,38 @@ class Deployed:
         return [found.ids for found in self._words.encode_batch(list(texts))]
 
     def answers(self, texts: Sequence[Text]) -> list[dict[str, Any]]:
-        """What a classifier says of each text: see `answer`."""
-        return [answer(self.manifest, logits_C) for logits_C in self.logits(texts)]
-
-    def logits(self, texts: Sequence[Text]) -> NDArray[np.float64]:
-        """Outputs [B, C]."""
+        """What a model says of each text: see `answer` and `tagged`; of each question and text, see `_find`."""
+        if self.manifest["task"] == "question_answering":
+            return [self._find(pair[0], pair[1]) for pair in texts]
         rows = self._words.encode_batch(list(texts))
+        logits = self._logits(rows)
+        if self.manifest["task"] == "token_classification":
+            return [
+                tagged(self.manifest["labels"], str(text), row.offsets, logits_SC)
+                for text, row, logits_SC in zip(texts, rows, logits, strict=True)
+            ]
+        return [answer(self.manifest, logits_C) for logits_C in logits]
+
+    def _find(self, question: str, context: str) -> dict[str, Any]:
+        """The answer to a question, its place in the text, and how likely that is in its window; null for none."""
+        first = self._words.encode(question.strip(), context)
+        rows = [first, *first.overflowing]
+        logits_R2S = self._logits(rows)
+        width = logits_R2S.shape[-1]
+        inside = [np.array([one == 1 for one in row.sequence_ids] + [False] * (width - len(row.ids))) for row in rows]
+        told = self.manifest
+        chosen = choose(zip(logits_R2S, inside, strict=True), told["longest_answer"], no_answer=bool(told["no_answer"]))
+        if chosen is None:
+            return {"answer": None, "start": None, "end": None, "score": None}
+        number, span = chosen
+        start, end = rows[number].offsets[span.start][0], rows[number].offsets[span.end][1]
+        allowed_S = inside[number] | (np.arange(width) == 0)
+        chances = [softmax(np.where(allowed_S, logits_S, -np.inf)) for logits_S in logits_R2S[number]]
+        score = round(float(chances[0][span.start] * chances[1][span.end]), 6)
+        return {"answer": context[start:end], "start": start, "end": end, "score": score}
+
+    def _logits(self, rows: Sequence[Any]) -> NDArray[np.float64]:
+        """Outputs [B, C]; of words [B, S, C]; of answers' starts and ends [B, 2, S]."""
         width = max(len(row.ids) for row in rows)
 
         def padded(lists: list[list[int]], value: int) -> NDArray[np.int64]:
@@ -97,8 +147,7 @@ class Deployed:
         }
         if self.manifest.get("typed"):
             inputs["token_type_ids"] = padded([row.type_ids for row in rows], 0)
-        logits_BC, _ = self.runner.run(inputs)
-        return np.asarray(logits_BC, dtype=np.float64)
+        return np.asarray(self.runner.run(inputs)[0], dtype=np.float64)
 
     def complete(self, prompt: str, max_new_tokens: int) -> str:
         """The likeliest continuation; of a chat model, its answer."""

@@ -31,7 +31,7 @@ from distilpeft.sources import (
     resolve,
     weight_shapes,
 )
-from distilpeft.task_sections import CausalLM
+from distilpeft.task_sections import CausalLM, QuestionAnswering
 from distilpeft.tasks import read_task_splits
 
 
@@ -319,8 +319,11 @@ def stage_rows(plan: Plan, splits: Mapping[str, int] | None) -> list[tuple[str, 
 
 
 def _outputs(recipe: Recipe) -> int:
-    """Numbers that a classifier says of a row."""
-    return len(getattr(recipe.task, "labels", ("a number",)))
+    """Numbers that a classifier says of a row; of words at most."""
+    task, longest = recipe.task, recipe.data.max_tokens
+    if isinstance(task, QuestionAnswering):
+        return 2 * longest
+    return (longest if recipe.kind.unit == "words" else 1) * len(getattr(task, "labels", ("a number",)))
 
 
 def _target_bytes(recipe: Recipe, vocabulary: int) -> float:

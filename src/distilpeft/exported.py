@@ -30,6 +30,13 @@ class _Same(nn.Identity):
         self.out_features = width
 
 
+class _Output(SimpleNamespace):
+    """What transformers models return: attributes, of which `in` tells the names."""
+
+    def __contains__(self, name: str) -> bool:
+        return name in vars(self)
+
+
 class Graph(nn.Module):
     """A graph with the face of a transformers model.
 
@@ -45,7 +52,7 @@ class Graph(nn.Module):
     def forward(self, **inputs: Any) -> SimpleNamespace:
         """`logits` of [B, C], or [B, S, V]."""
         arrays = {name: array.cpu().numpy() for name, array in inputs.items() if isinstance(array, Tensor)}
-        return SimpleNamespace(logits=torch.from_numpy(self.runner.run(arrays)[0]).to(self.device))
+        return _Output(logits=torch.from_numpy(self.runner.run(arrays)[0]).to(self.device))
 
     def base_model(self, **inputs: Any) -> SimpleNamespace:
         """`last_hidden_state`: see above."""

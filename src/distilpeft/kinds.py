@@ -17,6 +17,7 @@ class Kind:
         unit: what scores and soft targets are counted in.
         pipeline: the hub's name for it.
         language: its classes are a vocabulary, and its answers are written token by token.
+        same_tokens: teacher and student have to read the very same tokens, since what is taught belongs to them.
         values: its answers are numbers on a scale instead of classes.
         hub_metrics: takes metrics of the hub, which get class ids.
     """
@@ -25,6 +26,7 @@ class Kind:
     unit: str = "rows"
     pipeline: str = "text-classification"
     language: bool = False
+    same_tokens: bool = False
     values: bool = False
     hub_metrics: bool = False
 
@@ -45,9 +47,16 @@ KINDS: dict[str, Kind] = {
         ("samples_f1", "micro_f1", "macro_f1", "exact_match", "accuracy", "ece", "log_loss")
     ),
     "regression": Kind(("r2", "pearson", "spearman", "rmse", "mae"), values=True),
+    "token_classification": Kind(
+        ("entity_f1", "entity_precision", "entity_recall", "accuracy", "ece", "log_loss"), unit="words",
+        pipeline="token-classification",
+    ),
+    "question_answering": Kind(
+        ("f1", "exact_match", "log_loss"), unit="questions", pipeline="question-answering", same_tokens=True,
+    ),
     "causal_lm": Kind(
         ("nats_per_token", "perplexity", "bits_per_byte", "accuracy", "ece"), unit="tokens",
-        pipeline="text-generation", language=True,
+        pipeline="text-generation", language=True, same_tokens=True,
     ),
 }  # fmt: skip
 LOWER_IS_BETTER = frozenset({"ece", "log_loss", "nats_per_token", "perplexity", "bits_per_byte", "kl", "rmse", "mae"})

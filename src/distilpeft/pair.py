@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import transformers
 
@@ -68,13 +69,36 @@ def check_tokenizers(recipe: Recipe) -> None:
         InputError: the first token, special token or place of the chat template that differs.
     """
     taken = recipe.student.tokenizer == "teacher"
-    if not recipe.kind.language or (taken and recipe.student.from_config):
+    if not recipe.kind.same_tokens or (taken and recipe.student.from_config):
         return  # to random weights every id is as good as any other
     sources = (teacher_source(recipe), student_source(recipe))
     if sources[0] == sources[1]:
         return
     teacher, student = (Vocabulary.of_tokenizer(source.name, models.load_tokenizer(source)) for source in sources)
     check_same(teacher, student, chat=recipe.needs_template, tokens_only=taken)
+
+
+def check_words(recipe: Recipe, data: TaskData) -> None:
+    """Refuse a pair that does not read the same words of every row, where words are taught; loads no weights.
+
+    Raises:
+        InputError: names the first row of which their tokenizers have room for different words.
+    """
+    sources = (teacher_source(recipe), tokenizer_source(recipe))
+    if recipe.kind.unit != "words" or sources[0] == sources[1]:
+        return
+    for split in ("train", "validation", "test"):
+        theirs_N, ours_N = (
+            data.tokens(split, models.load_tokenizer(one), tokenizer_digest(one)).column("num_words") for one in sources
+        )
+        apart = np.flatnonzero(theirs_N != ours_N)
+        if len(apart):
+            row = int(apart[0])
+            raise InputError(
+                f"data.max_tokens: of row {row} of {split} the teacher reads {theirs_N[row]} words, the student "
+                f"{ours_N[row]} ({len(apart)} such rows): their tokenizers need different numbers of tokens; raise "
+                "max_tokens, or cut long rows"
+            )
 
 
 def check_exports(recipe: Recipe) -> None:
@@ -153,7 +177,7 @@ def open_targets(recipe: Recipe, data: TaskData, folder: Path, teacher: Artifact
         if not recipe.needs_template:
             expected.pop("chat_template", None)
     # Tokens are looked up for the student's own reading of the rows, classes for the teacher's.
-    read_by = tokenizer_source(recipe) if recipe.kind.language else source
+    read_by = tokenizer_source(recipe) if recipe.kind.same_tokens else source
     rows = data.tokens("train", models.load_tokenizer(read_by), tokenizer_digest(read_by))
     store.check(expected, row_hashes(rows.dataset))
     return store

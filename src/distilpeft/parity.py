@@ -36,6 +36,7 @@ LOGITS_BYTES, CALL_BYTES = 256 << 20, 1 << 30
 all positions of one call, if it has more than one row."""
 MAX_POSITIONS = 2048
 BLOCK = 64  # positions compared at once, in float64
+MASKED = -1e8  # see `losses`
 NEW_TOKENS = 50
 NUM_PROMPTS, PROMPT_TOKENS = 2, 16
 NUM_WORST, NUM_TEXTS, DISTANCE_CALLS = 3, 64, 16
@@ -52,6 +53,7 @@ class Call:
         rows_N: row ids.
         logits_NV: the student's.
         cut: send it through the cache, cut here; None sends it whole.
+        allowed_NV: which ids can be answers, where not all can.
     """
 
     inputs: Mapping[str, NDArray[Any]]
@@ -60,6 +62,11 @@ class Call:
     rows_N: NDArray[np.int64]
     logits_NV: NDArray[np.float32]
     cut: int | None = None
+    allowed_NV: NDArray[np.bool_] | None = None
+
+    def masked(self, logits_NV: NDArray[Any]) -> NDArray[Any]:
+        """Logits with those of impossible answers out of reach."""
+        return logits_NV if self.allowed_NV is None else np.where(self.allowed_NV, logits_NV, MASKED)
 
 
 @dataclass
@@ -99,8 +106,7 @@ class Gate:
         self._runner = TransformersRunner(student, caching=self._language)
         self.calls = self._calls(rows, student.config.get_text_config().vocab_size if self._language else 1)
         self._texts = data.texts("validation", NUM_TEXTS)
-        words = rows.dataset.select(range(len(self._texts)))["input_ids"] if not self._language else None
-        self._ids = list(words) if words is not None else list(tokenizer(self._texts)["input_ids"])
+        self._ids = list(tokenizer(self._texts)["input_ids"]) if self._language else _first_rows(rows, self._texts)
         self._tokens: dict[str, int] = tokenizer.get_vocab()
         self.prompts = self._prompts()
         self._told = [generate(self._runner, ids, NEW_TOKENS, ()) for ids in self.prompts]
@@ -126,7 +132,8 @@ class Gate:
             logits = self._runner.run(inputs)[0]
             logits_NV = logits.reshape(-1, logits.shape[-1])[at_N]
             positions += len(at_N)
-            calls.append(Call(inputs, at_N, labels_N, rows_N, logits_NV))
+            allowed_NV = batch["allowed_NS"].numpy() if "allowed_NS" in batch else None
+            calls.append(Call(inputs, at_N, labels_N, rows_N, logits_NV, allowed_NV=allowed_NV))
             if self._language and len(calls) <= 2 * len(BATCH_SIZES) and "position_ids" not in inputs:
                 cut = max(1, inputs["input_ids"].shape[1] // 2)
                 calls.append(Call(inputs, at_N, labels_N, rows_N, logits_NV, cut))
@@ -175,7 +182,9 @@ class Gate:
         for call in [call for call in self.calls if call.cut is None][:DISTANCE_CALLS]:
             logits = runner.run(call.inputs)[0]
             told_NV = logits.reshape(-1, logits.shape[-1])[call.at_N]
-            one_NV, two_NV = (self._answers(array, call.labels_N)[0] for array in (call.logits_NV, told_NV))
+            one_NV, two_NV = (
+                self._answers(call.masked(array), call.labels_N)[0] for array in (call.logits_NV, told_NV)
+            )
             for start in range(0, len(two_NV), BLOCK):
                 part = slice(start, start + BLOCK)
                 found.append(_divergence(self._family, one_NV[part], two_NV[part]))
@@ -207,6 +216,12 @@ class Gate:
             if other:
                 found.append(f"the file's token {other[0][1]} is not the tokenizer's {other[0][0]!r}")
         return found
+
+
+def _first_rows(rows: Tokens, texts: Sequence[Any]) -> list[list[int]]:
+    """Token ids of the first texts; of one that became several rows, of the first of these."""
+    whole_N = rows.column("window") == 0 if "window" in rows.dataset.column_names else np.ones(len(rows.lengths_N))
+    return list(rows.dataset.select(np.flatnonzero(whole_N)[: len(texts)].tolist())["input_ids"])
 
 
 def gguf_tokens(file: Path) -> list[str]:
@@ -252,8 +267,8 @@ def compare(calls: Sequence[Call], told: Path, family: str, answers: Answers) ->
         if not np.isfinite(found_NV).all():
             bad = call.rows_N[~np.isfinite(found_NV).all(-1)]
             return Verdict({}, [f"gives logits that are not finite, such as for validation row {bad[0]}"])
-        one_MV, labels_M = answers(call.logits_NV, call.labels_N)
-        two_MV, _ = answers(found_NV, call.labels_N)
+        one_MV, labels_M = answers(call.masked(call.logits_NV), call.labels_N)
+        two_MV, _ = answers(call.masked(found_NV), call.labels_N)
         rows_M = np.repeat(call.rows_N, len(one_MV) // len(call.rows_N))  # several answers of a position
         for start in range(0, len(one_MV), BLOCK):
             part = slice(start, start + BLOCK)

@@ -24,6 +24,7 @@ from distilpeft.pair import (
     check_exports,
     check_lengths,
     check_tokenizers,
+    check_words,
     load_export,
     load_student,
     load_teacher,
@@ -283,6 +284,7 @@ class Steps:
                 cache = plan.folder / "cache"
                 self._data = TaskData(plan.recipe, plan.data_digest, cache, runtime.accelerator.main_process_first)
         check_tokenizers(plan.recipe)
+        check_words(plan.recipe, self._data)
         check_exports(plan.recipe)
         check_lengths(plan.recipe)
         elsewhere = plan.recipe.targets.source

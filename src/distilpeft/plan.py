@@ -288,7 +288,7 @@ def _check_tokens(recipe: Recipe) -> None:
     """Compare the token ids of the pair as far as its files tell; a run compares the loaded tokenizers in full."""
     student = recipe.student
     name, revision = student.model, student.revision
-    if not recipe.kind.language or name is None:
+    if not recipe.kind.same_tokens or name is None:
         return
     sources = (
         resolve(recipe.teacher.model, "teacher.model", recipe.teacher.revision),

@@ -40,7 +40,8 @@ def predict(
     them once for nothing: it, or a teacher that it is compared with, may be in shards.
 
     Returns:
-        Numbers [N, K], such as logits, row i belonging to row_ids_N[i]; equal on all processes.
+        Numbers [N, K], such as logits, row i belonging to row_ids_N[i]; equal on all processes. K is that of the widest
+        batch, with zeros behind narrower ones.
     """
     accelerator = runtime.accelerator
     sharded = model if isinstance(model, FSDPModule) else None
@@ -64,16 +65,22 @@ def predict(
         if sharded is not None:
             sharded.reshard()  # without gradients, what is in no block stays gathered
     if accelerator.num_processes == 1:
-        return torch.cat(found).cpu().numpy()
+        width = max(values.shape[-1] for values in found)
+        return torch.cat([_widened(values, width) for values in found]).cpu().numpy()
     return _joined(runtime, found, mine, len(row_ids_N))
+
+
+def _widened(values_BK: Tensor, width: int) -> Tensor:
+    """Zeros behind each row, up to the width of the widest batch."""
+    return torch.nn.functional.pad(values_BK, (0, width - values_BK.shape[-1]))
 
 
 def _joined(runtime: Runtime, found: list[Tensor], mine: list[NDArray[np.int64]], num_rows: int) -> NDArray[np.float32]:
     """Put every process's rows into one array: each writes its own rows, the rest are zeros, and all are added."""
-    width = torch.tensor(found[0].shape[-1] if found else 0, device=runtime.device)
+    width = torch.tensor(max((part.shape[-1] for part in found), default=0), device=runtime.device)
     num_values = int(runtime.accelerator.gather(width.reshape(1)).max())
     values_NK = torch.zeros(num_rows, num_values, device=runtime.device)
     for positions, part in zip(mine, found, strict=True):
-        values_NK[torch.from_numpy(positions)] = part
+        values_NK[torch.from_numpy(positions)] = _widened(part, num_values)
     total: Tensor = runtime.accelerator.reduce(values_NK, "sum")
     return total.cpu().numpy()

@@ -26,7 +26,14 @@ from distilpeft.section import (
     Positive,
     Section,
 )
-from distilpeft.task_sections import CausalLM, MultiLabelClassification, Regression, TextClassification
+from distilpeft.task_sections import (
+    CausalLM,
+    MultiLabelClassification,
+    QuestionAnswering,
+    Regression,
+    TextClassification,
+    TokenClassification,
+)
 
 Precision = Literal["auto", "bf16", "fp16", "tf32", "fp32"]
 Parallel = Literal["ddp", "fsdp2"]
@@ -385,7 +392,9 @@ class Recipe(Section):
         "ddp", description="weights in training: whole in each process, or in shards over all",
         json_schema_extra=NOT_IN_KEY,
     )  # fmt: skip
-    task: TextClassification | MultiLabelClassification | Regression | CausalLM = Field(discriminator="kind")
+    task: (
+        TextClassification | MultiLabelClassification | Regression | TokenClassification | QuestionAnswering | CausalLM
+    ) = Field(discriminator="kind")
     data: Data
     teacher: Teacher
     targets: Targets = Targets()
@@ -416,6 +425,11 @@ class Recipe(Section):
         own = self.kind.metrics
         always = (own[0], *(name for name in own if name == "accuracy"))
         return tuple(dict.fromkeys((*always, *(self.evaluate.metrics or own))))
+
+    @property
+    def reads_pairs(self) -> bool:
+        """Whether a second text is read behind the first."""
+        return isinstance(self.task, QuestionAnswering) or getattr(self.task, "pair", None) is not None
 
     @property
     def needs_template(self) -> bool:

@@ -37,8 +37,9 @@ def _other_faults(recipe: Recipe) -> Iterator[tuple[tuple[str, ...], str]]:
             yield ("tracking",), f'{name} is not installed: pip install "distilpeft[{name}]"'
     if recipe.kind.language and recipe.benchmark.compile:
         yield ("benchmark", "compile"), "is for classifiers; generation is not timed under torch.compile"
-    if recipe.kind.language and recipe.evaluate.groups is not None:
-        yield ("evaluate", "groups"), "is not for causal_lm: rows of language models are cut and packed"
+    if recipe.kind.same_tokens and recipe.evaluate.groups is not None:
+        why = "rows of language models are cut and packed" if recipe.kind.language else "long texts become several rows"
+        yield ("evaluate", "groups"), f"is not for {recipe.task.kind}: {why}"
     if not recipe.kind.language and recipe.student.tokenizer == "teacher":
         yield ("student", "tokenizer"), "only causal_lm students can take over the teacher's tokenizer"
     if recipe.kind.values:

@@ -172,8 +172,9 @@ def load(run: Path) -> dict[str, Any]:
 TITLES = {
     "accuracy": "accuracy", "macro_f1": "macro-F1", "mcc": "MCC", "ece": "ECE", "log_loss": "log-loss",
     "nats_per_token": "nats/token", "perplexity": "perplexity", "bits_per_byte": "bits/byte",
-    "samples_f1": "F1 by row", "micro_f1": "micro-F1", "exact_match": "all right", "r2": "R²", "pearson": "Pearson",
+    "samples_f1": "F1 by row", "micro_f1": "micro-F1", "exact_match": "exact", "r2": "R²", "pearson": "Pearson",
     "spearman": "Spearman", "rmse": "RMSE", "mae": "MAE",
+    "f1": "F1", "entity_f1": "entity F1", "entity_precision": "precision", "entity_recall": "recall",
 }  # fmt: skip
 MANY = 0.2
 """Share of slow turns from which on it is told."""

@@ -102,8 +102,13 @@ def open_onnx(file: Path, threads: int = 0) -> GraphRunner:
         if one.name.startswith(PAST)
     ]
     typed = any(one.name == TYPES for one in session.get_inputs())
-    width = session.get_outputs()[0].shape[-1]
+    width = _known(session.get_outputs()[0].shape[-1])
     return GraphRunner(lambda feed: session.run(None, feed), caches, width, typed=typed)
+
+
+def _known(size: Any) -> int:
+    """A dimension of a graph; 1 for one that depends on the input, such as an answer's start among the tokens."""
+    return size if isinstance(size, int) else 1
 
 
 def _openvino_runner(file: Path, threads: int) -> GraphRunner:
@@ -126,7 +131,8 @@ def _openvino_runner(file: Path, threads: int) -> GraphRunner:
         return [np.array(found[output]) for output in model.outputs]
 
     typed = any(one.get_any_name() == TYPES for one in model.inputs)
-    return GraphRunner(compute, caches, model.outputs[0].get_partial_shape()[-1].get_length(), typed=typed)
+    last = model.outputs[0].get_partial_shape()[-1]
+    return GraphRunner(compute, caches, last.get_length() if last.is_static else 1, typed=typed)
 
 
 class TransformersRunner:
@@ -164,7 +170,16 @@ class TransformersRunner:
             options["logits_to_keep"] = 1
         with torch.inference_mode():
             found = self.model(**tensors, **options)
-        return found.logits.float().cpu().numpy(), getattr(found, "past_key_values", None)
+        return logits_of(found).float().cpu().numpy(), getattr(found, "past_key_values", None)
+
+
+def logits_of(found: Any) -> Any:
+    """A transformers model's logits; those of a start and an end of an answer as [B, 2, S]."""
+    if "start_logits" not in found:
+        return found.logits
+    import torch
+
+    return torch.stack([found.start_logits, found.end_logits], dim=1)
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

@@ -8,8 +8,7 @@ from typing import Any
 from distilpeft.forms import FORMS
 from distilpeft.kinds import KINDS
 
-_CLASSIFIER = """import numpy as np
-{imports}
+_CLASSIFIER = """{imports}
 from tokenizers import Tokenizer
 
 texts = {texts}{labels}
@@ -20,10 +19,50 @@ rows = tokenizer.encode_batch(texts)
 inputs = {{"input_ids": [row.ids for row in rows], "attention_mask": [row.attention_mask for row in rows]}}{types}
 {run}
 {show}"""
+_FINDER = """import numpy as np
+import {runtime}
+from tokenizers import Tokenizer
+
+question, text = "Who wrote the program?", "The program was written by Ada."
+tokenizer = Tokenizer.from_file("tokenizer.json")
+tokenizer.enable_truncation({max_tokens}, stride={stride}, strategy="only_second")
+first = tokenizer.encode(question, text)
+{open}
+{begin}
+for row in [first, *first.overflowing]:  # the windows of a long text
+    inputs = {{"input_ids": [row.ids], "attention_mask": [row.attention_mask]}}{types}
+    {run}
+    start, end = np.where([place == 1 for place in row.sequence_ids], logits[0], -np.inf)
+    for length in range(min({longest_answer}, len(start))):
+        sums = start[: len(start) - length] + end[length:]
+        at = int(sums.argmax())
+        if sums[at] > best[0]:
+            best = (sums[at], text[row.offsets[at][0] : row.offsets[at + length][1]]){nothing}
+print({answer})"""
+_FIND = """from transformers import AutoModelForQuestionAnswering, AutoTokenizer
+
+tokenizer, model = AutoTokenizer.from_pretrained("."), AutoModelForQuestionAnswering.from_pretrained(".")
+question, text = "Who wrote the program?", "The program was written by Ada."
+row = tokenizer(question, text, return_offsets_mapping=True, return_tensors="pt")  # of a long text: windows
+places, offsets = row.sequence_ids(0), row.pop("offset_mapping")[0]
+found = model(**row)
+start, end = (
+    [z if place == 1 else -1e9 for z, place in zip(logits[0].tolist(), places)]
+    for logits in (found.start_logits, found.end_logits)
+)
+spans = [(start[s] + end[e], s, e) for s in range(len(start)) for e in range(s, min(s + {longest_answer}, len(end)))]
+_, s, e = max(spans)
+print(text[offsets[s][0] : offsets[e][1]])"""
 _SHOW = {
     "text_classification": "print([labels[i] for i in logits.argmax(-1)])",
     "multi_label_classification": "print([[name for name, z in zip(labels, row) if z > 0] for row in logits])",
     "regression": "print(logits[:, 0])",
+    "token_classification": """for text, row, found in zip(texts, rows, logits):
+    tags = []
+    for word in re.finditer(r"\\S+", text):  # a word's tag is that of its first token
+        token = (n for n, (start, end) in enumerate(row.offsets) if start < word.end() and end > word.start())
+        tags.append((word[0], labels[found[next(token)].argmax()]))
+    print(tags)""",
 }
 
 _LANGUAGE = """import numpy as np
@@ -51,12 +90,13 @@ past = {n: np.zeros((1, s[1].get_length(), 0, s[3].get_length()), np.float32) fo
 
 _TEXTS = '["a first text", "and a second one"]'
 _PAIRS = '[("a first text", "what belongs to it"), ("a second one", "and its own")]'
+_TYPES_OF_ONE = '; inputs["token_type_ids"] = [row.type_ids]'
 _TYPES = '\ninputs["token_type_ids"] = [row.type_ids for row in rows]'
 
 _CLASSIFY = """from transformers import pipeline
 
 texts = {texts}
-classify = pipeline("text-classification", model="."{options})
+classify = pipeline("{pipeline}", model="."{options})
 print(classify({given}))"""
 _WRITE = """from transformers import pipeline
 
@@ -76,29 +116,56 @@ def snippet(told: Mapping[str, Any]) -> str:
         return f'```sh\nllama-cli -m {FORMS[form].file} -p "Once upon a time"\n```'
     if runtime == "transformers":
         needs = {"bnb-nf4": ", accelerate and bitsandbytes", "torchao-int8": ", accelerate and torchao"}.get(form, "")
-        code = _WRITE if language else _classify(told)
+        code = _WRITE if language else _FIND.format(**told) if "stride" in told else _classify(told)
         return f"```python\n# needs transformers{needs}\n{code}\n```"
-    code = _language(told, runtime) if language else _classifier(told, runtime)
+    make = _language if language else _finder if "stride" in told else _classifier
+    code = make(told, runtime)
     return f"```python\n# pip install {runtime} tokenizers\n{code}\n```"
 
 
 def _classify(told: Mapping[str, Any]) -> str:
     """Through the pipeline of transformers."""
     given = '[{"text": one, "text_pair": two} for one, two in texts]' if told.get("pair") else "texts"
-    options = {"multi_label_classification": ", top_k=None", "regression": ', function_to_apply="none"'}
+    options = {
+        "multi_label_classification": ", top_k=None", "regression": ', function_to_apply="none"',
+        "token_classification": ', aggregation_strategy="first"',
+    }  # fmt: skip
     texts = _PAIRS if told.get("pair") else _TEXTS
-    return _CLASSIFY.format(texts=texts, given=given, options=options.get(told["task"], ""))
+    pipeline = KINDS[told["task"]].pipeline
+    return _CLASSIFY.format(texts=texts, given=given, pipeline=pipeline, options=options.get(told["task"], ""))
+
+
+def _runs(runtime: str) -> tuple[str, str]:
+    """Opening a graph of classes, and asking it."""
+    feed = "{name: np.array(value) for name, value in inputs.items()}"
+    runs = {
+        "onnxruntime": (_SESSION, f'logits = session.run(["logits"], {feed})[0]'),
+        "openvino": (
+            'model = openvino.Core().compile_model("model.xml", "CPU")', f'logits = model({feed})["logits"]'
+        ),
+    }  # fmt: skip
+    return runs[runtime]
+
+
+def _finder(told: Mapping[str, Any], runtime: str) -> str:
+    opened, run = _runs(runtime)
+    known = {name: told[name] for name in ("max_tokens", "stride", "longest_answer")}
+    types = _TYPES_OF_ONE if told.get("typed") else ""
+    begin, nothing, answer = 'best = (-np.inf, "")', "", "best[1]"
+    if told["no_answer"]:
+        begin = 'best, nothing = (-np.inf, ""), np.inf'
+        nothing = "\n    nothing = min(nothing, float(logits[0, :, 0].sum()))  # [CLS]: it is not in this window"
+        answer = '"no answer" if nothing > best[0] else best[1]'
+    return _FINDER.format(
+        runtime=runtime, open=opened, begin=begin, run=run, types=types, nothing=nothing, answer=answer, **known
+    )
 
 
 def _classifier(told: Mapping[str, Any], runtime: str) -> str:
-    feed = "{name: np.array(value) for name, value in inputs.items()}"
-    runs = {
-        "onnxruntime": f'{_SESSION}\nlogits = session.run(["logits"], {feed})[0]',
-        "openvino": f'model = openvino.Core().compile_model("model.xml", "CPU")\nlogits = model({feed})["logits"]',
-    }
     labels = f"\nlabels = {told['labels']}" if "labels" in told else ""
+    imports = "re\n\nimport numpy as np" if told["task"] == "token_classification" else "numpy as np"
     return _CLASSIFIER.format(
-        imports=f"import {runtime}", run=runs[runtime], pad=told["pad_token_id"] or 0,
+        imports=f"import {imports}\nimport {runtime}", run="\n".join(_runs(runtime)), pad=told["pad_token_id"] or 0,
         texts=_PAIRS if told.get("pair") else _TEXTS, types=_TYPES if told.get("typed") else "", labels=labels,
         max_tokens=told["max_tokens"], show=_SHOW[told["task"]],
     )  # fmt: skip

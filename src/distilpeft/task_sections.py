@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from distilpeft.section import IN_KEY_IF_GIVEN, Section
+from distilpeft.section import IN_KEY_IF_GIVEN, Count, Section
 
 
 def _all_differ(labels: tuple[str, ...]) -> tuple[str, ...]:
@@ -59,6 +59,30 @@ class Regression(Texts):
 
     kind: Literal["regression"]
     label: str = Field(min_length=1, description="column with the number; models learn best what spreads over about 1")
+
+
+class TokenClassification(Section):
+    """A tag for each word of a text: names (B-, I-, O), parts of speech, punctuation."""
+
+    kind: Literal["token_classification"]
+    words: str = Field(min_length=1, description="column with a list of words")
+    tags: str = Field(min_length=1, description="column with a list of as many tags: names, or indices in `labels`")
+    labels: Labels = Field(min_length=2, description="tags; the position is the class id")
+
+
+class QuestionAnswering(Section):
+    """Questions whose answer stands in a text; long texts are read in windows."""
+
+    kind: Literal["question_answering"]
+    question: str = Field(min_length=1, description="column with the question")
+    context: str = Field(min_length=1, description="column with the text in which the answer stands")
+    answers: str = Field(
+        min_length=1, description="column with the answers: text and answer_start of each, as SQuAD has them, or one "
+        "as a text; the first is learnt, all are right"
+    )  # fmt: skip
+    no_answer: bool = Field(False, description="some questions have none: their answers are empty")
+    stride: Count = Field(64, description="tokens that neighbouring windows of a long text share")
+    longest_answer: Count = Field(30, description="tokens of an answer at most")
 
 
 class CausalLM(Section):

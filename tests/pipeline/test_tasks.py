@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import random
 import re
@@ -18,6 +19,7 @@ import torch
 import yaml
 
 MOODS = ["praise", "blame"]
+TAGS = ["O", "B-GOOD", "I-GOOD", "B-BAD", "I-BAD"]
 SENTENCES = ["the good film and the dull music", "a superb story", "the script of an awful actor", "the film"]
 
 
@@ -45,8 +47,22 @@ def regression(folder: Path) -> dict:
     return {"task": {"kind": "regression", "text": "text", "label": "mood"}, "distil__temperature": 1}
 
 
-TASKS = {"multi_label_classification": multi_label, "regression": regression}
-MAIN = {"multi_label_classification": "samples_f1", "regression": "r2"}
+def tagging(folder: Path) -> dict:
+    """Good and bad words begin entities, and the last two of each kind go on with them."""
+    rng, moods = random.Random(0), {"GOOD": tiny.GOOD, "BAD": tiny.BAD}
+    with (folder / "rows.jsonl").open("w", encoding="utf-8") as file:
+        for _ in range(400):
+            words = rng.choices([*tiny.PLAIN, *tiny.GOOD, *tiny.BAD], k=rng.randint(2, 12))
+            tags = [
+                next((f"{'BI'[mine.index(word) > 2]}-{mood}" for mood, mine in moods.items() if word in mine), "O")
+                for word in words
+            ]
+            file.write(json.dumps({"words": words, "tags": tags}) + "\n")
+    return {"task": {"kind": "token_classification", "words": "words", "tags": "tags", "labels": TAGS}}
+
+
+TASKS = {"multi_label_classification": multi_label, "regression": regression, "token_classification": tagging}
+MAIN = {"multi_label_classification": "samples_f1", "regression": "r2", "token_classification": "entity_f1"}
 
 
 def workspace(folder: Path, kind: str, **changes: object) -> Path:
@@ -68,16 +84,23 @@ def finished(request, tmp_path_factory) -> tuple[str, Path]:
 
 
 def answers_of_the_student(kind: str, run: Path) -> list:
-    """By transformers alone: the classes with a logit over 0, or the number."""
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+    """By transformers alone: the classes with a logit over 0, the number, or the tags (here a word is a token)."""
+    import transformers
 
     folder = str(run / "exports" / "safetensors")
-    model, tokenizer = AutoModelForSequenceClassification.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    body = "Token" if kind == "token_classification" else "Sequence"
+    model = getattr(transformers, f"AutoModelFor{body}Classification").from_pretrained(folder)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     found = []
     for text in SENTENCES:
         with torch.no_grad():
             logits = model(**tokenizer(text, return_tensors="pt")).logits[0]
-        found.append([MOODS[i] for i in np.flatnonzero(logits > 0)] if kind[0] == "m" else float(logits[0]))
+        if kind == "regression":
+            found.append(float(logits[0]))
+        elif kind == "token_classification":
+            found.append([TAGS[i] for i in logits[1:-1].argmax(-1)])
+        else:
+            found.append([MOODS[i] for i in np.flatnonzero(logits > 0)])
     return found
 
 
@@ -102,6 +125,9 @@ def test_a_deployed_model_says_what_transformers_says(finished, form):
     right = answers_of_the_student(kind, run)
     if kind == "regression":
         assert [row["value"] for row in found] == pytest.approx(right, abs=1e-4)
+    elif kind == "token_classification":
+        assert [[word["tag"] for word in row["words"]] for row in found] == right
+        assert found[0]["entities"][0] == {"type": "GOOD", "text": "good", "start": 4, "end": 8}
     else:
         assert [row["labels"] for row in found] == right
         assert right[:3] == [["praise", "blame"], ["praise"], ["blame"]]
@@ -119,6 +145,9 @@ def test_the_cards_code_runs_and_says_the_same(finished, form):
         check=True,
     )  # fmt: skip
     right = answers_of_the_student(kind, run)
+    if kind == "token_classification":
+        check_tags(done.stdout, form, right)
+        return
     if form == "onnx":
         shown = re.findall(r"-?\d+\.\d+(?:e-?\d+)?", done.stdout)
         told = [float(one) for one in shown] if kind == "regression" else yaml.safe_load(done.stdout)
@@ -128,6 +157,15 @@ def test_the_cards_code_runs_and_says_the_same(finished, form):
             [name for name in MOODS if {one["label"]: one["score"] for one in row}[name] > 0.5] for row in rows
         ]  # fmt: skip
     assert told == (pytest.approx(right, abs=1e-3) if kind == "regression" else right)
+
+
+def check_tags(printed: str, form: str, right: list) -> None:
+    if form == "onnx":
+        told = [[tag for _, tag in ast.literal_eval(line)] for line in printed.splitlines()]
+        assert told == right
+    else:  # the pipeline of transformers gives entities
+        groups = re.findall(r"'entity_group': '(\w+)'.*?'word': '(\w+)'", printed)
+        assert groups[:2] == [("GOOD", "good"), ("BAD", "dull")]
 
 
 @pytest.mark.parametrize("kind", list(TASKS))

@@ -20,7 +20,7 @@ from transformers import DynamicCache
 
 from distilpeft.errors import InputError
 from distilpeft.formats.quiet import quiet
-from distilpeft.runners import PAST
+from distilpeft.runners import PAST, logits_of
 
 EXTERNAL_BYTES = 1_500_000_000
 """A graph whose weights are larger keeps them in a file beside it: protobuf files end at 2 GB."""
@@ -87,7 +87,7 @@ class _Classifier(nn.Module):
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None) -> Tensor:
         types = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
-        logits: Tensor = self.model(input_ids=input_ids, attention_mask=attention_mask, **types).logits
+        logits: Tensor = logits_of(self.model(input_ids=input_ids, attention_mask=attention_mask, **types))
         return logits.float()
 
 

@@ -33,8 +33,7 @@ class Student:
     @property
     def typed(self) -> bool:
         """Whether it reads pairs of texts, and tells them apart by token_type_ids."""
-        paired = getattr(self.recipe.task, "pair", None) is not None
-        return paired and TYPES in self.tokenizer.model_input_names
+        return self.recipe.reads_pairs and TYPES in self.tokenizer.model_input_names
 
     def load(self) -> Any:
         """The float32 model, new: a writer may change what it gets."""

@@ -25,6 +25,7 @@ from distilpeft.parity import Gate, Verdict
 from distilpeft.recipe import Recipe
 from distilpeft.runners import MANIFEST, TYPES, Inputs, open_onnx
 from distilpeft.runtime import Runtime
+from distilpeft.task_sections import QuestionAnswering
 from distilpeft.tasks import TaskData
 
 CALIBRATION_BATCH = 8
@@ -116,7 +117,9 @@ def _describe(recipe: Recipe, loaded: Loaded, form: str, folder: Path) -> None:
     }
     if hasattr(task, "labels"):
         told["labels"] = list(task.labels)
-    if getattr(task, "pair", None) is not None:
+    if isinstance(task, QuestionAnswering):
+        told |= {name: getattr(task, name) for name in ("no_answer", "stride", "longest_answer")}
+    if recipe.reads_pairs:
         told |= {"pair": True, "typed": TYPES in tokenizer.model_input_names}
     if recipe.kind.language:
         ends = model.generation_config.eos_token_id

@@ -19,6 +19,7 @@ from distilpeft.codec import Kept, Layout
 from distilpeft.data import chunks, length_order
 from distilpeft.errors import GateError
 from distilpeft.fused import Running, even_chunks, rows_per_chunk
+from distilpeft.losses import MASKED
 from distilpeft.pair import Loaded, binding, load_teacher
 from distilpeft.recipe import Recipe
 from distilpeft.recipe_faults import format_fault
@@ -41,7 +42,8 @@ def run(runtime: Runtime, recipe: Recipe, data: TaskData, teacher: Artifact, out
     loaded = load_teacher(runtime, recipe, teacher.path, recipe.targets.precision, placed=True)
     rows = data.tokens("train", loaded.tokenizer, loaded.tokenizer_digest)
     positions_R = data.task.num_positions(rows)
-    layout, why = choose(recipe, data.task.vocabulary(recipe.task, loaded.model), int(positions_R.sum()))
+    vocabulary = data.task.vocabulary(recipe.task, loaded.model, recipe.data.max_tokens)
+    layout, why = choose(recipe, vocabulary, int(positions_R.sum()))
     runtime.say(f"  targets: {why}")
     edges = shard_edges(rows.lengths_N, positions_R * layout.bytes_per_position(layout.count))
     contents = Contents(
@@ -64,7 +66,8 @@ def choose(recipe: Recipe, vocabulary: int, num_positions: int) -> tuple[Layout,
     """The layout that a recipe asks for, or the best that is small enough, and why."""
     targets, form = recipe.targets, recipe.targets.format
     if not recipe.kind.language:
-        return Layout("full", vocabulary), f"all {vocabulary} logits of every row"
+        what = "the number" if recipe.kind.values else f"all {vocabulary} logits"
+        return Layout("full", vocabulary), f"{what} of every {recipe.kind.unit.removesuffix('s')}"
     full = Layout("full", vocabulary, targets.value_bits or 32)
     size = f"all logits take {num_positions * full.bytes_per_position(0) / 1e9:.2f} GB"
     why = "as the recipe says"
@@ -111,6 +114,11 @@ def _fill(runtime: Runtime, writer: Writer, maker: _Maker, bar: Bar) -> None:
             raise GateError(f"targets: the teacher's logits are not finite for row {bad}; see teacher.gate")
         if stopped:
             runtime.stop(f"targets after {first} of {writer.num_shards} shards")
+
+
+def _widened(logits_NV: Tensor, width: int) -> Tensor:
+    """Masked ids behind each row, for tasks whose distributions are over the tokens of a row; others are as wide."""
+    return torch.nn.functional.pad(logits_NV, (0, width - logits_NV.shape[-1]), value=MASKED)
 
 
 class _Maker:
@@ -180,7 +188,7 @@ class _Maker:
             numbers_ND = np.concatenate(drawn)
         parts = []
         for part in even_chunks(len(soft), rows_per_chunk(layout.vocabulary, self._runtime.device)) or [slice(0, 0)]:
-            logits_NV = soft[part].float()
+            logits_NV = _widened(soft[part].float(), layout.vocabulary)
             finite_N = torch.isfinite(logits_NV.amax(-1)).cpu().numpy()
             if not finite_N.all():
                 return Kept.empty(layout), int(rows_N[part][~finite_N][0])

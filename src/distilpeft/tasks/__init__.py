@@ -20,7 +20,14 @@ from distilpeft.artifact import digest_json
 from distilpeft.data import duplicates, read_splits
 from distilpeft.errors import InputError
 from distilpeft.recipe import Recipe
-from distilpeft.tasks import causal_lm, multi_label_classification, regression, text_classification
+from distilpeft.tasks import (
+    causal_lm,
+    multi_label_classification,
+    question_answering,
+    regression,
+    text_classification,
+    token_classification,
+)
 
 MainFirst = Callable[[], AbstractContextManager[Any]]
 """Makes a context in which the main process goes before the others."""
@@ -29,6 +36,8 @@ TASKS: dict[str, ModuleType] = {
     "text_classification": text_classification,
     "multi_label_classification": multi_label_classification,
     "regression": regression,
+    "token_classification": token_classification,
+    "question_answering": question_answering,
     "causal_lm": causal_lm,
 }
 

@@ -120,7 +120,7 @@ def encode(
     label_NC = np.zeros((len(batch[task.text]), len(task.labels)), dtype=np.int8)
     if task.label is None:
         for column, name in enumerate(task.labels):
-            label_NC[:, column] = [yes_no(cell) for cell in batch[name]]
+            label_NC[:, column] = [yes_no(cell) or 0 for cell in batch[name]]
     else:
         names, is_index = text_rows.names_of(features[task.label], task.labels)
         for row, cell in enumerate(batch[task.label]):
@@ -150,9 +150,9 @@ def soft(teacher: nn.Module, batch: dict[str, Any]) -> Tensor:
     return measured(teacher, batch).float()
 
 
-def vocabulary(task: MultiLabelClassification, teacher: Any) -> int:
+def vocabulary(task: MultiLabelClassification, teacher: Any, max_tokens: int) -> int:
     """Numbers in a soft target: a logit of each class."""
-    del teacher
+    del teacher, max_tokens
     return len(task.labels)
 
 

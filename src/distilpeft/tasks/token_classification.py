@@ -1,0 +1,291 @@
+"""A tag for each word of a text: names, parts of speech, punctuation; every word counts once.
+
+A word's answer is the model's at its first token. Words beyond `data.max_tokens` are neither learnt nor scored; how
+many rows were cut is reported. Columns after `encode`: input_ids, num_tokens, truncated, num_words, and lists with an
+entry per word that is read: at (its first token), label (class id).
+
+    B  rows of a batch    S  tokens    W  words of the longest row    C  classes    N  words    R  rows    K  sums
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import datasets
+import numpy as np
+from numpy.typing import NDArray
+
+from distilpeft.errors import InputError
+from distilpeft.task_sections import TokenClassification
+from distilpeft.tasks import text_rows
+from distilpeft.words import entities, first_tokens
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from distilpeft.losses import Loss
+
+AUTO_CLASS = "AutoModelForTokenClassification"
+PEFT_TASK = "TOKEN_CLS"
+TRAIN_HEADS = True  # the classifier comes without pretrained weights
+BINS = 15  # of confidence; as for texts
+SUMS = ("words", "right", "nats", "there", "told", "found", *(f"gap_{i}" for i in range(BINS)))
+"""Sums over a row's words; there, told and found are entities: of the labels, of the model, of both."""
+BOUNDS = {"log_loss": (0.0, np.inf)}
+Values = NDArray[np.floating[Any]]
+Doubles = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+
+def features(task: TokenClassification) -> datasets.Features:
+    """Columns after `encode`."""
+    del task
+    lists = {name: datasets.List(datasets.Value("int32")) for name in ("at", "label")}
+    return datasets.Features({**text_rows.BASE, **lists, "num_words": datasets.Value("int32")})
+
+
+def model_options(task: TokenClassification) -> dict[str, Any]:
+    """Configuration values of a model for this task."""
+    return {
+        "num_labels": len(task.labels),
+        "id2label": dict(enumerate(task.labels)),
+        "label2id": {name: index for index, name in enumerate(task.labels)},
+    }
+
+
+def check_rows(task: TokenClassification, rows: datasets.Dataset, numbers_N: Ints, origin: str) -> None:
+    """Refuse rows that cannot be used; see `text_classification.check_rows`."""
+    text_rows.check_columns({"words": task.words, "tags": task.tags}, rows, origin)
+    names, is_index = text_rows.names_of(rows.features[task.tags], task.labels)
+    unlisted: list[tuple[int, Any]] = []
+    cells = zip(numbers_N, *(text_rows.cells(rows, column) for column in (task.words, task.tags)), strict=True)
+    for n, words, tags in cells:
+        here = f"{origin}: row {n}"
+        for column, cell in ((task.words, words), (task.tags, tags)):
+            if not isinstance(cell, list) or not cell:
+                raise InputError(f"{here}: column {column!r} holds {_shown(cell)}, not a list with an entry per word")
+        if len(words) != len(tags):
+            raise InputError(f"{here}: {len(words)} words in {task.words!r}, but {len(tags)} tags in {task.tags!r}")
+        empty = [at for at, word in enumerate(words, 1) if not isinstance(word, str) or not word.strip()]
+        if empty:
+            raise InputError(f"{here}: word {empty[0]} of {task.words!r} is empty or no text")
+        unlisted += [(n, tag) for tag in tags if text_rows.class_id(tag, names, is_index=is_index) is None]
+    if unlisted:
+        number, value = unlisted[0]
+        raise InputError(
+            f"{origin}: row {number}: tag {value!r} is {text_rows.allowed(task.labels)} ({len(unlisted)} such tags)"
+        )
+
+
+def _shown(cell: Any) -> str:
+    text = repr(cell)
+    return text if len(text) <= 60 else f"{text[:60]}..."
+
+
+def texts(task: TokenClassification, rows: datasets.Dataset) -> Iterator[str]:
+    """What makes two rows the same, and what a deployed model reads: the words with spaces between them."""
+    return (" ".join(words) for words in text_rows.cells(rows, task.words))
+
+
+def encode(
+    task: TokenClassification, features: datasets.Features, batch: dict[str, list[Any]], tokenizer: Any, max_tokens: int
+) -> dict[str, list[Any]]:
+    """Tokens of rows that passed `check_rows`, the first token of each word and its class id."""
+    names, is_index = text_rows.names_of(features[task.tags], task.labels)
+    joined = [" ".join(words) for words in batch[task.words]]
+    limit = min(max_tokens, tokenizer.model_max_length)
+    full = tokenizer(joined, truncation=False, verbose=False)["input_ids"]
+    read = tokenizer(joined, truncation=True, max_length=limit, return_offsets_mapping=True)
+    found: dict[str, list[Any]] = {name: [] for name in ("at", "label", "num_words")}
+    for words, tags, offsets in zip(batch[task.words], batch[task.tags], read["offset_mapping"], strict=True):
+        ends = np.cumsum([len(word) + 1 for word in words]) - 1
+        spans = [(int(end) - len(word), int(end)) for word, end in zip(words, ends, strict=True)]
+        kept, at = first_tokens(spans, offsets)
+        found["at"].append(at)
+        found["label"].append([text_rows.id_in(task.labels, tags[w], names, is_index=is_index) for w in kept])
+        found["num_words"].append(len(kept))
+    return {
+        "input_ids": read["input_ids"],
+        "num_tokens": [len(ids) for ids in read["input_ids"]],
+        "truncated": [len(ids) > limit for ids in full],
+        **found,
+    }
+
+
+def collate(rows: dict[str, list[Any]], tokenizer: Any) -> dict[str, Any]:
+    """Pad to the longest row of the batch.
+
+    Returns:
+        `inputs`: input_ids and attention_mask [B, S]. `at_N`: flat positions b * S + s of the words' first tokens,
+        `labels_N` their class ids, `rows_N` the b of each, `order_N` its place among the words of its row.
+    """
+    import torch
+
+    inputs = dict(tokenizer.pad({"input_ids": rows["input_ids"]}, padding_side="right", return_tensors="pt"))
+    width = inputs["input_ids"].shape[1]
+    flat = [b * width + s for b, at in enumerate(rows["at"]) for s in at]
+    return {
+        "inputs": inputs,
+        "at_N": torch.tensor(flat, dtype=torch.long),
+        "labels_N": torch.tensor([label for labels in rows["label"] for label in labels], dtype=torch.long),
+        "rows_N": torch.tensor([b for b, at in enumerate(rows["at"]) for _ in at], dtype=torch.long),
+        "order_N": torch.tensor([w for at in rows["at"] for w in range(len(at))], dtype=torch.long),
+    }
+
+
+def count_rows(batch: dict[str, Any]) -> int:
+    """How many words a collated batch holds."""
+    return len(batch["labels_N"])
+
+
+def prepare(task: TokenClassification, model: Any) -> None:
+    """Nothing to find out: the logits are the model's output."""
+
+
+def word_logits(model: nn.Module, batch: dict[str, Any]) -> Tensor:
+    """Logits of every word of a batch, [N, C]."""
+    logits_BSC: Tensor = model(**batch["inputs"]).logits
+    return logits_BSC.reshape(-1, logits_BSC.shape[-1])[batch["at_N"]]
+
+
+def soft(teacher: nn.Module, batch: dict[str, Any]) -> Tensor:
+    """What the frozen teacher knows of a batch: the logits of its words."""
+    return word_logits(teacher, batch).float()
+
+
+def num_positions(rows: Any) -> Ints:
+    """How many soft targets each row has: one per word."""
+    return rows.column("num_words").astype(np.int64)  # type: ignore[no-any-return]
+
+
+def vocabulary(task: TokenClassification, teacher: Any, max_tokens: int) -> int:
+    """Numbers in a soft target: a logit of each class."""
+    del teacher, max_tokens
+    return len(task.labels)
+
+
+def loss_sum(model: nn.Module, batch: dict[str, Any], loss: Loss, soft: Tensor | None) -> Tensor:
+    """The loss summed over words."""
+    from distilpeft.losses import distil_sum
+
+    return distil_sum(word_logits(model, batch), batch["labels_N"], soft, loss)
+
+
+def measure(model: nn.Module, batch: dict[str, Any], soft: Tensor | None = None) -> Tensor:
+    """What the scores of a row are computed from: the logits of its words behind each other, [B, W * C], then zeros."""
+    del soft
+    logits_NC = word_logits(model, batch).float()
+    num_rows, width = len(batch["inputs"]["input_ids"]), 1 + int(batch["order_N"].max()) if len(logits_NC) else 1
+    values_BWC = logits_NC.new_zeros(num_rows, width, logits_NC.shape[-1])
+    values_BWC[batch["rows_N"], batch["order_N"]] = logits_NC
+    return values_BWC.flatten(1)
+
+
+def answers(logits_NC: Values, labels_N: Values) -> tuple[Values, Values]:
+    """Outputs and labels as the export's gate compares them: logits over classes, and class ids."""
+    return logits_NC, labels_N
+
+
+def _flat(values_RK: Values, num_words_R: Ints, num_classes: int) -> Values:
+    """The logits of all words, row by row, [N, C]."""
+    values_RWC = values_RK.reshape(len(values_RK), -1, num_classes)
+    return values_RWC[np.arange(values_RWC.shape[1]) < num_words_R[:, None]]
+
+
+def majority_values(task: TokenClassification, train: Any, rows: Any) -> NDArray[np.float32]:
+    """`measure` of the answer "as often as in training", whose top class is the commonest tag."""
+    labels_N = np.concatenate(list(train.column("label")))
+    share_C = np.bincount(labels_N, minlength=len(task.labels)) / max(len(labels_N), 1)
+    width = int(rows.column("num_words").max(initial=1))
+    return np.tile(np.log(np.maximum(share_C, 1e-9)), (len(rows.lengths_N), width)).astype(np.float32)
+
+
+def sums(task: TokenClassification, values_RK: Values, rows: Any) -> Doubles:
+    """What each row adds to the scores, [R, K] in the order of `SUMS`."""
+    from distilpeft.probabilities import log_softmax
+
+    num_words_R = rows.column("num_words").astype(np.int64)
+    log_p_NC = log_softmax(_flat(values_RK, num_words_R, len(task.labels)).astype(np.float64))
+    labels_N = np.concatenate([np.asarray(one, dtype=np.int64) for one in rows.column("label")])
+    rows_N, told_N = np.repeat(np.arange(len(num_words_R)), num_words_R), log_p_NC.argmax(-1)
+    right_N = (told_N == labels_N).astype(np.float64)
+    sure_N = np.exp(log_p_NC.max(-1))
+    found_RK = np.zeros((len(num_words_R), len(SUMS)))
+    found_RK[:, 0] = num_words_R
+    nats_N = -log_p_NC[np.arange(len(labels_N)), labels_N]
+    for column, values_N in ((1, right_N), (2, nats_N)):
+        found_RK[:, column] = np.bincount(rows_N, values_N, minlength=len(found_RK))
+    bins_N = len(SUMS) - BINS + np.minimum((sure_N * BINS).astype(int), BINS - 1)
+    np.add.at(found_RK, (rows_N, bins_N), sure_N - right_N)
+    ends_R = np.cumsum(num_words_R)
+    for row, (start, end) in enumerate(zip(ends_R - num_words_R, ends_R, strict=True)):
+        there, told = (
+            set(entities([task.labels[i] for i in ids_N[start:end]])) if end > start else set()
+            for ids_N in (labels_N, told_N)
+        )
+        found_RK[row, 3:6] = len(there), len(told), len(there & told)
+    return found_RK
+
+
+def _metrics(sums_K: Doubles) -> dict[str, float]:
+    total = dict(zip(SUMS, (float(value) for value in sums_K), strict=True))
+    words = max(total["words"], 1.0)
+    return {
+        "entity_f1": 2 * total["found"] / max(total["told"] + total["there"], 1.0),
+        "entity_precision": total["found"] / max(total["told"], 1.0),
+        "entity_recall": total["found"] / max(total["there"], 1.0),
+        "accuracy": total["right"] / words,
+        "ece": float(np.abs(sums_K[-BINS:]).sum()) / words,
+        "log_loss": total["nats"] / words,
+    }
+
+
+def metrics(task: TokenClassification, values_RK: Values, rows: Any) -> dict[str, float]:
+    """All metrics: those of whole entities, and those of words."""
+    return _metrics(sums(task, values_RK, rows).sum(0))
+
+
+def scores(
+    task: TokenClassification, names: tuple[str, ...], values_RK: Values, rows: Any
+) -> dict[str, dict[str, Any]]:
+    """Metric → value, 95 % interval and number of words; intervals by resampling rows, whose words hang together."""
+    from distilpeft.metrics import scored
+
+    sums_RK = sums(task, values_RK, rows)
+    words = int(sums_RK[:, 0].sum())
+    return scored(lambda draw: _metrics(sums_RK[draw].sum(0)), names, len(sums_RK), BOUNDS, words)
+
+
+def added(task: TokenClassification, values_RK: Values, rows: Any) -> tuple[Doubles, Doubles]:
+    """What each row adds to the sum of F1 over entities, and to its denominator, which depends on the model."""
+    sums_RK = sums(task, values_RK, rows)
+    there_R, told_R, found_R = (sums_RK[:, SUMS.index(name)] for name in ("there", "told", "found"))
+    return 2 * found_R, there_R + told_R
+
+
+def calibration(task: TokenClassification, values_RK: Values, rows: Any) -> dict[str, list[float]] | None:
+    """Mean confidence, share of right tags and words of each bin of confidence that has any."""
+    from distilpeft.metrics import reliability
+    from distilpeft.probabilities import softmax
+
+    logits_NC = _flat(values_RK, rows.column("num_words").astype(np.int64), len(task.labels))
+    labels_N = np.concatenate([np.asarray(one, dtype=np.int64) for one in rows.column("label")])
+    return reliability(softmax(logits_NC), labels_N)
+
+
+def against_teacher(task: TokenClassification, values_RK: Values, teacher_RK: Values, rows: Any) -> dict[str, float]:
+    """KL(teacher || model) in nats per word and the share of words with the same tag."""
+    from distilpeft.metrics import agreement
+
+    num_words_R = rows.column("num_words").astype(np.int64)
+    ours, theirs = (
+        np.asarray(_flat(values, num_words_R, len(task.labels)), dtype=np.float64) for values in (values_RK, teacher_RK)
+    )
+    return agreement(ours, theirs)
+
+
+def samples(model: Any, tokenizer: Any, rows: Any, count: int, max_new_tokens: int) -> list[dict[str, str]]:
+    """A tagger writes nothing."""
+    del model, tokenizer, rows, count, max_new_tokens
+    return []
