@@ -1,0 +1,85 @@
+"""Data of every kind of task that can be learnt in seconds, and small whole recipes on them."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import commands
+import tiny
+
+MOODS = ["praise", "blame"]
+TAGS = ["O", "B-GOOD", "I-GOOD", "B-BAD", "I-BAD"]
+
+
+def multi_label(folder: Path) -> dict:
+    """Any of praise and blame, by words that a text holds or does not."""
+    rng = random.Random(0)
+    with (folder / "rows.jsonl").open("w", encoding="utf-8") as file:
+        for _ in range(500):
+            words = rng.choices(tiny.PLAIN, k=rng.randint(2, 9))
+            moods = [mood for mood in MOODS if rng.random() < 0.5]
+            for mood in moods:
+                words.insert(rng.randrange(len(words) + 1), rng.choice(tiny.GOOD if mood == "praise" else tiny.BAD))
+            file.write(json.dumps({"text": " ".join(words), "moods": moods}) + "\n")
+    return {"task": {"kind": "multi_label_classification", "text": "text", "label": "moods", "labels": MOODS}}
+
+
+def regression(folder: Path) -> dict:
+    """How good a text is: its good words less its bad ones."""
+    rng = random.Random(0)
+    with (folder / "rows.jsonl").open("w", encoding="utf-8") as file:
+        for _ in range(500):
+            words = rng.choices([*tiny.PLAIN, *tiny.GOOD, *tiny.BAD], k=rng.randint(2, 7))
+            mood = sum(word in tiny.GOOD for word in words) - sum(word in tiny.BAD for word in words)
+            file.write(json.dumps({"text": " ".join(words), "mood": mood / 2}) + "\n")
+    return {"task": {"kind": "regression", "text": "text", "label": "mood"}, "distil__temperature": 1}
+
+
+def tagging(folder: Path) -> dict:
+    """Good and bad words begin entities, and the last two of each kind go on with them."""
+    rng, moods = random.Random(0), {"GOOD": tiny.GOOD, "BAD": tiny.BAD}
+    with (folder / "rows.jsonl").open("w", encoding="utf-8") as file:
+        for _ in range(400):
+            words = rng.choices([*tiny.PLAIN, *tiny.GOOD, *tiny.BAD], k=rng.randint(2, 12))
+            tags = [
+                next((f"{'BI'[mine.index(word) > 2]}-{mood}" for mood, mine in moods.items() if word in mine), "O")
+                for word in words
+            ]
+            file.write(json.dumps({"words": words, "tags": tags}) + "\n")
+    return {"task": {"kind": "token_classification", "words": "words", "tags": "tags", "labels": TAGS}}
+
+
+def questions(folder: Path) -> dict:
+    """The good or the bad word of a text, whichever the question asks for; some texts take two windows."""
+    rng = random.Random(0)
+    with (folder / "rows.jsonl").open("w", encoding="utf-8") as file:
+        for number in range(500):
+            good, bad = rng.choice(tiny.GOOD[1:]), rng.choice(tiny.BAD[1:])
+            words = [*rng.choices(tiny.PLAIN, k=rng.randint(4, 12)), good, bad]
+            rng.shuffle(words)
+            question, answer = ("good", good) if number % 2 else ("bad", bad)
+            row = {"question": question, "context": " ".join(words), "answers": answer}
+            file.write(json.dumps(row) + "\n")
+    columns = {name: name for name in ("question", "context", "answers")}
+    return {"task": {"kind": "question_answering", **columns, "stride": 4, "longest_answer": 2}}
+
+
+TASKS = {
+    "question_answering": questions,
+    "multi_label_classification": multi_label,
+    "regression": regression,
+    "token_classification": tagging,
+}
+MAIN = {"multi_label_classification": "samples_f1", "regression": "r2", "token_classification": "entity_f1"}
+
+
+def workspace(folder: Path, kind: str, **changes: object) -> Path:
+    tiny.save_model(folder / "base")  # a body that knows two moods, and nothing between them, would be a hindrance
+    optim, fit = {"lr": 0.003}, {"epochs": 15, "batch_size": 16, "micro_batch_size": 16, "precision": "fp32"}
+    settings = {
+        "data__source": str(folder / "rows.jsonl"), "evaluate": {}, "teacher__quantize": "none", "teacher__lora": None,
+        "teacher__optim": optim, "teacher__fit": fit, "distil__fit": fit, "distil__optim": optim, **TASKS[kind](folder),
+    }  # fmt: skip
+    return commands.workspace(folder, **{**settings, **changes})
