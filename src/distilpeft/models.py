@@ -11,7 +11,7 @@ import contextlib
 import io
 import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -104,7 +104,24 @@ def load_base(
         if quantize == "none" or not more:
             break  # else a part of the body has random weights: load again, without quantizing it
     _keep_trainable(model)
+    model.fresh = sorted(missing)
     return model.to(device) if quantize == "none" else model, heads
+
+
+def start_head(model: Any, bias_C: Sequence[float]) -> None:
+    """Set the bias of the output layer, if it came without weights.
+
+    Answers begin at what is usual in training instead of at 0. Without it the first steps only learn that, and where
+    most answers are no they drown what tells texts apart (Lin et al. 2017, arXiv:1708.02002, section 3.3).
+    """
+    layers = [
+        module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and f"{name}.bias" in model.fresh and module.out_features == len(bias_C)
+    ]
+    if layers:
+        with torch.no_grad():
+            layers[-1].bias.copy_(torch.as_tensor(bias_C))
 
 
 def head_modules(architecture: Architecture, config: Any) -> list[str]:
@@ -245,9 +262,11 @@ def from_config(source: Source, architecture: Architecture, overrides: dict[str,
     if getattr(config, "pad_token_id", None) is None:
         config.pad_token_id = pad_token_id
     try:
-        return architecture.auto_class.from_config(config, dtype=torch.float32)
+        model = architecture.auto_class.from_config(config, dtype=torch.float32)
     except (ValueError, TypeError, RuntimeError) as error:
         raise InputError(f"student.from_config: {' '.join(str(error).split())[:300]}") from None
+    model.fresh = sorted(model.state_dict())
+    return model
 
 
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:

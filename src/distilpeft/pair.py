@@ -190,9 +190,10 @@ def text_binding(tokenizer: Any) -> dict[str, str]:
     return {"vocabulary": tokens[:12], "chat_template": digest_json(template)[:12] if template else "none"}
 
 
-def new_teacher(runtime: Runtime, recipe: Recipe, tokenizer: Any) -> tuple[Any, list[str]]:
+def new_teacher(runtime: Runtime, recipe: Recipe, data: TaskData, tokenizer: Any) -> tuple[Any, list[str]]:
     """The untuned teacher, ready to be trained, and the names of its heads."""
     model, heads = _base(runtime, recipe, recipe.teacher.quantize, tokenizer, recipe.teacher.fit.precision)
+    _start_head(recipe, data, model, teacher_source(recipe))
     if recipe.teacher.lora is None:
         model.requires_grad_(True)
     if recipe.teacher.gradient_checkpointing:
@@ -258,12 +259,21 @@ def load_teacher(
     return Loaded(model, tokenizer, tokenizer_digest(source))
 
 
-def new_student(runtime: Runtime, recipe: Recipe, teacher: Path | None) -> Loaded:
+def _start_head(recipe: Recipe, data: TaskData, model: Any, tokens: Source) -> None:
+    """Let a new head begin at what is usual in training, where the task says what that is."""
+    usual = getattr(data.task, "usual", None)
+    if usual is not None:
+        rows = data.tokens("train", models.load_tokenizer(tokens), tokenizer_digest(tokens))
+        models.start_head(model, usual(recipe.task, rows))
+
+
+def new_student(runtime: Runtime, recipe: Recipe, data: TaskData, teacher: Path | None) -> Loaded:
     """The untrained student with all its weights trainable, or its LoRA adapter.
 
     Args:
         runtime: the device.
         recipe: its `student` section.
+        data: the rows.
         teacher: the teacher's artifact; needed by `from_teacher`.
     """
     student, source = recipe.student, student_source(recipe)
@@ -282,6 +292,8 @@ def new_student(runtime: Runtime, recipe: Recipe, teacher: Path | None) -> Loade
             source, architecture(recipe), quantize="none", dtype="fp32",
             device=runtime.device, pad_token_id=tokenizer.pad_token_id,
         )  # fmt: skip
+    if student.from_teacher is None:
+        _start_head(recipe, data, model, tokens)
     model = model.to(runtime.device).requires_grad_(True)
     if student.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})

@@ -411,7 +411,7 @@ class Steps:
             form = {"full_precision": role == FULL, "merged": role == MERGED}
             return load_teacher(runtime, recipe, path, recipe.evaluate.precision, placed=True, **form)
         if role == UNTRAINED:
-            loaded = new_student(runtime, recipe, self.plan.artifacts["teacher"].path)
+            loaded = new_student(runtime, recipe, self._data, self.plan.artifacts["teacher"].path)
             loaded.model.requires_grad_(False).eval()
             return loaded
         if role in (STUDENT, CE_ONLY):

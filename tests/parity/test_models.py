@@ -204,3 +204,20 @@ def test_a_4_bit_teacher_of_any_family_is_tuned_merged_and_cut_into_a_student(tm
         again = ARCHITECTURE.auto_class.from_pretrained(str(tmp_path / "student")).eval()
         torch.testing.assert_close(again(**inputs).logits, student)
     assert again.config.num_hidden_layers == 2
+
+
+@pytest.mark.parametrize("bias", [[0.5, -2.0, 1.0], [3.0]])
+def test_a_new_head_begins_at_what_is_usual_and_a_pretrained_one_stays_as_it_is(tmp_path, bias):
+    tiny.save_model(tmp_path / "body")
+    tiny.classifier(num_labels=len(bias)).save_pretrained(str(tmp_path / "whole"))
+    options = {"num_labels": len(bias), "problem_type": "regression"}
+    shape = models.Architecture("AutoModelForSequenceClassification", "SEQ_CLS", options, train_heads=True)
+    found = []
+    for name in ("body", "whole"):
+        source = Source(str(tmp_path / name), tmp_path / name)
+        model, _ = models.load_base(
+            source, shape, quantize="none", dtype="fp32", device=torch.device("cpu"), pad_token_id=0
+        )
+        models.start_head(model, bias)
+        found.append(model.classifier.bias.tolist())
+    assert found == [bias, [0.0] * len(bias)]

@@ -46,7 +46,7 @@ def run(
     Returns:
         Figures for the manifest.
     """
-    student = new_student(runtime, recipe, teacher.path if teacher else None)
+    student = new_student(runtime, recipe, data, teacher.path if teacher else None)
     rows = data.tokens("train", student.tokenizer, student.tokenizer_digest)
     held_out = data.tokens("validation", student.tokenizer, student.tokenizer_digest)
     fit, task = recipe.distil.fit, data.task

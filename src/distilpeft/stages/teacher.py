@@ -39,7 +39,7 @@ def run(runtime: Runtime, recipe: Recipe, data: TaskData, out: Artifact) -> dict
     tokenizer = models.load_tokenizer(source)
     rows = data.tokens("train", tokenizer, tokenizer_digest(source))  # a row that cannot be used shows here, early
     held_out = data.tokens("validation", tokenizer, tokenizer_digest(source))
-    model, heads = new_teacher(runtime, recipe, tokenizer)
+    model, heads = new_teacher(runtime, recipe, data, tokenizer)
 
     def loss_sum(bare: nn.Module, batch: dict[str, Any]) -> Tensor:
         with runtime.autocast(fit.precision):

@@ -191,9 +191,16 @@ def decisions(logits_NC: Values) -> Values:
 
 def majority_values(task: MultiLabelClassification, train: Any, rows: Any) -> NDArray[np.float32]:
     """`measure` of the answer "as often as in training" for each class, [N, C]."""
+    return np.tile(usual(task, train), (len(rows.lengths_N), 1)).astype(np.float32)
+
+
+def usual(task: MultiLabelClassification, train: Any) -> Doubles:
+    """What a new head begins with: the log-odds of each class in training, [C]; as if each had once been so and not."""
     del task
-    share_C = np.clip(_labels(train).mean(0), 1e-9, 1 - 1e-9)
-    return np.tile(np.log(share_C / (1 - share_C)), (len(rows.lengths_N), 1)).astype(np.float32)
+    labels_NC = _labels(train)
+    share_C = (labels_NC.sum(0) + 1) / (len(labels_NC) + 2)
+    found_C: Doubles = np.log(share_C / (1 - share_C))
+    return found_C
 
 
 def _labels(rows: Any) -> NDArray[np.int64]:

@@ -135,8 +135,14 @@ def answers(values_N1: Values, labels_N: Values) -> tuple[Values, Values]:
 
 def majority_values(task: Regression, train: Any, rows: Any) -> NDArray[np.float32]:
     """`measure` of the answer that is always the training rows' mean, [N, 1]."""
+    return np.tile(usual(task, train), (len(rows.lengths_N), 1)).astype(np.float32)
+
+
+def usual(task: Regression, train: Any) -> Doubles:
+    """What a new head begins with: the labels' mean in training, [1]."""
     del task
-    return np.full((len(rows.lengths_N), 1), train.column("label").mean(), dtype=np.float32)
+    mean: float = train.column("label").mean()
+    return np.array([mean])
 
 
 def _metrics(values_N: Doubles, labels_N: Doubles) -> dict[str, float]:
