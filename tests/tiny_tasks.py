@@ -47,8 +47,9 @@ def tagging(folder: Path) -> dict:
                 next((f"{'BI'[mine.index(word) > 2]}-{mood}" for mood, mine in moods.items() if word in mine), "O")
                 for word in words
             ]
-            file.write(json.dumps({"words": words, "tags": tags}) + "\n")
-    return {"task": {"kind": "token_classification", "words": "words", "tags": "tags", "labels": TAGS}}
+            file.write(json.dumps({"words": words, "tags": tags, "long": len(words) > 7}) + "\n")
+    task = {"kind": "token_classification", "words": "words", "tags": "tags", "labels": TAGS}
+    return {"task": task, "evaluate": {"groups": "long"}}
 
 
 def questions(folder: Path) -> dict:

@@ -88,10 +88,16 @@ def run(
 def init(  # noqa: PLR0913 - the command line's options
     out: Annotated[Path, typer.Argument(help="the recipe to write, such as mine.yaml", show_default=False)],
     data: Annotated[str, typer.Option(help="file, folder, hub id or package:NAME/path", show_default=False)],
-    task: Annotated[str | None, typer.Option(help="text_classification or causal_lm")] = None,
+    task: Annotated[str | None, typer.Option(help="a kind of task, such as text_classification or causal_lm")] = None,
     text: Annotated[str | None, typer.Option(help="column with the text")] = None,
     pair: Annotated[str | None, typer.Option(help="column with a second text")] = None,
-    label: Annotated[str | None, typer.Option(help="column with the class")] = None,
+    label: Annotated[str | None, typer.Option(help="column with the class, the list of classes, or the number")] = None,
+    separator: Annotated[str | None, typer.Option(help="what stands between several classes in a text")] = None,
+    words: Annotated[str | None, typer.Option(help="column with a list of words")] = None,
+    tags: Annotated[str | None, typer.Option(help="column with a tag for each word")] = None,
+    question: Annotated[str | None, typer.Option(help="column with the question")] = None,
+    context: Annotated[str | None, typer.Option(help="column with the text that holds the answer")] = None,
+    answers: Annotated[str | None, typer.Option(help="column with the answers")] = None,
     prompt: Annotated[str | None, typer.Option(help="column with the prompt")] = None,
     completion: Annotated[str | None, typer.Option(help="column with the completion")] = None,
     messages: Annotated[str | None, typer.Option(help="column with chat messages")] = None,
@@ -105,16 +111,19 @@ def init(  # noqa: PLR0913 - the command line's options
 ) -> None:
     """Write a first recipe for your data, with the reason beside every choice; asks for what it cannot see."""
     from distilpeft import starter
+    from distilpeft.first_look import Wishes
+    from distilpeft.kinds import KINDS
 
     for flag, value, allowed in (
-        ("task", task, ("text_classification", "causal_lm")), ("language", language, ("en", "many")),
+        ("task", task, tuple(KINDS)), ("language", language, ("en", "many")),
     ):  # fmt: skip
         if value is not None and value not in allowed:
             raise InputError(f"--{flag} {value}: one of {', '.join(allowed)}")
-    given = {"text": text, "pair": pair, "label": label, "prompt": prompt, "completion": completion,
-             "messages": messages}  # fmt: skip
+    given = {"text": text, "pair": pair, "label": label, "separator": separator, "words": words, "tags": tags,
+             "question": question, "context": context, "answers": answers, "prompt": prompt,
+             "completion": completion, "messages": messages}  # fmt: skip
     columns = {key: column for key, column in given.items() if column is not None}
-    wishes = starter.Wishes(
+    wishes = Wishes(
         data, task, columns, device, size_mb, language, max_tokens, packages, teacher, student
     )  # fmt: skip
     chosen = starter.write(out, wishes, _ask)

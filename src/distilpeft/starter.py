@@ -10,9 +10,8 @@ import json
 import math
 import re
 import tempfile
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +19,12 @@ import datasets
 import numpy as np
 
 from distilpeft.artifact import write_text
-from distilpeft.data import load_parts
 from distilpeft.errors import InputError
+from distilpeft.first_look import Ask, Look, Wishes, look, num_words, plain, settled, task_lines
 from distilpeft.forms import FORMS
-from distilpeft.recipe import Data, Split
+from distilpeft.kinds import KINDS
 from distilpeft.recipe_file import load_recipe
 
-LOOKED_AT = 2000
-"""Rows that text lengths are estimated from."""
-MOST_CLASSES = 100
-LABEL_NAMES = ("label", "labels", "class", "category", "intent", "topic", "target", "sentiment")
 TOKENS_PER_WORD = 1.4
 """Of word pieces in English; other languages and code have more."""
 BYTES_PER_WEIGHT = 1.06
@@ -44,128 +39,6 @@ MILLIONS_PER_GB = 400.0
 """Largest teacher on a GPU: nf4 weights take 0.5 GB per 1000 million, and the rest is for what it computes."""
 STUDENT_MILLIONS = {"encoder": 90.0, "decoder": 500.0}
 STEPS = {"encoder": (300, 600), "decoder": (300, 600)}
-
-Ask = Callable[[str, str, Sequence[str]], str]
-"""(flag, question, choices or none) → the answer."""
-
-
-@dataclass(frozen=True)
-class Wishes:
-    """What users give on the command line; None is asked for or found out.
-
-    Attributes:
-        data: see `data.source`.
-        task: `text_classification` or `causal_lm`.
-        columns: recipe key of the task → column.
-        device: `cpu`, or a GPU's memory in GB.
-        size_mb: of the smallest export, at most.
-        language: `en` or `many`.
-        max_tokens: of a row.
-        packages: only models that come as Python packages, for machines without a hub.
-        teacher: instead of the catalogue's.
-        student: likewise.
-    """
-
-    data: str
-    task: str | None = None
-    columns: Mapping[str, str] | None = None
-    device: str = "cpu"
-    size_mb: float | None = None
-    language: str = "en"
-    max_tokens: int | None = None
-    packages: bool = False
-    teacher: str | None = None
-    student: str | None = None
-
-
-@dataclass(frozen=True)
-class Look:
-    """What the data show.
-
-    Attributes:
-        splits: name → rows.
-        rows: some rows of the largest split.
-        columns: of text, as far as these rows show.
-        classes: column → its values, of columns with few.
-        lists: columns of messages.
-    """
-
-    splits: Mapping[str, int]
-    rows: datasets.Dataset
-    columns: Sequence[str]
-    classes: Mapping[str, Sequence[str]]
-    lists: Sequence[str]
-
-
-def look(source: str) -> Look:
-    """Read the data.
-
-    Raises:
-        InputError: they cannot be read.
-    """
-    parts = load_parts(Data(source=source, split=Split()))
-    rows = max(parts.values(), key=len)
-    some = rows.select(range(min(LOOKED_AT, len(rows))))
-    texts, classes, lists = [], {}, []
-    for name in rows.column_names:
-        feature = rows.features[name]
-        if isinstance(feature, datasets.ClassLabel):
-            classes[name] = list(feature.names)
-            continue
-        if not isinstance(feature, datasets.Value):
-            lists.append(name)
-            continue
-        if feature.dtype.startswith("float"):
-            continue
-        if feature.dtype in ("string", "large_string") and _mean_words(some, name) >= 2:
-            texts.append(name)
-            continue
-        values = sorted(Counter(rows[name]).items(), key=lambda pair: pair[0] if pair[0] is not None else "")
-        if 2 <= len(values) <= min(MOST_CLASSES, len(rows) // 2) and None not in dict(values):
-            classes[name] = [str(value) for value, _ in values]
-    return Look({name: len(part) for name, part in parts.items()}, some, texts, classes, lists)
-
-
-def _mean_words(rows: datasets.Dataset, column: str) -> float:
-    return float(np.mean([len(str(cell).split()) for cell in rows[column]])) if len(rows) else 0.0
-
-
-def settled(wishes: Wishes, seen: Look, ask: Ask) -> Wishes:
-    """The wishes with task and columns, found in the data or asked for.
-
-    Raises:
-        InputError: a column is not there.
-    """
-    given = dict(wishes.columns or {})
-    everything = [*seen.columns, *seen.classes, *seen.lists]
-    for key, column in given.items():
-        if column not in seen.rows.column_names:
-            raise InputError(f"--{key} {column}: {wishes.data} has {', '.join(seen.rows.column_names)}")
-    task = wishes.task or _task(given, everything) or ask("task", "What is it?", ["text_classification", "causal_lm"])
-    if task == "text_classification":
-        if "label" not in given:
-            named = [name for name in seen.classes if name.lower() in LABEL_NAMES]
-            given["label"] = _one("label", named or list(seen.classes), "Which column holds the class?", ask)
-        if "text" not in given:
-            texts = [name for name in seen.columns if name not in given.values()]
-            given["text"] = _one("text", texts, "Which column holds the text?", ask)
-    elif not {"prompt", "messages", "text"} & set(given):
-        forms = [{"messages": "messages"}, {"prompt": "prompt", "completion": "completion"}, {"text": "text"}]
-        found = [form for form in forms if set(form.values()) <= set(everything)]
-        given = found[0] if found else {"text": _one("text", list(seen.columns), "Which column holds the text?", ask)}
-    return replace(wishes, task=task, columns=given)
-
-
-def _task(given: Mapping[str, str], columns: Sequence[str]) -> str | None:
-    if {"prompt", "completion", "messages"} & set(given) or "messages" in columns:
-        return "causal_lm"
-    if {"label", "pair"} & set(given) or {name.lower() for name in columns} & set(LABEL_NAMES):
-        return "text_classification"
-    return "causal_lm" if {"prompt", "completion"} <= set(columns) else None
-
-
-def _one(flag: str, found: Sequence[str], question: str, ask: Ask) -> str:
-    return found[0] if len(found) == 1 else ask(flag, question, found)
 
 
 @dataclass(frozen=True)
@@ -198,7 +71,8 @@ def choose(wishes: Wishes, max_tokens: int) -> Choice:
     Raises:
         InputError: there is none.
     """
-    kind = "encoder" if wishes.task == "text_classification" else "decoder"
+    kind = "decoder" if wishes.task == "causal_lm" else "encoder"
+    alike = wishes.task is not None and KINDS[wishes.task].same_tokens
     listed: list[dict[str, Any]] = json.loads((Path(__file__).parent / "catalogue.json").read_text("utf-8"))[kind]
     most = MOST_MILLIONS[kind] if wishes.device == "cpu" else MILLIONS_PER_GB * memory_gb(wishes.device)
     fitting = [one for one in listed if _suits(one, wishes, kind, max_tokens)]
@@ -222,8 +96,7 @@ def choose(wishes: Wishes, max_tokens: int) -> Choice:
     small = [
         one
         for one in fitting
-        if one["millions"] <= min(size, 0.6 * teacher["millions"])
-        and (kind == "encoder" or one["family"] == teacher["family"])
+        if one["millions"] <= min(size, 0.6 * teacher["millions"]) and (not alike or one["family"] == teacher["family"])
     ]
     if small:
         return Choice(kind, teacher, max(small, key=lambda one: one["millions"]), ())
@@ -281,7 +154,7 @@ def rate(millions: float, *, adapter: bool) -> str:
 
 def length(rows: datasets.Dataset, columns: Sequence[str]) -> int:
     """Tokens that 98 % of the rows have at most, about: from words, rounded up to a multiple of 16."""
-    words = [sum(len(str(row[column]).split()) for column in columns) for row in rows]
+    words = [sum(num_words(row[column]) for column in columns) for row in rows]
     return max(16, 16 * math.ceil((TOKENS_PER_WORD * float(np.percentile(words, 98)) + 3) / 16))
 
 
@@ -312,7 +185,7 @@ def write(out: Path, wishes: Wishes, ask: Ask) -> str:
         memory_gb(wishes.device)
     seen = look(wishes.data)
     wishes = settled(wishes, seen, ask)
-    columns = [column for key, column in (wishes.columns or {}).items() if key != "label"]
+    columns = wishes.read()
     longest = LONGEST["cpu" if wishes.device == "cpu" or wishes.packages else "GPU"]
     max_tokens = wishes.max_tokens or min(length(seen.rows, columns), longest)
     choice = choose(wishes, max_tokens)
@@ -342,8 +215,10 @@ def render(name: str, wishes: Wishes, seen: Look, choice: Choice, max_tokens: in
         else "small as it is; nf4 would save memory, not time"
     )
     needs = [one["needs"] for one in (choice.teacher, choice.student or {}) if one.get("needs")]
-    monitor = ", monitor: log_loss" if choice.kind == "encoder" else ""
-    said = "less noisy than accuracy" if choice.kind == "encoder" else "nats per token pick the checkpoint"
+    assert wishes.task is not None
+    traits = KINDS[wishes.task]
+    monitor = ", monitor: log_loss" if "log_loss" in traits.metrics else ""
+    said = f"less noisy than {traits.main}" if monitor else f"{traits.main} picks the checkpoint"
     lines = [
         f"# Written by distilpeft init for {wishes.device}.",
         f"#   distilpeft check {name}.yaml && distilpeft run {name}.yaml",
@@ -352,7 +227,7 @@ def render(name: str, wishes: Wishes, seen: Look, choice: Choice, max_tokens: in
         "seed: 17",
         "",
         "task:",
-        *_task_lines(wishes, seen),
+        *task_lines(wishes, seen),
         "",
         "data:",
         *_data_lines(wishes, seen),
@@ -372,7 +247,8 @@ def render(name: str, wishes: Wishes, seen: Look, choice: Choice, max_tokens: in
         "",
         "distil:",
         "  alpha: 0.9                    # loss = alpha * T^2 * KL + (1 - alpha) * CE",
-        f"  temperature: {2 if choice.kind == 'encoder' else 1:<17}# another needs no new teacher: distilpeft sweep",
+        f"  temperature: {1 if traits.language or traits.values else 2:<17}# "
+        + ("numbers have none" if traits.values else "another needs no new teacher: distilpeft sweep"),
         f"  optim: {{lr: {rate(scales[1], adapter=False)}, weight_decay: 0.01, schedule: linear, warmup_ratio: 0.06}}",
         f"  fit: {{epochs: {epochs[1]}, batch_size: {batch}, micro_batch_size: {micro[1]}{monitor}}}   # micro-batches "
         "change memory, not the result",
@@ -383,26 +259,8 @@ def render(name: str, wishes: Wishes, seen: Look, choice: Choice, max_tokens: in
     return "\n".join(line.rstrip() for line in lines) + "\n"
 
 
-def _task_lines(wishes: Wishes, seen: Look) -> list[str]:
-    columns = dict(wishes.columns or {})
-    lines = [f"  kind: {wishes.task}"]
-    order = ("text", "pair", "prompt", "completion", "messages", "label")
-    lines += [f"  {key}: {_plain(columns[key])}" for key in order if key in columns]
-    if wishes.task == "text_classification":
-        values = seen.classes.get(columns["label"])
-        if values is None:
-            raise InputError(
-                f"--label {columns['label']}: has no 2 to {MOST_CLASSES} values that come twice; init makes recipes of "
-                "classes"
-            )
-        lines.append(f"  labels: {json.dumps(list(values), ensure_ascii=False)}   # the position is the class id")
-    elif "prompt" in columns:
-        lines.append("  chat: true                    # a user's and an assistant's turn")
-    return lines
-
-
 def _data_lines(wishes: Wishes, seen: Look) -> list[str]:
-    lines = [f"  source: {_plain(wishes.data)}"]
+    lines = [f"  source: {plain(wishes.data)}"]
     names = list(seen.splits)
     held = [name for name in ("validation", "dev", "valid", "test") if name in names]
     if "train" not in names or not held:
@@ -440,13 +298,8 @@ def _about(model: Mapping[str, Any]) -> str:
 def _why_tokens(wishes: Wishes, seen: Look, max_tokens: int) -> str:
     if wishes.max_tokens:
         return "as given"
-    columns = [column for key, column in (wishes.columns or {}).items() if key != "label"]
+    columns = wishes.read()
     wanted = length(seen.rows, columns)
     if wanted > max_tokens:
         return f"98 % of the rows have at most {wanted}, by their words: longer ones are cut, and counted"
     return "98 % of the rows have at most so many, by their words; longer ones are cut, and counted"
-
-
-def _plain(text: str) -> str:
-    """A YAML scalar."""
-    return text if re.fullmatch(r"[A-Za-z_~/][\w./:~-]*", text) and ": " not in text else json.dumps(text)

@@ -11,12 +11,14 @@ import commands
 import pytest
 import tiny
 import tiny_lm
+import tiny_tasks
 import yaml
 
 from distilpeft import cli, starter
 from distilpeft.errors import InputError
+from distilpeft.first_look import Wishes, look, settled, task_lines
 from distilpeft.recipe_file import load_recipe
-from distilpeft.starter import Wishes, choose, look, rate, settled, spread
+from distilpeft.starter import choose, rate, spread
 
 CATALOGUE = json.loads((Path(starter.__file__).parent / "catalogue.json").read_text())
 NAMES = {one["name"]: one for models in CATALOGUE.values() for one in models}
@@ -85,6 +87,53 @@ def test_a_recipe_for_each_kind_of_data_is_written_and_checks(tmp_path, capsys, 
     assert commands.run(out, *plain, verb="check") == 0, capsys.readouterr().err
 
 
+TASK_LINES = {
+    "multi_label_classification": {"text": "text", "label": "moods", "labels": ["blame", "praise"]},
+    "regression": {"text": "text", "label": "mood"},
+    "token_classification": {
+        "words": "words", "tags": "tags", "labels": ["O", "B-BAD", "B-GOOD", "I-BAD", "I-GOOD"]
+    },
+    "question_answering": {"question": "question", "context": "context", "answers": "answers"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", list(TASK_LINES))
+def test_every_other_kind_of_task_is_seen_in_its_data_and_its_recipe_runs(tmp_path, capsys, kind):
+    """Not named on the command line; a few steps of both trainings show that the settings fit the task."""
+    tiny_tasks.TASKS[kind](tmp_path)
+    base, out = tiny.save_model(tmp_path / "base"), tmp_path / "mine.yaml"
+    label = ["--label", "mood"] if kind == "regression" else ["--label", "moods"] if kind[0] == "m" else []
+    given = ["--data", str(tmp_path / "rows.jsonl"), "--teacher", str(base), "--student", str(base), *label]
+    assert init(str(out), *given) == 0, capsys.readouterr().err
+    assert yaml.safe_load(out.read_text())["task"] == {"kind": kind, **TASK_LINES[kind]}
+    short = ["teacher.fit.max_steps=2", "distil.fit.max_steps=2", "teacher.gate=warn", "data.max_tokens=24"]
+    short += ["task.stride=4"] if kind == "question_answering" else []
+    assert commands.run(out, "--until", "distil", *(part for one in short for part in ("--set", one))) == 0
+    assert len(list((tmp_path / "runs/mine").glob("distil-*/model/model.safetensors"))) == 2
+
+
+def test_several_classes_in_a_text_need_the_separator(tmp_path):
+    rows = [{"text": "a good film", "topics": "film; mood"}, {"text": "a bad day", "topics": "day"}] * 20
+    wishes = Wishes(str(jsonl(tmp_path / "rows.jsonl", rows)), columns={"label": "topics", "separator": ";"})
+    seen = look(wishes.data)
+    wishes = settled(wishes, seen, no_questions)
+    assert wishes.task == "multi_label_classification"
+    assert '  labels: ["day", "film", "mood"]   # the position is the class id' in task_lines(wishes, seen)
+
+
+def test_questions_without_an_answer_are_allowed_for(tmp_path):
+    rows = [{"question": "what is it", "context": "it is a film", "answers": answer} for answer in ("a film", "")]
+    wishes = Wishes(str(jsonl(tmp_path / "rows.jsonl", rows * 10)))
+    seen = look(wishes.data)
+    assert any("no_answer: true" in line for line in task_lines(settled(wishes, seen, no_questions), seen))
+
+
+def test_a_pair_that_has_to_read_the_same_tokens_is_of_one_family():
+    for wishes in (Wishes("d", "question_answering"), Wishes("d", "question_answering", device="24GB")):
+        found = choose(wishes, 384)
+        assert found.student is None or found.student["family"] == found.teacher["family"]
+
+
 def test_chats_are_seen(tmp_path):
     seen = look(str(data_of(tmp_path, "chats")))
     wishes = settled(Wishes("rows"), seen, no_questions)
@@ -146,13 +195,16 @@ def test_students_keep_to_the_size(size):
         (["--data", "{csv}", "--label", "mood"], "--label mood: {csv} has text, label"),
         (["--data", "{csv}", "--device", "gpu"], "--device gpu: cpu, or a GPU's memory such as 24GB"),
         (["--data", "{csv}", "--language", "fr"], "--language fr: one of en, many"),
-        (["--data", "{csv}", "--task", "ner"], "--task ner: one of text_classification, causal_lm"),
+        (
+            ["--data", "{csv}", "--task", "ner"],
+            "--task ner: one of text_classification, multi_label_classification",
+        ),
         (["--data", "{csv}", "--max-tokens", "9000"], "no encoder for 9000 tokens"),
         (["--data", "{csv}", "--packages", "--size-mb", "5"], "--size-mb 5: no student is so small"),
         (["--data", "{csv}", "--teacher", "me/mine"], "me/mine is not in the catalogue; name a student with --student"),
         (["--data", "{csv}x"], "data.source: no such file or folder: {csv}x"),
         (["--data", "{two}"], "--text is needed: one of story, view"),
-        (["--data", "{lone}"], "--task is needed: one of text_classification, causal_lm"),
+        (["--data", "{lone}"], "--task is needed: one of text_classification, multi_label_classification, regression"),
     ],
 )
 def test_what_cannot_be_is_one_line_and_nothing_is_written(tmp_path, capsys, flags, message):

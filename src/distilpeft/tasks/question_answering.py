@@ -245,7 +245,8 @@ def majority_values(task: QuestionAnswering, train: Any, rows: Any) -> NDArray[n
 
 
 def _windows(rows: Any) -> Iterator[dict[str, Any]]:
-    for batch in rows.dataset.iter(batch_size=500):
+    names = ["window", "first", "last", "label", "starts", "ends", "context", "answers"]
+    for batch in rows.dataset.select_columns(names).iter(batch_size=500):
         for values in zip(*batch.values(), strict=True):
             yield dict(zip(batch, values, strict=True))
 

@@ -1,0 +1,250 @@
+"""What data show of the task that they are for, and the `task` section that follows; for `distilpeft init`."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import datasets
+import numpy as np
+
+from distilpeft.data import load_parts
+from distilpeft.errors import InputError
+from distilpeft.kinds import KINDS
+from distilpeft.recipe import Data, Split
+
+LOOKED_AT = 2000
+"""Rows that text lengths and classes are found in."""
+MOST_CLASSES = 100
+LABEL_NAMES = ("label", "labels", "class", "category", "intent", "topic", "topics", "target", "sentiment", "score")
+FORMS: dict[str, Sequence[Mapping[str, Sequence[str]]]] = {
+    "token_classification": [{"words": ("words", "tokens"), "tags": ("tags", "ner_tags", "pos_tags", "labels")}],
+    "question_answering": [{"question": ("question",), "context": ("context",), "answers": ("answers", "answer")}],
+    "causal_lm": [{"messages": ("messages",)}, {"prompt": ("prompt",), "completion": ("completion",)}],
+}
+"""Tasks by the usual names of their columns: recipe key → names."""
+READ = ("text", "pair", "prompt", "completion", "messages", "words", "question", "context")
+"""Keys of columns that models read."""
+Ask = Callable[[str, str, Sequence[str]], str]
+"""(flag, question, choices or none) → the answer."""
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What users give on the command line; None is asked for or found out.
+
+    Attributes:
+        data: see `data.source`.
+        task: a name of `kinds.KINDS`.
+        columns: recipe key of the task → column, and `separator`.
+        device: `cpu`, or a GPU's memory in GB.
+        size_mb: of the smallest export, at most.
+        language: `en` or `many`.
+        max_tokens: of a row.
+        packages: only models that come as Python packages, for machines without a hub.
+        teacher: instead of the catalogue's.
+        student: likewise.
+    """
+
+    data: str
+    task: str | None = None
+    columns: Mapping[str, str] | None = None
+    device: str = "cpu"
+    size_mb: float | None = None
+    language: str = "en"
+    max_tokens: int | None = None
+    packages: bool = False
+    teacher: str | None = None
+    student: str | None = None
+
+    def read(self) -> list[str]:
+        """The columns that models read."""
+        return [column for key, column in (self.columns or {}).items() if key in READ]
+
+
+@dataclass(frozen=True)
+class Look:
+    """What the data show.
+
+    Attributes:
+        splits: name → rows.
+        rows: some rows of the largest split.
+        columns: of text, as far as these rows show.
+        classes: column → its values, of columns with few.
+        numbers: columns of numbers that are no classes.
+        lists: columns of lists, or of anything else with parts.
+    """
+
+    splits: Mapping[str, int]
+    rows: datasets.Dataset
+    columns: Sequence[str]
+    classes: Mapping[str, Sequence[str]]
+    numbers: Sequence[str]
+    lists: Sequence[str]
+
+
+def look(source: str) -> Look:
+    """Read the data.
+
+    Raises:
+        InputError: they cannot be read.
+    """
+    parts = load_parts(Data(source=source, split=Split()))
+    rows = max(parts.values(), key=len)
+    some = rows.select(range(min(LOOKED_AT, len(rows))))
+    texts, numbers, lists = [], [], []
+    classes: dict[str, Sequence[str]] = {}
+    for name in rows.column_names:
+        feature = rows.features[name]
+        if isinstance(feature, datasets.ClassLabel):
+            classes[name] = list(feature.names)
+            continue
+        if not isinstance(feature, datasets.Value):
+            lists.append(name)
+            continue
+        if feature.dtype.startswith("float"):
+            numbers.append(name)
+            continue
+        if feature.dtype in ("string", "large_string") and _mean_words(some[name]) >= 2:
+            texts.append(name)
+            continue
+        values = sorted(Counter(rows[name]).items(), key=lambda pair: pair[0] if pair[0] is not None else "")
+        if 2 <= len(values) <= min(MOST_CLASSES, len(rows) // 2) and None not in dict(values):
+            classes[name] = [str(value) for value, _ in values]
+        elif feature.dtype.startswith(("int", "uint")):
+            numbers.append(name)
+    return Look({name: len(part) for name, part in parts.items()}, some, texts, classes, numbers, lists)
+
+
+def num_words(cell: Any) -> int:
+    """Words of a text, of a list of words, or of a chat."""
+    return len(cell) if isinstance(cell, list) and all(isinstance(one, str) for one in cell) else len(str(cell).split())
+
+
+def _mean_words(cells: Iterable[Any]) -> float:
+    counts = [num_words(cell) for cell in cells]
+    return float(np.mean(counts)) if counts else 0.0
+
+
+def settled(wishes: Wishes, seen: Look, ask: Ask) -> Wishes:
+    """The wishes with task and columns, found in the data or asked for.
+
+    Raises:
+        InputError: a column is not there.
+    """
+    given = dict(wishes.columns or {})
+    for key, column in given.items():
+        if key != "separator" and column not in seen.rows.column_names:
+            raise InputError(f"--{key} {column}: {wishes.data} has {', '.join(seen.rows.column_names)}")
+    task = wishes.task or _task(given, seen) or ask("task", "What is it?", list(KINDS))
+    if task in FORMS:
+        given = _by_name(task, given, seen, ask)
+    else:
+        if "label" not in given:
+            fitting = _label_columns(task, seen, given)
+            named = [name for name in fitting if name.lower() in LABEL_NAMES]
+            given["label"] = _one("label", named or fitting, "Which column holds what is to be learnt?", ask)
+        if "text" not in given:
+            texts = [name for name in seen.columns if name not in given.values()]
+            given["text"] = _one("text", texts, "Which column holds the text?", ask)
+    return replace(wishes, task=task, columns=given)
+
+
+def _label_columns(task: str, seen: Look, given: Mapping[str, str]) -> list[str]:
+    if task == "regression":
+        return [*seen.numbers, *seen.classes]
+    if task == "multi_label_classification":
+        return [*seen.columns, *seen.classes] if "separator" in given else list(seen.lists)
+    return list(seen.classes)
+
+
+def _by_name(task: str, given: Mapping[str, str], seen: Look, ask: Ask) -> dict[str, str]:
+    """The columns of a task that usual names tell, for those that are not given."""
+    names = {name.lower(): name for name in seen.rows.column_names}
+    for form in FORMS[task]:
+        found = {key: next((names[n] for n in usual if n in names), given.get(key)) for key, usual in form.items()}
+        found |= {key: column for key, column in given.items() if key in form}
+        if all(found.values()):
+            return {key: str(column) for key, column in found.items()}
+    if task == "causal_lm":
+        return dict(given) or {"text": _one("text", list(seen.columns), "Which column holds the text?", ask)}
+    return {key: given.get(key) or ask(key, f"Which column holds the {key}?", seen.rows.column_names)
+            for key in FORMS[task][0]}  # fmt: skip
+
+
+def _task(given: Mapping[str, str], seen: Look) -> str | None:
+    """The kind of task that the columns are for, if they tell."""
+    names = {name.lower() for name in seen.rows.column_names}
+    for task, forms in FORMS.items():
+        for form in forms:
+            if set(form) & set(given) - {"text"} or all(names & set(usual) for usual in form.values()):
+                return task
+    label = given.get("label")
+    labels = [label] if label else [name for name in seen.rows.column_names if name.lower() in LABEL_NAMES]
+    if "separator" in given or any(name in seen.lists for name in labels):
+        return "multi_label_classification"
+    if labels and all(name in seen.numbers for name in labels):
+        return "regression"
+    return "text_classification" if labels or "pair" in given else None
+
+
+def _one(flag: str, found: Sequence[str], question: str, ask: Ask) -> str:
+    return found[0] if len(found) == 1 else ask(flag, question, found)
+
+
+def task_lines(wishes: Wishes, seen: Look) -> list[str]:
+    """The `task` section.
+
+    Raises:
+        InputError: the label's column does not hold what the task needs.
+    """
+    columns, task = dict(wishes.columns or {}), wishes.task
+    lines = [f"  kind: {task}"]
+    order = (*READ, "label", "tags", "answers", "separator")
+    lines += [f"  {key}: {plain(columns[key])}" for key in order if key in columns]
+    if "prompt" in columns:
+        lines.append("  chat: true                    # a user's and an assistant's turn")
+    if task == "question_answering":
+        empty = any(
+            not cell or (isinstance(cell, dict) and not cell.get("text")) for cell in seen.rows[columns["answers"]]
+        )
+        lines += ["  no_answer: true               # some questions have none"] if empty else []
+    labels = _labels(task or "", columns, seen)
+    if labels is not None:
+        lines.append(f"  labels: {json.dumps(list(labels), ensure_ascii=False)}   # the position is the class id")
+    return lines
+
+
+def _labels(task: str, columns: Mapping[str, str], seen: Look) -> Sequence[str] | None:
+    """The classes, of a task that has any."""
+    column = columns.get("tags", columns.get("label", ""))
+    if task == "text_classification":
+        values = seen.classes.get(column)
+        if values is None:
+            raise InputError(
+                f"--label {column}: has no 2 to {MOST_CLASSES} values that come twice; init makes recipes of classes"
+            )
+        return values
+    if task not in ("multi_label_classification", "token_classification"):
+        return None
+    inner = getattr(seen.rows.features[column], "feature", None)
+    if isinstance(inner, datasets.ClassLabel):
+        return list(inner.names)
+    separator = columns.get("separator")
+    cells = [str(cell or "").split(separator) if separator else cell for cell in seen.rows[column]]
+    if not all(isinstance(cell, list) for cell in cells):
+        flag = "tags" if task == "token_classification" else "label"
+        raise InputError(f"--{flag} {column}: holds no lists; of texts, say what stands between the names: --separator")
+    names = sorted({str(one).strip() for cell in cells for one in cell} - {""})
+    if len(names) > MOST_CLASSES:
+        raise InputError(f"--label {column}: has {len(names)} different classes, more than {MOST_CLASSES}")
+    return [*(["O"] if "O" in names else []), *(name for name in names if name != "O")]
+
+
+def plain(text: str) -> str:
+    """A YAML scalar."""
+    return text if re.fullmatch(r"[A-Za-z_~/][\w./:~-]*", text) and ": " not in text else json.dumps(text)
