@@ -264,7 +264,7 @@ def _score(found: Mapping[str, Any], name: str) -> str:
 def _student(recipe: Recipe) -> str:
     student = recipe.student
     if student.from_teacher is not None:
-        return f"layers {', '.join(map(str, student.from_teacher.layers))} of the teacher, adapter merged"
+        return f"{student.from_teacher} of the teacher, adapter merged"
     if student.from_config is not None:
         return f"the architecture of `{student.from_config.model}` with random weights"
     return f"`{student.model}`"

@@ -349,7 +349,7 @@ def student_size(recipe: Recipe) -> Size | None:
         return None
     if student.from_teacher is not None:
         size = size_of(resolve(recipe.teacher.model, "teacher.model", recipe.teacher.revision))
-        return cut(size, student.from_teacher.layers) if size else None
+        return cut(size, student.from_teacher.of(size.layers)) if size else None
     assert student.model is not None
     return size_of(resolve(student.model, "student.model", student.revision))
 

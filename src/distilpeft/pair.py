@@ -283,7 +283,8 @@ def new_student(runtime: Runtime, recipe: Recipe, data: TaskData, teacher: Path 
     if student.from_teacher is not None:
         assert teacher is not None
         model = load_teacher(runtime, recipe, teacher, "fp32", merged=True).model.float()
-        models.keep_layers(model, student.from_teacher.layers, "student.from_teacher.layers")
+        kept = student.from_teacher.of(model.config.num_hidden_layers)
+        models.keep_layers(model, kept, "student.from_teacher")
     elif student.from_config is not None:
         overrides = student.from_config.overrides
         model = models.from_config(source, architecture(recipe), overrides, tokenizer.pad_token_id)

@@ -275,11 +275,8 @@ def _teacher_base(recipe: Recipe) -> Source:
     config = model_config(source)
     depth = num_layers(config) if config else None
     cut = recipe.student.from_teacher
-    if cut is not None and depth is not None and cut.layers[-1] >= depth:
-        raise InputError(
-            f"student.from_teacher.layers: layer {cut.layers[-1]} does not exist; "
-            f"{recipe.teacher.model} has layers 0..{depth - 1}"
-        )
+    if cut is not None and depth is not None:
+        cut.of(depth)
     _check_lora(recipe.teacher.lora, source, "teacher")
     return source
 

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import BaseModel, BeforeValidator, Field, field_validator, model_validator
 
+from distilpeft.errors import InputError
 from distilpeft.forms import FORMS, LIMITS, Exactness, FormName, Limits, form_name
 from distilpeft.kinds import KINDS, Kind
 from distilpeft.section import (
@@ -211,16 +212,57 @@ class Targets(Section):
 
 
 class FromTeacher(Section):
-    """Take the teacher's own layers, embeddings and head, its adapter merged."""
+    """Take the teacher's own layers, embeddings and head, its adapter merged: exactly one of these."""
 
-    layers: tuple[Index, ...] = Field(min_length=1, description="indices of the layers to keep, from 0")
+    layers: tuple[Index, ...] | None = Field(None, min_length=1, description="indices of the layers to keep, from 0")
+    first: Count | None = Field(None, description="so many, from the first on", json_schema_extra=IN_KEY_IF_GIVEN)
+    last: Count | None = Field(None, description="so many, up to the last", json_schema_extra=IN_KEY_IF_GIVEN)
+    spread: Count | None = Field(
+        None, description="so many, evenly from the first to the last", json_schema_extra=IN_KEY_IF_GIVEN
+    )
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Self:
+        if sum(way is not None for way in (self.layers, self.first, self.last, self.spread)) != 1:
+            raise ValueError("give exactly one of layers, first, last, spread")
+        return self
 
     @field_validator("layers")
     @classmethod
-    def _layers_rise(cls, layers: tuple[int, ...]) -> tuple[int, ...]:
-        if list(layers) != sorted(set(layers)):
+    def _layers_rise(cls, layers: tuple[int, ...] | None) -> tuple[int, ...] | None:
+        if layers is not None and list(layers) != sorted(set(layers)):
             raise ValueError("the layer indices must rise, each once")
         return layers
+
+    def of(self, depth: int) -> tuple[int, ...]:
+        """The indices, of a teacher of so many layers.
+
+        Raises:
+            InputError: it has not so many.
+        """
+        most = self.layers[-1] + 1 if self.layers else self.first or self.last or self.spread or 0
+        if most > depth:
+            key = "layers" if self.layers else "first" if self.first else "last" if self.last else "spread"
+            what = f"layer {most - 1} does not exist" if self.layers else f"{most} are more than there are"
+            raise InputError(f"student.from_teacher.{key}: {what}; the teacher has layers 0..{depth - 1}")
+        if self.layers:
+            return self.layers
+        if self.spread:
+            return spread(depth, self.spread)
+        return tuple(range(self.first) if self.first else range(depth - (self.last or 0), depth))
+
+    def __str__(self) -> str:
+        """In words."""
+        if self.layers:
+            return f"layers {', '.join(map(str, self.layers))}"
+        if self.spread:
+            return f"{self.spread} layers, spread evenly,"
+        return f"the first {self.first} layers" if self.first else f"the last {self.last} layers"
+
+
+def spread(depth: int, count: int) -> tuple[int, ...]:
+    """`count` of so many layers, evenly, from the first to the last; of one, the first."""
+    return tuple(round(at * (depth - 1) / (count - 1)) for at in range(count)) if count > 1 else (0,)
 
 
 class FromConfig(Section):

@@ -23,6 +23,7 @@ from distilpeft.errors import InputError
 from distilpeft.first_look import Ask, Look, Wishes, look, num_words, plain, settled, task_lines
 from distilpeft.forms import FORMS
 from distilpeft.kinds import KINDS
+from distilpeft.recipe import spread
 from distilpeft.recipe_file import load_recipe
 
 TOKENS_PER_WORD = 1.4
@@ -126,11 +127,6 @@ def _suits(one: Mapping[str, Any], wishes: Wishes, kind: str, max_tokens: int) -
     speaks = one["languages"] == wishes.language or (kind == "decoder" and wishes.language == "en")
     here = one["name"].startswith("package:") or not wishes.packages
     return bool(one["tokens"] >= max_tokens and speaks and here)
-
-
-def spread(layers: int, count: int) -> list[int]:
-    """`count` of so many layers, evenly, with the first."""
-    return sorted({round(at) for at in np.linspace(0, layers - 1, count)}) if count > 1 else [0]
 
 
 def memory_gb(device: str) -> float:

@@ -105,7 +105,7 @@ MODELS = {
         r"teacher\.model: revision is for hub ids", ("model: base", "model: base\n  revision: main")
     ),
     "layer beyond the depth": Case(
-        r"student\.from_teacher\.layers: layer 2 does not exist; base has layers 0\.\.1",
+        r"student\.from_teacher\.layers: layer 2 does not exist; the teacher has layers 0\.\.1",
         ("layers: [1]", "layers: [0, 2]"),
     ),
     "no such LoRA target": Case(

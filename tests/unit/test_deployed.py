@@ -73,3 +73,39 @@ def test_a_folder_without_a_tokenizer_file_is_refused(tmp_path):
     (tmp_path / "manifest.json").write_text(json.dumps({"format": "onnx"}))
     with pytest.raises(InputError, match=r"has no tokenizer\.json"):
         Deployed(tmp_path)
+
+
+class Tagger(Recorder):
+    """Says `B-X` of the word `good`, else `O`; of a pair, that the answer is the word `superb` if it is there."""
+
+    def __init__(self, words, pairs=False):
+        super().__init__(2)
+        self.good, self.superb, self.pairs = (*(words.convert_tokens_to_ids(w) for w in ("good", "superb")), pairs)
+
+    def run(self, inputs, cache=None, *, last=False):
+        ids = np.asarray(inputs["input_ids"])
+        if not self.pairs:
+            return np.stack([np.zeros(ids.shape), np.where(ids == self.good, 3.0, -3.0)], -1), None
+        logits = np.where(ids == self.superb, 9.0, -1.0)
+        logits[:, 0] = 2.0
+        return np.stack([logits, logits], 1), None
+
+
+def test_words_beyond_what_a_tagger_reads_have_no_tag(tmp_path):
+    words = tiny.tokenizer()
+    told = {"task": "token_classification", "max_tokens": 5, "labels": ["O", "B-X"]}
+    model = deployed(tmp_path, words, Tagger(words), **told)
+    (found,) = model.answers(["the  good film good"])
+    assert [one["tag"] for one in found["words"]] == ["O", "B-X", "O", None]
+    assert found["entities"] == [{"type": "X", "text": "good", "start": 5, "end": 9}]
+
+
+def test_an_answer_is_looked_for_in_every_window_and_may_be_missing(tmp_path):
+    words = tiny.tokenizer()
+    told = {"task": "question_answering", "max_tokens": 10, "stride": 2, "longest_answer": 3, "no_answer": True}
+    model = deployed(tmp_path, words, Tagger(words, pairs=True), **told)
+    text = "the film and a story of the actor and superb music"
+    found, none = model.answers([("film", text), (" film ", text.replace("superb", "good"))])
+    assert (found["answer"], text[found["start"] : found["end"]]) == ("superb", "superb")
+    assert 0.9 < found["score"] <= 1
+    assert none == {"answer": None, "start": None, "end": None, "score": None}

@@ -7,10 +7,11 @@ from unittest import mock
 
 import pytest
 
+from distilpeft import report
 from distilpeft.errors import InputError
 from distilpeft.formats import WRITERS
 from distilpeft.forms import FORMS, LIMITS, Form, FormName
-from distilpeft.kinds import KINDS
+from distilpeft.kinds import KINDS, LOWER_IS_BETTER
 from distilpeft.recipe_file import load_recipe, with_formats
 
 pytestmark = pytest.mark.usefixtures("workplace")
@@ -93,3 +94,9 @@ def test_forms_that_a_finished_recipe_cannot_have_are_refused(formats, overrides
     with pytest.raises(InputError) as refused:
         with_formats(given, formats, overrides)
     assert str(refused.value).startswith(message)
+
+
+def test_every_metric_of_every_kind_has_a_title_and_a_direction():
+    for kind in KINDS.values():
+        assert set(kind.metrics) <= set(report.TITLES)
+        assert kind.main not in LOWER_IS_BETTER or kind.language, "shares of the teacher's score are ratios"

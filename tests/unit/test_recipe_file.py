@@ -8,7 +8,7 @@ import pytest
 from pydantic import ValidationError
 
 from distilpeft.errors import InputError
-from distilpeft.recipe import result_settings
+from distilpeft.recipe import FromTeacher, result_settings
 from distilpeft.recipe_file import load_recipe
 
 SHIPPED = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
@@ -282,3 +282,38 @@ def test_result_settings_are_plain_nested_data():
     assert found["lora"]["rank"] == 4
     assert "micro_batch_size" not in found["fit"]
     assert "gradient_checkpointing" not in found
+
+
+@pytest.mark.parametrize(
+    ("given", "depth", "indices", "words"),
+    [
+        ({"layers": [1, 3]}, 4, (1, 3), "layers 1, 3"),
+        ({"first": 2}, 4, (0, 1), "the first 2 layers"),
+        ({"last": 3}, 12, (9, 10, 11), "the last 3 layers"),
+        ({"spread": 3}, 6, (0, 2, 5), "3 layers, spread evenly,"),
+        ({"spread": 6}, 6, (0, 1, 2, 3, 4, 5), "6 layers, spread evenly,"),
+        ({"spread": 1}, 6, (0,), "1 layers, spread evenly,"),
+    ],
+)
+def test_the_layers_of_a_student_are_named_or_counted(given, depth, indices, words):
+    found = FromTeacher(**given)
+    assert (found.of(depth), str(found)) == (indices, words)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"layers": [4]}, "student.from_teacher.layers: layer 4 does not exist; the teacher has layers 0..3"),
+        ({"last": 5}, "student.from_teacher.last: 5 are more than there are; the teacher has layers 0..3"),
+        ({"spread": 9}, "student.from_teacher.spread: 9 are more"),
+    ],
+)
+def test_layers_that_the_teacher_does_not_have_are_refused(given, message):
+    with pytest.raises(InputError, match=message):
+        FromTeacher(**given).of(4)
+
+
+def test_layers_are_chosen_in_one_way():
+    for given in ({}, {"first": 1, "last": 1}, {"layers": [0], "spread": 1}):
+        with pytest.raises(ValueError, match="give exactly one of layers, first, last, spread"):
+            FromTeacher(**given)

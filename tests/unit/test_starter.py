@@ -17,8 +17,9 @@ import yaml
 from distilpeft import cli, starter
 from distilpeft.errors import InputError
 from distilpeft.first_look import Wishes, look, settled, task_lines
+from distilpeft.recipe import spread
 from distilpeft.recipe_file import load_recipe
-from distilpeft.starter import choose, rate, spread
+from distilpeft.starter import choose, rate
 
 CATALOGUE = json.loads((Path(starter.__file__).parent / "catalogue.json").read_text())
 NAMES = {one["name"]: one for models in CATALOGUE.values() for one in models}
@@ -267,8 +268,8 @@ def test_rates_fall_with_size_and_adapters_take_more():
 
 
 def test_layers_are_spread_evenly_from_the_first():
-    assert spread(6, 3) == [0, 2, 5]
-    assert spread(12, 1) == [0]
+    assert spread(6, 3) == (0, 2, 5)
+    assert spread(12, 1) == (0,)
     assert spread(30, 15)[0] == 0
     assert len(spread(30, 15)) == 15
 
