@@ -211,7 +211,9 @@ def table_rows(report: dict[str, Any]) -> list[tuple[str, ...]]:
 def sentences(report: dict[str, Any]) -> list[str]:
     """What the table means, in plain words."""
     lines = [*report["verdict"]["sentences"], *_kept(report)]
-    if report["ce_gap_closed"] is not None:
+    if report["ce_gap_closed"] is not None and report["ce_gap_closed"] < 0:
+        lines.append("Distilling did not close the gap that training on labels alone leaves: it is wider.")
+    elif report["ce_gap_closed"] is not None:
         lines.append(
             f"Distilling closed {report['ce_gap_closed']:.0%} of the gap that training on labels alone leaves."
         )
