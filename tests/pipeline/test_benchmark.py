@@ -73,7 +73,8 @@ def test_the_paired_test_is_that_of_the_models_own_answers(finished):
         both = pair["wins"] + pair["losses"]
         assert pair["p_value"] == (pytest.approx(stats.binomtest(pair["wins"], both).pvalue) if both else 1.0)
     scored = {model["role"]: model["scores"]["accuracy"]["value"] for model in report_of(finished)["models"]}
-    assert {role: pytest.approx(found.mean()) for role, found in right.items() if role != "weight"} == scored
+    assert {role: pytest.approx(right[role].mean()) for role in scored} == scored
+    assert all((right[f"{role} weight"] == 1).all() for role in scored)
 
 
 def test_every_seed_is_a_whole_chain_of_its_own_in_the_same_folder(finished):
@@ -212,7 +213,7 @@ def test_a_process_ends_when_nobody_asks_it_any_more(finished, tmp_path):
 
 def test_generation_is_not_timed_under_torch_compile(tmp_path):
     recipe = commands.language_workspace(tmp_path)
-    with pytest.raises(InputError, match=r"benchmark.compile: is for text_classification"):
+    with pytest.raises(InputError, match=r"benchmark.compile: is for classifiers"):
         load_recipe(recipe, ["benchmark.compile=true"])
 
 

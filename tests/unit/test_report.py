@@ -116,6 +116,10 @@ def test_of_a_teacher_that_scores_nothing_no_share_can_be_kept():
 
 
 def test_a_gap_that_is_not_there_cannot_be_closed():
+    found = {**small(), "ce_gap_closed": -3.4}
+    assert "Distilling did not close the gap that training on labels alone leaves: it is wider." in report.sentences(
+        found
+    )
     found = {**small(), "ce_gap_closed": None}
     assert "there was no gap to close" in report.sentences(found)[1]
 
