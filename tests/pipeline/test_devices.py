@@ -58,7 +58,8 @@ def test_a_process_that_is_killed_stops_the_run_with_a_line_and_the_run_goes_on(
     killer.start()
     assert commands.run(recipe, *settings) == 2
     killer.join()
-    assert "error: process 2 of 2 was killed (exit code -9; " in (said := capfd.readouterr().err)
+    said = capfd.readouterr().err
+    assert "error: process 2 of 2 was killed (exit code -9; " in said
     # a signal that comes inside a weakref's callback: Python tells of it, and goes on
     said = re.sub(r"Exception ignored in.*?\nKeyboardInterrupt[^\n]*\n", "", said, flags=re.DOTALL)
     assert "Traceback" not in said
