@@ -51,8 +51,8 @@ start, end = (
     for logits in (found.start_logits, found.end_logits)
 )
 spans = [(start[s] + end[e], s, e) for s in range(len(start)) for e in range(s, min(s + {longest_answer}, len(end)))]
-_, s, e = max(spans)
-print(text[offsets[s][0] : offsets[e][1]])"""
+score, s, e = max(spans)
+print({answer})"""
 _SHOW = {
     "text_classification": "print([labels[i] for i in logits.argmax(-1)])",
     "multi_label_classification": "print([[name for name, z in zip(labels, row) if z > 0] for row in logits])",
@@ -61,7 +61,7 @@ _SHOW = {
     tags = []
     for word in re.finditer(r"\\S+", text):  # a word's tag is that of its first token
         token = (n for n, (start, end) in enumerate(row.offsets) if start < word.end() and end > word.start())
-        tags.append((word[0], labels[found[next(token)].argmax()]))
+        tags += [(word[0], labels[found[n].argmax()]) for n in [*token][:1]]  # none of a word that was cut off
     print(tags)""",
 }
 
@@ -116,11 +116,19 @@ def snippet(told: Mapping[str, Any]) -> str:
         return f'```sh\nllama-cli -m {FORMS[form].file} -p "Once upon a time"\n```'
     if runtime == "transformers":
         needs = {"bnb-nf4": ", accelerate and bitsandbytes", "torchao-int8": ", accelerate and torchao"}.get(form, "")
-        code = _WRITE if language else _FIND.format(**told) if "stride" in told else _classify(told)
+        code = _WRITE if language else _find(told) if "stride" in told else _classify(told)
         return f"```python\n# needs transformers{needs}\n{code}\n```"
     make = _language if language else _finder if "stride" in told else _classifier
     code = make(told, runtime)
     return f"```python\n# pip install {runtime} tokenizers\n{code}\n```"
+
+
+def _find(told: Mapping[str, Any]) -> str:
+    """Through a model of transformers, which has no pipeline for it any more."""
+    answer = "text[offsets[s][0] : offsets[e][1]]"
+    if told["no_answer"]:
+        answer = f'"no answer" if found.start_logits[0, 0] + found.end_logits[0, 0] > score else {answer}'
+    return _FIND.format(longest_answer=told["longest_answer"], answer=answer)
 
 
 def _classify(told: Mapping[str, Any]) -> str:

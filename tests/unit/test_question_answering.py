@@ -119,6 +119,11 @@ def test_rows_that_cannot_be_used_are_named(columns, message):
         encoded(**columns)
 
 
+def test_a_deployed_model_is_held_against_the_questions_as_they_were_learnt():
+    rows = datasets.Dataset.from_dict({"question": ["  good "], "context": [" film"], "answers": ["film"]})
+    assert list(task_.texts(TASK, rows)) == [("good", " film")]
+
+
 def test_a_question_that_leaves_no_room_is_named():
     with pytest.raises(InputError, match=r"data.max_tokens: 6 tokens leave no room .*'bad music' of 4 tokens"):
         encoded(max_tokens=6)

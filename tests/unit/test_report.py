@@ -12,6 +12,7 @@ from rich.console import Console
 from distilpeft import card, findings, report
 from distilpeft.errors import InputError
 from distilpeft.recipe_file import load_recipe
+from distilpeft.snippets import snippet
 
 
 def model(role, accuracy, **more):
@@ -285,3 +286,15 @@ def test_the_markdown_says_what_soft_targets_on_disk_cost():
     assert len(titles) == len(first)
     (said,) = report._stored(found)
     assert "57.2 bytes per token, 5.0 MB; 12.3 ids hold 91.0% of" in said
+
+
+@pytest.mark.parametrize("form", ["safetensors", "onnx"])
+def test_the_code_of_a_model_that_may_find_no_answer_says_so(form):
+    told = {
+        "task": "question_answering", "format": form, "max_tokens": 16, "stride": 4, "longest_answer": 3,
+        "typed": True, "pair": True,
+    }  # fmt: skip
+    for no_answer in (True, False):
+        code = snippet({**told, "no_answer": no_answer})
+        compile(code.partition("```python")[2].partition("```")[0], "card", "exec")
+        assert ("no answer" in code) is no_answer

@@ -45,12 +45,7 @@ def features(task: MultiLabelClassification) -> datasets.Features:
 
 def model_options(task: MultiLabelClassification) -> dict[str, Any]:
     """Configuration values of a model for this task."""
-    return {
-        "num_labels": len(task.labels),
-        "id2label": dict(enumerate(task.labels)),
-        "label2id": {name: index for index, name in enumerate(task.labels)},
-        "problem_type": "multi_label_classification",
-    }
+    return {**text_rows.named(task.labels), "problem_type": "multi_label_classification"}
 
 
 def check_rows(

@@ -102,7 +102,8 @@ def listed(cell: Any, context: str) -> list[tuple[str, int]] | None:
 
 def texts(task: QuestionAnswering, rows: datasets.Dataset) -> Iterator[tuple[str, str]]:
     """What makes two rows the same, and what a deployed model reads."""
-    return zip(text_rows.cells(rows, task.question), text_rows.cells(rows, task.context), strict=True)
+    cells = zip(text_rows.cells(rows, task.question), text_rows.cells(rows, task.context), strict=True)
+    return ((question.strip(), context) for question, context in cells)
 
 
 def encode(

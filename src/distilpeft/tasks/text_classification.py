@@ -41,12 +41,7 @@ def features(task: TextClassification) -> datasets.Features:
 
 def model_options(task: TextClassification) -> dict[str, Any]:
     """Configuration values of a model for this task."""
-    return {
-        "num_labels": len(task.labels),
-        "id2label": dict(enumerate(task.labels)),
-        "label2id": {name: index for index, name in enumerate(task.labels)},
-        "problem_type": "single_label_classification",
-    }
+    return {**text_rows.named(task.labels), "problem_type": "single_label_classification"}
 
 
 def check_rows(task: TextClassification, rows: datasets.Dataset, numbers_N: NDArray[np.int64], origin: str) -> None:

@@ -117,6 +117,15 @@ def logits(model: nn.Module, batch: dict[str, Any]) -> Tensor:
     return found
 
 
+def named(labels: Sequence[str]) -> dict[str, Any]:
+    """Configuration values of a model with these classes."""
+    return {
+        "num_labels": len(labels),
+        "id2label": dict(enumerate(labels)),
+        "label2id": {name: index for index, name in enumerate(labels)},
+    }
+
+
 def one_each(rows: Any) -> NDArray[np.int64]:
     """How many soft targets each row has: one."""
     return np.ones(len(rows.lengths_N), dtype=np.int64)

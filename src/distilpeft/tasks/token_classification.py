@@ -47,11 +47,7 @@ def features(task: TokenClassification) -> datasets.Features:
 
 def model_options(task: TokenClassification) -> dict[str, Any]:
     """Configuration values of a model for this task."""
-    return {
-        "num_labels": len(task.labels),
-        "id2label": dict(enumerate(task.labels)),
-        "label2id": {name: index for index, name in enumerate(task.labels)},
-    }
+    return text_rows.named(task.labels)
 
 
 def check_rows(task: TokenClassification, rows: datasets.Dataset, numbers_N: Ints, origin: str) -> None:
