@@ -149,5 +149,5 @@ def recipe_tree(folder: Path, **changes: Any) -> dict[str, Any]:
         if value is None and leaf in node:
             del node[leaf]
         else:
-            node[leaf] = value
+            node[leaf] = None if value == "null" else value  # left out is the default, which may be another
     return tree

@@ -8,8 +8,11 @@ from pathlib import Path
 
 import commands
 import tiny
+import torch
+from transformers import MarianConfig, MarianMTModel
 
 MOODS = ["praise", "blame"]
+OPTIM, FIT = {"lr": 0.003}, {"epochs": 15, "batch_size": 16, "micro_batch_size": 16, "precision": "fp32"}
 TAGS = ["O", "B-GOOD", "I-GOOD", "B-BAD", "I-BAD"]
 
 
@@ -67,7 +70,39 @@ def questions(folder: Path) -> dict:
     return {"task": {"kind": "question_answering", **columns, "stride": 4, "longest_answer": 2}}
 
 
+def rewriting(folder: Path) -> dict:
+    """Every word as the one behind it in the vocabulary, by an encoder-decoder of BART's kind."""
+    rng, words = random.Random(0), [*tiny.PLAIN, *tiny.GOOD, *tiny.BAD]
+    with (folder / "rows.jsonl").open("w", encoding="utf-8") as file:
+        for _ in range(900):
+            picked = rng.choices(range(len(words)), k=rng.randint(1, 4))
+            row = {name: " ".join(words[(at + far) % len(words)] for at in picked) for far, name in enumerate("ab")}
+            file.write(json.dumps({**row, "length": len(picked)}) + "\n")
+    torch.manual_seed(1)
+    MarianMTModel(encoder_decoder()).save_pretrained(str(folder / "base"))
+    tiny.tokenizer().save_pretrained(str(folder / "base"))
+    return {
+        "task": {"kind": "seq2seq", "source": "a", "target": "b"},
+        "evaluate": {"generate": {"max_new_tokens": 8, "rows": 40}, "samples": 1},
+        "teacher__lora": "null",
+        "student": {"from_teacher": {"spread": 2, "decoder": 1}},
+    }
+
+
+def encoder_decoder(**changes: object) -> MarianConfig:
+    ids = {word: tiny.WORDS.index(f"[{word.upper()}]") for word in ("pad", "cls", "sep")}
+    settings = {
+        "vocab_size": len(tiny.WORDS), "d_model": 32, "encoder_layers": 2, "decoder_layers": 2, "dropout": 0.0,
+        "encoder_attention_heads": 2, "decoder_attention_heads": 2, "encoder_ffn_dim": 64, "decoder_ffn_dim": 64,
+        "max_position_embeddings": 64, "pad_token_id": ids["pad"], "eos_token_id": ids["sep"],
+        "bos_token_id": ids["cls"], "decoder_start_token_id": ids["pad"], "forced_eos_token_id": None,
+        "scale_embedding": True,
+    }  # fmt: skip
+    return MarianConfig(**(settings | changes))
+
+
 TASKS = {
+    "seq2seq": rewriting,
     "question_answering": questions,
     "multi_label_classification": multi_label,
     "regression": regression,
@@ -78,9 +113,8 @@ MAIN = {"multi_label_classification": "samples_f1", "regression": "r2", "token_c
 
 def workspace(folder: Path, kind: str, **changes: object) -> Path:
     tiny.save_model(folder / "base")  # a body that knows two moods, and nothing between them, would be a hindrance
-    optim, fit = {"lr": 0.003}, {"epochs": 15, "batch_size": 16, "micro_batch_size": 16, "precision": "fp32"}
     settings = {
         "data__source": str(folder / "rows.jsonl"), "evaluate": {}, "teacher__quantize": "none", "teacher__lora": None,
-        "teacher__optim": optim, "teacher__fit": fit, "distil__fit": fit, "distil__optim": optim, **TASKS[kind](folder),
+        "teacher__optim": OPTIM, "teacher__fit": FIT, "distil__fit": FIT, "distil__optim": OPTIM, **TASKS[kind](folder),
     }  # fmt: skip
     return commands.workspace(folder, **{**settings, **changes})

@@ -101,10 +101,11 @@ def read(source: Iterable[str], name: str, *, pairs: bool = False) -> Iterator[d
 def answered(
     deployed: Deployed, rows: Iterator[dict[str, Any]], batch_size: int, max_new_tokens: int
 ) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
-    """Each row with its answer: see `deployed.answer`; of a language model `completion`."""
+    """Each row with its answer: see `deployed.answer`; of a language model `completion` or `output`."""
     if KINDS[deployed.manifest["task"]].language:
+        told = "output" if KINDS[deployed.manifest["task"]].reads_first else "completion"
         for row in rows:
-            yield row, {"completion": deployed.complete(str(_text(row)), max_new_tokens)}
+            yield row, {told: deployed.complete(str(_text(row)), max_new_tokens)}
         return
     while batch := list(islice(rows, batch_size)):
         yield from zip(batch, deployed.answers([_given(deployed, row) for row in batch]), strict=True)

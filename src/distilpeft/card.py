@@ -6,7 +6,7 @@ recipe names one, the scores as a model index. Of local paths the last part is s
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from distilpeft.task_sections import (
     MultiLabelClassification,
     QuestionAnswering,
     Regression,
+    Seq2Seq,
     TextClassification,
     Texts,
     TokenClassification,
@@ -63,9 +64,9 @@ In this folder:
 
 On {num_rows} {recipe.evaluate.split} {unit}; latency of one row{_where(timed)}.
 
-| model | {main} (95 % interval) | weights | size | latency p50 |
-| --- | --- | --- | --- | --- |
-{_table(figures, timed, own, main, export["size_bytes"])}
+| model | {" | ".join((f"{main} (95 % interval)", *recipe.kind.written[:2]))} | weights | size | latency p50 |
+{"| --- " * (5 + len(recipe.kind.written[:2]))}|
+{_table(figures, timed, own, main, recipe.kind.written[:2], export["size_bytes"])}
 
 {_groups(recipe, figures, own)}{_parity(form, export)}
 
@@ -105,7 +106,9 @@ def _metadata(recipe: Recipe, form: str, scores: Mapping[str, Any]) -> dict[str,
     return found
 
 
-def _table(figures: Mapping[str, Any], timed: Mapping[str, Any], own: str, main: str, size: int) -> str:
+def _table(
+    figures: Mapping[str, Any], timed: Mapping[str, Any], own: str, main: str, more: Sequence[str], size: int
+) -> str:
     lines: list[str] = []
     for role, found in figures.items():
         if role == "majority":
@@ -117,6 +120,7 @@ def _table(figures: Mapping[str, Any], timed: Mapping[str, Any], own: str, main:
         cells = (
             name,
             _score(found, main),
+            *(f"{found['scores'][name]['value']:.1f}" for name in more if name in found["scores"]),
             f"{weights / 1e6:.1f}M" if weights else "-",
             f"{size_bytes / 1e6:.1f} MB" if size_bytes else "-",
             f"{time['latency_ms']['p50']:.2f} ms" if time else "-",
@@ -180,6 +184,8 @@ def _what(recipe: Recipe) -> str:
         return f"tagger of words ({', '.join(f'{i} = {name}' for i, name in enumerate(task.labels))})"
     if isinstance(task, Regression):
         return f"model that gives {_read(task)} a number ({task.label})"
+    if isinstance(task, Seq2Seq):
+        return f"model that writes {task.target} out of {task.source}"
     labels = ", ".join(f"{i} = {name}" for i, name in enumerate(task.labels))
     several = "several classes for each: " if isinstance(task, MultiLabelClassification) else ""
     return f"classifier of {_read(task)} ({several}{labels})"
@@ -211,6 +217,11 @@ def _limits(recipe: Recipe) -> str:
         use = f"It tags the words of texts, their parts between spaces, as {', '.join(task.labels)}."
     elif isinstance(task, MultiLabelClassification):
         use = f"It says of {_read(task)} which of {', '.join(task.labels)} they are, by itself for each; maybe of none."
+    elif isinstance(task, Seq2Seq):
+        use = (
+            f"It writes {task.target} out of {task.source}, at most {recipe.evaluate.generate.max_new_tokens} tokens. "
+            "It leaves out and invents things, more often than its teacher."
+        )
     elif isinstance(task, Regression):
         use = f"It gives {_read(task)} a number, {task.label}, and knows neither bounds nor how sure it is."
     else:

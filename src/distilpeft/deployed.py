@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from distilpeft.errors import InputError
 from distilpeft.kinds import KINDS
 from distilpeft.probabilities import softmax
-from distilpeft.runners import generate, open_runner, read_manifest
+from distilpeft.runners import TransformersRunner, generate, open_runner, read_manifest
 from distilpeft.spans import choose
 from distilpeft.words import Span, entities, first_tokens, spans_of
 
@@ -82,7 +82,7 @@ class Deployed:
         if self.manifest["task"] == "question_answering":
             cut = {"stride": self.manifest["stride"], "strategy": "only_second"}
             self._words.enable_truncation(self.manifest["max_tokens"], **cut)
-        elif not KINDS[self.manifest["task"]].language:
+        elif not KINDS[self.manifest["task"]].caches:
             self._words.enable_truncation(self.manifest["max_tokens"])
         self._threads = threads
         self._runner: Any = None
@@ -150,8 +150,15 @@ class Deployed:
         return np.asarray(self.runner.run(inputs)[0], dtype=np.float64)
 
     def complete(self, prompt: str, max_new_tokens: int) -> str:
-        """The likeliest continuation; of a chat model, its answer."""
+        """The likeliest continuation; of a chat model, its answer; of an encoder-decoder, what it makes of the text.
+
+        One that transformers runs writes as its generation_config.json says, maybe with beams.
+        """
+        if self.manifest.get("prefix"):
+            prompt = self.manifest["prefix"] + prompt
         ids = self._chat(prompt) if self.manifest["chat"] else self.encode([prompt])[0]
+        if isinstance(self.runner, TransformersRunner) and self.runner.start is not None:
+            return str(self._words.decode(self.runner.write(ids, max_new_tokens)))
         found = generate(self.runner, ids, max_new_tokens, self.manifest["eos_token_ids"])
         return str(self._words.decode(found))
 

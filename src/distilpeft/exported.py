@@ -7,16 +7,18 @@ So evaluation and timing treat an export like any other model.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import GenerationConfig
 
 from distilpeft.forms import FORMS
 from distilpeft.models import load_exported
-from distilpeft.runners import GraphRunner, open_runner, read_manifest
+from distilpeft.runners import GraphRunner, open_runner, read_manifest, write_rows
 
 LOGITS_BYTES = 256 << 20
 """Bytes of the logits of all positions that a graph of a language model may give at once."""
@@ -43,11 +45,12 @@ class Graph(nn.Module):
     To the fused scores of language models its last hidden states are the logits, and its head changes nothing.
     """
 
-    def __init__(self, runner: GraphRunner, device: torch.device) -> None:
+    def __init__(self, runner: GraphRunner, device: torch.device, ends: Sequence[int] = ()) -> None:
         super().__init__()
         self.runner, self.device = runner, device
+        self.generation_config = GenerationConfig(decoder_start_token_id=runner.start, eos_token_id=list(ends) or None)
         self.head = _Same(runner.width)
-        self.logit_shape = (1.0, None)
+        self.logit_shape = (1.0, None, False)
 
     def forward(self, **inputs: Any) -> SimpleNamespace:
         """`logits` of [B, C], or [B, S, V]."""
@@ -57,6 +60,17 @@ class Graph(nn.Module):
     def base_model(self, **inputs: Any) -> SimpleNamespace:
         """`last_hidden_state`: see above."""
         return SimpleNamespace(last_hidden_state=self(**inputs).logits)
+
+    def prepare_decoder_input_ids_from_labels(self, labels: Tensor) -> Tensor:
+        """Labels [B, T] moved on by one behind the token that answers begin with."""
+        first = torch.full_like(labels[:, :1], self.generation_config.decoder_start_token_id)
+        return torch.cat([first, labels[:, :-1].clamp(min=0)], dim=1)  # behind a row's end is no target
+
+    def generate(self, generation_config: Any, **inputs: Tensor) -> list[list[int]]:
+        """What it makes of each source: always the likeliest token, whatever the settings say of beams."""
+        arrays = {name: tensor.cpu().numpy() for name, tensor in inputs.items()}
+        ends = self.generation_config.eos_token_id or ()
+        return write_rows(self.runner, arrays, generation_config.max_new_tokens, ends)
 
     def get_output_embeddings(self) -> nn.Module:
         """See above."""
@@ -82,4 +96,4 @@ def open_exported(folder: Path, device: torch.device) -> Any:
         return load_exported(folder, manifest, device)
     runner = open_runner(folder, torch.get_num_threads())
     assert isinstance(runner, GraphRunner)
-    return Graph(runner, device).eval()
+    return Graph(runner, device, manifest.get("eos_token_ids", ())).eval()

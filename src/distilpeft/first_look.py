@@ -24,10 +24,14 @@ LABEL_NAMES = ("label", "labels", "class", "category", "intent", "topic", "topic
 FORMS: dict[str, Sequence[Mapping[str, Sequence[str]]]] = {
     "token_classification": [{"words": ("words", "tokens"), "tags": ("tags", "ner_tags", "pos_tags", "labels")}],
     "question_answering": [{"question": ("question",), "context": ("context",), "answers": ("answers", "answer")}],
+    "seq2seq": [
+        {"source": ("source", "document", "article", "dialogue", "input"), "target": ("target", "summary", "output")},
+        {"source": ("source",), "target": ("target", "translation")},
+    ],
     "causal_lm": [{"messages": ("messages",)}, {"prompt": ("prompt",), "completion": ("completion",)}],
 }
 """Tasks by the usual names of their columns: recipe key → names."""
-READ = ("text", "pair", "prompt", "completion", "messages", "words", "question", "context")
+READ = ("text", "pair", "prompt", "completion", "messages", "words", "question", "context", "source", "target")
 """Keys of columns that models read."""
 Ask = Callable[[str, str, Sequence[str]], str]
 """(flag, question, choices or none) → the answer."""

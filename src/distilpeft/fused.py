@@ -35,17 +35,19 @@ PIECE = 16384  # vocabulary ids whose weight gradient is made at once where it i
 
 @dataclass(frozen=True)
 class Head:
-    """What turns the last hidden state into logits: `softcap * tanh(scale * module(h) / softcap)`.
+    """What turns the last hidden state into logits: `softcap * tanh(scale * (module(h) + bias) / softcap)`.
 
     Attributes:
         module: a linear layer of any kind: plain, quantized, with LoRA, offloaded.
         scale: Cohere's `logit_scale`, 1 / Granite's `logits_scaling`, ...
         softcap: Gemma's `final_logit_softcapping`; None leaves it out.
+        bias: Marian's `final_logits_bias` [V], which is not trained; None leaves it out.
     """
 
     module: nn.Module
     scale: float = 1.0
     softcap: float | None = None
+    bias: Tensor | None = None
 
     @property
     def layer(self) -> nn.Module:
@@ -65,7 +67,9 @@ class Head:
         return self.shape(self.layer(hidden_NH))
 
     def shape(self, raw_NV: Tensor) -> Tensor:
-        """Scale and cap the linear layer's output."""
+        """Shift, scale and cap the linear layer's output."""
+        if self.bias is not None:
+            raw_NV = raw_NV + self.bias.to(raw_NV.dtype)
         if self.scale != 1:
             raw_NV = raw_NV * self.scale
         return raw_NV if self.softcap is None else self.softcap * torch.tanh(raw_NV / self.softcap)

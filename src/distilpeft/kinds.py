@@ -20,6 +20,9 @@ class Kind:
         same_tokens: teacher and student have to read the very same tokens, since what is taught belongs to them.
         values: its answers are numbers on a scale instead of classes.
         hub_metrics: takes metrics of the hub, which get class ids.
+        reads_first: an encoder reads the whole source before a decoder writes the answer.
+        written: metrics of what models write by themselves; measured at the end only, and of no use as monitors.
+        needs: modules that the metrics need, and the extra of distilpeft that brings them.
     """
 
     metrics: tuple[str, ...]
@@ -29,6 +32,9 @@ class Kind:
     same_tokens: bool = False
     values: bool = False
     hub_metrics: bool = False
+    reads_first: bool = False
+    written: tuple[str, ...] = ()
+    needs: tuple[tuple[str, ...], str] = ((), "")
 
     @property
     def main(self) -> str:
@@ -36,11 +42,22 @@ class Kind:
         return self.metrics[0]
 
     @property
+    def scored(self) -> tuple[str, ...]:
+        """All metrics of the report."""
+        return (*self.metrics, *self.written)
+
+    @property
+    def caches(self) -> bool:
+        """Whether an export's graph keeps what it computed of earlier tokens."""
+        return self.language and not self.reads_first
+
+    @property
     def family(self) -> str:
         """What an export's limits go by: `language`, `values` or `classes`."""
         return "language" if self.language else "values" if self.values else "classes"
 
 
+ROUGE = ("rouge1", "rouge2", "rougeL")
 KINDS: dict[str, Kind] = {
     "text_classification": Kind(("accuracy", "macro_f1", "mcc", "ece", "log_loss"), hub_metrics=True),
     "multi_label_classification": Kind(
@@ -57,6 +74,11 @@ KINDS: dict[str, Kind] = {
     "causal_lm": Kind(
         ("nats_per_token", "perplexity", "bits_per_byte", "accuracy", "ece"), unit="tokens",
         pipeline="text-generation", language=True, same_tokens=True,
+    ),
+    "seq2seq": Kind(
+        ("nats_per_token", "perplexity", "accuracy", "ece"), unit="tokens", pipeline="text2text-generation",
+        language=True, same_tokens=True, reads_first=True, written=("chrf", "bleu", *ROUGE),
+        needs=(("sacrebleu", "rouge_score"), "seq2seq"),
     ),
 }  # fmt: skip
 LOWER_IS_BETTER = frozenset({"ece", "log_loss", "nats_per_token", "perplexity", "bits_per_byte", "kl", "rmse", "mae"})

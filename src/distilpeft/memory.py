@@ -82,7 +82,9 @@ class Shape:
 
     @classmethod
     def of(cls, config: Mapping[str, Any], total: int, linear: int, layers: int) -> Shape:
-        """From a configuration, by the names that they use."""
+        """From a configuration, by the names that they use; of an encoder-decoder of two models by the decoder's."""
+        if isinstance(config.get("decoder"), dict):
+            config = config["decoder"]
 
         def first(*names: str) -> int:
             return next((int(config[name]) for name in names if isinstance(config.get(name), int)), 0)

@@ -23,7 +23,7 @@ from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 
 from distilpeft.errors import InputError
 from distilpeft.forms import FORMS
-from distilpeft.recipe import Lora
+from distilpeft.recipe import FromTeacher, Lora
 from distilpeft.sources import Source, gguf_folder, is_gguf
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -125,9 +125,15 @@ def start_head(model: Any, bias_C: Sequence[float]) -> None:
 
 
 def head_modules(architecture: Architecture, config: Any) -> list[str]:
-    """Names of the modules outside the pretrained body (classifier, score, ...), from the architecture itself."""
+    """Names of the modules outside the pretrained body (classifier, score, ...), from the architecture itself.
+
+    Of language models the layer that gives logits: their other parts may all be siblings (T5).
+    """
     with torch.device("meta"):
         model = architecture.auto_class.from_config(config)
+    if not architecture.train_heads:
+        output = model.get_output_embeddings()
+        return [name for name, module in model.named_modules() if module is output]
     heads = [name for name, child in model.named_children() if name != model.base_model_prefix]
     return [name for name in heads if any(True for _ in getattr(model, name).parameters())]
 
@@ -212,30 +218,52 @@ def merge(base: Any, adapter: Path) -> Any:
     return load_adapter(dequantize(base), adapter).merge_and_unload()
 
 
-def keep_layers(model: Any, layers: tuple[int, ...], key: str) -> None:
-    """Keep only the given transformer layers of a model, in place, and correct its configuration.
+def keep_layers(model: Any, chosen: FromTeacher) -> None:
+    """Keep only some transformer layers of a model, in place, and correct its configuration.
 
     Raises:
-        InputError: an index is beyond the last layer; `key` names the recipe entry.
+        InputError: the recipe names layers that are not there, or that cannot be taken out.
     """
-    depth = model.config.num_hidden_layers
-    if layers[-1] >= depth:
-        raise InputError(f"{key}: layer {layers[-1]} does not exist; the teacher has layers 0..{depth - 1}")
+    if not model.config.is_encoder_decoder:
+        depth = model.config.num_hidden_layers
+        _keep(model, chosen.of(depth), model.config, ("num_hidden_layers",))
+        return
+    nested = hasattr(model.config, "encoder")  # EncoderDecoderModel keeps a configuration for each
+    for side, other in (("encoder", "num_layers"), ("decoder", "num_decoder_layers")):
+        config = getattr(model.config, side) if nested else model.config
+        names = ("num_hidden_layers",) if nested else (f"{side}_layers", other)
+        depth = next(getattr(config, name) for name in names if name in config.to_dict())
+        _keep(getattr(model, f"get_{side}")(), chosen.of(depth, side=side), config, names)
+
+
+def _keep(model: Any, layers: tuple[int, ...], config: Any, names: Sequence[str]) -> None:
+    """Keep these layers of one stack; `names` are those under which configurations may keep their number."""
+    key = "student.from_teacher"
+    told = config.to_dict()
+    depth = next(told[name] for name in names if name in told)
     stacks = [(name, m) for name, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m) == depth]
     if len(stacks) != 1:
         raise InputError(f"{key}: {type(model).__name__} has {len(stacks)} stacks of {depth} layers; use student.model")
     name, stack = stacks[0]
+    if layers[0] > 0 and any("relative_attention_bias" in part for part, _ in stack[0].named_parameters()):
+        raise InputError(f"{key}: layer 0 of {type(model).__name__} holds the positions of all layers; keep it")
     parent, _, child = name.rpartition(".")
     kept = nn.ModuleList(stack[i] for i in layers)
     setattr(model.get_submodule(parent), child, kept)
-    for index, layer in enumerate(kept):
+    _number(kept)
+    for name, value in told.items():
+        if isinstance(value, list) and len(value) == depth:  # layer_types, no_rope_layers, ...: one entry per layer
+            setattr(config, name, [value[i] for i in layers])
+    for name in set(names) & set(told):
+        setattr(config, name, len(layers))
+
+
+def _number(layers: nn.ModuleList) -> None:
+    """Tell layers their new places, by which they find their part of a cache."""
+    for index, layer in enumerate(layers):
         for module in layer.modules():
             if hasattr(module, "layer_idx"):
                 setattr(module, "layer_idx", index)  # noqa: B010 (mypy knows modules as tensors only)
-    for name, value in model.config.to_dict().items():
-        if isinstance(value, list) and len(value) == depth:  # layer_types, no_rope_layers, ...: one entry per layer
-            setattr(model.config, name, [value[i] for i in layers])
-    model.config.num_hidden_layers = len(layers)
 
 
 def configuration(source: Source, architecture: Architecture, overrides: Mapping[str, Any]) -> Any:
@@ -267,6 +295,18 @@ def from_config(source: Source, architecture: Architecture, overrides: dict[str,
         raise InputError(f"student.from_config: {' '.join(str(error).split())[:300]}") from None
     model.fresh = sorted(model.state_dict())
     return model
+
+
+def unfreeze(model: Any, architecture: Architecture) -> None:
+    """Let training change all weights but those that the architecture itself keeps as they are.
+
+    Marian's sines and cosines of positions are parameters, for instance, and were never trained.
+    """
+    with torch.device("meta"):
+        fresh = architecture.auto_class.from_config(model.config)
+    fixed = {name for name, parameter in fresh.named_parameters() if not parameter.requires_grad}
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name not in fixed)
 
 
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:

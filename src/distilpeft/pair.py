@@ -107,12 +107,11 @@ def check_exports(recipe: Recipe) -> None:
     Raises:
         InputError: names the form and why.
     """
-    language = recipe.kind.language
     overrides = recipe.student.from_config.overrides if recipe.student.from_config else {}
     config = models.configuration(student_source(recipe), architecture(recipe), overrides)
     tokenizer = models.load_tokenizer(tokenizer_source(recipe))
     for form in recipe.export.formats:
-        wrong = formats.fault(form, config, tokenizer, language=language)
+        wrong = formats.fault(form, config, tokenizer, caches=recipe.kind.caches)
         if wrong is not None:
             raise InputError(f"export.formats: {form}: {wrong}")
 
@@ -126,7 +125,7 @@ def check_lengths(recipe: Recipe) -> None:
     asked = [length for length in recipe.benchmark.lengths if length != "data"]
     if not asked:
         return
-    longest = max(asked) + (recipe.benchmark.new_tokens if recipe.kind.language else 0)
+    longest = max(asked) + (recipe.benchmark.new_tokens if recipe.kind.caches else 0)
     overrides = recipe.student.from_config.overrides if recipe.student.from_config else {}
     for source, changes in ((teacher_source(recipe), {}), (student_source(recipe), overrides)):
         config = models.configuration(source, architecture(recipe), changes)
@@ -195,7 +194,7 @@ def new_teacher(runtime: Runtime, recipe: Recipe, data: TaskData, tokenizer: Any
     model, heads = _base(runtime, recipe, recipe.teacher.quantize, tokenizer, recipe.teacher.fit.precision)
     _start_head(recipe, data, model, teacher_source(recipe))
     if recipe.teacher.lora is None:
-        model.requires_grad_(True)
+        models.unfreeze(model, architecture(recipe))
     if recipe.teacher.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     if recipe.teacher.lora is not None:
@@ -283,8 +282,7 @@ def new_student(runtime: Runtime, recipe: Recipe, data: TaskData, teacher: Path 
     if student.from_teacher is not None:
         assert teacher is not None
         model = load_teacher(runtime, recipe, teacher, "fp32", merged=True).model.float()
-        kept = student.from_teacher.of(model.config.num_hidden_layers)
-        models.keep_layers(model, kept, "student.from_teacher")
+        models.keep_layers(model, student.from_teacher)
     elif student.from_config is not None:
         overrides = student.from_config.overrides
         model = models.from_config(source, architecture(recipe), overrides, tokenizer.pad_token_id)
@@ -295,7 +293,8 @@ def new_student(runtime: Runtime, recipe: Recipe, data: TaskData, teacher: Path 
         )  # fmt: skip
     if student.from_teacher is None:
         _start_head(recipe, data, model, tokens)
-    model = model.to(runtime.device).requires_grad_(True)
+    model = model.to(runtime.device)
+    models.unfreeze(model, architecture(recipe))
     if student.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     if student.lora is not None:

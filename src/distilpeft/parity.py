@@ -28,7 +28,7 @@ from distilpeft.machine import alone
 from distilpeft.probabilities import divergence, log_softmax
 from distilpeft.recipe import Recipe
 from distilpeft.runners import Runner, TransformersRunner, generate
-from distilpeft.tasks import TaskData, Tokens
+from distilpeft.tasks import TaskData, Tokens, inputs_of
 
 BATCH_SIZES = (1, 2, 3, 8, 16)
 LOGITS_BYTES, CALL_BYTES = 256 << 20, 1 << 30
@@ -103,10 +103,12 @@ class Gate:
     def __init__(self, recipe: Recipe, data: TaskData, student: Any, tokenizer: Any, rows: Tokens) -> None:
         self._gate_rows, self._language = recipe.export.gate_rows, recipe.kind.language
         self._family, self._answers = recipe.kind.family, data.task.answers
+        self._data, self._student, self._caches = data, student, recipe.kind.caches
         self._runner = TransformersRunner(student, caching=self._language)
-        self.calls = self._calls(rows, student.config.get_text_config().vocab_size if self._language else 1)
+        width = student.config.get_text_config(decoder=True).vocab_size if self._language else 1
+        self.calls = self._calls(rows, width)
         self._texts = data.texts("validation", NUM_TEXTS)
-        self._ids = list(tokenizer(self._texts)["input_ids"]) if self._language else _first_rows(rows, self._texts)
+        self._ids = list(tokenizer(self._texts)["input_ids"]) if self._caches else _first_rows(rows, self._texts)
         self._tokens: dict[str, int] = tokenizer.get_vocab()
         self.prompts = self._prompts()
         self._told = [generate(self._runner, ids, NEW_TOKENS, ()) for ids in self.prompts]
@@ -121,7 +123,7 @@ class Gate:
             ids = ids[: max(1, CALL_BYTES // (4 * width * int(rows.lengths_N[ids].max())))]
             start = int(ids[-1]) + 1
             batch = rows.load_batch(ids)
-            inputs = {name: tensor.numpy() for name, tensor in batch["inputs"].items()}
+            inputs = {name: tensor.numpy() for name, tensor in inputs_of(self._data, self._student, batch).items()}
             labels_N = batch["labels_N"].numpy()
             if "at_N" in batch:
                 at_N, rows_N = batch["at_N"].numpy(), ids[batch["rows_N"].numpy()]
@@ -134,7 +136,7 @@ class Gate:
             positions += len(at_N)
             allowed_NV = batch["allowed_NS"].numpy() if "allowed_NS" in batch else None
             calls.append(Call(inputs, at_N, labels_N, rows_N, logits_NV, allowed_NV=allowed_NV))
-            if self._language and len(calls) <= 2 * len(BATCH_SIZES) and "position_ids" not in inputs:
+            if self._caches and len(calls) <= 2 * len(BATCH_SIZES) and "position_ids" not in inputs:
                 cut = max(1, inputs["input_ids"].shape[1] // 2)
                 calls.append(Call(inputs, at_N, labels_N, rows_N, logits_NV, cut))
         return calls
@@ -143,7 +145,10 @@ class Gate:
         """The beginnings of the first rows, for a language model to go on with."""
         if not self._language:
             return []
-        found = [call.inputs["input_ids"][0, :PROMPT_TOKENS].tolist() for call in self.calls if call.cut is None]
+        rows = [call.inputs for call in self.calls if call.cut is None]
+        found = [row["input_ids"][0][row["attention_mask"][0] == 1 if "attention_mask" in row else ...].tolist()
+                 for row in rows]  # fmt: skip
+        found = found if not self._caches else [ids[:PROMPT_TOKENS] for ids in found]
         return found[:NUM_PROMPTS]
 
     def check(self, folder: Path, limits: Limits, *, exact: bool) -> Verdict:

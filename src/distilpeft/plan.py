@@ -198,6 +198,8 @@ def _export_settings(recipe: Recipe, form: str) -> dict[str, Any]:
     """What the files of one form depend on besides the student, and what they had to hold."""
     export = recipe.export
     settings: dict[str, Any] = {"format": form, "gate_rows": export.gate_rows, "limits": asdict(recipe.limits(form))}
+    if recipe.kind.reads_first:
+        settings["generate"] = _without(result_settings(recipe.evaluate.generate), "rows")
     if form == "safetensors":
         settings["dtype"] = export.dtype
     if form == "onnx-int8":

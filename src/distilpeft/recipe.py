@@ -32,6 +32,7 @@ from distilpeft.task_sections import (
     MultiLabelClassification,
     QuestionAnswering,
     Regression,
+    Seq2Seq,
     TextClassification,
     TokenClassification,
 )
@@ -220,11 +221,17 @@ class FromTeacher(Section):
     spread: Count | None = Field(
         None, description="so many, evenly from the first to the last", json_schema_extra=IN_KEY_IF_GIVEN
     )
+    decoder: Count | None = Field(
+        None, description="seq2seq: so many of the decoder's, chosen likewise; default: as many as of the encoder's",
+        json_schema_extra=IN_KEY_IF_GIVEN,
+    )  # fmt: skip
 
     @model_validator(mode="after")
     def _one_way(self) -> Self:
         if sum(way is not None for way in (self.layers, self.first, self.last, self.spread)) != 1:
             raise ValueError("give exactly one of layers, first, last, spread")
+        if self.decoder is not None and self.layers is not None:
+            raise ValueError("decoder goes with first, last or spread")
         return self
 
     @field_validator("layers")
@@ -234,12 +241,15 @@ class FromTeacher(Section):
             raise ValueError("the layer indices must rise, each once")
         return layers
 
-    def of(self, depth: int) -> tuple[int, ...]:
-        """The indices, of a teacher of so many layers.
+    def of(self, depth: int, side: str = "encoder") -> tuple[int, ...]:
+        """The indices, of a teacher of so many layers; `side` is `decoder` for those of a decoder beside an encoder.
 
         Raises:
             InputError: it has not so many.
         """
+        if side == "decoder" and self.decoder is not None:
+            way = "first" if self.first else "last" if self.last else "spread"
+            return FromTeacher.model_validate({way: self.decoder}).of(depth)
         most = self.layers[-1] + 1 if self.layers else self.first or self.last or self.spread or 0
         if most > depth:
             key = "layers" if self.layers else "first" if self.first else "last" if self.last else "spread"
@@ -328,6 +338,16 @@ class Distil(Section):
     ce_only_baseline: bool = Field(True, description="also train the same student without the teacher")
 
 
+class Generate(Section):
+    """How models write by themselves: the likeliest token each time, or the likeliest of several beams."""
+
+    max_new_tokens: Count = Field(64, description="of a text at most")
+    num_beams: Count = Field(1, description="1 = the likeliest token each time; graphs (ONNX) always write so")
+    length_penalty: Annotated[float, Number] = Field(1.0, description="of beams; above 0 favours longer texts")
+    no_repeat_ngram_size: Index = Field(0, description="runs of so many tokens are written once; 0 = no such rule")
+    rows: Count = Field(500, description="so many, the first of the evaluated split, are written and scored")
+
+
 class Evaluate(Section):
     """Which rows and metrics the models are judged by."""
 
@@ -348,8 +368,12 @@ class Evaluate(Section):
         0.02, description="warn of a group that loses more to the teacher than all rows do, by more than this",
         json_schema_extra=NOT_IN_KEY,
     )  # fmt: skip
-    samples: Index = Field(2, description="causal_lm: rows that teacher and student complete in the report")
-    sample_tokens: Count = Field(32, description="causal_lm: longest such completion")
+    samples: Index = Field(2, description="language models: rows that teacher and student complete in the report")
+    sample_tokens: Count = Field(32, description="language models: longest such completion")
+    generate: Generate = Field(
+        Generate(), description="seq2seq: how models write what they are scored on, and exports are set to write",
+        json_schema_extra=IN_KEY_IF_GIVEN,
+    )  # fmt: skip
 
     @field_validator("seeds")
     @classmethod
@@ -435,7 +459,13 @@ class Recipe(Section):
         json_schema_extra=NOT_IN_KEY,
     )  # fmt: skip
     task: (
-        TextClassification | MultiLabelClassification | Regression | TokenClassification | QuestionAnswering | CausalLM
+        TextClassification
+        | MultiLabelClassification
+        | Regression
+        | TokenClassification
+        | QuestionAnswering
+        | CausalLM
+        | Seq2Seq
     ) = Field(discriminator="kind")
     data: Data
     teacher: Teacher
@@ -466,7 +496,7 @@ class Recipe(Section):
         """What models are scored by."""
         own = self.kind.metrics
         always = (own[0], *(name for name in own if name == "accuracy"))
-        return tuple(dict.fromkeys((*always, *(self.evaluate.metrics or own))))
+        return tuple(dict.fromkeys((*always, *(self.evaluate.metrics or self.kind.scored))))
 
     @property
     def reads_pairs(self) -> bool:

@@ -12,10 +12,11 @@ from distilpeft.recipe import Distil, Recipe
 def cross_faults(recipe: Recipe) -> Iterator[tuple[tuple[str, ...], str]]:
     """What is wrong between sections, each fault with the key that it is placed at."""
     known = recipe.kind.metrics
+    judged = recipe.kind.scored
     for name in recipe.evaluate.metrics or ():
-        if name not in known and not (recipe.kind.hub_metrics and name.startswith("hub:")):
+        if name not in judged and not (recipe.kind.hub_metrics and name.startswith("hub:")):
             hub = "; a hub metric is written hub:NAME" if recipe.kind.hub_metrics else ""
-            yield ("evaluate", "metrics"), f"{name!r} is none of {', '.join(known)}{hub}"
+            yield ("evaluate", "metrics"), f"{name!r} is none of {', '.join(judged)}{hub}"
     for section, fit in (("teacher", recipe.teacher.fit), ("distil", recipe.distil.fit)):
         live = recipe.kind.language and recipe.targets.mode == "online" and recipe.distil.alpha > 0
         allowed = (*known, "kl") if section == "distil" and live else known
@@ -37,11 +38,22 @@ def _other_faults(recipe: Recipe) -> Iterator[tuple[tuple[str, ...], str]]:
             yield ("tracking",), f'{name} is not installed: pip install "distilpeft[{name}]"'
     if recipe.kind.language and recipe.benchmark.compile:
         yield ("benchmark", "compile"), "is for classifiers; generation is not timed under torch.compile"
-    if recipe.kind.same_tokens and recipe.evaluate.groups is not None:
+    yield from _kind_faults(recipe)
+
+
+def _kind_faults(recipe: Recipe) -> Iterator[tuple[tuple[str, ...], str]]:
+    """What a kind of task does not have, and what its scores need."""
+    modules, extra = recipe.kind.needs
+    missing = [name for name in modules if importlib.util.find_spec(name) is None]
+    if missing:
+        yield ("task", "kind"), f'its scores need {", ".join(missing)}: pip install "distilpeft[{extra}]"'
+    if "generate" in recipe.evaluate.model_fields_set and not recipe.kind.reads_first:
+        yield ("evaluate", "generate"), f"is for seq2seq; {recipe.task.kind} is not scored on what it writes"
+    if recipe.kind.same_tokens and not recipe.kind.reads_first and recipe.evaluate.groups is not None:
         why = "rows of language models are cut and packed" if recipe.kind.language else "long texts become several rows"
         yield ("evaluate", "groups"), f"is not for {recipe.task.kind}: {why}"
     if not recipe.kind.language and recipe.student.tokenizer == "teacher":
-        yield ("student", "tokenizer"), "only causal_lm students can take over the teacher's tokenizer"
+        yield ("student", "tokenizer"), "only language models can take over the teacher's tokenizer"
     if recipe.kind.values:
         yield from _value_faults(recipe)
 
@@ -60,7 +72,7 @@ def _export_faults(recipe: Recipe) -> Iterator[tuple[tuple[str, ...], str]]:
     """Forms that the task does not have, or that cannot be written here."""
     for name in recipe.export.formats:
         form = FORMS[name]
-        if form.language and not recipe.kind.language:
+        if form.language and not recipe.kind.caches:
             yield ("export", "formats"), f"{name} is for causal_lm"
         if form.missing():
             needs = ", ".join(form.missing())

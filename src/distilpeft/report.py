@@ -175,6 +175,7 @@ TITLES = {
     "samples_f1": "F1 by row", "micro_f1": "micro-F1", "exact_match": "exact", "r2": "R²", "pearson": "Pearson",
     "spearman": "Spearman", "rmse": "RMSE", "mae": "MAE",
     "f1": "F1", "entity_f1": "entity F1", "entity_precision": "precision", "entity_recall": "recall",
+    "bleu": "BLEU", "chrf": "chrF", "rouge1": "ROUGE-1", "rouge2": "ROUGE-2", "rougeL": "ROUGE-L",
 }  # fmt: skip
 MANY = 0.2
 """Share of slow turns from which on it is told."""
@@ -183,7 +184,7 @@ ON_TERMINAL = 6  # columns that fit into 80 characters
 
 def columns(report: dict[str, Any]) -> tuple[str, ...]:
     """The titles of the report's table."""
-    main, *others = KINDS[report["task"]].metrics
+    main, *others = KINDS[report["task"]].scored
     kl = ("KL",) if KINDS[report["task"]].language else ()
     titles = tuple(TITLES[name] for name in others)
     return ("model", f"{TITLES[main]} (95 %)", *kl, "params", "size", "ms p50/p95", "memory", "rows/s", *titles)
@@ -191,7 +192,7 @@ def columns(report: dict[str, Any]) -> tuple[str, ...]:
 
 def table_rows(report: dict[str, Any]) -> list[tuple[str, ...]]:
     """The report's table, cell by cell, in the order of `columns`."""
-    main, *others = KINDS[report["task"]].metrics
+    main, *others = KINDS[report["task"]].scored
     return [
         (
             model["role"],

@@ -26,15 +26,25 @@ from distilpeft.forms import FORMS
 from distilpeft.kinds import KINDS
 
 MANIFEST = "manifest.json"
+START = "decoder_start_token_id"
 PAST = "past_key_values."
 TYPES = "token_type_ids"
+DECODER = "decoder_input_ids"
 Inputs = Mapping[str, NDArray[Any]]
 STEPS = 4
 """Single tokens after a cut, in calls that go through the cache; the rest follows at once."""
 
 
 class Runner(Protocol):
-    """A loaded model."""
+    """A loaded model.
+
+    Attributes:
+        start: the token that answers begin with, of a model that reads a whole source first; else None. Such a model
+            takes `decoder_input_ids` [B, T] with the source, and in later calls only new ones, beside the source's
+            mask; its logits are of these.
+    """
+
+    start: int | None
 
     def run(self, inputs: Inputs, cache: Any = None, *, last: bool = False) -> tuple[NDArray[Any], Any]:
         """Logits [B, C], or [B, S, V] and what was computed of these positions.
@@ -54,6 +64,7 @@ class GraphRunner:
         caches: its cache inputs: name, (heads, units of a head), dtype.
         width: logits of a row or position.
         typed: whether it takes token_type_ids, of which there are none but 0 where a call has none.
+        start: see `Runner`.
     """
 
     def __init__(
@@ -63,20 +74,32 @@ class GraphRunner:
         width: int,
         *,
         typed: bool = False,
+        start: int | None = None,
     ) -> None:
         self._compute, self._caches, self.width, self._typed = compute, caches, width, typed
+        self.start = start
 
     def run(self, inputs: Inputs, cache: Any = None, *, last: bool = False) -> tuple[NDArray[Any], Any]:
         """See `Runner`; rows with position_ids hold several documents, which go through one by one."""
         del last  # the graph computes all
         if "position_ids" in inputs:
             return _unpacked(self, inputs), None
+        if DECODER in inputs:
+            return self._answer(inputs, cache)
         logits, *cached = self._compute(self.feed(inputs, cache))
         return np.asarray(logits, dtype=np.float32), cached or None
 
+    def _answer(self, inputs: Inputs, cache: Any) -> tuple[NDArray[Any], Any]:
+        """Such a graph keeps nothing: what came before is its cache, and goes in again."""
+        given = dict(inputs)
+        if cache is not None:
+            given |= {"input_ids": cache["input_ids"], DECODER: np.concatenate([cache[DECODER], inputs[DECODER]], 1)}
+        (logits,) = self._compute(self.feed(given))
+        return np.asarray(logits, dtype=np.float32)[:, -inputs[DECODER].shape[1] :], given
+
     def feed(self, inputs: Inputs, cache: Any = None) -> dict[str, NDArray[Any]]:
         """What the graph itself takes: the inputs, and a cache even if it is empty."""
-        found = {name: inputs[name] for name in ("input_ids", "attention_mask")}
+        found = {name: inputs[name] for name in ("input_ids", "attention_mask", DECODER) if name in inputs}
         if self._typed:
             found[TYPES] = inputs.get(TYPES, np.zeros_like(found["input_ids"]))
         rows = len(found["input_ids"])
@@ -85,8 +108,14 @@ class GraphRunner:
         return found
 
 
-def open_onnx(file: Path, threads: int = 0) -> GraphRunner:
-    """An ONNX graph in onnxruntime, on a GPU if it can; `threads` 0 leaves their number to it."""
+def open_onnx(file: Path, threads: int = 0, start: int | None = None) -> GraphRunner:
+    """An ONNX graph in onnxruntime, on a GPU if it can.
+
+    Args:
+        file: the graph.
+        threads: of the runtime; 0 leaves their number to it.
+        start: see `Runner`.
+    """
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -103,7 +132,7 @@ def open_onnx(file: Path, threads: int = 0) -> GraphRunner:
     ]
     typed = any(one.name == TYPES for one in session.get_inputs())
     width = _known(session.get_outputs()[0].shape[-1])
-    return GraphRunner(lambda feed: session.run(None, feed), caches, width, typed=typed)
+    return GraphRunner(lambda feed: session.run(None, feed), caches, width, typed=typed, start=start)
 
 
 def _known(size: Any) -> int:
@@ -111,7 +140,7 @@ def _known(size: Any) -> int:
     return size if isinstance(size, int) else 1
 
 
-def _openvino_runner(file: Path, threads: int) -> GraphRunner:
+def _openvino_runner(file: Path, threads: int, start: int | None) -> GraphRunner:
     import openvino
 
     # OpenVINO computes fp32 models in bf16 where the processor has it, unless told otherwise.
@@ -132,7 +161,7 @@ def _openvino_runner(file: Path, threads: int) -> GraphRunner:
 
     typed = any(one.get_any_name() == TYPES for one in model.inputs)
     last = model.outputs[0].get_partial_shape()[-1]
-    return GraphRunner(compute, caches, last.get_length() if last.is_static else 1, typed=typed)
+    return GraphRunner(compute, caches, last.get_length() if last.is_static else 1, typed=typed, start=start)
 
 
 class TransformersRunner:
@@ -141,7 +170,9 @@ class TransformersRunner:
     def __init__(self, model: Any, *, caching: bool) -> None:
         self.model, self._caching = model, caching
         bare = model.get_base_model() if hasattr(model, "get_base_model") else model
-        self._trims = "logits_to_keep" in inspect.signature(bare.forward).parameters
+        config: Any = getattr(bare, "config", None)
+        self.start = config.decoder_start_token_id if getattr(config, "is_encoder_decoder", False) else None
+        self._trims = self.start is None and "logits_to_keep" in inspect.signature(bare.forward).parameters
 
     def compile(self) -> None:
         """Have torch.compile translate the model; the first calls of new shapes take long."""
@@ -160,6 +191,18 @@ class TransformersRunner:
             one.data = copy
         del between
 
+    def write(self, ids: Sequence[int], max_new_tokens: int) -> list[int]:
+        """What an encoder-decoder makes of a source, as its generation settings say."""
+        import torch
+
+        source = torch.tensor([list(ids)], device=self.model.device)
+        with torch.inference_mode():
+            found = self.model.generate(
+                input_ids=source, attention_mask=torch.ones_like(source), max_new_tokens=max_new_tokens, max_length=None
+            )
+        told: list[int] = found[0].tolist()
+        return told
+
     def run(self, inputs: Inputs, cache: Any = None, *, last: bool = False) -> tuple[NDArray[Any], Any]:
         """See `Runner`."""
         import torch
@@ -168,8 +211,13 @@ class TransformersRunner:
         options: dict[str, Any] = {"past_key_values": cache, "use_cache": True} if self._caching else {}
         if last and self._trims:
             options["logits_to_keep"] = 1
+        if self.start is not None and cache is not None:
+            options["encoder_outputs"], options["past_key_values"] = cache
         with torch.inference_mode():
             found = self.model(**tensors, **options)
+        if self.start is not None:
+            source = options.get("encoder_outputs", (found.encoder_last_hidden_state,))
+            return found.logits.float().cpu().numpy(), (source, found.past_key_values)
         return logits_of(found).float().cpu().numpy(), getattr(found, "past_key_values", None)
 
 
@@ -220,10 +268,11 @@ def open_runner(folder: Path, threads: int = 0) -> Runner:
         missing = [name for name in form.missing() if name == form.runtime]
     if missing:
         raise InputError(f"{folder}: {manifest['format']} needs {', '.join(missing)}; install it with pip")
+    start = manifest.get(START)
     if form.runtime == "onnxruntime":
-        return open_onnx(folder / form.file, threads)
+        return open_onnx(folder / form.file, threads, start)
     if form.runtime == "openvino":
-        return _openvino_runner(folder / form.file, threads)
+        return _openvino_runner(folder / form.file, threads, start)
     import torch
 
     from distilpeft.models import load_exported
@@ -267,7 +316,15 @@ def through_cache(runner: Runner, inputs: Inputs, cut: int) -> NDArray[Any]:
 
 
 def generate(runner: Runner, ids: Sequence[int], max_new_tokens: int, stop: Sequence[int]) -> list[int]:
-    """The likeliest continuation, token by token, up to one of the tokens in `stop`, which is left out."""
+    """The likeliest continuation, token by token, up to one of the tokens in `stop`, which is left out.
+
+    Of a model that reads a source first: the likeliest answer to it.
+    """
+    if runner.start is not None:
+        source = np.array([ids], np.int64)
+        return write_rows(runner, {"input_ids": source, "attention_mask": np.ones_like(source)}, max_new_tokens, stop)[
+            0
+        ]
     found: list[int] = []
     cache = None
     new = list(ids)
@@ -280,6 +337,32 @@ def generate(runner: Runner, ids: Sequence[int], max_new_tokens: int, stop: Sequ
             break
         found.append(token)
         new = [token]
+    return found
+
+
+def write_rows(runner: Runner, inputs: Inputs, max_new_tokens: int, stop: Sequence[int]) -> list[list[int]]:
+    """The likeliest answer to each source, token by token, up to one of the tokens in `stop`, which is left out.
+
+    Args:
+        runner: a model that reads a source first.
+        inputs: input_ids [B, S] and attention_mask.
+        max_new_tokens: of an answer.
+        stop: what ends one.
+    """
+    assert runner.start is not None
+    rows = len(inputs["input_ids"])
+    given = {**inputs, DECODER: np.full((rows, 1), runner.start, np.int64)}
+    found: list[list[int]] = [[] for _ in range(rows)]
+    ended_B, cache = np.zeros(rows, bool), None
+    for _ in range(max_new_tokens):
+        logits, cache = runner.run(given, cache, last=True)
+        token_B = logits[:, -1].argmax(-1)
+        ended_B |= np.isin(token_B, list(stop))
+        if ended_B.all():
+            break
+        for row in np.flatnonzero(~ended_B):
+            found[row].append(int(token_B[row]))
+        given = {"attention_mask": inputs["attention_mask"], DECODER: token_B[:, None]}
     return found
 
 

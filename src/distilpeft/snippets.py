@@ -103,6 +103,29 @@ _WRITE = """from transformers import pipeline
 write = pipeline("text-generation", model=".")
 print(write("Once upon a time"))"""
 
+_TRANSLATE = """from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+
+texts = ["a first text", "and a second one"]
+tokenizer, model = AutoTokenizer.from_pretrained("."), AutoModelForSeq2SeqLM.from_pretrained(".")
+rows = tokenizer([{prefix!r} + text for text in texts], padding=True, return_tensors="pt")
+found = model.generate(input_ids=rows["input_ids"], attention_mask=rows["attention_mask"])
+print(tokenizer.batch_decode(found, skip_special_tokens=True))"""
+_ANSWER = """import numpy as np
+import {runtime}
+from tokenizers import Tokenizer
+
+texts = ["a first text", "and a second one"]
+tokenizer = Tokenizer.from_file("tokenizer.json")
+tokenizer.enable_truncation({max_tokens})
+{open}
+for text in texts:
+    source, found = tokenizer.encode({prefix!r} + text).ids, [{start}]
+    while len(found) <= {most} and found[-1] not in {ends}:
+        inputs = {{"input_ids": [source], "attention_mask": [[1] * len(source)], "decoder_input_ids": [found]}}
+        {run}
+        found.append(int(logits[0, -1].argmax()))
+    print(tokenizer.decode(found))"""
+
 
 def snippet(told: Mapping[str, Any]) -> str:
     """The code, with its language and what to install, in Markdown.
@@ -116,9 +139,20 @@ def snippet(told: Mapping[str, Any]) -> str:
         return f'```sh\nllama-cli -m {FORMS[form].file} -p "Once upon a time"\n```'
     if runtime == "transformers":
         needs = {"bnb-nf4": ", accelerate and bitsandbytes", "torchao-int8": ", accelerate and torchao"}.get(form, "")
-        code = _WRITE if language else _find(told) if "stride" in told else _classify(told)
+        if KINDS[told["task"]].reads_first:
+            code = _TRANSLATE.format(prefix=told["prefix"])
+        else:
+            code = _WRITE if language else _find(told) if "stride" in told else _classify(told)
         return f"```python\n# needs transformers{needs}\n{code}\n```"
-    make = _language if language else _finder if "stride" in told else _classifier
+    make = (
+        _answer
+        if KINDS[told["task"]].reads_first
+        else _language
+        if language
+        else _finder
+        if "stride" in told
+        else _classifier
+    )
     code = make(told, runtime)
     return f"```python\n# pip install {runtime} tokenizers\n{code}\n```"
 
@@ -176,6 +210,14 @@ def _classifier(told: Mapping[str, Any], runtime: str) -> str:
         imports=f"import {imports}\nimport {runtime}", run="\n".join(_runs(runtime)), pad=told["pad_token_id"] or 0,
         texts=_PAIRS if told.get("pair") else _TEXTS, types=_TYPES if told.get("typed") else "", labels=labels,
         max_tokens=told["max_tokens"], show=_SHOW[told["task"]],
+    )  # fmt: skip
+
+
+def _answer(told: Mapping[str, Any], runtime: str) -> str:
+    opened, run = _runs(runtime)
+    return _ANSWER.format(
+        runtime=runtime, open=opened, run=run, start=told["decoder_start_token_id"], most=told["max_new_tokens"],
+        ends=told["eos_token_ids"], prefix=told["prefix"], max_tokens=told["max_tokens"],
     )  # fmt: skip
 
 

@@ -228,9 +228,10 @@ def _distilbert(config: Mapping[str, int]) -> dict[str, tuple[int, ...]]:
 
 def num_layers(config: dict[str, Any]) -> int | None:
     """Number of transformer layers by the names that configurations use for it."""
-    for name in ("num_hidden_layers", "n_layers", "n_layer", "num_layers"):
-        if isinstance(config.get(name), int):
-            return int(config[name])
+    for part in (config, config.get("encoder")):  # of an encoder-decoder of two models, the encoder's
+        for name in ("num_hidden_layers", "n_layers", "n_layer", "num_layers", "encoder_layers"):
+            if isinstance(part, dict) and isinstance(part.get(name), int):
+                return int(part[name])
     return None
 
 

@@ -34,12 +34,13 @@ LONGEST = {"cpu": 512, "GPU": 2048}
 """Tokens of a row that are chosen without being asked for."""
 HELD_OUT = 2000
 """Rows are enough to validate, and to test."""
-MOST_MILLIONS = {"encoder": 150.0, "decoder": 500.0}
+MOST_MILLIONS = {"encoder": 150.0, "decoder": 500.0, "encoder_decoder": 300.0}
 """Largest teacher on a CPU."""
 MILLIONS_PER_GB = 400.0
 """Largest teacher on a GPU: nf4 weights take 0.5 GB per 1000 million, and the rest is for what it computes."""
-STUDENT_MILLIONS = {"encoder": 90.0, "decoder": 500.0}
-STEPS = {"encoder": (300, 600), "decoder": (300, 600)}
+STUDENT_MILLIONS = {"encoder": 90.0, "decoder": 500.0, "encoder_decoder": 130.0}
+STEPS = (300, 600)
+"""Of the teacher and of the student, with few rows more than one epoch and with many one."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class Choice:
     """Teacher and student, and why.
 
     Attributes:
-        kind: `encoder` or `decoder`.
+        kind: `encoder`, `decoder` or `encoder_decoder`.
         teacher: of the catalogue.
         student: of the catalogue, or None: layers of the teacher.
         layers: those, if so.
@@ -72,8 +73,9 @@ def choose(wishes: Wishes, max_tokens: int) -> Choice:
     Raises:
         InputError: there is none.
     """
-    kind = "decoder" if wishes.task == "causal_lm" else "encoder"
-    alike = wishes.task is not None and KINDS[wishes.task].same_tokens
+    traits = KINDS[wishes.task or "text_classification"]
+    kind = "encoder_decoder" if traits.reads_first else "decoder" if traits.language else "encoder"
+    alike = traits.same_tokens
     listed: list[dict[str, Any]] = json.loads((Path(__file__).parent / "catalogue.json").read_text("utf-8"))[kind]
     most = MOST_MILLIONS[kind] if wishes.device == "cpu" else MILLIONS_PER_GB * memory_gb(wishes.device)
     fitting = [one for one in listed if _suits(one, wishes, kind, max_tokens)]
@@ -124,7 +126,7 @@ def cut_millions(model: Mapping[str, Any], layers: int) -> float:
 
 def _suits(one: Mapping[str, Any], wishes: Wishes, kind: str, max_tokens: int) -> bool:
     """Whether a model of the catalogue reads such rows. Of encoders, those for one language are better at it."""
-    speaks = one["languages"] == wishes.language or (kind == "decoder" and wishes.language == "en")
+    speaks = one["languages"] == wishes.language or (kind != "encoder" and wishes.language == "en")
     here = one["name"].startswith("package:") or not wishes.packages
     return bool(one["tokens"] >= max_tokens and speaks and here)
 
@@ -198,8 +200,9 @@ def render(name: str, wishes: Wishes, seen: Look, choice: Choice, max_tokens: in
     """The recipe's text."""
     batch = 64 if sum(seen.splits.values()) >= 4000 else 32 if sum(seen.splits.values()) >= 1000 else 16
     train = seen.splits.get("train", sum(seen.splits.values()) * 0.8)
-    epochs = [min(10 if choice.kind == "encoder" else 3, max(1, round(steps * batch / train)))
-              for steps in STEPS[choice.kind]]  # fmt: skip
+    epochs = [
+        min(3 if choice.kind == "decoder" else 10, max(1, round(steps * batch / train))) for steps in STEPS
+    ]
     budget = 4096 if wishes.device == "cpu" else 4096 * max(1.0, memory_gb(wishes.device) / 12)
     scales = (choice.teacher["millions"], choice.student_millions)
     micro = [min(batch, power(budget / max_tokens / max(1.0, (millions / 100) ** 0.5))) for millions in scales]
@@ -249,6 +252,7 @@ def render(name: str, wishes: Wishes, seen: Look, choice: Choice, max_tokens: in
         f"  fit: {{epochs: {epochs[1]}, batch_size: {batch}, micro_batch_size: {micro[1]}{monitor}}}   # micro-batches "
         "change memory, not the result",
         "",
+        *_written_lines(wishes, seen),
         "export:",
         *_export_lines(choice),
     ]
@@ -278,8 +282,16 @@ def _student_lines(choice: Choice) -> list[str]:
             "with its embeddings"]  # fmt: skip
 
 
+def _written_lines(wishes: Wishes, seen: Look) -> list[str]:
+    """How long an answer may get, of models that write one."""
+    if wishes.task is None or not KINDS[wishes.task].reads_first:
+        return []
+    most = length(seen.rows, [(wishes.columns or {})["target"]])
+    return ["evaluate:", f"  generate: {{max_new_tokens: {most}}}   # 98 % of the targets have at most so many", ""]
+
+
 def _export_lines(choice: Choice) -> list[str]:
-    wanted = ("safetensors", "onnx", "onnx-int8") if choice.kind == "encoder" else ("safetensors", "gguf-q8_0")
+    wanted = ("safetensors", "gguf-q8_0") if choice.kind == "decoder" else ("safetensors", "onnx", "onnx-int8")
     able = [name for name in wanted if not FORMS[name].missing()]
     rest = [f'{name}: pip install "distilpeft[{FORMS[name].extra}]"' for name in wanted if name not in able]
     return [f"  formats: [{', '.join(able)}]", *(f"  # also {one}" for one in rest)]

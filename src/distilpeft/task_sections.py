@@ -114,3 +114,18 @@ class CausalLM(Section):
         if self.text is not None and self.loss_on == "completion":
             raise ValueError("plain text has no completion: leave loss_on out, or say all")
         return self
+
+
+class Seq2Seq(Section):
+    """One text out of another, by an encoder-decoder: translation, summaries."""
+
+    kind: Literal["seq2seq"]
+    source: str = Field(min_length=1, description="column with the text that is read")
+    target: str = Field(min_length=1, description="column with the text that is to be written")
+    prefix: str = Field("", description="what every source begins with, such as T5's `summarize: `")
+    max_target_tokens: Count | None = Field(
+        None, description="targets are cut to this many tokens; default: data.max_tokens"
+    )
+    tokenize: Literal["13a", "intl", "char", "zh", "none"] = Field(
+        "13a", description="how BLEU cuts texts into words; sacrebleu's names"
+    )

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from distilpeft.runners import Runner, TransformersRunner, open_runner
+from distilpeft.runners import DECODER, Runner, TransformersRunner, open_runner
 
 WARM_CALLS, WARM_S, WARM_BAND = 30, 5.0, 0.05
 """Warming up ends when the median of three calls is within 5 % of that of the three before, after 30 calls or 5 s."""
@@ -78,10 +78,11 @@ class Timed:
     def __init__(self, spec: dict[str, Any]) -> None:
         self._spec, self._cells = spec, spec["cells"]
         self._language, self._new_tokens = spec["language"], spec["new_tokens"]
-        self._rows = Rows(Path(spec["rows"]), left=self._language)
         self.loaded: dict[str, Any] = {"rss_start_bytes": resident_bytes()}
         begin = time.perf_counter()
         self._runner, more = _open(spec)
+        self._start = self._runner.start
+        self._rows = Rows(Path(spec["rows"]), left=self._language and self._start is None)
         self.loaded |= {"load_s": time.perf_counter() - begin, "rss_loaded_bytes": resident_bytes(), **more}
 
     def answer(self, command: dict[str, Any]) -> dict[str, Any]:
@@ -140,17 +141,21 @@ class Timed:
     def _call(self, cell: int, seed: Sequence[int]) -> tuple[float, list[float]]:
         """Seconds of a pass over a batch (of a language model, until its first token), and of every further token."""
         inputs = self._batch(cell, seed)
+        mask_BS = inputs["attention_mask"]
+        if self._start is not None:
+            inputs[DECODER] = np.full((len(mask_BS), 1), self._start, np.int64)
         begin = time.perf_counter()
         logits, cache = self._runner.run(inputs, last=self._language)
         if not self._language:
             return time.perf_counter() - begin, []
         token_B1 = logits[:, -1].argmax(-1)[:, None]
         seconds = [time.perf_counter() - begin]
-        mask_BS = inputs["attention_mask"]
+        name = "input_ids" if self._start is None else DECODER
         for _ in range(self._new_tokens):
-            mask_BS = np.pad(mask_BS, ((0, 0), (0, 1)), constant_values=1)
+            if self._start is None:
+                mask_BS = np.pad(mask_BS, ((0, 0), (0, 1)), constant_values=1)
             begin = time.perf_counter()
-            logits, cache = self._runner.run({"input_ids": token_B1, "attention_mask": mask_BS}, cache, last=True)
+            logits, cache = self._runner.run({name: token_B1, "attention_mask": mask_BS}, cache, last=True)
             token_B1 = logits[:, -1].argmax(-1)[:, None]
             seconds.append(time.perf_counter() - begin)
         return seconds[0], seconds[1:]

@@ -18,20 +18,20 @@ from distilpeft.forms import FORMS
 __all__ = ["WRITERS", "Student", "Writer", "fault"]
 
 
-def fault(form: str, config: Any, tokenizer: Any, *, language: bool) -> str | None:
+def fault(form: str, config: Any, tokenizer: Any, *, caches: bool) -> str | None:
     """Why a model has no such form, as far as its configuration and tokenizer tell; None if it has.
 
     Args:
         form: a name of `forms.FORMS`.
         config: of transformers.
         tokenizer: its tokenizer.
-        language: whether it is a language model.
+        caches: whether it is a language model whose graph would keep a cache.
     """
     if form.startswith("gguf"):
         from distilpeft.formats import gguf_file
 
         return gguf_file.fault(config, json.loads(tokenizer.backend_tokenizer.to_str()))
-    if language and FORMS[form].runtime != "transformers":
+    if caches and FORMS[form].runtime != "transformers":
         from distilpeft.formats import onnx_graph
 
         return onnx_graph.fault(config)

@@ -33,5 +33,7 @@ def write_openvino(student: Student, form: str, folder: Path) -> None:
 
 
 def _write(student: Student, file: Path, dtype: torch.dtype) -> None:
-    caching = student.recipe.kind.language
-    onnx_graph.write(student.load(), file, caching=caching, typed=student.typed, dtype=dtype)
+    kind = student.recipe.kind
+    onnx_graph.write(
+        student.load(), file, caching=kind.caches, typed=student.typed, reads_first=kind.reads_first, dtype=dtype
+    )

@@ -4,7 +4,8 @@ torch.export traces the model as it is, so the graph is the student's own arithm
 `attention_mask`, the mask over cached and new positions, and for pairs of texts `token_type_ids`, where the model tells
 them apart by those; positions are counted from the mask, so padding on either side is right. A language model also
 takes `past_key_values.N.key|value` (of no positions, at first) and gives `present.N.key|value` behind `logits`: the
-names that ONNX tools for language models know.
+names that ONNX tools for language models know. An encoder-decoder takes `decoder_input_ids` beside its source, and has
+no cache: source and answer so far go in anew for each token.
 
     B  rows    P  cached positions    S  new positions
 """
@@ -20,7 +21,7 @@ from transformers import DynamicCache
 
 from distilpeft.errors import InputError
 from distilpeft.formats.quiet import quiet
-from distilpeft.runners import PAST, logits_of
+from distilpeft.runners import DECODER, PAST, logits_of
 
 EXTERNAL_BYTES = 1_500_000_000
 """A graph whose weights are larger keeps them in a file beside it: protobuf files end at 2 GB."""
@@ -36,14 +37,18 @@ def fault(config: Any) -> str | None:
     return None
 
 
-def write(model: Any, file: Path, *, caching: bool, typed: bool = False, dtype: torch.dtype = torch.float32) -> None:
+def write(
+    model: Any, file: Path, *, caching: bool = False, typed: bool = False, reads_first: bool = False,
+    dtype: torch.dtype = torch.float32,
+) -> None:  # fmt: skip
     """Write the graph.
 
     Args:
         model: in eval mode; it is cast to `dtype` in place.
         file: to be made; large weights go beside it.
-        caching: whether it is a language model.
+        caching: whether it is a language model that goes on with a text.
         typed: whether a classifier takes token_type_ids.
+        reads_first: whether it is an encoder-decoder: the graph takes source and `decoder_input_ids`, without a cache.
         dtype: of weights and cache; logits are float32 anyhow.
 
     Raises:
@@ -53,7 +58,12 @@ def write(model: Any, file: Path, *, caching: bool, typed: bool = False, dtype: 
     if wrong is not None:
         raise InputError(f"export.formats: {type(model).__name__} as ONNX: {wrong}")
     model = model.to(dtype).cpu()
-    graph, arguments, shapes, names = _language(model) if caching else _classifier(model, typed=typed)
+    if caching:
+        graph, arguments, shapes, names = _language(model)
+    elif reads_first:
+        graph, arguments, shapes, names = _encoder_decoder(model)
+    else:
+        graph, arguments, shapes, names = _classifier(model, typed=typed)
     weights = sum(tensor.numel() * tensor.element_size() for tensor in model.parameters())
     try:
         with quiet(), torch.no_grad():
@@ -88,6 +98,27 @@ class _Classifier(nn.Module):
     def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None) -> Tensor:
         types = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
         logits: Tensor = logits_of(self.model(input_ids=input_ids, attention_mask=attention_mask, **types))
+        return logits.float()
+
+
+def _encoder_decoder(model: nn.Module) -> Export:
+    any_size = torch.export.Dim.DYNAMIC
+    names = ["input_ids", "attention_mask", DECODER]
+    sizes = {"input_ids": 5, "attention_mask": 5, DECODER: 4}
+    shapes = {name: {0: any_size, 1: any_size} for name in names}
+    arguments = tuple(torch.ones(2, size, dtype=torch.long) for size in sizes.values())
+    return _EncoderDecoder(model), arguments, shapes, (names, ["logits"])
+
+
+class _EncoderDecoder(nn.Module):
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, decoder_input_ids: Tensor) -> Tensor:
+        logits: Tensor = self.model(
+            input_ids=input_ids, attention_mask=attention_mask, decoder_input_ids=decoder_input_ids, use_cache=False
+        ).logits
         return logits.float()
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from distilpeft import models
 from distilpeft.artifact import Artifact
@@ -17,7 +18,7 @@ from distilpeft.pair import Loaded, teacher_source, tokenizer_digest
 from distilpeft.recipe import Recipe
 from distilpeft.runtime import Runtime
 from distilpeft.scoring import measure_with, soft_of, values_of
-from distilpeft.tasks import Part, TaskData
+from distilpeft.tasks import Part, TaskData, Tokens
 
 VALUES = "values.npy"
 SPEAKERS = ("teacher", "student")
@@ -58,6 +59,8 @@ def run(
                 runtime, loaded.model, rows, measure_with(data, soft), precision=settings.precision,
                 micro_batch_size=rows_at_once(loaded.model, settings.micro_batch_size, recipe.data.max_tokens), bar=bar,
             )  # fmt: skip
+            if recipe.kind.written:
+                values_NK = np.concatenate([values_NK, _written(runtime, recipe, data, loaded, rows)], axis=1)
         if not np.isfinite(values_NK).all():
             bad = (~np.isfinite(values_NK)).any(-1)
             raise GateError(f"evaluate: {bad.sum()} rows have values that are not finite, such as row {bad.argmax()}")
@@ -80,3 +83,19 @@ def run(
             loaded.model, loaded.tokenizer, rows, settings.samples, settings.sample_tokens
         )
     return figures
+
+
+def _written(runtime: Runtime, recipe: Recipe, data: TaskData, loaded: Loaded, rows: Tokens) -> NDArray[np.float32]:
+    """What is counted of the texts that the model writes by itself; zeros for rows beyond `evaluate.generate.rows`."""
+    asked, settings = recipe.evaluate, recipe.evaluate.generate
+    count = min(settings.rows, len(rows.lengths_N))
+
+    def measure(model: Any, batch: dict[str, Any]) -> Any:
+        return data.task.written(model, batch, loaded.tokenizer, settings, recipe.task.tokenize)  # type: ignore[union-attr]
+
+    with runtime.bar(f"write {count} {asked.split} rows", count) as bar:
+        found = values_of(
+            runtime, loaded.model, rows, measure, precision=asked.precision, micro_batch_size=asked.micro_batch_size,
+            limit=count, bar=bar,
+        )  # fmt: skip
+    return np.pad(found, ((0, len(rows.lengths_N) - count), (0, 0)))

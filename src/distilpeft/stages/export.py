@@ -23,10 +23,10 @@ from distilpeft.models import head_modules
 from distilpeft.pair import MODEL, Loaded, architecture, load_student
 from distilpeft.parity import Gate, Verdict
 from distilpeft.recipe import Recipe
-from distilpeft.runners import MANIFEST, TYPES, Inputs, open_onnx
+from distilpeft.runners import MANIFEST, START, TYPES, Inputs, open_onnx
 from distilpeft.runtime import Runtime
-from distilpeft.task_sections import QuestionAnswering
-from distilpeft.tasks import TaskData
+from distilpeft.task_sections import QuestionAnswering, Seq2Seq
+from distilpeft.tasks import TaskData, inputs_of, seq2seq
 
 CALIBRATION_BATCH = 8
 
@@ -72,6 +72,7 @@ def _export(
     _describe(recipe, loaded, form, folder)
     before = set(folder.iterdir())
     WRITERS[form](source, form, folder)
+    _describe_writing(recipe, loaded.model, folder)
     runtime.say(f"  export: comparing {form} with the student")
     gate = Gate(recipe, data, loaded.model, loaded.tokenizer, rows)
     limits = recipe.limits(form)
@@ -99,8 +100,7 @@ def _describe(recipe: Recipe, loaded: Loaded, form: str, folder: Path) -> None:
     """Everything beside the model: configuration, tokenizer, and how to open it."""
     tokenizer, model, task = loaded.tokenizer, loaded.model, recipe.task
     model.config.save_pretrained(str(folder))
-    if recipe.kind.language:
-        model.generation_config.save_pretrained(str(folder))
+    _describe_writing(recipe, model, folder)
     tokenizer.save_pretrained(str(folder))
     if not (folder / "tokenizer.json").is_file():
         raise InputError(
@@ -115,6 +115,21 @@ def _describe(recipe: Recipe, loaded: Loaded, form: str, folder: Path) -> None:
         "max_tokens": min(recipe.data.max_tokens, tokenizer.model_max_length),
         "pad_token_id": tokenizer.pad_token_id,
     }
+    write_json(folder / MANIFEST, told | _own_facts(recipe, model, tokenizer))
+
+
+def _describe_writing(recipe: Recipe, model: Any, folder: Path) -> None:
+    """How a language model writes; called again when its files are there, among which is the untouched one."""
+    if recipe.kind.reads_first:
+        model.generation_config = seq2seq.settings_of(model, recipe.evaluate.generate)
+    if recipe.kind.language:
+        model.generation_config.save_pretrained(str(folder))
+
+
+def _own_facts(recipe: Recipe, model: Any, tokenizer: Any) -> dict[str, Any]:
+    """What only some tasks need, to run without us."""
+    task = recipe.task
+    told: dict[str, Any] = {}
     if hasattr(task, "labels"):
         told["labels"] = list(task.labels)
     if isinstance(task, QuestionAnswering):
@@ -126,7 +141,10 @@ def _describe(recipe: Recipe, loaded: Loaded, form: str, folder: Path) -> None:
         ends = [tokenizer.eos_token_id] if ends is None else ends
         told["eos_token_ids"] = [end for end in (ends if isinstance(ends, list) else [ends]) if end is not None]
         told["chat"] = recipe.needs_template
-    write_json(folder / MANIFEST, told)
+    if isinstance(task, Seq2Seq):
+        told |= {START: model.config.decoder_start_token_id, "prefix": task.prefix}
+        told["max_new_tokens"] = recipe.evaluate.generate.max_new_tokens
+    return told
 
 
 def _int8(
@@ -174,5 +192,6 @@ def _calibration(recipe: Recipe, data: TaskData, loaded: Loaded, graph: Path) ->
     picked = np.random.default_rng(recipe.seed).choice(len(rows.lengths_N), count, replace=False)
     runner = open_onnx(graph)
     for ids in chunks(picked, CALIBRATION_BATCH):
-        inputs = {name: tensor.numpy() for name, tensor in rows.load_batch(ids)["inputs"].items()}
+        given = inputs_of(data, loaded.model, rows.load_batch(ids))
+        inputs = {name: tensor.numpy() for name, tensor in given.items()}
         yield runner.feed({"attention_mask": np.ones_like(inputs["input_ids"]), **inputs})

@@ -25,6 +25,7 @@ from distilpeft.tasks import (
     multi_label_classification,
     question_answering,
     regression,
+    seq2seq,
     text_classification,
     token_classification,
 )
@@ -39,12 +40,20 @@ TASKS: dict[str, ModuleType] = {
     "token_classification": token_classification,
     "question_answering": question_answering,
     "causal_lm": causal_lm,
+    "seq2seq": seq2seq,
 }
 
 
 def task_module(recipe: Recipe) -> ModuleType:
     """The module of the recipe's task."""
     return TASKS[recipe.task.kind]
+
+
+def inputs_of(data: TaskData, model: Any, batch: dict[str, Any]) -> dict[str, Any]:
+    """All that a model takes for a batch, on the CPU as that is."""
+    more = getattr(data.task, "inputs", None)
+    found: dict[str, Any] = batch["inputs"] if more is None else more(model, batch)
+    return found
 
 
 class Tokens:

@@ -53,7 +53,8 @@ def check_rows(
 ) -> None:
     """Refuse rows that cannot be used; see `text_classification.check_rows`."""
     text_rows.check_columns({"text": task.text, "pair": task.pair, "label": task.label}, rows, origin)
-    text_rows.check_texts(task, rows, numbers_N, origin)
+    for column in (task.text, task.pair):
+        text_rows.check_texts(column, rows, numbers_N, origin)
     (_check_columns if task.label is None else _check_lists)(task, rows, numbers_N, origin)
 
 

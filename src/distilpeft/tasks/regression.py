@@ -53,7 +53,8 @@ def model_options(task: Regression) -> dict[str, Any]:
 def check_rows(task: Regression, rows: datasets.Dataset, numbers_N: NDArray[np.int64], origin: str) -> None:
     """Refuse rows that cannot be used; see `text_classification.check_rows`."""
     text_rows.check_columns({"text": task.text, "pair": task.pair, "label": task.label}, rows, origin)
-    text_rows.check_texts(task, rows, numbers_N, origin)
+    for column in (task.text, task.pair):
+        text_rows.check_texts(column, rows, numbers_N, origin)
     found = [number(cell) for cell in text_rows.cells(rows, task.label)]
     bad = [n for n, value in zip(numbers_N, found, strict=True) if value is None]
     if bad:

@@ -57,7 +57,8 @@ def check_rows(task: TextClassification, rows: datasets.Dataset, numbers_N: NDAr
         InputError: names the first bad row, what is wrong and how many there are.
     """
     text_rows.check_columns({"text": task.text, "pair": task.pair, "label": task.label}, rows, origin)
-    text_rows.check_texts(task, rows, numbers_N, origin)
+    for column in (task.text, task.pair):
+        text_rows.check_texts(column, rows, numbers_N, origin)
     names, is_index = text_rows.names_of(rows.features[task.label], task.labels)
     bad = [
         (n, value)

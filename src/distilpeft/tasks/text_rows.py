@@ -53,18 +53,17 @@ def check_columns(columns: Mapping[str, str | None], rows: datasets.Dataset, ori
             raise InputError(f"task.{key}: {origin} has no column {column!r}; its columns are {has}")
 
 
-def check_texts(task: Texts, rows: datasets.Dataset, numbers_N: NDArray[np.int64], origin: str) -> None:
-    """Refuse rows without a text; see the tasks' `check_rows`."""
-    for column in (task.text, task.pair):
-        if column is None:
-            continue
-        empty = [
-            n
-            for n, text in zip(numbers_N, cells(rows, column), strict=True)
-            if not isinstance(text, str) or not text.strip()
-        ]
-        if empty:
-            raise InputError(f"{origin}: row {empty[0]}: column {column!r} holds no text ({len(empty)} such rows)")
+def check_texts(column: str | None, rows: datasets.Dataset, numbers_N: NDArray[np.int64], origin: str) -> None:
+    """Refuse rows without a text, of a column that the recipe names; see the tasks' `check_rows`."""
+    if column is None:
+        return
+    empty = [
+        n
+        for n, text in zip(numbers_N, cells(rows, column), strict=True)
+        if not isinstance(text, str) or not text.strip()
+    ]
+    if empty:
+        raise InputError(f"{origin}: row {empty[0]}: column {column!r} holds no text ({len(empty)} such rows)")
 
 
 def cells(rows: datasets.Dataset, column: str) -> Iterator[Any]:

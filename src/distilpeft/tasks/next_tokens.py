@@ -1,0 +1,251 @@
+"""What all language models share: a head over a vocabulary, the loss of every target token, and its scores.
+
+B  rows of a batch    N  targets of a batch    H  hidden units    V  vocabulary    R  rows
+K  what `measured` finds per row, see `VALUES`
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from distilpeft.errors import GateError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from distilpeft.fused import Head, Running, Soft
+    from distilpeft.losses import Loss
+
+BINS = 15  # of confidence; as for classes
+VALUES = ("tokens", "nats", "right", "bytes", "kl", "agree", *(f"gap_{i}" for i in range(BINS)))
+"""Sums over a row's targets; gap_i is confidence less right answers over those whose confidence is in bin i."""
+AGAINST = ("kl", "top1_agreement")
+RESAMPLES = 200
+PROBE_TOLERANCE = 1e-3
+Values = NDArray[np.floating[Any]]
+
+
+def model_options(task: Any) -> dict[str, Any]:
+    """Configuration values of a model for this task: none."""
+    del task
+    return {}
+
+
+def count_rows(batch: dict[str, Any]) -> int:
+    """How many targets a collated batch holds."""
+    return len(batch["labels_N"])
+
+
+def bare(model: Any) -> Any:
+    """The model without its adapter's wrapper."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def find_head(model: Any, hidden: Tensor, expected: Tensor) -> None:
+    """Find out how a bare model turns its head's output into logits, and prove it.
+
+    Args:
+        model: it gets the attribute `logit_shape`, which `head_of` reads.
+        hidden: last hidden states of a probe.
+        expected: the model's own logits for it.
+
+    Raises:
+        GateError: its logits are not a shifted, scaled and capped linear function of the last hidden state.
+    """
+    from distilpeft.fused import Head
+
+    raw, found = model.get_output_embeddings()(hidden), []
+    for shape in _shapes(model, model.config.get_text_config(decoder=True)):
+        shaped = _head(Head, model, shape).shape(raw).float()
+        found.append((float((shaped - expected).abs().max() / expected.abs().max().clamp(min=1e-6)), shape))
+    error, shape = min(found, key=lambda entry: entry[0])
+    if not error < PROBE_TOLERANCE:
+        raise GateError(
+            f"{type(model).__name__}: its logits are not a scaled or capped linear function of its last hidden state "
+            f"(relative error {error:.2g}); this architecture is not supported"
+        )
+    model.logit_shape = shape
+
+
+Shape = tuple[float, float | None, bool]
+"""Scale, cap, and whether the model's `final_logits_bias` is added."""
+
+
+def _shapes(model: Any, config: Any) -> Iterator[Shape]:
+    """Scales and caps to try, by the names that architectures use; some divide by what others multiply by."""
+    names = ("logit_scale", "logits_scaling", "lm_head_multiplier", "output_multiplier")
+    values = [getattr(owner, name, None) for owner in (config, model) for name in names]
+    numbers = [float(value) for value in values if isinstance(value, int | float) and value]
+    caps = [getattr(config, name, None) for name in ("final_logit_softcapping", "output_logit_soft_cap")]
+    bias = getattr(model, "final_logits_bias", None)
+    for scale in dict.fromkeys([1.0, *numbers, *(1 / number for number in numbers)]):
+        for cap in dict.fromkeys([None, *caps]):
+            yield scale, cap, bias is not None and bool(bias.any())
+
+
+def _head(make: type[Head], model: Any, shape: Shape) -> Head:
+    scale, cap, shifted = shape
+    return make(model.get_output_embeddings(), scale, cap, model.final_logits_bias[0] if shifted else None)
+
+
+def head_of(model: Any) -> Head:
+    """The model's head, as `find_head` has found it."""
+    from distilpeft.fused import Head
+
+    own = bare(model)
+    return _head(Head, own, own.logit_shape)
+
+
+def running(states_NH: Tensor, model: Any) -> Running:
+    """What a frozen teacher knows of a batch: its hidden states at the targets, and its head."""
+    from distilpeft.fused import Running
+
+    return Running(states_NH, head_of(model))
+
+
+def vocabulary(task: Any, teacher: Any, max_tokens: int) -> int:
+    """Numbers in a soft target: the logits of the teacher's head."""
+    from distilpeft.fused import vocabulary_of
+
+    del task, max_tokens
+    return vocabulary_of(head_of(teacher))
+
+
+def num_positions(rows: Any) -> NDArray[np.int64]:
+    """How many soft targets each row has: one per token to be predicted."""
+    return rows.column("num_targets").astype(np.int64)  # type: ignore[no-any-return]
+
+
+def taught(states_NH: Tensor, model: Any, batch: dict[str, Any], loss: Loss, soft: Soft | None) -> Tensor:
+    """The loss summed over targets, from the hidden states there; logits are never held at once."""
+    from distilpeft.fused import linear_distil_sum
+
+    return linear_distil_sum(states_NH, head_of(model), batch["labels_N"], soft, loss)
+
+
+def measured(states_NH: Tensor, model: Any, batch: dict[str, Any], soft: Running | None) -> Tensor:
+    """Sums over each row's targets, [B, K] in the order of `VALUES`; kl and agree are 0 without a teacher."""
+    import torch
+
+    from distilpeft.fused import linear_scores
+
+    found = linear_scores(states_NH, head_of(model), batch["labels_N"], soft)
+    num_rows = len(batch["num_bytes_B"])
+    zero_N = torch.zeros_like(found["nats"])
+    per_target = [torch.ones_like(zero_N), found["nats"], found["right"]]
+    per_target += [zero_N, found.get("kl", zero_N), found.get("agree", zero_N)]
+    values_BK = torch.zeros(num_rows, len(VALUES), device=zero_N.device)
+    values_BK[:, : len(per_target)].index_add_(0, batch["rows_N"], torch.stack(per_target, dim=-1).float())
+    bins_N = len(per_target) + (found["confidence"] * BINS).long().clamp(max=BINS - 1)
+    gaps_N = (found["confidence"] - found["right"]).float()
+    values_BK.index_put_((batch["rows_N"], bins_N), gaps_N, accumulate=True)
+    values_BK[:, VALUES.index("bytes")] = batch["num_bytes_B"]
+    return values_BK
+
+
+def as_often(
+    train: Iterable[NDArray[np.int64]], rows: Sequence[NDArray[np.int64]], sizes_R: NDArray[Any]
+) -> NDArray[np.float64]:
+    """`measured` of the answer "as often as in training": token frequencies with one added to each, [R, K].
+
+    Its distance from the teacher is not measured (NaN).
+
+    Args:
+        train: the target ids of each training row.
+        rows: those of the rows that are judged.
+        sizes_R: bytes of their text.
+    """
+    counts = np.ones(1 + max((int(np.max(part, initial=0)) for part in rows), default=0))
+    for part in train:
+        part_counts = np.bincount(part, minlength=len(counts))
+        counts = np.pad(counts, (0, len(part_counts) - len(counts)), constant_values=1) + part_counts
+    nats = -np.log(counts / counts.sum())
+    likeliest = int(counts.argmax())
+    confidence = float(counts.max() / counts.sum())
+
+    def gaps(count: int, right: int) -> list[float]:
+        found = [0.0] * BINS
+        found[min(int(confidence * BINS), BINS - 1)] = count * confidence - right
+        return found
+
+    return np.array(
+        [
+            [len(part), nats[part].sum(), right, size, np.nan, np.nan, *gaps(len(part), right)]
+            for part, size in zip(rows, sizes_R, strict=True)
+            for right in [(part == likeliest).sum()]
+        ]
+    )
+
+
+def metrics(task: Any, values_RK: Values, rows: Any) -> dict[str, float]:
+    """All metrics of tokens, and with a teacher `kl` in nats per token and `top1_agreement`."""
+    del task, rows
+    return of_sums(values_RK.astype(np.float64).sum(0))
+
+
+def of_sums(sums_K: NDArray[np.float64]) -> dict[str, float]:
+    """The metrics, from sums over rows."""
+    total = dict(zip(VALUES, (float(value) for value in sums_K), strict=False))  # a task may have more behind them
+    tokens = max(total["tokens"], 1.0)
+    nats = total["nats"] / tokens
+    return {
+        "nats_per_token": nats,
+        "perplexity": float(np.exp(min(nats, 700.0))),
+        "bits_per_byte": total["nats"] / np.log(2) / max(total["bytes"], 1.0),
+        "accuracy": total["right"] / tokens,
+        "ece": float(np.abs(sums_K[VALUES.index("gap_0") :][:BINS]).sum()) / tokens,
+        "kl": total["kl"] / tokens,
+        "top1_agreement": total["agree"] / tokens,
+    }
+
+
+def scores(
+    task: Any, names: tuple[str, ...], values_RK: Values, rows: Any, of: Any = of_sums
+) -> dict[str, dict[str, Any]]:
+    """Metric → value, 95 % interval and number of targets; seeded bootstrap over rows, whose tokens hang together.
+
+    `of` makes metrics of sums over rows.
+    """
+    del task, rows
+    wide_RK = values_RK.astype(np.float64)
+    value = of(wide_RK.sum(0))
+    rng = np.random.default_rng(0)
+    num_rows = len(wide_RK)
+    draws = [of(rng.multinomial(num_rows, np.full(num_rows, 1 / num_rows)) @ wide_RK) for _ in range(RESAMPLES)]
+    found = {}
+    for name in names:
+        low, high = np.percentile([draw[name] for draw in draws], [2.5, 97.5])
+        interval = {"low": min(float(low), value[name]), "high": max(float(high), value[name])}
+        found[name] = {"value": value[name], **interval, "num_rows": int(wide_RK[:, 0].sum())}
+    return found
+
+
+def added(task: Any, values_RK: Values, rows: Any) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """What each row adds to the nats, and to the targets that they are divided by."""
+    del task, rows
+    nats_R, tokens_R = (values_RK[:, VALUES.index(name)].astype(np.float64) for name in ("nats", "tokens"))
+    return nats_R, tokens_R
+
+
+def calibration(task: Any, values_RK: Values, rows: Any) -> dict[str, list[float]] | None:
+    """Not kept of tokens: only how far confidence and right answers are apart (`ece`)."""
+    del task, values_RK, rows
+    return None
+
+
+def against_teacher(task: Any, values_RK: Values, teacher_RK: Values, rows: Any) -> dict[str, float] | None:
+    """KL(teacher || model) in nats per token and the share of targets with the same top token."""
+    del teacher_RK  # the values are of a model that was held against the running teacher
+    found = metrics(task, values_RK, rows)
+    return None if np.isnan(found["kl"]) else {name: found[name] for name in AGAINST}
+
+
+def answers(
+    logits_NV: NDArray[np.float32], labels_N: NDArray[np.int64]
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Outputs and labels as the export's gate compares them: logits over the vocabulary, and token ids."""
+    return logits_NV, labels_N
