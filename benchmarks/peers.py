@@ -173,7 +173,7 @@ def ours(turns: Turns, folder: Path, ids: np.ndarray, device: str) -> None:
     lists = ids.reshape(-1, tokens).tolist()
     target = [False] + [True] * (tokens - 1)
 
-    def load_batch(chosen: np.ndarray) -> dict[str, Any]:
+    def load_batch(chosen: np.ndarray, epoch: int = 0) -> dict[str, Any]:
         count = len(chosen)
         columns = {
             "input_ids": [lists[row] for row in chosen], "target": [target] * count, "segments": [[tokens]] * count,

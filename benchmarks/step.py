@@ -74,7 +74,7 @@ def run(options: argparse.Namespace) -> None:
     rows = causal_lm.encode(TASK, None, {"text": texts}, tokenizer, options.tokens)  # type: ignore[arg-type]
     chosen = np.flatnonzero(np.array(rows["num_tokens"]) == options.tokens)[: options.rows]
 
-    def load_batch(ids: Any) -> dict[str, Any]:
+    def load_batch(ids: Any, epoch: int = 0) -> dict[str, Any]:
         return causal_lm.collate({name: [column[i] for i in ids] for name, column in rows.items()}, tokenizer)
 
     def loss_sum(bare: Any, batch: dict[str, Any]) -> torch.Tensor:

@@ -54,7 +54,7 @@ def run(options: argparse.Namespace) -> None:
     chosen = np.flatnonzero(np.array(rows["num_tokens"]) == options.tokens)[: options.rows]
     rows = {name: [column[i] for i in chosen] for name, column in rows.items()}
 
-    def load_batch(ids: Any) -> dict[str, Any]:
+    def load_batch(ids: Any, epoch: int = 0) -> dict[str, Any]:
         batch = causal_lm.collate({name: [column[i] for i in ids] for name, column in rows.items()}, tokenizer)
         return {**batch, "row_ids_N": np.asarray(ids)}
 

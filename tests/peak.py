@@ -94,7 +94,7 @@ def main(kind: str, out: Path) -> None:
     fit = Fit(epochs=1, batch_size=ROWS, micro_batch_size=ROWS, precision=precision)
     work = Work(
         label="peak", fit=fit, optim=optim, seed=0,
-        lengths_N=np.full(ROWS, TOKENS, dtype=np.int32), load_batch=lambda _: batch, loss_sum=loss_sum,
+        lengths_N=np.full(ROWS, TOKENS, dtype=np.int32), load_batch=lambda *_: batch, loss_sum=loss_sum,
         count_rows=lambda given: len(given["labels_N"]), validate=lambda _: {}, folder=out.parent,
     )  # fmt: skip
     wrapped = wrap(runtime, model)

@@ -1,8 +1,8 @@
 """`distilpeft predict`: texts from the command line, lines or JSONL in, one answer per text out.
 
 A line of input that is a JSON object keeps its keys, and gets the answer beside them. A classifier of pairs takes two
-texts on the command line, or JSON objects with `text` and `pair`. What goes to a file appears there whole or not at
-all.
+texts on the command line, or JSON objects with `text` and `pair`. An image model takes files' paths for texts, or JSON
+objects with `image`. What goes to a file appears there whole or not at all.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from distilpeft.deployed import Deployed, Text
 from distilpeft.errors import InputError
 from distilpeft.kinds import KINDS
 
-TEXT, PROMPT, PAIR = "text", "prompt", "pair"
+TEXT, PROMPT, IMAGE, PAIR = "text", "prompt", "image", "pair"
 
 
 def run(
@@ -92,7 +92,8 @@ def read(source: Iterable[str], name: str, *, pairs: bool = False) -> Iterator[d
         except ValueError as error:
             raise InputError(f"{here}: not valid JSON: {error}") from None
         if not isinstance(_text(row), str) or not str(_text(row)).strip():
-            raise InputError(f"{here}: wants a text under {TEXT!r} or {PROMPT!r}; its keys are {', '.join(row)}")
+            has = ", ".join(row)
+            raise InputError(f"{here}: wants a text under {TEXT!r} or {PROMPT!r}; its keys are {has}")
         if pairs and (not isinstance(row.get(PAIR), str) or not row[PAIR].strip()):
             raise InputError(f"{here}: wants a second text under {PAIR!r}; its keys are {', '.join(row)}")
         yield row
@@ -117,7 +118,7 @@ def _given(deployed: Deployed, row: dict[str, Any]) -> Text:
 
 
 def _text(row: dict[str, Any]) -> Any:
-    return row.get(TEXT, row.get(PROMPT))
+    return row.get(TEXT, row.get(PROMPT, row.get(IMAGE)))
 
 
 def _write(out: Path, lines: Iterator[str]) -> None:

@@ -20,6 +20,7 @@ from distilpeft.snippets import snippet
 from distilpeft.sources import Source, license_of, resolve
 from distilpeft.task_sections import (
     CausalLM,
+    ImageClassification,
     MultiLabelClassification,
     QuestionAnswering,
     Regression,
@@ -184,6 +185,8 @@ def _what(recipe: Recipe) -> str:
         return f"tagger of words ({', '.join(f'{i} = {name}' for i, name in enumerate(task.labels))})"
     if isinstance(task, Regression):
         return f"model that gives {_read(task)} a number ({task.label})"
+    if isinstance(task, ImageClassification):
+        return f"classifier of pictures ({', '.join(f'{i} = {name}' for i, name in enumerate(task.labels))})"
     if isinstance(task, Seq2Seq):
         return f"model that writes {task.target} out of {task.source}"
     labels = ", ".join(f"{i} = {name}" for i, name in enumerate(task.labels))
@@ -200,14 +203,21 @@ def _made(recipe: Recipe) -> str:
     tuned = f"LoRA rank {lora.rank}" if lora else "all weights"
     teacher = resolve(recipe.teacher.model, "teacher.model", recipe.teacher.revision)
     data = ", ".join(f"`{_shown(source)}`" for source in dict.fromkeys(data_sources(recipe.data).values()))
+    cut = "" if recipe.kind.images else f", texts cut to {recipe.data.max_tokens} tokens"
     return f"""- Teacher: `{_shown(teacher)}`, quantized: {recipe.teacher.quantize}, tuned with {tuned}.
 - Student: {_student(recipe)}.
 - Loss: {alpha:g} · T² · {_divergence(recipe)} + {1 - alpha:g} · CE, T = {recipe.distil.temperature:g}.
-- Data: {data}, texts cut to {recipe.data.max_tokens} tokens, seed {recipe.seed}."""
+- Data: {data}{cut}, seed {recipe.seed}."""
 
 
 def _limits(recipe: Recipe) -> str:
     task = recipe.task
+    if isinstance(task, ImageClassification):
+        return (
+            f"It sorts pictures into {', '.join(task.labels)}, and gives each one of these, fitting or not. The scores "
+            "hold for pictures like those of the data above. What the teacher has learnt wrongly, and what is lopsided "
+            "in the data, is in it too."
+        )
     if isinstance(task, TextClassification):
         use = f"It sorts {_read(task)} into {', '.join(task.labels)}, and gives each one of these, fitting or not."
     elif isinstance(task, QuestionAnswering):

@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 
 from distilpeft.errors import InputError
 from distilpeft.kinds import KINDS
+from distilpeft.pictures import FILE, Reader
 from distilpeft.probabilities import softmax
-from distilpeft.runners import TransformersRunner, generate, open_runner, read_manifest
+from distilpeft.runners import PIXELS, TransformersRunner, generate, open_runner, read_manifest
 from distilpeft.spans import choose
 from distilpeft.words import Span, entities, first_tokens, spans_of
 
@@ -74,6 +75,11 @@ class Deployed:
         import tokenizers
 
         self.folder, self.manifest = folder, read_manifest(folder)
+        self._threads = threads
+        self._runner: Any = None
+        self.reader = Reader.of(folder / FILE, str(folder)) if KINDS[self.manifest["task"]].images else None
+        if self.reader is not None:
+            return
         if not (folder / TOKENIZER).is_file():
             raise InputError(f"{folder}: has no {TOKENIZER}")
         self._words = tokenizers.Tokenizer.from_file(str(folder / TOKENIZER))
@@ -84,8 +90,6 @@ class Deployed:
             self._words.enable_truncation(self.manifest["max_tokens"], **cut)
         elif not KINDS[self.manifest["task"]].caches:
             self._words.enable_truncation(self.manifest["max_tokens"])
-        self._threads = threads
-        self._runner: Any = None
 
     @property
     def runner(self) -> Any:
@@ -104,7 +108,14 @@ class Deployed:
         return [found.ids for found in self._words.encode_batch(list(texts))]
 
     def answers(self, texts: Sequence[Text]) -> list[dict[str, Any]]:
-        """What a model says of each text: see `answer` and `tagged`; of each question and text, see `_find`."""
+        """What a model says of each text: see `answer` and `tagged`; of each question and text, see `_find`.
+
+        An image model takes files' paths for texts.
+        """
+        if self.reader is not None:
+            values = self.reader.values(np.stack([self.reader.pixels(text) for text in texts]))
+            logits_BC = np.asarray(self.runner.run({PIXELS: values})[0], dtype=np.float64)
+            return [answer(self.manifest, logits_C) for logits_C in logits_BC]
         if self.manifest["task"] == "question_answering":
             return [self._find(pair[0], pair[1]) for pair in texts]
         rows = self._words.encode_batch(list(texts))

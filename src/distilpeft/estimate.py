@@ -55,6 +55,13 @@ class Size:
         return Shape.of(self.config, self.total, self.num_linear, self.layers)
 
 
+def teacher_size(recipe: Recipe) -> Size | None:
+    """The teacher's size; not of image models, whose memory goes by what a picture becomes inside."""
+    if recipe.kind.images:
+        return None
+    return size_of(resolve(recipe.teacher.model, "teacher.model", recipe.teacher.revision))
+
+
 def size_of(source: Source) -> Size | None:
     """A model's size from the headers of its files, or as it was published; None if neither is known here."""
     shapes, config = weight_shapes(source), model_config(source)
@@ -174,8 +181,10 @@ def machine_here(recipe: Recipe) -> Machine:
 
 def show_memory(recipe: Recipe, machine: Machine, console: Console) -> None:
     """Print the memory of each device for every choice, and the fastest that fits."""
-    source = resolve(recipe.teacher.model, "teacher.model", recipe.teacher.revision)
-    teacher, student = size_of(source), student_size(recipe)
+    if recipe.kind.images:
+        console.print("Memory: not estimated of image models.", highlight=False)
+        return
+    teacher, student = teacher_size(recipe), student_size(recipe)
     if teacher is None or student is None:
         console.print("Memory: unknown, the models are not on this machine and not among those known.", highlight=False)
         return
@@ -291,8 +300,7 @@ def _count_rows(recipe: Recipe) -> dict[str, int] | None:
 def stage_rows(plan: Plan, splits: Mapping[str, int] | None) -> list[tuple[str, ...]]:
     """The table of `check`, cell by cell: a row per stage, and one per student to be trained."""
     recipe = plan.recipe
-    source = resolve(recipe.teacher.model, "teacher.model", recipe.teacher.revision)
-    teacher, student = size_of(source), student_size(recipe)
+    teacher, student = teacher_size(recipe), student_size(recipe)
     train = splits["train"] if splits else None
     scored = splits[recipe.evaluate.split] if splits else None
     # Bytes kept per row: all logits of a class; for tokens six sums, and never their logits.
@@ -345,10 +353,10 @@ def _export_bytes(recipe: Recipe, form: str) -> float:
 def student_size(recipe: Recipe) -> Size | None:
     """The student's size, if the files that tell are on this machine."""
     student: Student = recipe.student
-    if student.from_config is not None:
+    if student.from_config is not None or recipe.kind.images:
         return None
     if student.from_teacher is not None:
-        size = size_of(resolve(recipe.teacher.model, "teacher.model", recipe.teacher.revision))
+        size = teacher_size(recipe)
         return cut(size, student.from_teacher.of(size.layers)) if size else None
     assert student.model is not None
     return size_of(resolve(student.model, "student.model", student.revision))
@@ -382,7 +390,7 @@ def _student_needs(recipe: Recipe, size: Size | None, rows: int | None) -> tuple
     lora = recipe.student.lora
     trained = lora_weights(size, lora) if lora else size.total
     machine, way = machine_here(recipe), own_ways(recipe)[-1]
-    teacher = size_of(resolve(recipe.teacher.model, "teacher.model", recipe.teacher.revision))
+    teacher = teacher_size(recipe)
     memory = student_load(recipe, size, teacher, machine.kind).total(way, machine)
     return (_known(rows), steps, _count(size, trained), _bytes(memory), _bytes(size.total * 4))
 

@@ -20,6 +20,7 @@ class Kind:
         same_tokens: teacher and student have to read the very same tokens, since what is taught belongs to them.
         values: its answers are numbers on a scale instead of classes.
         hub_metrics: takes metrics of the hub, which get class ids.
+        images: it reads pictures instead of texts.
         reads_first: an encoder reads the whole source before a decoder writes the answer.
         written: metrics of what models write by themselves; measured at the end only, and of no use as monitors.
         needs: modules that the metrics need, and the extra of distilpeft that brings them.
@@ -32,6 +33,7 @@ class Kind:
     same_tokens: bool = False
     values: bool = False
     hub_metrics: bool = False
+    images: bool = False
     reads_first: bool = False
     written: tuple[str, ...] = ()
     needs: tuple[tuple[str, ...], str] = ((), "")
@@ -74,6 +76,10 @@ KINDS: dict[str, Kind] = {
     "causal_lm": Kind(
         ("nats_per_token", "perplexity", "bits_per_byte", "accuracy", "ece"), unit="tokens",
         pipeline="text-generation", language=True, same_tokens=True,
+    ),
+    "image_classification": Kind(
+        ("accuracy", "macro_f1", "mcc", "ece", "log_loss"), pipeline="image-classification", images=True,
+        hub_metrics=True, needs=(("PIL",), "images"),
     ),
     "seq2seq": Kind(
         ("nats_per_token", "perplexity", "accuracy", "ece"), unit="tokens", pipeline="text2text-generation",

@@ -15,12 +15,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import huggingface_hub
 import peft
 import torch
 import transformers
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 
+from distilpeft import pictures
 from distilpeft.errors import InputError
 from distilpeft.forms import FORMS
 from distilpeft.recipe import FromTeacher, Lora
@@ -36,7 +38,7 @@ class Architecture:
     New heads are trained in full beside an adapter; pretrained ones only by an adapter that names them.
     """
 
-    def __init__(self, auto_class: str, peft_task: str, options: dict[str, Any], *, train_heads: bool) -> None:
+    def __init__(self, auto_class: str, peft_task: str | None, options: dict[str, Any], *, train_heads: bool) -> None:
         self.auto_class: Any = getattr(transformers, auto_class)
         self.peft_task = peft_task
         self.options = options
@@ -53,6 +55,23 @@ def load_tokenizer(source: Source) -> Any:
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def load_picture_reader(source: Source) -> pictures.Reader:
+    """How an image model reads pictures.
+
+    Raises:
+        InputError: it has no such file, or asks for what is not supported.
+    """
+    if source.path is None:
+        file = _load("image processor", source, _downloaded, revision=source.revision)
+    else:
+        file = source.path / pictures.FILE
+    return pictures.Reader.of(file, source.name)
+
+
+def _downloaded(name: str, revision: str | None) -> Path:
+    return Path(huggingface_hub.hf_hub_download(name, pictures.FILE, revision=revision))
 
 
 def load_base(
@@ -225,7 +244,11 @@ def keep_layers(model: Any, chosen: FromTeacher) -> None:
         InputError: the recipe names layers that are not there, or that cannot be taken out.
     """
     if not model.config.is_encoder_decoder:
-        depth = model.config.num_hidden_layers
+        depth = getattr(model.config, "num_hidden_layers", None)
+        if depth is None:
+            raise InputError(
+                f"student.from_teacher: {type(model).__name__} is no stack of layers; use student.model or from_config"
+            )
         _keep(model, chosen.of(depth), model.config, ("num_hidden_layers",))
         return
     nested = hasattr(model.config, "encoder")  # EncoderDecoderModel keeps a configuration for each

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import transformers
 
 from distilpeft import formats, models
 from distilpeft.artifact import Artifact, digest_file, digest_json, read_json, write_json
@@ -16,6 +15,7 @@ from distilpeft.errors import InputError
 from distilpeft.exported import Graph, open_exported
 from distilpeft.models import Architecture
 from distilpeft.parallel import offload_layers, shard_layers
+from distilpeft.pictures import Reader
 from distilpeft.recipe import Precision, Recipe, result_settings
 from distilpeft.runtime import Runtime
 from distilpeft.soft_targets import SoftTargets, row_hashes
@@ -62,6 +62,11 @@ def tokenizer_source(recipe: Recipe) -> Source:
     return teacher_source(recipe) if recipe.student.tokenizer == "teacher" else student_source(recipe)
 
 
+def load_reader(recipe: Recipe, source: Source) -> Any:
+    """What makes inputs out of rows: the model's tokenizer, or how it reads pictures."""
+    return models.load_picture_reader(source) if recipe.kind.images else models.load_tokenizer(source)
+
+
 def check_tokenizers(recipe: Recipe) -> None:
     """Refuse a pair that reads token ids differently where it is taught or judged token by token; loads no weights.
 
@@ -89,7 +94,7 @@ def check_words(recipe: Recipe, data: TaskData) -> None:
         return
     for split in ("train", "validation", "test"):
         theirs_N, ours_N = (
-            data.tokens(split, models.load_tokenizer(one), tokenizer_digest(one)).column("num_words") for one in sources
+            data.tokens(split, load_reader(recipe, one), tokenizer_digest(one)).column("num_words") for one in sources
         )
         apart = np.flatnonzero(theirs_N != ours_N)
         if len(apart):
@@ -109,7 +114,7 @@ def check_exports(recipe: Recipe) -> None:
     """
     overrides = recipe.student.from_config.overrides if recipe.student.from_config else {}
     config = models.configuration(student_source(recipe), architecture(recipe), overrides)
-    tokenizer = models.load_tokenizer(tokenizer_source(recipe))
+    tokenizer = load_reader(recipe, tokenizer_source(recipe))
     for form in recipe.export.formats:
         wrong = formats.fault(form, config, tokenizer, caches=recipe.kind.caches)
         if wrong is not None:
@@ -167,7 +172,7 @@ def open_targets(recipe: Recipe, data: TaskData, folder: Path, teacher: Artifact
     """
     store = SoftTargets(folder)
     source = teacher_source(recipe)
-    tokenizer = models.load_tokenizer(source)
+    tokenizer = load_reader(recipe, source)
     if teacher is not None:
         expected = binding(recipe, teacher, tokenizer)
     else:
@@ -177,13 +182,15 @@ def open_targets(recipe: Recipe, data: TaskData, folder: Path, teacher: Artifact
             expected.pop("chat_template", None)
     # Tokens are looked up for the student's own reading of the rows, classes for the teacher's.
     read_by = tokenizer_source(recipe) if recipe.kind.same_tokens else source
-    rows = data.tokens("train", models.load_tokenizer(read_by), tokenizer_digest(read_by))
+    rows = data.tokens("train", load_reader(recipe, read_by), tokenizer_digest(read_by))
     store.check(expected, row_hashes(rows.dataset))
     return store
 
 
 def text_binding(tokenizer: Any) -> dict[str, str]:
-    """How text becomes ids: the token → id map and the chat template."""
+    """How text becomes ids: the token → id map and the chat template; or how pictures are read."""
+    if isinstance(tokenizer, Reader):
+        return {"pictures": digest_json(dict(tokenizer.settings))[:12]}
     tokens = digest_json(tokenizer.get_vocab())
     template = tokenizer.chat_template
     return {"vocabulary": tokens[:12], "chat_template": digest_json(template)[:12] if template else "none"}
@@ -238,7 +245,7 @@ def load_teacher(
     # quantized weights are made on the device; others come to it layer by layer
     device = runtime.device if place == "replicated" or quantize != "none" else torch.device("cpu")
     source = teacher_source(recipe)
-    tokenizer = models.load_tokenizer(source)
+    tokenizer = load_reader(recipe, source)
     if recipe.teacher.lora is None:
         tuned = Source(str(folder / MODEL), folder / MODEL)
         model, _ = models.load_base(
@@ -262,7 +269,7 @@ def _start_head(recipe: Recipe, data: TaskData, model: Any, tokens: Source) -> N
     """Let a new head begin at what is usual in training, where the task says what that is."""
     usual = getattr(data.task, "usual", None)
     if usual is not None:
-        rows = data.tokens("train", models.load_tokenizer(tokens), tokenizer_digest(tokens))
+        rows = data.tokens("train", load_reader(recipe, tokens), tokenizer_digest(tokens))
         models.start_head(model, usual(recipe.task, rows))
 
 
@@ -277,7 +284,7 @@ def new_student(runtime: Runtime, recipe: Recipe, data: TaskData, teacher: Path 
     """
     student, source = recipe.student, student_source(recipe)
     tokens = tokenizer_source(recipe)
-    tokenizer = models.load_tokenizer(tokens)
+    tokenizer = load_reader(recipe, tokens)
     runtime.seed(recipe.seed)  # the head, or everything, may be random: the same for every run of this recipe
     if student.from_teacher is not None:
         assert teacher is not None
@@ -315,7 +322,7 @@ def save_student(model: Any, tokenizer: Any, folder: Path, dtype: torch.dtype = 
 def load_student(runtime: Runtime, recipe: Recipe, folder: Path) -> Loaded:
     """A saved student or export, frozen, loaded as any user of transformers would."""
     model = architecture(recipe).auto_class.from_pretrained(str(folder), dtype="auto")
-    tokenizer = transformers.AutoTokenizer.from_pretrained(str(folder))
+    tokenizer = load_reader(recipe, Source(str(folder), folder))
     digest = tokenizer_digest(tokenizer_source(recipe))
     task_module(recipe).prepare(recipe.task, model)
     return Loaded(model.to(runtime.device).requires_grad_(False).eval(), tokenizer, digest)
@@ -323,7 +330,7 @@ def load_student(runtime: Runtime, recipe: Recipe, folder: Path) -> Loaded:
 
 def load_export(runtime: Runtime, recipe: Recipe, folder: Path) -> Loaded:
     """An exported folder in its own runtime, as a frozen module."""
-    tokenizer = transformers.AutoTokenizer.from_pretrained(str(folder))
+    tokenizer = load_reader(recipe, Source(str(folder), folder))
     model = open_exported(folder, runtime.device)
     if not isinstance(model, Graph):
         task_module(recipe).prepare(recipe.task, model)
@@ -343,6 +350,7 @@ def tokenizer_digest(source: Source) -> str:
         "vocab.txt",
         "tokenizer.model",
         "chat_template.jinja",
+        "preprocessor_config.json",
     )
     files = [source.path / name for name in names]
     return digest_json({file.name: digest_file(file) for file in files if file.is_file()})

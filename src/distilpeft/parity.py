@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from distilpeft.deployed import Deployed
 from distilpeft.forms import FORMS, Limits
 from distilpeft.machine import alone
+from distilpeft.pictures import Reader
 from distilpeft.probabilities import divergence, log_softmax
 from distilpeft.recipe import Recipe
 from distilpeft.runners import Runner, TransformersRunner, generate
@@ -107,9 +108,10 @@ class Gate:
         self._runner = TransformersRunner(student, caching=self._language)
         width = student.config.get_text_config(decoder=True).vocab_size if self._language else 1
         self.calls = self._calls(rows, width)
-        self._texts = data.texts("validation", NUM_TEXTS)
+        self._reader = tokenizer if isinstance(tokenizer, Reader) else None
+        self._texts = [] if self._reader else data.texts("validation", NUM_TEXTS)
         self._ids = list(tokenizer(self._texts)["input_ids"]) if self._caches else _first_rows(rows, self._texts)
-        self._tokens: dict[str, int] = tokenizer.get_vocab()
+        self._tokens: dict[str, int] = {} if self._reader else tokenizer.get_vocab()
         self.prompts = self._prompts()
         self._told = [generate(self._runner, ids, NEW_TOKENS, ()) for ids in self.prompts]
 
@@ -207,8 +209,11 @@ class Gate:
         return answered(folder, scratch / "calls.npz", scratch)
 
     def _misread(self, folder: Path) -> list[str]:
-        """Whether the exported tokenizer reads text otherwise than the student's."""
+        """Whether the exported tokenizer reads text, or pictures, otherwise than the student's."""
         deployed = Deployed(folder)
+        if self._reader is not None:
+            same = deployed.reader is not None and deployed.reader.settings == self._reader.settings
+            return [] if same else ["its preprocessor_config.json is not the student's"]
         found = []
         reading = deployed.encode(self._texts)
         wrong = [row for row, (one, two) in enumerate(zip(reading, self._ids, strict=True)) if one != two]
@@ -225,6 +230,8 @@ class Gate:
 
 def _first_rows(rows: Tokens, texts: Sequence[Any]) -> list[list[int]]:
     """Token ids of the first texts; of one that became several rows, of the first of these."""
+    if not texts:
+        return []
     whole_N = rows.column("window") == 0 if "window" in rows.dataset.column_names else np.ones(len(rows.lengths_N))
     return list(rows.dataset.select(np.flatnonzero(whole_N)[: len(texts)].tolist())["input_ids"])
 

@@ -29,6 +29,7 @@ from distilpeft.section import (
 )
 from distilpeft.task_sections import (
     CausalLM,
+    ImageClassification,
     MultiLabelClassification,
     QuestionAnswering,
     Regression,
@@ -466,6 +467,7 @@ class Recipe(Section):
         | QuestionAnswering
         | CausalLM
         | Seq2Seq
+        | ImageClassification
     ) = Field(discriminator="kind")
     data: Data
     teacher: Teacher

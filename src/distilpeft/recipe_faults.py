@@ -47,6 +47,11 @@ def _kind_faults(recipe: Recipe) -> Iterator[tuple[tuple[str, ...], str]]:
     missing = [name for name in modules if importlib.util.find_spec(name) is None]
     if missing:
         yield ("task", "kind"), f'its scores need {", ".join(missing)}: pip install "distilpeft[{extra}]"'
+    augment = getattr(recipe.task, "augment", None)
+    if augment is not None and recipe.distil.alpha > 0 and recipe.targets.mode == "cached":
+        yield ("task", "augment"), "soft targets on disk are of the pictures as they are; set targets.mode: online"
+    if recipe.kind.images and set(recipe.benchmark.lengths) != {"data"}:
+        yield ("benchmark", "lengths"), "are of texts; a model reads pictures of one size"
     if "generate" in recipe.evaluate.model_fields_set and not recipe.kind.reads_first:
         yield ("evaluate", "generate"), f"is for seq2seq; {recipe.task.kind} is not scored on what it writes"
     if recipe.kind.same_tokens and not recipe.kind.reads_first and recipe.evaluate.groups is not None:

@@ -237,7 +237,8 @@ def sentences(report: dict[str, Any]) -> list[str]:
     lines += _chosen(report)
     rows = report["rows"]
     limit = report["settings"]["data"]["max_tokens"]
-    lines.append(f"{rows['truncated']} of {rows['train']} training rows were cut to {limit} tokens.")
+    if not KINDS[report["task"]].images:
+        lines.append(f"{rows['truncated']} of {rows['train']} training rows were cut to {limit} tokens.")
     shared = {pair: count for pair, count in rows["duplicates"].items() if count}
     if shared:
         lines.append(

@@ -30,6 +30,7 @@ START = "decoder_start_token_id"
 PAST = "past_key_values."
 TYPES = "token_type_ids"
 DECODER = "decoder_input_ids"
+PIXELS = "pixel_values"
 Inputs = Mapping[str, NDArray[Any]]
 STEPS = 4
 """Single tokens after a cut, in calls that go through the cache; the rest follows at once."""
@@ -99,6 +100,8 @@ class GraphRunner:
 
     def feed(self, inputs: Inputs, cache: Any = None) -> dict[str, NDArray[Any]]:
         """What the graph itself takes: the inputs, and a cache even if it is empty."""
+        if PIXELS in inputs:
+            return {PIXELS: inputs[PIXELS]}
         found = {name: inputs[name] for name in ("input_ids", "attention_mask", DECODER) if name in inputs}
         if self._typed:
             found[TYPES] = inputs.get(TYPES, np.zeros_like(found["input_ids"]))

@@ -192,7 +192,7 @@ def _trace(runtime: Runtime, micro_batch_size: int, optimizer: str) -> Trace:
         causal_lm.prepare(task, model)
     data, padding = rows(), SimpleNamespace(pad_token_id=0)
 
-    def load_batch(ids: Any) -> dict[str, Any]:
+    def load_batch(ids: Any, epoch: int = 0) -> dict[str, Any]:
         return causal_lm.collate({name: [column[i] for i in ids] for name, column in data.items()}, padding)
 
     def loss_sum(model: nn.Module, batch: dict[str, Any]) -> Tensor:

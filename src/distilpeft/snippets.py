@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from distilpeft.forms import FORMS
@@ -103,6 +103,34 @@ _WRITE = """from transformers import pipeline
 write = pipeline("text-generation", model=".")
 print(write("Once upon a time"))"""
 
+_LOOK = """from transformers import pipeline
+
+classify = pipeline("image-classification", model=".")
+print(classify({pictures}))"""
+_SEE = """import numpy as np
+import {runtime}
+from PIL import Image
+
+labels = {labels}
+pictures = {pictures}
+inputs = {{"pixel_values": []}}
+for file in pictures:
+    image = Image.open(file).convert("RGB"){resize}
+    pixels = np.asarray(image, np.float32).transpose(2, 0, 1){scale}{normalize}
+    inputs["pixel_values"].append({order}.astype(np.float32))
+{open}
+{run}
+print([labels[i] for i in logits.argmax(-1)])"""
+_SHORTEST = """
+    short, long = {short}, int({short} * max(image.size) / min(image.size))
+    image = image.resize((short, long) if image.width <= image.height else (long, short), {resample})"""
+_CROP = """
+    left, top = (image.width - {width}) // 2, (image.height - {height}) // 2
+    image = image.crop((left, top, left + {width}, top + {height}))"""
+_NORMALIZE = """
+    mean, std = (np.array(three)[:, None, None] for three in ({mean}, {std}))
+    pixels = (pixels - mean) / std"""
+_PICTURES = '["a.png", "b.png"]'
 _TRANSLATE = """from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 texts = ["a first text", "and a second one"]
@@ -139,22 +167,24 @@ def snippet(told: Mapping[str, Any]) -> str:
         return f'```sh\nllama-cli -m {FORMS[form].file} -p "Once upon a time"\n```'
     if runtime == "transformers":
         needs = {"bnb-nf4": ", accelerate and bitsandbytes", "torchao-int8": ", accelerate and torchao"}.get(form, "")
-        if KINDS[told["task"]].reads_first:
+        if "pictures" in told:
+            needs += ", pillow (and torchvision, if it asks for it)"
+            code = _LOOK.format(pictures=_PICTURES)
+        elif KINDS[told["task"]].reads_first:
             code = _TRANSLATE.format(prefix=told["prefix"])
         else:
             code = _WRITE if language else _find(told) if "stride" in told else _classify(told)
         return f"```python\n# needs transformers{needs}\n{code}\n```"
+    kind = KINDS[told["task"]]
     make = (
-        _answer
-        if KINDS[told["task"]].reads_first
-        else _language
-        if language
-        else _finder
-        if "stride" in told
+        _see if kind.images
+        else _answer if kind.reads_first
+        else _language if language
+        else _finder if "stride" in told
         else _classifier
-    )
+    )  # fmt: skip
     code = make(told, runtime)
-    return f"```python\n# pip install {runtime} tokenizers\n{code}\n```"
+    return f"```python\n# pip install {runtime} {'pillow' if 'pictures' in told else 'tokenizers'}\n{code}\n```"
 
 
 def _find(told: Mapping[str, Any]) -> str:
@@ -211,6 +241,35 @@ def _classifier(told: Mapping[str, Any], runtime: str) -> str:
         texts=_PAIRS if told.get("pair") else _TEXTS, types=_TYPES if told.get("typed") else "", labels=labels,
         max_tokens=told["max_tokens"], show=_SHOW[told["task"]],
     )  # fmt: skip
+
+
+def _see(told: Mapping[str, Any], runtime: str) -> str:
+    """Pictures into a graph, as `pictures.Reader` reads them."""
+    opened, run = _runs(runtime)
+    settings = told["pictures"]
+    scale = f" * {settings.get('rescale_factor', 1 / 255)!r}" if settings.get("do_rescale", True) else ""
+    known = settings.get("do_normalize", True) and settings.get("image_mean") is not None
+    normalize = _NORMALIZE.format(mean=settings["image_mean"], std=settings["image_std"]) if known else ""
+    return _SEE.format(
+        runtime=runtime, open=opened, run=run, labels=told["labels"], pictures=_PICTURES, scale=scale,
+        resize=_resize(settings, told["shape"]), normalize=normalize,
+        order="pixels[::-1]" if settings.get("do_flip_channel_order") else "pixels",
+    )  # fmt: skip
+
+
+def _resize(settings: Mapping[str, Any], shape: Sequence[int]) -> str:
+    """Resizing and cropping, in code."""
+    size, resample, found = settings.get("size") or {}, settings.get("resample", 2), ""
+    short = size.get("shortest_edge", 0)
+    cropped = "crop_pct" in settings and 0 < short < 384
+    if settings.get("do_resize", True):
+        short = int(short / settings["crop_pct"]) if cropped else short
+        to = (size["width"], size["height"]) if "height" in size else (short, short)
+        plain = "height" in size or ("crop_pct" in settings and not cropped)
+        found = f".resize({to}, {resample})" if plain else _SHORTEST.format(short=short, resample=resample)
+    if settings.get("do_center_crop") or cropped:
+        found += _CROP.format(height=shape[1], width=shape[2])
+    return found
 
 
 def _answer(told: Mapping[str, Any], runtime: str) -> str:

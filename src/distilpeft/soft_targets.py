@@ -35,7 +35,7 @@ STORE, ROWS, POSITIONS, BEGUN = "store.json", "rows.npy", "positions.npy", "begu
 SHARD_TOKENS, NUM_SHARDS = 16_384, 1_000
 """A shard holds about so many tokens, what an interruption may cost; more where there would be too many shards."""
 SHARD_BYTES = 256 << 20
-HASHED = ("input_ids", "label", "target", "segments", "token_types", "at", "target_ids")
+HASHED = ("input_ids", "label", "target", "segments", "token_types", "at", "target_ids", "digest")
 NUMBERS = 1 << 16  # of an array that are Python objects at once
 OPEN_SHARDS = 256  # memory-mapped at once; each holds a file descriptor
 Hashes = NDArray[np.uint64]

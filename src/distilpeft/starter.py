@@ -156,6 +156,13 @@ def length(rows: datasets.Dataset, columns: Sequence[str]) -> int:
     return max(16, 16 * math.ceil((TOKENS_PER_WORD * float(np.percentile(words, 98)) + 3) / 16))
 
 
+def needed(wishes: Wishes, seen: Look) -> int:
+    """Tokens of a row; where source and target are read apart, of the longer."""
+    columns = wishes.read()
+    apart = wishes.task is not None and KINDS[wishes.task].reads_first
+    return max(length(seen.rows, part) for part in ([[one] for one in columns] if apart else [columns]))
+
+
 def power(value: float) -> int:
     """The largest power of two up to it, at least 1."""
     return int(2 ** max(0, math.floor(math.log2(max(value, 1)))))
@@ -183,9 +190,8 @@ def write(out: Path, wishes: Wishes, ask: Ask) -> str:
         memory_gb(wishes.device)
     seen = look(wishes.data)
     wishes = settled(wishes, seen, ask)
-    columns = wishes.read()
     longest = LONGEST["cpu" if wishes.device == "cpu" or wishes.packages else "GPU"]
-    max_tokens = wishes.max_tokens or min(length(seen.rows, columns), longest)
+    max_tokens = wishes.max_tokens or min(needed(wishes, seen), longest)
     choice = choose(wishes, max_tokens)
     text = render(out.stem, wishes, seen, choice, max_tokens)
     with tempfile.TemporaryDirectory() as folder:  # a recipe that is not good is never left behind
@@ -200,9 +206,7 @@ def render(name: str, wishes: Wishes, seen: Look, choice: Choice, max_tokens: in
     """The recipe's text."""
     batch = 64 if sum(seen.splits.values()) >= 4000 else 32 if sum(seen.splits.values()) >= 1000 else 16
     train = seen.splits.get("train", sum(seen.splits.values()) * 0.8)
-    epochs = [
-        min(3 if choice.kind == "decoder" else 10, max(1, round(steps * batch / train))) for steps in STEPS
-    ]
+    epochs = [min(3 if choice.kind == "decoder" else 10, max(1, round(steps * batch / train))) for steps in STEPS]
     budget = 4096 if wishes.device == "cpu" else 4096 * max(1.0, memory_gb(wishes.device) / 12)
     scales = (choice.teacher["millions"], choice.student_millions)
     micro = [min(batch, power(budget / max_tokens / max(1.0, (millions / 100) ** 0.5))) for millions in scales]
@@ -306,8 +310,7 @@ def _about(model: Mapping[str, Any]) -> str:
 def _why_tokens(wishes: Wishes, seen: Look, max_tokens: int) -> str:
     if wishes.max_tokens:
         return "as given"
-    columns = wishes.read()
-    wanted = length(seen.rows, columns)
+    wanted = needed(wishes, seen)
     if wanted > max_tokens:
         return f"98 % of the rows have at most {wanted}, by their words: longer ones are cut, and counted"
     return "98 % of the rows have at most so many, by their words; longer ones are cut, and counted"

@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from distilpeft.section import IN_KEY_IF_GIVEN, Count, Section
+from distilpeft.section import IN_KEY_IF_GIVEN, Count, Fraction, Section
 
 
 def _all_differ(labels: tuple[str, ...]) -> tuple[str, ...]:
@@ -34,6 +34,23 @@ class TextClassification(Texts):
     kind: Literal["text_classification"]
     label: str = Field(min_length=1, description="column with the class: its name, or its index in `labels`")
     labels: Labels = Field(min_length=2, description="class names; the position is the class id")
+
+
+class Augment(Section):
+    """Other views of the training pictures in every epoch; the teacher sees the same (arXiv:2106.05237)."""
+
+    flip: bool = Field(False, description="mirror left and right, in half of the cases")
+    shift: Fraction = Field(0.0, description="move by at most this share of height and width; edges are repeated")
+
+
+class ImageClassification(Section):
+    """Single-label classification of pictures."""
+
+    kind: Literal["image_classification"]
+    image: str = Field(min_length=1, description="column with the picture: of datasets' Image type, or a file's path")
+    label: str = Field(min_length=1, description="column with the class: its name, or its index in `labels`")
+    labels: Labels = Field(min_length=2, description="class names; the position is the class id")
+    augment: Augment | None = Field(None, description="vary the training pictures; needs targets.mode: online")
 
 
 class MultiLabelClassification(Texts):

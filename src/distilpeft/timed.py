@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from distilpeft.runners import DECODER, Runner, TransformersRunner, open_runner
+from distilpeft.runners import DECODER, PIXELS, Runner, TransformersRunner, open_runner
 
 WARM_CALLS, WARM_S, WARM_BAND = 30, 5.0, 0.05
 """Warming up ends when the median of three calls is within 5 % of that of the three before, after 30 calls or 5 s."""
@@ -35,21 +35,27 @@ count, calls of less than 100 ms get one, longer ones none, for which it is less
 
 
 class Rows:
-    """Token ids of real rows, and batches of them that are the same for every model.
+    """Token ids of real rows, or pictures, and batches of them that are the same for every model.
 
     Args:
-        file: an .npz of `ids`, all rows behind each other, `ends` of each, and `pad`, the id to pad with.
+        file: an .npz of `ids`, all rows behind each other, `ends` of each, and `pad`, the id to pad with; or of
+            `pixel_values`.
         left: pad before the row, as generation does.
     """
 
     def __init__(self, file: Path, *, left: bool) -> None:
         found = np.load(file, allow_pickle=False)
+        self._pictures: NDArray[np.float32] | None = found.get(PIXELS)
+        if self._pictures is not None:
+            return
         self._ids: NDArray[np.int64] = found["ids"]
         self._ends: NDArray[np.int64] = found["ends"]
         self._pad, self._left = int(found["pad"]), left
 
-    def batch(self, size: int, length: int | str, seed: Sequence[int]) -> dict[str, NDArray[np.int64]]:
+    def batch(self, size: int, length: int | str, seed: Sequence[int]) -> dict[str, NDArray[Any]]:
         """`size` random rows: as long as they are (`data`), or real tokens from the row on, cut to `length`."""
+        if self._pictures is not None:
+            return {PIXELS: self._pictures[np.random.default_rng(seed).integers(0, len(self._pictures), size)]}
         picked = np.random.default_rng(seed).integers(0, len(self._ends), size)
         rows = [self._row(int(row), length) for row in picked]
         width = max(len(row) for row in rows)
@@ -128,26 +134,27 @@ class Timed:
         for number in range(3 if seconds < FAST_S else 1 if seconds < SLOW_S else 0):
             self._call(cell, (turn, cell, number))
         found = [self._call(cell, (turn, cell, number)) for number in range(calls)]
-        masks = [self._batch(cell, (turn, cell, number))["attention_mask"] for number in range(calls)]
+        batches = [self._batch(cell, (turn, cell, number)) for number in range(calls)]
+        masks = [one.get("attention_mask", np.ones((self._cells[cell][0], 1), np.int64)) for one in batches]
         return {
             "seconds": [one for one, _ in found], "decode_s": [s for _, rest in found for s in rest],
             "lengths": [mask_BS.shape[1] for mask_BS in masks], "tokens": sum(int(one.sum()) for one in masks),
         }  # fmt: skip
 
-    def _batch(self, cell: int, seed: Sequence[int]) -> dict[str, NDArray[np.int64]]:
+    def _batch(self, cell: int, seed: Sequence[int]) -> dict[str, NDArray[Any]]:
         size, length = self._cells[cell]
         return self._rows.batch(size, length, seed)
 
     def _call(self, cell: int, seed: Sequence[int]) -> tuple[float, list[float]]:
         """Seconds of a pass over a batch (of a language model, until its first token), and of every further token."""
         inputs = self._batch(cell, seed)
-        mask_BS = inputs["attention_mask"]
         if self._start is not None:
-            inputs[DECODER] = np.full((len(mask_BS), 1), self._start, np.int64)
+            inputs[DECODER] = np.full((len(inputs["input_ids"]), 1), self._start, np.int64)
         begin = time.perf_counter()
         logits, cache = self._runner.run(inputs, last=self._language)
         if not self._language:
             return time.perf_counter() - begin, []
+        mask_BS = inputs["attention_mask"]
         token_B1 = logits[:, -1].argmax(-1)[:, None]
         seconds = [time.perf_counter() - begin]
         name = "input_ids" if self._start is None else DECODER

@@ -63,7 +63,7 @@ class Work:
 
     Attributes:
         label: for messages, such as `teacher`.
-        load_batch: row ids → collated batch on the CPU.
+        load_batch: row ids and epoch → collated batch on the CPU.
         loss_sum: (bare model, batch) → loss summed over the rows that count, in nats; called inside the forward of the
             module that is wrapped, so whatever weights it uses are gathered and their gradients reduced.
         count_rows: batch → number of rows that count.
@@ -80,7 +80,7 @@ class Work:
     optim: Optim
     seed: int
     lengths_N: NDArray[np.int32]
-    load_batch: Callable[[NDArray[np.int64]], Batch]
+    load_batch: Callable[[NDArray[np.int64], int], Batch]
     loss_sum: Callable[[nn.Module, Batch], Tensor]
     count_rows: Callable[[Batch], int]
     validate: Callable[[nn.Module], dict[str, float]]
@@ -260,7 +260,8 @@ def optimizer_step(
     """
     accelerator = runtime.accelerator
     shares = micro_batches(batch, work.fit.micro_batch_size, accelerator.process_index, accelerator.num_processes)
-    loaded = [work.load_batch(ids) if len(ids) else None for ids in shares]
+    epoch = step // steps_per_epoch(len(work.lengths_N), work.fit)
+    loaded = [work.load_batch(ids, epoch) if len(ids) else None for ids in shares]
     mine = sum(work.count_rows(micro) for micro in loaded if micro is not None)
     counts = torch.tensor([mine, int(runtime.stop_requested)], device=runtime.device)
     rows, stop = (int(count) for count in accelerator.reduce(counts, "sum"))
@@ -271,7 +272,8 @@ def optimizer_step(
         with no_sync(wrapped, last=index == len(loaded) - 1):
             if micro is None:  # fewer rows than processes: take part in the reduction with nothing
                 with batch_norm.idle(wrapped):
-                    loss = wrapped(work.loss_sum, send_to_device(work.load_batch(batch[:1]), runtime.device)) * 0.0
+                    any_row = send_to_device(work.load_batch(batch[:1], epoch), runtime.device)
+                    loss = wrapped(work.loss_sum, any_row) * 0.0
             else:
                 loss = wrapped(work.loss_sum, send_to_device(micro, runtime.device)) * scale
             (loss * loss_scale).backward()

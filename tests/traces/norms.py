@@ -65,7 +65,7 @@ def main(settings: dict, out: Path) -> None:
         optim=Optim(kind="sgd", lr=0.1, schedule="constant", warmup_ratio=0, max_grad_norm=None),
         seed=5,
         lengths_N=np.ones(ROWS, dtype=np.int32),
-        load_batch=lambda ids: {"x": inputs[ids], "labels": labels[ids]},
+        load_batch=lambda ids, _: {"x": inputs[ids], "labels": labels[ids]},
         loss_sum=lambda bare, batch: F.cross_entropy(bare(batch["x"]), batch["labels"], reduction="sum"),
         count_rows=lambda batch: len(batch["labels"]),
         validate=lambda _: {"accuracy": 0.5},

@@ -38,7 +38,7 @@ def main(settings: dict, out: Path) -> None:
     ids, labels, teacher = encoded()
     tokenizer = tiny.tokenizer()
 
-    def load_batch(row_ids: np.ndarray) -> dict:
+    def load_batch(row_ids: np.ndarray, epoch: int) -> dict:
         inputs = tokenizer.pad({"input_ids": [ids[i] for i in row_ids]}, return_tensors="pt")
         return {"inputs": dict(inputs), "labels_N": labels[row_ids], "row_ids_N": row_ids}
 

@@ -95,6 +95,7 @@ TASK_LINES = {
         "words": "words", "tags": "tags", "labels": ["O", "B-BAD", "B-GOOD", "I-BAD", "I-GOOD"]
     },
     "question_answering": {"question": "question", "context": "context", "answers": "answers"},
+    "seq2seq": {"source": "a", "target": "b"},
 }  # fmt: skip
 
 
@@ -102,8 +103,13 @@ TASK_LINES = {
 def test_every_other_kind_of_task_is_seen_in_its_data_and_its_recipe_runs(tmp_path, capsys, kind):
     """Not named on the command line; a few steps of both trainings show that the settings fit the task."""
     tiny_tasks.TASKS[kind](tmp_path)
-    base, out = tiny.save_model(tmp_path / "base"), tmp_path / "mine.yaml"
-    label = ["--label", "mood"] if kind == "regression" else ["--label", "moods"] if kind[0] == "m" else []
+    base, out = tmp_path / "base", tmp_path / "mine.yaml"
+    if not base.exists():
+        tiny.save_model(base)
+    label = {
+        "regression": ["--label", "mood"], "multi_label_classification": ["--label", "moods"],
+        "seq2seq": ["--source", "a", "--target", "b"],
+    }.get(kind, [])  # fmt: skip
     given = ["--data", str(tmp_path / "rows.jsonl"), "--teacher", str(base), "--student", str(base), *label]
     assert init(str(out), *given) == 0, capsys.readouterr().err
     assert yaml.safe_load(out.read_text())["task"] == {"kind": kind, **TASK_LINES[kind]}

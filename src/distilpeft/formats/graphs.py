@@ -34,6 +34,8 @@ def write_openvino(student: Student, form: str, folder: Path) -> None:
 
 def _write(student: Student, file: Path, dtype: torch.dtype) -> None:
     kind = student.recipe.kind
+    shape = student.tokenizer.shape if kind.images else None
     onnx_graph.write(
-        student.load(), file, caching=kind.caches, typed=student.typed, reads_first=kind.reads_first, dtype=dtype
-    )
+        student.load(), file, caching=kind.caches, typed=student.typed, reads_first=kind.reads_first, shape=shape,
+        dtype=dtype,
+    )  # fmt: skip

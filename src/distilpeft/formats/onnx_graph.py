@@ -21,7 +21,7 @@ from transformers import DynamicCache
 
 from distilpeft.errors import InputError
 from distilpeft.formats.quiet import quiet
-from distilpeft.runners import DECODER, PAST, logits_of
+from distilpeft.runners import DECODER, PAST, PIXELS, logits_of
 
 EXTERNAL_BYTES = 1_500_000_000
 """A graph whose weights are larger keeps them in a file beside it: protobuf files end at 2 GB."""
@@ -39,6 +39,7 @@ def fault(config: Any) -> str | None:
 
 def write(
     model: Any, file: Path, *, caching: bool = False, typed: bool = False, reads_first: bool = False,
+    shape: tuple[int, int, int] | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> None:  # fmt: skip
     """Write the graph.
@@ -49,6 +50,7 @@ def write(
         caching: whether it is a language model that goes on with a text.
         typed: whether a classifier takes token_type_ids.
         reads_first: whether it is an encoder-decoder: the graph takes source and `decoder_input_ids`, without a cache.
+        shape: channels, height and width of the pictures that it takes instead of texts.
         dtype: of weights and cache; logits are float32 anyhow.
 
     Raises:
@@ -58,7 +60,9 @@ def write(
     if wrong is not None:
         raise InputError(f"export.formats: {type(model).__name__} as ONNX: {wrong}")
     model = model.to(dtype).cpu()
-    if caching:
+    if shape is not None:
+        graph, arguments, shapes, names = _pictures(model, shape)
+    elif caching:
         graph, arguments, shapes, names = _language(model)
     elif reads_first:
         graph, arguments, shapes, names = _encoder_decoder(model)
@@ -98,6 +102,21 @@ class _Classifier(nn.Module):
     def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None) -> Tensor:
         types = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
         logits: Tensor = logits_of(self.model(input_ids=input_ids, attention_mask=attention_mask, **types))
+        return logits.float()
+
+
+def _pictures(model: Any, shape: tuple[int, int, int]) -> Export:
+    arguments = (torch.zeros(2, *shape, dtype=model.dtype),)
+    return _Pictures(model), arguments, {PIXELS: {0: torch.export.Dim.DYNAMIC}}, ([PIXELS], ["logits"])
+
+
+class _Pictures(nn.Module):
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        logits: Tensor = self.model(pixel_values=pixel_values).logits
         return logits.float()
 
 

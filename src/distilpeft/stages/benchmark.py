@@ -13,14 +13,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from distilpeft import models, timing
-from distilpeft.pair import MODEL, teacher_source, tokenizer_digest, tokenizer_source
+from distilpeft import timing
+from distilpeft.pair import MODEL, load_reader, teacher_source, tokenizer_digest, tokenizer_source
 from distilpeft.recipe import Recipe
+from distilpeft.runners import PIXELS
 from distilpeft.runtime import Runtime
 from distilpeft.sources import Source
 from distilpeft.tasks import TaskData
 
-MOST_ROWS = 512
+MOST_ROWS, MOST_PICTURES = 512, 64
 TWINS = {"student_ce_only": "student"}
 
 
@@ -75,9 +76,14 @@ def subjects(recipe: Recipe, data: TaskData, folders: Mapping[str, Path], scratc
 
 def _write_rows(recipe: Recipe, data: TaskData, source: Source, file: Path) -> None:
     """Some rows of the evaluation split as one model's token ids; the same rows for every model."""
-    tokenizer = models.load_tokenizer(source)
-    rows = data.tokens(recipe.evaluate.split, tokenizer, tokenizer_digest(source)).dataset
+    tokenizer = load_reader(recipe, source)
+    split = data.tokens(recipe.evaluate.split, tokenizer, tokenizer_digest(source))
+    rows = split.dataset
     chosen = np.random.default_rng(0).permutation(len(rows))[:MOST_ROWS]
+    if recipe.kind.images:
+        batch = split.load_batch(chosen[:MOST_PICTURES])
+        np.savez(file, **{PIXELS: batch["inputs"][PIXELS].numpy()})
+        return
     found = []
     for row in rows.select(chosen.tolist()):
         ends = np.cumsum(row["segments"])[:-1].tolist() if "segments" in row else []  # of texts packed into a row

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from distilpeft import models, paired
+from distilpeft import paired
 from distilpeft.artifact import Artifact
-from distilpeft.pair import tokenizer_digest, tokenizer_source
+from distilpeft.pair import load_reader, tokenizer_digest, tokenizer_source
 from distilpeft.recipe import Recipe
 from distilpeft.tasks import TaskData
 
@@ -41,7 +41,7 @@ def run(recipe: Recipe, data: TaskData, evaluated: Mapping[str, Artifact], out: 
         with `evaluate.groups` also `groups`, see `_by_group`.
     """
     source = tokenizer_source(recipe)
-    rows = data.tokens(recipe.evaluate.split, models.load_tokenizer(source), tokenizer_digest(source))
+    rows = data.tokens(recipe.evaluate.split, load_reader(recipe, source), tokenizer_digest(source))
     added, calibration = {}, {}
     for role, made in evaluated.items():
         values_NK = np.load(made.path / VALUES, allow_pickle=False).astype(np.float64)

@@ -104,7 +104,12 @@ def _soft(
     if recipe.kind.language:
         return live, live
     rows = data.tokens("train", loaded.tokenizer, loaded.tokenizer_digest)
-    return (lambda batch: live(send_to_device(rows.load_batch(batch["row_ids_N"]), runtime.device))), None
+
+    def soft(batch: dict[str, Any]) -> Any:
+        """Of the same rows, and in the same view, as the student's."""
+        return live(send_to_device(rows.load_batch(batch["row_ids_N"], batch["epoch"]), runtime.device))
+
+    return soft, None
 
 
 def _kept(runtime: Runtime, recipe: Recipe, store: SoftTargets) -> Soft:

@@ -10,11 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from distilpeft import models
 from distilpeft.artifact import Artifact
 from distilpeft.errors import GateError
 from distilpeft.exported import rows_at_once
-from distilpeft.pair import Loaded, teacher_source, tokenizer_digest
+from distilpeft.pair import Loaded, load_reader, teacher_source, tokenizer_digest
 from distilpeft.recipe import Recipe
 from distilpeft.runtime import Runtime
 from distilpeft.scoring import measure_with, soft_of, values_of
@@ -47,7 +46,7 @@ def run(
     if loaded is None:
         source = teacher_source(recipe)
         train, rows = (
-            data.tokens(split, models.load_tokenizer(source), tokenizer_digest(source))
+            data.tokens(split, load_reader(recipe, source), tokenizer_digest(source))
             for split in ("train", settings.split)
         )
         values_NK = task.majority_values(recipe.task, train, rows)

@@ -22,6 +22,7 @@ from distilpeft.forms import FORMS
 from distilpeft.models import head_modules
 from distilpeft.pair import MODEL, Loaded, architecture, load_student
 from distilpeft.parity import Gate, Verdict
+from distilpeft.pictures import Reader
 from distilpeft.recipe import Recipe
 from distilpeft.runners import MANIFEST, START, TYPES, Inputs, open_onnx
 from distilpeft.runtime import Runtime
@@ -102,7 +103,7 @@ def _describe(recipe: Recipe, loaded: Loaded, form: str, folder: Path) -> None:
     model.config.save_pretrained(str(folder))
     _describe_writing(recipe, model, folder)
     tokenizer.save_pretrained(str(folder))
-    if not (folder / "tokenizer.json").is_file():
+    if not recipe.kind.images and not (folder / "tokenizer.json").is_file():
         raise InputError(
             f"export.formats: the tokenizer {type(tokenizer).__name__} has no tokenizer.json to run without us"
         )
@@ -112,9 +113,10 @@ def _describe(recipe: Recipe, loaded: Loaded, form: str, folder: Path) -> None:
         "name": recipe.name,
         "task": task.kind,
         "auto_class": architecture(recipe).auto_class.__name__,
-        "max_tokens": min(recipe.data.max_tokens, tokenizer.model_max_length),
-        "pad_token_id": tokenizer.pad_token_id,
     }
+    if not recipe.kind.images:
+        told["max_tokens"] = min(recipe.data.max_tokens, tokenizer.model_max_length)
+        told["pad_token_id"] = tokenizer.pad_token_id
     write_json(folder / MANIFEST, told | _own_facts(recipe, model, tokenizer))
 
 
@@ -141,6 +143,8 @@ def _own_facts(recipe: Recipe, model: Any, tokenizer: Any) -> dict[str, Any]:
         ends = [tokenizer.eos_token_id] if ends is None else ends
         told["eos_token_ids"] = [end for end in (ends if isinstance(ends, list) else [ends]) if end is not None]
         told["chat"] = recipe.needs_template
+    if isinstance(tokenizer, Reader):
+        told |= {"pictures": dict(tokenizer.settings), "shape": tokenizer.shape}
     if isinstance(task, Seq2Seq):
         told |= {START: model.config.decoder_start_token_id, "prefix": task.prefix}
         told["max_new_tokens"] = recipe.evaluate.generate.max_new_tokens
@@ -194,4 +198,6 @@ def _calibration(recipe: Recipe, data: TaskData, loaded: Loaded, graph: Path) ->
     for ids in chunks(picked, CALIBRATION_BATCH):
         given = inputs_of(data, loaded.model, rows.load_batch(ids))
         inputs = {name: tensor.numpy() for name, tensor in given.items()}
-        yield runner.feed({"attention_mask": np.ones_like(inputs["input_ids"]), **inputs})
+        if "input_ids" in inputs:  # packed rows have no mask
+            inputs.setdefault("attention_mask", np.ones_like(inputs["input_ids"]))
+        yield runner.feed(inputs)

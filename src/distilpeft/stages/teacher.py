@@ -16,7 +16,7 @@ from distilpeft.artifact import Artifact
 from distilpeft.errors import GateError
 from distilpeft.kinds import LOWER_IS_BETTER
 from distilpeft.losses import Loss
-from distilpeft.pair import new_teacher, save_teacher, teacher_source, tokenizer_digest
+from distilpeft.pair import load_reader, new_teacher, save_teacher, teacher_source, tokenizer_digest
 from distilpeft.recipe import Recipe
 from distilpeft.runtime import Runtime
 from distilpeft.scoring import validator
@@ -36,7 +36,7 @@ def run(runtime: Runtime, recipe: Recipe, data: TaskData, out: Artifact) -> dict
             validation rows; the message holds the figures.
     """
     source, task, fit = teacher_source(recipe), data.task, recipe.teacher.fit
-    tokenizer = models.load_tokenizer(source)
+    tokenizer = load_reader(recipe, source)
     rows = data.tokens("train", tokenizer, tokenizer_digest(source))  # a row that cannot be used shows here, early
     held_out = data.tokens("validation", tokenizer, tokenizer_digest(source))
     model, heads = new_teacher(runtime, recipe, data, tokenizer)

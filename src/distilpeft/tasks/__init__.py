@@ -22,6 +22,7 @@ from distilpeft.errors import InputError
 from distilpeft.recipe import Recipe
 from distilpeft.tasks import (
     causal_lm,
+    image_classification,
     multi_label_classification,
     question_answering,
     regression,
@@ -41,6 +42,7 @@ TASKS: dict[str, ModuleType] = {
     "question_answering": question_answering,
     "causal_lm": causal_lm,
     "seq2seq": seq2seq,
+    "image_classification": image_classification,
 }
 
 
@@ -65,8 +67,8 @@ class Tokens:
         num_truncated: rows that were cut to `data.max_tokens`.
     """
 
-    def __init__(self, task: ModuleType, dataset: datasets.Dataset, tokenizer: Any) -> None:
-        self._task, self._tokenizer = task, tokenizer
+    def __init__(self, task: ModuleType, dataset: datasets.Dataset, tokenizer: Any, section: Any = None) -> None:
+        self._task, self._tokenizer, self._section = task, tokenizer, section
         self.dataset = dataset
         self.lengths_N: NDArray[np.int32] = self.column("num_tokens")
         self.num_truncated = int(self.column("truncated").sum())
@@ -76,12 +78,17 @@ class Tokens:
         found: NDArray[Any] = self.dataset.select_columns([name]).with_format("numpy")[:][name]
         return found
 
-    def load_batch(self, row_ids_N: NDArray[np.int64]) -> dict[str, Any]:
-        """Collate these rows; the batch also holds their `row_ids_N`."""
-        return {
-            **self._task.collate(self.dataset[row_ids_N.tolist()], self._tokenizer),
-            "row_ids_N": row_ids_N,
-        }
+    def load_batch(self, row_ids_N: NDArray[np.int64], epoch: int | None = None) -> dict[str, Any]:
+        """Collate these rows; the batch also holds their `row_ids_N`, and `epoch`.
+
+        With an epoch they come as it sees them in training, where the task varies them.
+        """
+        ids = row_ids_N.tolist()
+        rows = self.dataset[ids]
+        vary = getattr(self._task, "vary", None)
+        if epoch is not None and vary is not None:
+            rows = vary(self._section, rows, ids, epoch, self._tokenizer)
+        return {**self._task.collate(rows, self._tokenizer), "row_ids_N": row_ids_N, "epoch": epoch}
 
 
 class TaskData:
@@ -127,7 +134,7 @@ class TaskData:
                 cache_file_name=str(path),
                 new_fingerprint=name,
             )
-        self._tokens[name] = Tokens(self.task, dataset, tokenizer)
+        self._tokens[name] = Tokens(self.task, dataset, tokenizer, task)
         return self._tokens[name]
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distilpeft.errors import InputError
-from distilpeft.task_sections import TextClassification
+from distilpeft.task_sections import ImageClassification, TextClassification
 from distilpeft.tasks import text_rows
 from distilpeft.tasks.text_rows import class_id, texts
 from distilpeft.tasks.text_rows import logits as measured
@@ -59,6 +59,13 @@ def check_rows(task: TextClassification, rows: datasets.Dataset, numbers_N: NDAr
     text_rows.check_columns({"text": task.text, "pair": task.pair, "label": task.label}, rows, origin)
     for column in (task.text, task.pair):
         text_rows.check_texts(column, rows, numbers_N, origin)
+    check_labels(task, rows, numbers_N, origin)
+
+
+def check_labels(
+    task: TextClassification | ImageClassification, rows: datasets.Dataset, numbers_N: NDArray[np.int64], origin: str
+) -> None:
+    """Refuse rows with a label that is no class; see `check_rows`."""
     names, is_index = text_rows.names_of(rows.features[task.label], task.labels)
     bad = [
         (n, value)
@@ -72,7 +79,9 @@ def check_rows(task: TextClassification, rows: datasets.Dataset, numbers_N: NDAr
         )
 
 
-def class_ids(task: TextClassification, features: datasets.Features, cells: Iterable[Any]) -> list[int]:
+def class_ids(
+    task: TextClassification | ImageClassification, features: datasets.Features, cells: Iterable[Any]
+) -> list[int]:
     """Class ids, in the order of `task.labels`, of label cells that passed `check_rows`."""
     names, is_index = text_rows.names_of(features[task.label], task.labels)
     return [text_rows.id_in(task.labels, cell, names, is_index=is_index) for cell in cells]
