@@ -25,14 +25,18 @@ EXACT = {
 """Changes of a recipe for such a comparison: SGD, since AdamW would hide a loss that is scaled wrongly."""
 
 
-def assert_splits_are_equal(recipe: Path) -> None:
-    """Train from the same teacher whole, in micro-batches, in two processes, and online; loss, norm, weights agree."""
-    assert commands.run(recipe, "--until", "targets", own_process=True) == 0
+WAYS = (
+    (1, []), (1, ["distil.fit.micro_batch_size=3"]), (2, ["distil.fit.micro_batch_size=3"]),
+    (1, ["targets={mode: online, precision: fp32}"]),
+)  # fmt: skip
+"""Whole batches, micro-batches, two processes, and online: the number of processes, and settings of the recipe."""
+
+
+def assert_splits_are_equal(recipe: Path, ways=WAYS, first: str = "targets") -> None:
+    """Train from the same teacher in several ways; loss, norm, weights and running statistics agree."""
+    assert commands.run(recipe, "--until", first, own_process=True) == 0
     traces, weights = [], []
-    for processes, settings in (
-        (1, []), (1, ["distil.fit.micro_batch_size=3"]), (2, ["distil.fit.micro_batch_size=3"]),
-        (1, ["targets={mode: online, precision: fp32}"]),
-    ):  # fmt: skip
+    for processes, settings in ways:
         runs = recipe.parent / f"runs{len(traces)}"
         subprocess.run(["cp", "-r", str(recipe.parent / "runs"), str(runs)], check=True)
         given = ["--until", "distil", "--runs", str(runs), *(part for one in settings for part in ("--set", one))]

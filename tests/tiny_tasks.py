@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import json
 import random
 from pathlib import Path
 
 import commands
+import datasets
+import numpy as np
 import tiny
 import torch
-from transformers import MarianConfig, MarianMTModel
+from PIL import Image
+from sklearn.datasets import load_digits
+from transformers import MarianConfig, MarianMTModel, ResNetConfig, ResNetForImageClassification
 
 MOODS = ["praise", "blame"]
 OPTIM, FIT = {"lr": 0.003}, {"epochs": 15, "batch_size": 16, "micro_batch_size": 16, "precision": "fp32"}
@@ -101,7 +106,38 @@ def encoder_decoder(**changes: object) -> MarianConfig:
     return MarianConfig(**(settings | changes))
 
 
+def pictures(folder: Path) -> dict:
+    """Digits by hand, from 0 to 3, for ResNets with BatchNorm."""
+    digits = load_digits(n_class=4)
+    order = np.random.default_rng(1).permutation(len(digits.target))[:400]
+    features = datasets.Features({"image": datasets.Image(), "digit": datasets.Value("string")})
+    rows = {
+        "image": [{"bytes": png(digits.images[at]), "path": None} for at in order],
+        "digit": [str(digits.target[at]) for at in order],
+    }
+    datasets.Dataset.from_dict(rows, features).to_parquet(str(folder / "rows.parquet"))
+    torch.manual_seed(1)
+    sizes = {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "layer_type": "basic"}
+    ResNetForImageClassification(ResNetConfig(**sizes)).save_pretrained(str(folder / "base"))
+    reader = {"size": {"height": 16, "width": 16}, "resample": 2, "image_mean": [0.5] * 3, "image_std": [0.25] * 3}
+    (folder / "base" / "preprocessor_config.json").write_text(
+        json.dumps({"image_processor_type": "ViTImageProcessor", **reader})
+    )
+    task = {"kind": "image_classification", "image": "image", "label": "digit", "labels": list("0123")}
+    return {
+        "task": task, "data__source": str(folder / "rows.parquet"), "teacher__lora": "null",
+        "student": {"model": str(folder / "base")},
+    }  # fmt: skip
+
+
+def png(points: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray((points * 255 / 16).astype(np.uint8)).save(file, "PNG")
+    return file.getvalue()
+
+
 TASKS = {
+    "image_classification": pictures,
     "seq2seq": rewriting,
     "question_answering": questions,
     "multi_label_classification": multi_label,
@@ -112,7 +148,8 @@ MAIN = {"multi_label_classification": "samples_f1", "regression": "r2", "token_c
 
 
 def workspace(folder: Path, kind: str, **changes: object) -> Path:
-    tiny.save_model(folder / "base")  # a body that knows two moods, and nothing between them, would be a hindrance
+    if kind not in ("seq2seq", "image_classification"):  # these bring models of their own
+        tiny.save_model(folder / "base")  # a body that knows two moods, and nothing between them, would be a hindrance
     settings = {
         "data__source": str(folder / "rows.jsonl"), "evaluate": {}, "teacher__quantize": "none", "teacher__lora": None,
         "teacher__optim": OPTIM, "teacher__fit": FIT, "distil__fit": FIT, "distil__optim": OPTIM, **TASKS[kind](folder),

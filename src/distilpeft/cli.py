@@ -101,6 +101,7 @@ def init(  # noqa: PLR0913 - the command line's options
     prompt: Annotated[str | None, typer.Option(help="column with the prompt")] = None,
     completion: Annotated[str | None, typer.Option(help="column with the completion")] = None,
     messages: Annotated[str | None, typer.Option(help="column with chat messages")] = None,
+    image: Annotated[str | None, typer.Option(help="column with the picture")] = None,
     source: Annotated[str | None, typer.Option(help="column with the text that is read")] = None,
     target: Annotated[str | None, typer.Option(help="column with the text that is to be written")] = None,
     device: Annotated[str, typer.Option(help="cpu, or a GPU's memory such as 24GB")] = "cpu",
@@ -123,7 +124,8 @@ def init(  # noqa: PLR0913 - the command line's options
             raise InputError(f"--{flag} {value}: one of {', '.join(allowed)}")
     given = {"text": text, "pair": pair, "label": label, "separator": separator, "words": words, "tags": tags,
              "question": question, "context": context, "answers": answers, "prompt": prompt,
-             "completion": completion, "messages": messages, "source": source, "target": target}  # fmt: skip
+             "completion": completion, "messages": messages, "source": source, "target": target,
+             "image": image}  # fmt: skip
     columns = {key: column for key, column in given.items() if column is not None}
     wishes = Wishes(
         data, task, columns, device, size_mb, language, max_tokens, packages, teacher, student

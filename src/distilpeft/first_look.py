@@ -31,8 +31,9 @@ FORMS: dict[str, Sequence[Mapping[str, Sequence[str]]]] = {
     "causal_lm": [{"messages": ("messages",)}, {"prompt": ("prompt",), "completion": ("completion",)}],
 }
 """Tasks by the usual names of their columns: recipe key → names."""
-READ = ("text", "pair", "prompt", "completion", "messages", "words", "question", "context", "source", "target")
+READ = ("image", "text", "pair", "prompt", "completion", "messages", "words", "question", "context", "source", "target")
 """Keys of columns that models read."""
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 Ask = Callable[[str, str, Sequence[str]], str]
 """(flag, question, choices or none) → the answer."""
 
@@ -81,6 +82,7 @@ class Look:
         classes: column → its values, of columns with few.
         numbers: columns of numbers that are no classes.
         lists: columns of lists, or of anything else with parts.
+        pictures: columns of pictures, or of the names of their files.
     """
 
     splits: Mapping[str, int]
@@ -89,6 +91,7 @@ class Look:
     classes: Mapping[str, Sequence[str]]
     numbers: Sequence[str]
     lists: Sequence[str]
+    pictures: Sequence[str]
 
 
 def look(source: str) -> Look:
@@ -99,29 +102,40 @@ def look(source: str) -> Look:
     """
     parts = load_parts(Data(source=source, split=Split()))
     rows = max(parts.values(), key=len)
+    pictures = [name for name in rows.column_names if isinstance(rows.features[name], datasets.Image)]
+    rows = rows.select_columns([name for name in rows.column_names if name not in pictures])
     some = rows.select(range(min(LOOKED_AT, len(rows))))
+    pictures += [name for name in rows.column_names if _names_pictures(some[name])]
     texts, numbers, lists = [], [], []
     classes: dict[str, Sequence[str]] = {}
-    for name in rows.column_names:
+    for name in (one for one in rows.column_names if one not in pictures):
         feature = rows.features[name]
         if isinstance(feature, datasets.ClassLabel):
             classes[name] = list(feature.names)
-            continue
-        if not isinstance(feature, datasets.Value):
+        elif not isinstance(feature, datasets.Value):
             lists.append(name)
-            continue
-        if feature.dtype.startswith("float"):
+        elif feature.dtype.startswith("float"):
             numbers.append(name)
-            continue
-        if feature.dtype in ("string", "large_string") and _mean_words(some[name]) >= 2:
+        elif feature.dtype in ("string", "large_string") and _mean_words(some[name]) >= 2:
             texts.append(name)
-            continue
-        values = sorted(Counter(rows[name]).items(), key=lambda pair: pair[0] if pair[0] is not None else "")
-        if 2 <= len(values) <= min(MOST_CLASSES, len(rows) // 2) and None not in dict(values):
-            classes[name] = [str(value) for value, _ in values]
+        elif (values := _few(rows[name])) is not None:
+            classes[name] = values
         elif feature.dtype.startswith(("int", "uint")):
             numbers.append(name)
-    return Look({name: len(part) for name, part in parts.items()}, some, texts, classes, numbers, lists)
+    return Look({name: len(part) for name, part in parts.items()}, some, texts, classes, numbers, lists, pictures)
+
+
+def _few(cells: Sequence[Any]) -> Sequence[str] | None:
+    """The different values of a column, if they are few and there is none without."""
+    values = sorted(Counter(cells).items(), key=lambda pair: pair[0] if pair[0] is not None else "")
+    if 2 <= len(values) <= min(MOST_CLASSES, len(cells) // 2) and None not in dict(values):
+        return [str(value) for value, _ in values]
+    return None
+
+
+def _names_pictures(cells: Sequence[Any]) -> bool:
+    """Whether a column holds the names of files that end as pictures do."""
+    return bool(cells) and all(isinstance(cell, str) and cell.lower().endswith(PICTURES) for cell in cells[:20])
 
 
 def num_words(cell: Any) -> int:
@@ -142,8 +156,9 @@ def settled(wishes: Wishes, seen: Look, ask: Ask) -> Wishes:
     """
     given = dict(wishes.columns or {})
     for key, column in given.items():
-        if key != "separator" and column not in seen.rows.column_names:
-            raise InputError(f"--{key} {column}: {wishes.data} has {', '.join(seen.rows.column_names)}")
+        has = [*seen.rows.column_names, *(name for name in seen.pictures if name not in seen.rows.column_names)]
+        if key != "separator" and column not in has:
+            raise InputError(f"--{key} {column}: {wishes.data} has {', '.join(has)}")
     task = wishes.task or _task(given, seen) or ask("task", "What is it?", list(KINDS))
     if task in FORMS:
         given = _by_name(task, given, seen, ask)
@@ -152,7 +167,9 @@ def settled(wishes: Wishes, seen: Look, ask: Ask) -> Wishes:
             fitting = _label_columns(task, seen, given)
             named = [name for name in fitting if name.lower() in LABEL_NAMES]
             given["label"] = _one("label", named or fitting, "Which column holds what is to be learnt?", ask)
-        if "text" not in given:
+        if task == "image_classification" and "image" not in given:
+            given["image"] = _one("image", list(seen.pictures), "Which column holds the picture?", ask)
+        if task != "image_classification" and "text" not in given:
             texts = [name for name in seen.columns if name not in given.values()]
             given["text"] = _one("text", texts, "Which column holds the text?", ask)
     return replace(wishes, task=task, columns=given)
@@ -183,6 +200,8 @@ def _by_name(task: str, given: Mapping[str, str], seen: Look, ask: Ask) -> dict[
 def _task(given: Mapping[str, str], seen: Look) -> str | None:
     """The kind of task that the columns are for, if they tell."""
     names = {name.lower() for name in seen.rows.column_names}
+    if seen.pictures:
+        return "image_classification"
     for task, forms in FORMS.items():
         for form in forms:
             if set(form) & set(given) - {"text"} or all(names & set(usual) for usual in form.values()):
@@ -226,7 +245,7 @@ def task_lines(wishes: Wishes, seen: Look) -> list[str]:
 def _labels(task: str, columns: Mapping[str, str], seen: Look) -> Sequence[str] | None:
     """The classes, of a task that has any."""
     column = columns.get("tags", columns.get("label", ""))
-    if task == "text_classification":
+    if task in ("text_classification", "image_classification"):
         values = seen.classes.get(column)
         if values is None:
             raise InputError(

@@ -32,13 +32,15 @@ BYTES_PER_WEIGHT = 1.06
 """Of int8 with its scales, as onnx-int8 and gguf-q8_0."""
 LONGEST = {"cpu": 512, "GPU": 2048}
 """Tokens of a row that are chosen without being asked for."""
+PATCHES = 196
+"""Of a picture of 224 x 224 points: they take memory as tokens do."""
 HELD_OUT = 2000
 """Rows are enough to validate, and to test."""
-MOST_MILLIONS = {"encoder": 150.0, "decoder": 500.0, "encoder_decoder": 300.0}
+MOST_MILLIONS = {"encoder": 150.0, "decoder": 500.0, "encoder_decoder": 300.0, "image": 100.0}
 """Largest teacher on a CPU."""
 MILLIONS_PER_GB = 400.0
 """Largest teacher on a GPU: nf4 weights take 0.5 GB per 1000 million, and the rest is for what it computes."""
-STUDENT_MILLIONS = {"encoder": 90.0, "decoder": 500.0, "encoder_decoder": 130.0}
+STUDENT_MILLIONS = {"encoder": 90.0, "decoder": 500.0, "encoder_decoder": 130.0, "image": 30.0}
 STEPS = (300, 600)
 """Of the teacher and of the student, with few rows more than one epoch and with many one."""
 
@@ -48,7 +50,7 @@ class Choice:
     """Teacher and student, and why.
 
     Attributes:
-        kind: `encoder`, `decoder` or `encoder_decoder`.
+        kind: `encoder`, `decoder`, `encoder_decoder` or `image`.
         teacher: of the catalogue.
         student: of the catalogue, or None: layers of the teacher.
         layers: those, if so.
@@ -74,7 +76,15 @@ def choose(wishes: Wishes, max_tokens: int) -> Choice:
         InputError: there is none.
     """
     traits = KINDS[wishes.task or "text_classification"]
-    kind = "encoder_decoder" if traits.reads_first else "decoder" if traits.language else "encoder"
+    kind = (
+        "image"
+        if traits.images
+        else "encoder_decoder"
+        if traits.reads_first
+        else "decoder"
+        if traits.language
+        else "encoder"
+    )
     alike = traits.same_tokens
     listed: list[dict[str, Any]] = json.loads((Path(__file__).parent / "catalogue.json").read_text("utf-8"))[kind]
     most = MOST_MILLIONS[kind] if wishes.device == "cpu" else MILLIONS_PER_GB * memory_gb(wishes.device)
@@ -126,6 +136,8 @@ def cut_millions(model: Mapping[str, Any], layers: int) -> float:
 
 def _suits(one: Mapping[str, Any], wishes: Wishes, kind: str, max_tokens: int) -> bool:
     """Whether a model of the catalogue reads such rows. Of encoders, those for one language are better at it."""
+    if kind == "image":
+        return one["name"].startswith("package:") or not wishes.packages
     speaks = one["languages"] == wishes.language or (kind != "encoder" and wishes.language == "en")
     here = one["name"].startswith("package:") or not wishes.packages
     return bool(one["tokens"] >= max_tokens and speaks and here)
@@ -160,6 +172,8 @@ def needed(wishes: Wishes, seen: Look) -> int:
     """Tokens of a row; where source and target are read apart, of the longer."""
     columns = wishes.read()
     apart = wishes.task is not None and KINDS[wishes.task].reads_first
+    if wishes.task is not None and KINDS[wishes.task].images:
+        return PATCHES
     return max(length(seen.rows, part) for part in ([[one] for one in columns] if apart else [columns]))
 
 
@@ -191,6 +205,7 @@ def write(out: Path, wishes: Wishes, ask: Ask) -> str:
     seen = look(wishes.data)
     wishes = settled(wishes, seen, ask)
     longest = LONGEST["cpu" if wishes.device == "cpu" or wishes.packages else "GPU"]
+    longest = PATCHES if wishes.task is not None and KINDS[wishes.task].images else longest
     max_tokens = wishes.max_tokens or min(needed(wishes, seen), longest)
     choice = choose(wishes, max_tokens)
     text = render(out.stem, wishes, seen, choice, max_tokens)
@@ -199,7 +214,8 @@ def write(out: Path, wishes: Wishes, ask: Ask) -> str:
         load_recipe(Path(folder) / out.name)
     write_text(out, text)
     student = choice.student["name"] if choice.student else f"{len(choice.layers)} of its layers"
-    return f"{wishes.task}: {choice.teacher['name']} into {student}; rows of {max_tokens} tokens"
+    rows = "pictures" if KINDS[wishes.task or ""].images else f"rows of {max_tokens} tokens"
+    return f"{wishes.task}: {choice.teacher['name']} into {student}; {rows}"
 
 
 def render(name: str, wishes: Wishes, seen: Look, choice: Choice, max_tokens: int) -> str:
@@ -210,7 +226,8 @@ def render(name: str, wishes: Wishes, seen: Look, choice: Choice, max_tokens: in
     budget = 4096 if wishes.device == "cpu" else 4096 * max(1.0, memory_gb(wishes.device) / 12)
     scales = (choice.teacher["millions"], choice.student_millions)
     micro = [min(batch, power(budget / max_tokens / max(1.0, (millions / 100) ** 0.5))) for millions in scales]
-    large = choice.teacher["millions"] >= 300
+    whole = KINDS[wishes.task or ""].images and not choice.teacher["layers"]  # convolutions: nothing for an adapter
+    large = choice.teacher["millions"] >= 300 and not whole
     quantize = "nf4" if large else "none"
     why = (
         "4 bits save memory; the report shows their cost"
@@ -234,15 +251,17 @@ def render(name: str, wishes: Wishes, seen: Look, choice: Choice, max_tokens: in
         "",
         "data:",
         *_data_lines(wishes, seen),
-        f"  max_tokens: {max_tokens:<18}# {_why_tokens(wishes, seen, max_tokens)}",
+        *([] if traits.images else [f"  max_tokens: {max_tokens:<18}# {_why_tokens(wishes, seen, max_tokens)}"]),
         "",
         "teacher:",
         f"  model: {choice.teacher['name']:<24}  # {_about(choice.teacher)}",
         f"  quantize: {quantize:<21}# {why}",
-        "  lora: {rank: 16, alpha: 32, target_modules: all-linear}",
+        "  lora: null                    # convolutions have no linear layers for an adapter: all weights are tuned"
+        if whole
+        else "  lora: {rank: 16, alpha: 32, target_modules: all-linear}",
         *(["  gradient_checkpointing: true  # a third slower, most activations less"] if scales[0] >= 1000 else []),
-        f"  optim: {{lr: {rate(scales[0], adapter=True)}, schedule: linear, warmup_ratio: 0.06}}   # an adapter takes "
-        "about ten times a whole model's rate",
+        f"  optim: {{lr: {rate(scales[0], adapter=not whole)}, schedule: linear, warmup_ratio: 0.06}}"
+        + ("" if whole else "   # an adapter takes about ten times a whole model's rate"),
         f"  fit: {{epochs: {epochs[0]}, batch_size: {batch}, micro_batch_size: {micro[0]}{monitor}}}   # {said}",
         "",
         "student:",

@@ -96,6 +96,7 @@ TASK_LINES = {
     },
     "question_answering": {"question": "question", "context": "context", "answers": "answers"},
     "seq2seq": {"source": "a", "target": "b"},
+    "image_classification": {"image": "image", "label": "digit", "labels": ["0", "1", "2", "3"]},
 }  # fmt: skip
 
 
@@ -108,9 +109,10 @@ def test_every_other_kind_of_task_is_seen_in_its_data_and_its_recipe_runs(tmp_pa
         tiny.save_model(base)
     label = {
         "regression": ["--label", "mood"], "multi_label_classification": ["--label", "moods"],
-        "seq2seq": ["--source", "a", "--target", "b"],
+        "seq2seq": ["--source", "a", "--target", "b"], "image_classification": ["--label", "digit"],
     }.get(kind, [])  # fmt: skip
-    given = ["--data", str(tmp_path / "rows.jsonl"), "--teacher", str(base), "--student", str(base), *label]
+    (rows,) = tmp_path.glob("rows.*")
+    given = ["--data", str(rows), "--teacher", str(base), "--student", str(base), *label]
     assert init(str(out), *given) == 0, capsys.readouterr().err
     assert yaml.safe_load(out.read_text())["task"] == {"kind": kind, **TASK_LINES[kind]}
     short = ["teacher.fit.max_steps=2", "distil.fit.max_steps=2", "teacher.gate=warn", "data.max_tokens=24"]
