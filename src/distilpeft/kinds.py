@@ -20,6 +20,7 @@ class Kind:
         same_tokens: teacher and student have to read the very same tokens, since what is taught belongs to them.
         values: its answers are numbers on a scale instead of classes.
         hub_metrics: takes metrics of the hub, which get class ids.
+        inner: the inside of teachers can be learnt too (`distil.features`).
         images: it reads pictures instead of texts.
         reads_first: an encoder reads the whole source before a decoder writes the answer.
         written: metrics of what models write by themselves; measured at the end only, and of no use as monitors.
@@ -33,6 +34,7 @@ class Kind:
     same_tokens: bool = False
     values: bool = False
     hub_metrics: bool = False
+    inner: bool = False
     images: bool = False
     reads_first: bool = False
     written: tuple[str, ...] = ()
@@ -61,21 +63,21 @@ class Kind:
 
 ROUGE = ("rouge1", "rouge2", "rougeL")
 KINDS: dict[str, Kind] = {
-    "text_classification": Kind(("accuracy", "macro_f1", "mcc", "ece", "log_loss"), hub_metrics=True),
+    "text_classification": Kind(("accuracy", "macro_f1", "mcc", "ece", "log_loss"), hub_metrics=True, inner=True),
     "multi_label_classification": Kind(
-        ("samples_f1", "micro_f1", "macro_f1", "exact_match", "accuracy", "ece", "log_loss")
+        ("samples_f1", "micro_f1", "macro_f1", "exact_match", "accuracy", "ece", "log_loss"), inner=True
     ),
-    "regression": Kind(("r2", "pearson", "spearman", "rmse", "mae"), values=True),
+    "regression": Kind(("r2", "pearson", "spearman", "rmse", "mae"), values=True, inner=True),
     "token_classification": Kind(
         ("entity_f1", "entity_precision", "entity_recall", "accuracy", "ece", "log_loss"), unit="words",
-        pipeline="token-classification",
+        pipeline="token-classification", inner=True,
     ),
     "question_answering": Kind(
         ("f1", "exact_match", "log_loss"), unit="questions", pipeline="question-answering", same_tokens=True,
     ),
     "causal_lm": Kind(
         ("nats_per_token", "perplexity", "bits_per_byte", "accuracy", "ece"), unit="tokens",
-        pipeline="text-generation", language=True, same_tokens=True,
+        pipeline="text-generation", language=True, same_tokens=True, inner=True,
     ),
     "image_classification": Kind(
         ("accuracy", "macro_f1", "mcc", "ece", "log_loss"), pipeline="image-classification", images=True,

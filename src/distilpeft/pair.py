@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from distilpeft import formats, models
+from distilpeft import features, formats, models
 from distilpeft.artifact import Artifact, digest_file, digest_json, read_json, write_json
 from distilpeft.errors import InputError
 from distilpeft.exported import Graph, open_exported
@@ -104,6 +104,29 @@ def check_words(recipe: Recipe, data: TaskData) -> None:
                 f"{ours_N[row]} ({len(apart)} such rows): their tokenizers need different numbers of tokens; raise "
                 "max_tokens, or cut long rows"
             )
+
+
+def check_features(recipe: Recipe) -> None:
+    """Refuse a pair whose insides cannot be held against each other; loads no weights.
+
+    Raises:
+        InputError: they read other tokens, or have no such layers.
+    """
+    settings = recipe.distil.features
+    if settings is None:
+        return
+    sources = (tokenizer_source(recipe), teacher_source(recipe))
+    if sources[0] != sources[1]:
+        ours, theirs = (Vocabulary.of_tokenizer(one.name, models.load_tokenizer(one)) for one in sources)
+        check_same(theirs, ours, chat=recipe.needs_template)
+    overrides = recipe.student.from_config.overrides if recipe.student.from_config else {}
+    teacher = models.configuration(teacher_source(recipe), architecture(recipe), {})
+    student = models.configuration(student_source(recipe), architecture(recipe), overrides)
+    configs = [one.get_text_config() for one in (student, teacher)]
+    depths = [one.num_hidden_layers for one in configs]
+    if recipe.student.from_teacher is not None:
+        depths[0] = len(recipe.student.from_teacher.of(depths[1]))
+    features.check(settings, depths, configs)
 
 
 def check_exports(recipe: Recipe) -> None:

@@ -22,6 +22,7 @@ from distilpeft.pair import (
     MODEL,
     Loaded,
     check_exports,
+    check_features,
     check_lengths,
     check_tokenizers,
     check_words,
@@ -286,6 +287,7 @@ class Steps:
         check_tokenizers(plan.recipe)
         check_words(plan.recipe, self._data)
         check_exports(plan.recipe)
+        check_features(plan.recipe)
         check_lengths(plan.recipe)
         elsewhere = plan.recipe.targets.source
         if elsewhere is not None and plan.recipe.distil.alpha > 0:

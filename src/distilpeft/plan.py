@@ -132,7 +132,7 @@ def _plan(recipe: Recipe, runs: Path, *, repeated: bool = False) -> Plan:
         soft = {"teacher": teacher.key, "precision": recipe.targets.precision}
     models: dict[str, dict[str, str]] = {MAJORITY: {}, UNTRAINED: {"seeded": digest_json([student, origin])}}
     if recipe.distil.ce_only_baseline:
-        settings = {**_without(distil, "temperature", "divergence"), "alpha": 0.0, "student": student}
+        settings = {**_without(distil, "temperature", "divergence", "features"), "alpha": 0.0, "student": student}
         found[f"distil/{CE_ONLY}"] = made = make("distil", settings, **origin)
         models[CE_ONLY] = {"model": made.key}
     found[f"distil/{STUDENT}"] = made = make("distil", {**distil, "student": student}, **{**origin, **soft})

@@ -325,6 +325,44 @@ class Divergence(Section):
         return self
 
 
+Layers = dict[Index, Index]
+
+
+class HiddenStates(Section):
+    """What layers of the student give, held against what layers of the teacher give, token by token."""
+
+    weight: Positive = Field(1.0, description="of the mean over layers")
+    loss: Literal["mse", "cosine"] = "mse"
+    layers: Layers | None = Field(
+        None, min_length=1, description="student's layer → teacher's, from 0; default: all, spread over the teacher's"
+    )
+    project: bool = Field(False, description="through a learned matrix even where both are as wide")
+
+
+class Relations(Section):
+    """How the tokens of a row are related in attention (MiniLMv2, arXiv:2012.15828)."""
+
+    weight: Positive = Field(1.0, description="of the sum over `of`")
+    of: tuple[Literal["query", "key", "value"], ...] = Field(("query", "key", "value"), min_length=1)
+    heads: Count | None = Field(None, description="relation heads; default: the teacher's attention heads")
+    layers: Layers | None = Field(
+        None, min_length=1, description="student's layer → teacher's, from 0; default: the last of both"
+    )
+
+
+class Features(Section):
+    """Terms beside the soft targets, from inside the running teacher; both models read the same tokens."""
+
+    hidden: HiddenStates | None = None
+    relations: Relations | None = None
+
+    @model_validator(mode="after")
+    def _some(self) -> Self:
+        if self.hidden is None and self.relations is None:
+            raise ValueError("give hidden, relations, or both")
+        return self
+
+
 class Distil(Section):
     """`alpha * T^2 * D(teacher, student) + (1 - alpha) * CE` (Hinton et al. 2015, arXiv:1503.02531)."""
 
@@ -334,6 +372,10 @@ class Distil(Section):
     label_smoothing: Annotated[float, Number, Field(ge=0, lt=1)] = Field(
         0.0, description="share of a label's weight that is spread evenly over all classes or tokens"
     )
+    features: Features | None = Field(
+        None, description="also learn hidden states or relations; needs targets.mode: online",
+        json_schema_extra=IN_KEY_IF_GIVEN,
+    )  # fmt: skip
     optim: Optim
     fit: Fit
     ce_only_baseline: bool = Field(True, description="also train the same student without the teacher")

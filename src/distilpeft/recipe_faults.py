@@ -47,11 +47,7 @@ def _kind_faults(recipe: Recipe) -> Iterator[tuple[tuple[str, ...], str]]:
     missing = [name for name in modules if importlib.util.find_spec(name) is None]
     if missing:
         yield ("task", "kind"), f'its scores need {", ".join(missing)}: pip install "distilpeft[{extra}]"'
-    augment = getattr(recipe.task, "augment", None)
-    if augment is not None and recipe.distil.alpha > 0 and recipe.targets.mode == "cached":
-        yield ("task", "augment"), "soft targets on disk are of the pictures as they are; set targets.mode: online"
-    if recipe.kind.images and set(recipe.benchmark.lengths) != {"data"}:
-        yield ("benchmark", "lengths"), "are of texts; a model reads pictures of one size"
+    yield from _picture_faults(recipe)
     if "generate" in recipe.evaluate.model_fields_set and not recipe.kind.reads_first:
         yield ("evaluate", "generate"), f"is for seq2seq; {recipe.task.kind} is not scored on what it writes"
     if recipe.kind.same_tokens and not recipe.kind.reads_first and recipe.evaluate.groups is not None:
@@ -61,6 +57,32 @@ def _kind_faults(recipe: Recipe) -> Iterator[tuple[tuple[str, ...], str]]:
         yield ("student", "tokenizer"), "only language models can take over the teacher's tokenizer"
     if recipe.kind.values:
         yield from _value_faults(recipe)
+    if recipe.distil.features is not None:
+        yield from _feature_faults(recipe)
+
+
+def _picture_faults(recipe: Recipe) -> Iterator[tuple[tuple[str, ...], str]]:
+    """What does not go with pictures, or with views of them."""
+    augment = getattr(recipe.task, "augment", None)
+    if augment is not None and recipe.distil.alpha > 0 and recipe.targets.mode == "cached":
+        yield ("task", "augment"), "soft targets on disk are of the pictures as they are; set targets.mode: online"
+    if recipe.kind.images and set(recipe.benchmark.lengths) != {"data"}:
+        yield ("benchmark", "lengths"), "are of texts; a model reads pictures of one size"
+
+
+def _feature_faults(recipe: Recipe) -> Iterator[tuple[tuple[str, ...], str]]:
+    """What learning from inside the teacher cannot go with."""
+    at = ("distil", "features")
+    if not recipe.kind.inner:
+        yield at, f"is not for {recipe.task.kind}"
+    if recipe.distil.alpha == 0 or recipe.targets.mode != "online":
+        yield at, "is learnt from the running teacher: set targets.mode: online, and alpha above 0"
+    if recipe.student.gradient_checkpointing:
+        yield at, "does not go with student.gradient_checkpointing, which forgets what layers gave"
+    if recipe.distil.fit.compile:
+        yield at, "does not go with distil.fit.compile, which hides what layers give"
+    if getattr(recipe.task, "pack", False) and recipe.distil.features and recipe.distil.features.relations:
+        yield (*at, "relations"), "would relate tokens of different documents; set task.pack: false"
 
 
 def _value_faults(recipe: Recipe) -> Iterator[tuple[tuple[str, ...], str]]:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from distilpeft import models
 from distilpeft.artifact import Artifact
+from distilpeft.features import FeatureLoss, drop_projections
 from distilpeft.losses import Loss
 from distilpeft.pair import MODEL, load_teacher, new_student, open_targets, save_student
 from distilpeft.recipe import Recipe
@@ -25,6 +26,9 @@ from distilpeft.sparse import Sparse
 from distilpeft.tasks import TaskData
 from distilpeft.tracking import tracked
 from distilpeft.train import Watch, Work, train
+
+INNER = 1
+"""Of the random numbers that projections begin with, beside the seed."""
 
 
 def run(
@@ -51,12 +55,16 @@ def run(
     held_out = data.tokens("validation", student.tokenizer, student.tokenizer_digest)
     fit, task = recipe.distil.fit, data.task
     loss = Loss.of(recipe.distil, alpha)
-    soft, live = _soft(runtime, recipe, data, teacher, targets) if alpha > 0 else (None, None)
+    soft, live, teacher_model = _soft(runtime, recipe, data, teacher, targets) if alpha > 0 else (None, None, None)
+
+    inner = _inner(runtime, recipe, student.model, teacher_model) if alpha > 0 else None
 
     def loss_sum(bare: nn.Module, batch: dict[str, Any]) -> Tensor:
         known = soft(batch) if soft else None
         with runtime.autocast(fit.precision):
             found: Tensor = task.loss_sum(bare, batch, loss, known)
+            if inner is not None:
+                found = found + inner.sum(bare, batch, task.count_rows(batch))
         return found
 
     work = Work(
@@ -76,6 +84,7 @@ def run(
     num_parameters = models.num_parameters(student.model)
     with tracked(runtime, recipe, out) as track:
         figures = train(runtime, student.model, replace(work, track=track))
+    drop_projections(student.model)
     if runtime.is_main:
         save_student(student.model, student.tokenizer, out.partial / MODEL)
     return {
@@ -88,8 +97,10 @@ def run(
 
 def _soft(
     runtime: Runtime, recipe: Recipe, data: TaskData, teacher: Artifact | None, targets: Path | None
-) -> tuple[Soft, Soft | None]:
-    """What the teacher knows of a batch: from disk, or by running it; and the running one for validation, if wanted.
+) -> tuple[Soft, Soft | None, Any]:
+    """What the teacher knows of a batch, from disk or by running it; the same for validation; and the running model.
+
+    The last two are None where validation does not ask for the teacher, and where none runs.
 
     Token-level targets need the very same tokens, so the teacher runs on the student's own batch, and targets on disk
     are checked against the student's rows. Over classes the two may have different tokenizers: the teacher reads the
@@ -98,18 +109,26 @@ def _soft(
     assert teacher is not None
     if targets is not None:
         whose = teacher if recipe.targets.source is None else None
-        return _kept(runtime, recipe, open_targets(recipe, data, targets, whose)), None
+        return _kept(runtime, recipe, open_targets(recipe, data, targets, whose)), None, None
     loaded = load_teacher(runtime, recipe, teacher.path, recipe.targets.precision, placed=True)
     live = soft_of(runtime, data, loaded, recipe.targets.precision)
     if recipe.kind.language:
-        return live, live
+        return live, live, loaded.model
     rows = data.tokens("train", loaded.tokenizer, loaded.tokenizer_digest)
 
     def soft(batch: dict[str, Any]) -> Any:
         """Of the same rows, and in the same view, as the student's."""
         return live(send_to_device(rows.load_batch(batch["row_ids_N"], batch["epoch"]), runtime.device))
 
-    return soft, None
+    return soft, None, loaded.model
+
+
+def _inner(runtime: Runtime, recipe: Recipe, student: Any, teacher: Any) -> FeatureLoss | None:
+    """The terms from inside the teacher, if the recipe has any."""
+    if recipe.distil.features is None:
+        return None
+    runtime.seed(recipe.seed, INNER)
+    return FeatureLoss(recipe.distil.features, student, teacher, by_token=recipe.kind.unit != "rows")
 
 
 def _kept(runtime: Runtime, recipe: Recipe, store: SoftTargets) -> Soft:
