@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 
-def insert(page: Path, name: str, text: str) -> None:
-    """Replace what stands between the marks of benchmarks/NAME.py."""
-    begin, end = f"<!-- {name}: written by benchmarks/{name}.py -->", f"<!-- /{name} -->"
+def insert(page: Path, name: str, text: str, script: str | None = None) -> None:
+    """Replace what stands between the marks of a table; its script is NAME.py unless it is called otherwise."""
+    begin, end = f"<!-- {name}: written by benchmarks/{script or name}.py -->", f"<!-- /{name} -->"
     whole = page.read_text(encoding="utf-8")
     for mark in (begin, end):
         assert mark in whole, f"{page} has no {mark}"
