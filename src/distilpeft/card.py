@@ -199,12 +199,14 @@ def _read(task: Texts) -> str:
 
 
 def _made(recipe: Recipe) -> str:
-    lora, alpha = recipe.teacher.lora, recipe.distil.alpha
-    tuned = f"LoRA rank {lora.rank}" if lora else "all weights"
+    lora, alpha = recipe.teacher.adapter, recipe.distil.alpha
+    tuned = f"tuned with LoRA rank {lora.rank}" if lora else "tuned with all weights"
+    if recipe.teacher.fit is None:
+        tuned = "as it is"
     teacher = resolve(recipe.teacher.model, "teacher.model", recipe.teacher.revision)
     data = ", ".join(f"`{_shown(source)}`" for source in dict.fromkeys(data_sources(recipe.data).values()))
     cut = "" if recipe.kind.images else f", texts cut to {recipe.data.max_tokens} tokens"
-    return f"""- Teacher: `{_shown(teacher)}`, quantized: {recipe.teacher.quantize}, tuned with {tuned}.
+    return f"""- Teacher: `{_shown(teacher)}`, quantized: {recipe.teacher.quantize}, {tuned}.
 - Student: {_student(recipe)}.
 - Loss: {alpha:g} · T² · {_divergence(recipe)} + {1 - alpha:g} · CE, T = {recipe.distil.temperature:g}.
 - Data: {data}{cut}, seed {recipe.seed}."""

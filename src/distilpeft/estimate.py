@@ -122,6 +122,7 @@ def weight_bytes(recipe: Recipe, size: Size) -> tuple[float, float]:
 def teacher_load(recipe: Recipe, size: Size, kind: str) -> Load:
     """The tuning of the teacher."""
     teacher = recipe.teacher
+    assert teacher.fit is not None, "a teacher that is used as it is has no such load"
     tuned = lora_weights(size, teacher.lora) if teacher.lora else size.total
     whole, _ = weight_bytes(recipe, size)
     return Load(
@@ -134,7 +135,7 @@ def teacher_load(recipe: Recipe, size: Size, kind: str) -> Load:
 def targets_load(recipe: Recipe, size: Size, machine: Machine) -> Load:
     """The frozen teacher while it gives soft targets to be kept."""
     whole = (size.shape, *weight_bytes(recipe, size))
-    half = _is_half(recipe.teacher.fit, machine.kind)
+    half = _is_half(recipe.teacher.fit or recipe.distil.fit, machine.kind)
     most = recipe.targets.micro_batch_size * machine.count  # larger ones gain nothing: no gradient waits for them
     language = recipe.kind.language
     return Load(size.shape, 0.0, 0, recipe.data.max_tokens, most, half, language, whole)
@@ -160,7 +161,7 @@ def own_ways(recipe: Recipe) -> tuple[Way, Way, Way]:
     """How the recipe tunes the teacher, keeps its soft targets, and trains the student."""
     teacher, fit = recipe.teacher, recipe.distil.fit
     mode = recipe.targets.mode if recipe.distil.alpha > 0 else "cached"
-    micro = [min(one.micro_batch_size, one.batch_size) for one in (teacher.fit, fit)]
+    micro = [min(one.micro_batch_size, one.batch_size) for one in (teacher.fit or fit, fit)]
     quantized = teacher.quantize != "none"
     return (
         Way("tune", "ddp" if quantized else recipe.parallel, "replicated", teacher.gradient_checkpointing, micro[0]),
@@ -192,8 +193,9 @@ def show_memory(recipe: Recipe, machine: Machine, console: Console) -> None:
         ("replicated", "offloaded") if recipe.teacher.quantize != "none" else ("replicated", "sharded", "offloaded")
     )
     tuning, giving, training = own_ways(recipe)
+    tuned = recipe.teacher.fit is not None
     loads = {
-        "teacher": (teacher_load(recipe, teacher, machine.kind), tuning, ("replicated",)),
+        **({"teacher": (teacher_load(recipe, teacher, machine.kind), tuning, ("replicated",))} if tuned else {}),
         "targets": (targets_load(recipe, teacher, machine), giving, places),
         "distil": (student_load(recipe, student, teacher, machine.kind), training, places),
     }
@@ -364,6 +366,8 @@ def student_size(recipe: Recipe) -> Size | None:
 
 def _teacher_needs(recipe: Recipe, size: Size | None, rows: int | None) -> tuple[str, ...]:
     teacher = recipe.teacher
+    if teacher.fit is None:
+        return (_known(rows), "-", _count(size), "-", "-")
     steps = _steps(rows, teacher.fit)
     if size is None:
         return (_known(rows), steps, "?", "?", "?")

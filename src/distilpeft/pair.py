@@ -220,8 +220,22 @@ def text_binding(tokenizer: Any) -> dict[str, str]:
 
 
 def new_teacher(runtime: Runtime, recipe: Recipe, data: TaskData, tokenizer: Any) -> tuple[Any, list[str]]:
-    """The untuned teacher, ready to be trained, and the names of its heads."""
-    model, heads = _base(runtime, recipe, recipe.teacher.quantize, tokenizer, recipe.teacher.fit.precision)
+    """The untuned teacher, ready to be trained or used as it is, and the names of its heads.
+
+    Raises:
+        InputError: it is to be used as it is, but came without some of its weights.
+    """
+    model, heads = _base(runtime, recipe, recipe.teacher.quantize, tokenizer, recipe.teacher.precision)
+    if recipe.teacher.fit is None:
+        task_module(recipe).prepare(recipe.task, model)
+        used = set(dict(model.named_parameters()))
+        fresh = [name for name in model.fresh if name in used]
+        if fresh:
+            raise InputError(
+                f"teacher.fit: null uses {recipe.teacher.model} as it is, but it came without {fresh[0]}"
+                f"{f' and {len(fresh) - 1} more' if len(fresh) > 1 else ''}; tune it, or take a model for this task"
+            )
+        return model.requires_grad_(False).eval(), heads
     _start_head(recipe, data, model, teacher_source(recipe))
     if recipe.teacher.lora is None:
         models.unfreeze(model, architecture(recipe))
@@ -233,11 +247,11 @@ def new_teacher(runtime: Runtime, recipe: Recipe, data: TaskData, tokenizer: Any
     return model, heads
 
 
-def save_teacher(model: Any, folder: Path, heads: list[str]) -> None:
-    """Save what was tuned: the adapter with its heads, or the whole model."""
+def save_teacher(model: Any, folder: Path, heads: list[str], *, tuned: bool = True) -> None:
+    """Save what was tuned: the adapter with its heads, the whole model, or nothing."""
     if hasattr(model, "peft_config"):
         model.save_pretrained(str(folder / ADAPTER))
-    else:
+    elif tuned:
         model.save_pretrained(str(folder / MODEL))
     write_json(folder / HEADS, {"modules": heads})
 
@@ -264,12 +278,13 @@ def load_teacher(
         placed: put it where `teacher.place` says, instead of whole on the device.
     """
     place = recipe.teacher.place if placed else "replicated"
-    quantize = "none" if full_precision or recipe.teacher.lora is None else recipe.teacher.quantize
+    whole = recipe.teacher.fit is not None and recipe.teacher.lora is None  # all weights tuned, which are not quantized
+    quantize = "none" if full_precision or whole else recipe.teacher.quantize
     # quantized weights are made on the device; others come to it layer by layer
     device = runtime.device if place == "replicated" or quantize != "none" else torch.device("cpu")
     source = teacher_source(recipe)
     tokenizer = load_reader(recipe, source)
-    if recipe.teacher.lora is None:
+    if whole:
         tuned = Source(str(folder / MODEL), folder / MODEL)
         model, _ = models.load_base(
             tuned, architecture(recipe), quantize="none", dtype=recipe.teacher.dtype,
@@ -278,7 +293,10 @@ def load_teacher(
     else:
         heads = read_json(folder / HEADS, f"delete {folder} to make it again")["modules"]
         model, _ = _base(runtime, recipe, quantize, tokenizer, precision, heads, device)
-        model = models.merge(model, folder / ADAPTER) if merged else models.load_adapter(model, folder / ADAPTER)
+        if recipe.teacher.fit is None:
+            model = models.dequantize(model) if merged else model
+        else:
+            model = models.merge(model, folder / ADAPTER) if merged else models.load_adapter(model, folder / ADAPTER)
     task_module(recipe).prepare(recipe.task, model)
     model.requires_grad_(False).eval()
     if place == "offloaded":

@@ -156,7 +156,7 @@ def _teacher_forms(recipe: Recipe, teacher: Artifact) -> dict[str, dict[str, str
     quantized = recipe.teacher.quantize != "none"
     if recipe.evaluate.teacher_full_precision and quantized:
         found[FULL] = {"model": teacher.key, "quantize": "none"}
-    if recipe.student.from_teacher and recipe.teacher.lora and quantized:
+    if recipe.student.from_teacher and recipe.teacher.adapter and quantized:
         found[MERGED] = {"model": teacher.key, "merged": "dequantized"}
     return found
 
@@ -279,7 +279,7 @@ def _teacher_base(recipe: Recipe) -> Source:
     cut = recipe.student.from_teacher
     if cut is not None and depth is not None:
         cut.of(depth)
-    _check_lora(recipe.teacher.lora, source, "teacher")
+    _check_lora(recipe.teacher.adapter, source, "teacher")
     return source
 
 

@@ -155,19 +155,39 @@ class Teacher(Section):
         "layers in shards over all processes, or its layers in main memory until each is used",
         json_schema_extra=NOT_IN_KEY,
     )  # fmt: skip
-    optim: Optim
-    fit: Fit
+    optim: Optim | None = Field(None, description="needed unless fit is null")
+    fit: Fit | None = Field(description="null = the teacher is used as it is, head and all")
     gate: Literal["stop", "warn"] = Field("stop", description="when the tuned teacher is no better than chance")
 
     @model_validator(mode="after")
     def _quantized_weights_need_lora(self) -> Self:
+        if self.fit is None:
+            for name in ("optim", "lora", "gradient_checkpointing"):
+                if name in self.model_fields_set:
+                    raise ValueError(f"fit: null uses the teacher as it is; {name} would do nothing")
+            return self._placed()
+        if self.optim is None:
+            raise ValueError("give optim, or fit: null for a teacher that is used as it is")
         if self.lora is None and self.quantize != "none":
             raise ValueError("lora: null tunes all weights, which needs quantize: none")
         if self.lora is None and self.dtype == "fp16":
             raise ValueError("dtype fp16 weights cannot be tuned; use fp32 or bf16, or lora")
+        return self._placed()
+
+    def _placed(self) -> Self:
         if self.place == "sharded" and self.quantize != "none":
             raise ValueError("place: sharded needs quantize: none; a quantized teacher is replicated or offloaded")
         return self
+
+    @property
+    def adapter(self) -> Lora | None:
+        """What is tuned beside the base; None of a teacher with all weights tuned, or none."""
+        return None if self.fit is None else self.lora
+
+    @property
+    def precision(self) -> Precision:
+        """In which its quantized weights are multiplied while it is tuned."""
+        return self.fit.precision if self.fit else "auto"
 
 
 class Targets(Section):

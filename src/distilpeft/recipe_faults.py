@@ -20,7 +20,7 @@ def cross_faults(recipe: Recipe) -> Iterator[tuple[tuple[str, ...], str]]:
     for section, fit in (("teacher", recipe.teacher.fit), ("distil", recipe.distil.fit)):
         live = recipe.kind.language and recipe.targets.mode == "online" and recipe.distil.alpha > 0
         allowed = (*known, "kl") if section == "distil" and live else known
-        if fit.monitor is not None and fit.monitor not in allowed:
+        if fit is not None and fit.monitor is not None and fit.monitor not in allowed:
             why = (
                 " (kl is measured where targets.mode is online)" if fit.monitor == "kl" and section == "distil" else ""
             )

@@ -90,7 +90,7 @@ def read(rates: Sequence[float], losses: Sequence[float]) -> Found:
 
 def bounds(recipe: Recipe, stage: str) -> tuple[float, float]:
     """Rates to look at: adapters take about ten times those of whole models."""
-    lora = recipe.teacher.lora if stage == "teacher" else recipe.student.lora
+    lora = recipe.teacher.adapter if stage == "teacher" else recipe.student.lora
     return WHOLE if lora is None else ADAPTER
 
 
@@ -118,6 +118,8 @@ def run(
     if num_launched() > 1:  # each would read and clear away for itself
         raise InputError("tune-lr: start it without torchrun; it takes the recipe's devices by itself")
     recipe = load_recipe(path, overrides)
+    if stage == "teacher" and recipe.teacher.fit is None:
+        raise InputError("teacher.fit: null uses the teacher as it is: there is no rate to find")
     least, most = bounds(recipe, stage)
     least, most = low or least, high or most
     if least >= most:

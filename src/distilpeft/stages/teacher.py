@@ -6,6 +6,7 @@ Leaves: `adapter/` (or `model/`), `heads.json`, `train_log.jsonl`.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -20,7 +21,7 @@ from distilpeft.pair import load_reader, new_teacher, save_teacher, teacher_sour
 from distilpeft.recipe import Recipe
 from distilpeft.runtime import Runtime
 from distilpeft.scoring import validator
-from distilpeft.tasks import TaskData
+from distilpeft.tasks import TaskData, Tokens
 from distilpeft.tracking import tracked
 from distilpeft.train import Work, train
 
@@ -35,39 +36,23 @@ def run(runtime: Runtime, recipe: Recipe, data: TaskData, out: Artifact) -> dict
         GateError: it is not finite, or does not beat both the majority class and the untuned base on the
             validation rows; the message holds the figures.
     """
-    source, task, fit = teacher_source(recipe), data.task, recipe.teacher.fit
+    source, task = teacher_source(recipe), data.task
     tokenizer = load_reader(recipe, source)
     rows = data.tokens("train", tokenizer, tokenizer_digest(source))  # a row that cannot be used shows here, early
     held_out = data.tokens("validation", tokenizer, tokenizer_digest(source))
     model, heads = new_teacher(runtime, recipe, data, tokenizer)
 
-    def loss_sum(bare: nn.Module, batch: dict[str, Any]) -> Tensor:
-        with runtime.autocast(fit.precision):
-            found: Tensor = task.loss_sum(bare, batch, Loss(), None)
-        return found
-
-    work = Work(
-        label="teacher",
-        fit=fit,
-        optim=recipe.teacher.optim,
-        seed=recipe.seed,
-        lengths_N=rows.lengths_N,
-        load_batch=rows.load_batch,
-        loss_sum=loss_sum,
-        count_rows=task.count_rows,
-        validate=validator(runtime, recipe, data, held_out, fit.precision),
-        folder=out.partial,
-        monitor=recipe.monitor(fit),
-    )
+    validate = validator(runtime, recipe, data, held_out, recipe.teacher.precision)
     sizes = {
         "num_parameters": models.num_parameters(model),
         "num_trainable": sum(parameter.numel() for parameter in models.trainable(model).values()),
         "size_bytes": models.size_bytes(model),
     }
-    with tracked(runtime, recipe, out) as track:
-        figures = train(runtime, model, replace(work, track=track))
-    figures["tuned"] = figures.pop("kept")
-    figures["untuned"] = figures["validations"][0]
+    if recipe.teacher.fit is None:
+        figures: dict[str, Any] = {"tuned": validate(model)}
+    else:
+        figures = _tune(runtime, recipe, data, rows, model, validate, out)
+        figures["untuned"] = figures["validations"][0]
     figures["majority"] = task.metrics(recipe.task, task.majority_values(recipe.task, rows, held_out), held_out)
     figures["majority"] = {name: value for name, value in figures["majority"].items() if math.isfinite(value)}
     _gate(runtime, recipe, figures)
@@ -79,7 +64,32 @@ def run(runtime: Runtime, recipe: Recipe, data: TaskData, out: Artifact) -> dict
         "commit": getattr(model.config, "_commit_hash", None),
     }
     if runtime.is_main:
-        save_teacher(model, out.partial, heads)
+        save_teacher(model, out.partial, heads, tuned=recipe.teacher.fit is not None)
+    return figures
+
+
+def _tune(
+    runtime: Runtime, recipe: Recipe, data: TaskData, rows: Tokens, model: Any,
+    validate: Callable[[nn.Module], dict[str, float]], out: Artifact,
+) -> dict[str, Any]:  # fmt: skip
+    """Train the teacher on the labels; the training's figures, with those of the weights that are kept as `tuned`."""
+    fit, optim, task = recipe.teacher.fit, recipe.teacher.optim, data.task
+    assert fit is not None
+    assert optim is not None
+
+    def loss_sum(bare: nn.Module, batch: dict[str, Any]) -> Tensor:
+        with runtime.autocast(fit.precision):
+            found: Tensor = task.loss_sum(bare, batch, Loss(), None)
+        return found
+
+    work = Work(
+        label="teacher", fit=fit, optim=optim, seed=recipe.seed, lengths_N=rows.lengths_N, load_batch=rows.load_batch,
+        loss_sum=loss_sum, count_rows=task.count_rows, validate=validate, folder=out.partial,
+        monitor=recipe.monitor(fit),
+    )  # fmt: skip
+    with tracked(runtime, recipe, out) as track:
+        figures = train(runtime, model, replace(work, track=track))
+    figures["tuned"] = figures.pop("kept")
     return figures
 
 
@@ -87,7 +97,7 @@ def _gate(runtime: Runtime, recipe: Recipe, figures: dict[str, Any]) -> None:
     """A teacher that is no better than a guess would supervise to the end, and cost days."""
     name = recipe.kind.main
     sign = -1 if name in LOWER_IS_BETTER else 1
-    tuned, untuned, majority = (figures[which] for which in ("tuned", "untuned", "majority"))
+    tuned, untuned, majority = figures["tuned"], figures.get("untuned", {}), figures["majority"]
     if tuned["finite"] and all(
         sign * tuned[name] > sign * other.get(name, -sign * math.inf) for other in (untuned, majority)
     ):
@@ -95,10 +105,13 @@ def _gate(runtime: Runtime, recipe: Recipe, figures: dict[str, Any]) -> None:
     found = f"{tuned[name]:.4f}" if tuned["finite"] else "not finite"
     guesses = {"language": 'the answer "as often as in training"', "values": "the training rows' mean"}
     guess = guesses.get(recipe.kind.family, "the majority class")
+    before = f"the untuned base has {untuned.get(name, math.nan):.4f}, " if untuned else ""
+    remedy = (
+        "Tune it longer or with another lr" if untuned else "It is used as it is: are the classes in its own order?"
+    )
     message = (
-        f"the tuned teacher is no teacher: its validation {name} is {found}; the untuned base has "
-        f"{untuned.get(name, math.nan):.4f}, {guess} {majority[name]:.4f}. "
-        f"Tune it longer or with another lr; teacher.gate: warn goes on all the same"
+        f"the {'tuned ' if untuned else ''}teacher is no teacher: its validation {name} is {found}; {before}{guess} "
+        f"{majority[name]:.4f}. {remedy}; teacher.gate: warn goes on all the same"
     )
     if recipe.teacher.gate == "stop":
         raise GateError(message)

@@ -1,0 +1,86 @@
+"""A teacher that is used as it is: `teacher.fit: null`, quantized or not."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import commands
+import pytest
+
+from distilpeft.plan import make_plan
+from distilpeft.recipe_file import load_recipe
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Path:
+    """A classifier from somewhere else, head and all, and the data of `commands.workspace`."""
+    folder = tmp_path_factory.mktemp("as_is")
+    recipe = commands.workspace(folder, student={"from_teacher": {"layers": [0, 1]}})
+    assert commands.run(recipe, "--until", "evaluate") == 0
+    plan = make_plan(load_recipe(recipe), folder / "runs")
+    shutil.copytree(plan.artifacts["distil/student"].path / "model", folder / "classifier")
+    (folder / "score.json").write_text(json.dumps(plan.artifacts["evaluate/student"].figures()["scores"]))
+    return folder
+
+
+def as_is(trained: Path, folder: Path, model: str = "classifier", **changes: object) -> Path:
+    shutil.copytree(trained / "base", folder / "base")
+    shutil.copy(trained / "rows.csv", folder / "rows.csv")
+    settings = {
+        "teacher": {"model": str(trained / model), "quantize": "none", "fit": None},
+        "data__source": str(folder / "rows.csv"),
+    }  # fmt: skip
+    return commands.workspace(folder, **{**settings, **changes})
+
+
+@pytest.mark.parametrize("quantize", ["none", "nf4"])
+def test_nothing_is_tuned_and_all_else_follows(trained, tmp_path, quantize):
+    recipe = as_is(trained, tmp_path, teacher__quantize=quantize)
+    assert commands.run(recipe) == 0
+    plan = make_plan(load_recipe(recipe), tmp_path / "runs")
+    report = json.loads((tmp_path / "runs/tiny/report.json").read_text())
+    scores = {model["role"]: model["scores"] for model in report["models"]}
+    score = json.loads((trained / "score.json").read_text())
+    role = "teacher" if quantize == "none" else "teacher_full_precision"
+    assert scores[role]["accuracy"]["value"] == score["accuracy"]["value"]
+    assert scores[role]["log_loss"]["value"] == pytest.approx(score["log_loss"]["value"], rel=1e-5)
+    assert ("teacher_full_precision" in scores) == (quantize == "nf4")
+    assert not list(plan.artifacts["teacher"].path.glob("**/*.safetensors")), "there is nothing to keep"
+    assert "quantized: " + quantize + ", as it is." in (tmp_path / "runs/tiny/student/README.md").read_text()
+    assert scores["student"]["accuracy"]["value"] > 0.8
+
+
+def test_a_model_without_a_head_is_refused(trained, tmp_path, capsys):
+    recipe = as_is(trained, tmp_path, model="base")
+    assert commands.run(recipe) == 2
+    assert "teacher.fit: null uses" in (told := capsys.readouterr().err)
+    assert "but it came without classifier.bias and 1 more; tune it" in told
+
+
+def test_a_teacher_whose_classes_are_turned_around_is_stopped(trained, tmp_path, capsys):
+    recipe = as_is(trained, tmp_path, task__labels=["good", "bad"], data__where={})
+    rows = (tmp_path / "rows.csv").read_text().splitlines()
+    turned = [line[:-1] + ("good" if line.endswith("1") else "bad") for line in rows[1:]]
+    (tmp_path / "rows.csv").write_text("\n".join([rows[0], *turned]) + "\n")
+    assert commands.run(recipe) == 3
+    assert "the teacher is no teacher" in (told := capsys.readouterr().err)
+    assert "are the classes in its own order?" in told
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"teacher__optim": {"lr": 0.1}}, "fit: null uses the teacher as it is; optim would do nothing"),
+        ({"teacher__lora": {"rank": 4}}, "fit: null uses the teacher as it is; lora would do nothing"),
+    ],
+)
+def test_settings_that_would_do_nothing_are_refused(trained, tmp_path, capsys, changes, message):
+    assert commands.run(as_is(trained, tmp_path, **changes), verb="check") == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_teacher_that_is_tuned_needs_a_rate(tmp_path, capsys):
+    assert commands.run(commands.workspace(tmp_path, teacher__optim=None), verb="check") == 2
+    assert "teacher: give optim, or fit: null" in capsys.readouterr().err
