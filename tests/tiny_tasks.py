@@ -136,7 +136,20 @@ def png(points: np.ndarray) -> bytes:
     return file.getvalue()
 
 
+def vectors(folder: Path) -> dict:
+    """Texts alone: the teacher's vectors are all there is to learn."""
+    rng, words = random.Random(0), [*tiny.PLAIN, *tiny.GOOD, *tiny.BAD]
+    with (folder / "rows.jsonl").open("w", encoding="utf-8") as file:
+        for _ in range(500):
+            file.write(json.dumps({"text": " ".join(rng.choices(words, k=rng.randint(2, 9)))}) + "\n")
+    as_is = {"teacher__fit": "null", "teacher__optim": None, "teacher__lora": None}
+    return {
+        "task": {"kind": "embedding", "text": "text"}, **as_is, "distil__alpha": 1, "distil__temperature": 1
+    }  # fmt: skip
+
+
 TASKS = {
+    "embedding": vectors,
     "image_classification": pictures,
     "seq2seq": rewriting,
     "question_answering": questions,

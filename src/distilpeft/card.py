@@ -6,7 +6,7 @@ recipe names one, the scores as a model index. Of local paths the last part is s
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +20,12 @@ from distilpeft.snippets import snippet
 from distilpeft.sources import Source, license_of, resolve
 from distilpeft.task_sections import (
     CausalLM,
+    Embedding,
     ImageClassification,
     MultiLabelClassification,
     QuestionAnswering,
     Regression,
     Seq2Seq,
-    TextClassification,
     Texts,
     TokenClassification,
 )
@@ -69,7 +69,7 @@ On {num_rows} {recipe.evaluate.split} {unit}; latency of one row{_where(timed)}.
 {"| --- " * (5 + len(recipe.kind.written[:2]))}|
 {_table(figures, timed, own, main, recipe.kind.written[:2], export["size_bytes"])}
 
-{_groups(recipe, figures, own)}{_parity(form, export)}
+{_groups(recipe, figures, own)}{_parity(recipe, form, export)}
 
 ## How it was made
 
@@ -156,13 +156,15 @@ def _where(timed: Mapping[str, Any]) -> str:
     return f" on {found['machine']}, {found['threads']} threads" if "machine" in found else ""
 
 
-def _parity(form: str, export: Mapping[str, Any]) -> str:
+def _parity(recipe: Recipe, form: str, export: Mapping[str, Any]) -> str:
     parity = export["parity"]
     way = f" (int8: {export['way']})" if "way" in export else ""
     held = (
         f"Before it counted, this file{way} was opened in a process of its own and held against the student on "
         f"{parity['rows']} other held-out rows"
     )
+    if not recipe.kind.labels:
+        return f"{held}: the mean cosine to the student's vectors is {parity['metric_export']:.6f}."
     if "top1_agreement" not in parity:  # numbers on a scale
         return (
             f"{held}: a number differs by at most {parity['max_abs_diff']:.2g} standard deviations of the labels, the "
@@ -187,6 +189,8 @@ def _what(recipe: Recipe) -> str:
         return f"model that gives {_read(task)} a number ({task.label})"
     if isinstance(task, ImageClassification):
         return f"classifier of pictures ({', '.join(f'{i} = {name}' for i, name in enumerate(task.labels))})"
+    if isinstance(task, Embedding):
+        return "model that gives texts a vector"
     if isinstance(task, Seq2Seq):
         return f"model that writes {task.target} out of {task.source}"
     labels = ", ".join(f"{i} = {name}" for i, name in enumerate(task.labels))
@@ -199,7 +203,7 @@ def _read(task: Texts) -> str:
 
 
 def _made(recipe: Recipe) -> str:
-    lora, alpha = recipe.teacher.adapter, recipe.distil.alpha
+    lora = recipe.teacher.adapter
     tuned = f"tuned with LoRA rank {lora.rank}" if lora else "tuned with all weights"
     if recipe.teacher.fit is None:
         tuned = "as it is"
@@ -208,39 +212,62 @@ def _made(recipe: Recipe) -> str:
     cut = "" if recipe.kind.images else f", texts cut to {recipe.data.max_tokens} tokens"
     return f"""- Teacher: `{_shown(teacher)}`, quantized: {recipe.teacher.quantize}, {tuned}.
 - Student: {_student(recipe)}.
-- Loss: {alpha:g} · T² · {_divergence(recipe)} + {1 - alpha:g} · CE, T = {recipe.distil.temperature:g}.
+- Loss: {_loss(recipe)}.
 - Data: {data}{cut}, seed {recipe.seed}."""
 
 
-def _limits(recipe: Recipe) -> str:
-    task = recipe.task
-    if isinstance(task, ImageClassification):
+def _loss(recipe: Recipe) -> str:
+    task, distil = recipe.task, recipe.distil
+    if isinstance(task, Embedding):
         return (
-            f"It sorts pictures into {', '.join(task.labels)}, and gives each one of these, fitting or not. The scores "
-            "hold for pictures like those of the data above. What the teacher has learnt wrongly, and what is lopsided "
-            "in the data, is in it too."
+            "1 − cosine to the teacher's vector"
+            if task.loss == "cosine"
+            else "squared distance to the teacher's vector"
         )
-    if isinstance(task, TextClassification):
-        use = f"It sorts {_read(task)} into {', '.join(task.labels)}, and gives each one of these, fitting or not."
-    elif isinstance(task, QuestionAnswering):
-        always = "or says that there is none" if task.no_answer else "and always gives one, right or not"
-        use = f"It answers questions with at most {task.longest_answer} tokens of a given text, {always}."
-    elif isinstance(task, TokenClassification):
-        use = f"It tags the words of texts, their parts between spaces, as {', '.join(task.labels)}."
-    elif isinstance(task, MultiLabelClassification):
-        use = f"It says of {_read(task)} which of {', '.join(task.labels)} they are, by itself for each; maybe of none."
-    elif isinstance(task, Seq2Seq):
-        use = (
-            f"It writes {task.target} out of {task.source}, at most {recipe.evaluate.generate.max_new_tokens} tokens. "
-            "It leaves out and invents things, more often than its teacher."
-        )
-    elif isinstance(task, Regression):
-        use = f"It gives {_read(task)} a number, {task.label}, and knows neither bounds nor how sure it is."
-    else:
-        use = "It continues text. It states falsehoods fluently, more often than its teacher."
+    own = f"{distil.alpha:g} · T² · {_divergence(recipe)} + {1 - distil.alpha:g} · CE, T = {distil.temperature:g}"
+    terms = [name for name in ("hidden", "relations") if distil.features and getattr(distil.features, name)]
+    what = {"hidden": "hidden states", "relations": "relations in attention"}
+    return own + "".join(f"; the teacher's {what[name]} as well" for name in terms)
+
+
+USES: dict[str, Callable[[Any], str]] = {
+    "text_classification": lambda task: (
+        f"It sorts {_read(task)} into {', '.join(task.labels)}, and gives each one of these, fitting or not."
+    ),
+    "image_classification": lambda task: (
+        f"It sorts pictures into {', '.join(task.labels)}, and gives each one of these, fitting or not."
+    ),
+    "multi_label_classification": lambda task: (
+        f"It says of {_read(task)} which of {', '.join(task.labels)} they are, by itself for each; maybe of none."
+    ),
+    "token_classification": lambda task: (
+        f"It tags the words of texts, their parts between spaces, as {', '.join(task.labels)}."
+    ),
+    "question_answering": lambda task: (
+        f"It answers questions with at most {task.longest_answer} tokens of a given text, "
+        f"{'or says that there is none' if task.no_answer else 'and always gives one, right or not'}."
+    ),
+    "regression": lambda task: (
+        f"It gives {_read(task)} a number, {task.label}, and knows neither bounds nor how sure it is."
+    ),
+    "embedding": lambda _: (
+        "It gives texts vectors; texts that its teacher finds alike get a high cosine. Compare its vectors only."
+    ),
+    "seq2seq": lambda task: (
+        f"It writes {task.target} out of {task.source}. It leaves out and invents things, more often than its teacher."
+    ),
+    "causal_lm": lambda _: "It continues text. It states falsehoods fluently, more often than its teacher.",
+}
+"""What a model of each kind of task does, and what it does not know, by its section."""
+
+
+def _limits(recipe: Recipe) -> str:
+    what, beyond = "text", f"; texts beyond {recipe.data.max_tokens} tokens were not seen in training"
+    if recipe.kind.images:
+        what, beyond = "pictures", ""
     return (
-        f"{use} The scores hold for text like the data above; texts beyond {recipe.data.max_tokens} tokens were not "
-        "seen in training. What the teacher has learnt wrongly, and what is lopsided in the data, is in it too."
+        f"{USES[recipe.task.kind](recipe.task)} The scores hold for {what} like the data above{beyond}. What the "
+        "teacher has learnt wrongly, and what is lopsided in the data, is in it too."
     )
 
 

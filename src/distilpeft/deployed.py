@@ -27,7 +27,9 @@ Text = str | tuple[str, str]
 
 
 def answer(manifest: Mapping[str, Any], logits_C: NDArray[np.float64]) -> dict[str, Any]:
-    """A row's answer: `label` and `probabilities`; of several classes `labels` and `probabilities`; or `value`."""
+    """A row's answer: `label` and `probabilities`; of several `labels` and `probabilities`; `value`; or `vector`."""
+    if not KINDS[manifest["task"]].labels:
+        return {"vector": [round(float(unit), 6) for unit in logits_C / max(float(np.linalg.norm(logits_C)), 1e-12)]}
     if KINDS[manifest["task"]].values:
         return {"value": round(float(logits_C[0]), 6)}
     labels = manifest["labels"]

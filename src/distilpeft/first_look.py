@@ -160,7 +160,9 @@ def settled(wishes: Wishes, seen: Look, ask: Ask) -> Wishes:
         if key != "separator" and column not in has:
             raise InputError(f"--{key} {column}: {wishes.data} has {', '.join(has)}")
     task = wishes.task or _task(given, seen) or ask("task", "What is it?", list(KINDS))
-    if task in FORMS:
+    if task == "embedding":
+        given = given or {"text": _one("text", list(seen.columns), "Which column holds the text?", ask)}
+    elif task in FORMS:
         given = _by_name(task, given, seen, ask)
     else:
         if "label" not in given:

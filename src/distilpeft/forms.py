@@ -88,12 +88,13 @@ class Limits:
     """How far an export may be from the student on the gate's rows; None does not look at it.
 
     Attributes:
-        max_abs_diff: of a logit; of numbers on a scale in standard deviations of the labels.
+        max_abs_diff: of a logit, or of a unit of a vector of length 1; of numbers on a scale in standard deviations of
+            the labels.
         kl: KL(student ‖ export), nats per row or token, on average; of numbers half the squared difference in standard
-            deviations, which is the KL of normal distributions around them.
+            deviations, which is the KL of normal distributions around them; of vectors 1 less the cosine.
         top1_agreement: share of rows or tokens with the same top class or token, at least.
         metric_kept: share of the student's accuracy, at least; of language models exp(−more nats per token), of numbers
-            the student's root mean squared error over the export's.
+            the student's root mean squared error over the export's; of vectors the mean cosine to the student's.
     """
 
     max_abs_diff: float | None
@@ -111,6 +112,10 @@ LIMITS: dict[tuple[str, Exactness], Limits] = {
     ("values", "half"): Limits(None, 1e-3, None, 0.99),
     ("values", "int8"): Limits(None, 0.02, None, 0.98),
     ("values", "int4"): Limits(None, 0.1, None, 0.95),
+    ("vectors", "exact"): Limits(1e-4, 1e-6, None, 0.999),
+    ("vectors", "half"): Limits(None, 1e-3, None, 0.999),
+    ("vectors", "int8"): Limits(None, 0.03, None, 0.97),
+    ("vectors", "int4"): Limits(None, 0.1, None, 0.9),
     ("language", "exact"): Limits(1e-3, 1e-6, 0.99, 0.999),
     ("language", "half"): Limits(None, 5e-3, 0.97, 0.99),
     ("language", "int8"): Limits(None, 0.05, 0.9, 0.97),

@@ -21,6 +21,7 @@ class Kind:
         values: its answers are numbers on a scale instead of classes.
         hub_metrics: takes metrics of the hub, which get class ids.
         inner: the inside of teachers can be learnt too (`distil.features`).
+        labels: there are labels to learn from beside the teacher, and to tune a teacher on.
         images: it reads pictures instead of texts.
         reads_first: an encoder reads the whole source before a decoder writes the answer.
         written: metrics of what models write by themselves; measured at the end only, and of no use as monitors.
@@ -35,6 +36,7 @@ class Kind:
     values: bool = False
     hub_metrics: bool = False
     inner: bool = False
+    labels: bool = True
     images: bool = False
     reads_first: bool = False
     written: tuple[str, ...] = ()
@@ -51,13 +53,20 @@ class Kind:
         return (*self.metrics, *self.written)
 
     @property
+    def held_against(self) -> bool:
+        """Whether models are measured beside the running teacher."""
+        return self.language or not self.labels
+
+    @property
     def caches(self) -> bool:
         """Whether an export's graph keeps what it computed of earlier tokens."""
         return self.language and not self.reads_first
 
     @property
     def family(self) -> str:
-        """What an export's limits go by: `language`, `values` or `classes`."""
+        """What an export's limits go by: `language`, `values`, `vectors` or `classes`."""
+        if not self.labels:
+            return "vectors"
         return "language" if self.language else "values" if self.values else "classes"
 
 
@@ -83,6 +92,7 @@ KINDS: dict[str, Kind] = {
         ("accuracy", "macro_f1", "mcc", "ece", "log_loss"), pipeline="image-classification", images=True,
         hub_metrics=True, needs=(("PIL",), "images"),
     ),
+    "embedding": Kind(("neighbours", "similarity", "cosine"), pipeline="feature-extraction", labels=False),
     "seq2seq": Kind(
         ("nats_per_token", "perplexity", "accuracy", "ece"), unit="tokens", pipeline="text2text-generation",
         language=True, same_tokens=True, reads_first=True, written=("chrf", "bleu", *ROUGE),

@@ -148,6 +148,8 @@ def head_modules(architecture: Architecture, config: Any) -> list[str]:
 
     Of language models the layer that gives logits: their other parts may all be siblings (T5).
     """
+    if architecture.auto_class is transformers.AutoModel:
+        return []  # it is all body
     with torch.device("meta"):
         model = architecture.auto_class.from_config(config)
     if not architecture.train_heads:

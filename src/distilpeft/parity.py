@@ -31,6 +31,8 @@ from distilpeft.recipe import Recipe
 from distilpeft.runners import Runner, TransformersRunner, generate
 from distilpeft.tasks import TaskData, Tokens, inputs_of
 
+UNRANKED = ("values", "vectors")
+"""What answers can be that have no likeliest class."""
 BATCH_SIZES = (1, 2, 3, 8, 16)
 LOGITS_BYTES, CALL_BYTES = 256 << 20, 1 << 30
 """Bytes of the logits that are compared, at most, so that of a large vocabulary fewer positions are; and of those of
@@ -164,7 +166,8 @@ class Gate:
         Returns:
             `rows`, `positions`, `max_abs_diff` of a logit, `kl` (KL(student ‖ export), nats per position),
             `top1_agreement` (not of numbers), `metric_kept`, `metric_student` and `metric_export` (share of right
-            answers; of a language model nats per token; of numbers the mean squared error, in the labels' variance),
+            answers; of a language model nats per token; of numbers the mean squared error, in the labels' variance; of
+            vectors the mean cosine to the student's),
             for language models `same_tokens` out of `new_tokens` in a row.
         """
         with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
@@ -294,8 +297,11 @@ def _spread(calls: Sequence[Call]) -> float:
 
 
 def _divergence(family: str, one_NV: NDArray[Any], two_NV: NDArray[Any]) -> NDArray[np.float64]:
-    """KL(one ‖ two) of each answer, in nats; of numbers that of normal distributions of width 1 around them."""
-    if family == "values":
+    """KL(one ‖ two) of each answer, in nats; of numbers that of normal distributions of width 1 around them.
+
+    Of vectors likewise: since their length is 1, it is 1 less their cosine.
+    """
+    if family in UNRANKED:
         half_N: NDArray[np.float64] = 0.5 * np.square(one_NV.astype(np.float64) - two_NV).sum(-1)
         return half_N
     return divergence(log_softmax(one_NV), log_softmax(two_NV))
@@ -322,7 +328,10 @@ class _Compared:
         self._gaps.append(np.abs(one_NV - two_NV).max(-1))
         self._kl.append(_divergence(self._family, one_NV, two_NV))
         self._rows.append(rows_N)
-        if whole:
+        if whole and self._family == "vectors":
+            self._ours.append(np.ones(len(one_NV)))
+            self._theirs.append((one_NV * two_NV).sum(-1))
+        elif whole:
             self._agree.append(one_NV.argmax(-1) == two_NV.argmax(-1))
             self._ours.append(self._measure(one_NV, labels_N))
             self._theirs.append(self._measure(two_NV, labels_N))
@@ -349,10 +358,10 @@ class _Compared:
         """The figures, and the rows that differ most."""
         gap_N, kl_N, row_N = (np.concatenate(parts) for parts in (self._gaps, self._kl, self._rows))
         student, export = (float(np.concatenate(parts).mean()) for parts in (self._ours, self._theirs))
-        agree = {} if self._family == "values" else {"top1_agreement": float(np.concatenate(self._agree).mean())}
+        agree = {} if self._family in UNRANKED else {"top1_agreement": float(np.concatenate(self._agree).mean())}
         figures = {
             "rows": len(np.unique(row_N)),
-            "positions": sum(map(len, self._agree)),
+            "positions": sum(map(len, self._ours)),
             "max_abs_diff": float(gap_N.max()),
             "kl": float(max(kl_N.mean(), 0.0)),
             **agree,

@@ -344,7 +344,7 @@ class Steps:
         runtime, recipe, data, made = self._runtime, self.plan.recipe, self._data, self.plan.artifacts
         loaded = self._load(role)
         reference = made[f"evaluate/{TEACHER}"] if role != TEACHER else None
-        compared = recipe.kind.language and loaded is not None and role != TEACHER
+        compared = recipe.kind.held_against and loaded is not None and role != TEACHER
         live = self._teacher() if compared else None
         return evaluate.run(runtime, recipe, data, loaded=loaded, teacher=live, reference=reference, role=role, out=out)
 

@@ -131,7 +131,7 @@ def _plan(recipe: Recipe, runs: Path, *, repeated: bool = False) -> Plan:
     if recipe.distil.alpha > 0 and not soft:
         soft = {"teacher": teacher.key, "precision": recipe.targets.precision}
     models: dict[str, dict[str, str]] = {MAJORITY: {}, UNTRAINED: {"seeded": digest_json([student, origin])}}
-    if recipe.distil.ce_only_baseline:
+    if recipe.distil.ce_only_baseline and recipe.kind.labels:
         settings = {**_without(distil, "temperature", "divergence", "features"), "alpha": 0.0, "student": student}
         found[f"distil/{CE_ONLY}"] = made = make("distil", settings, **origin)
         models[CE_ONLY] = {"model": made.key}

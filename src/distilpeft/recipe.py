@@ -29,6 +29,7 @@ from distilpeft.section import (
 )
 from distilpeft.task_sections import (
     CausalLM,
+    Embedding,
     ImageClassification,
     MultiLabelClassification,
     QuestionAnswering,
@@ -530,6 +531,7 @@ class Recipe(Section):
         | CausalLM
         | Seq2Seq
         | ImageClassification
+        | Embedding
     ) = Field(discriminator="kind")
     data: Data
     teacher: Teacher

@@ -57,6 +57,8 @@ def _kind_faults(recipe: Recipe) -> Iterator[tuple[tuple[str, ...], str]]:
         yield ("student", "tokenizer"), "only language models can take over the teacher's tokenizer"
     if recipe.kind.values:
         yield from _value_faults(recipe)
+    if not recipe.kind.labels:
+        yield from _label_faults(recipe)
     if recipe.distil.features is not None:
         yield from _feature_faults(recipe)
 
@@ -83,6 +85,20 @@ def _feature_faults(recipe: Recipe) -> Iterator[tuple[tuple[str, ...], str]]:
         yield at, "does not go with distil.fit.compile, which hides what layers give"
     if getattr(recipe.task, "pack", False) and recipe.distil.features and recipe.distil.features.relations:
         yield (*at, "relations"), "would relate tokens of different documents; set task.pack: false"
+
+
+def _label_faults(recipe: Recipe) -> Iterator[tuple[tuple[str, ...], str]]:
+    """What needs labels, where there are none: the loss is the distance of vectors."""
+    distil = recipe.distil
+    if recipe.teacher.fit is not None:
+        yield ("teacher", "fit"), "without labels there is nothing to tune on: write null, and leave optim out"
+    if distil.alpha != 1:
+        yield ("distil", "alpha"), "without labels there is only the teacher: write 1"
+    if distil.temperature != 1:
+        yield ("distil", "temperature"), "vectors have no temperature: write 1"
+    for name in ("divergence", "label_smoothing"):
+        if name in distil.model_fields_set:
+            yield ("distil", name), "is for classes; see task.loss"
 
 
 def _value_faults(recipe: Recipe) -> Iterator[tuple[tuple[str, ...], str]]:

@@ -175,6 +175,7 @@ TITLES = {
     "samples_f1": "F1 by row", "micro_f1": "micro-F1", "exact_match": "exact", "r2": "R²", "pearson": "Pearson",
     "spearman": "Spearman", "rmse": "RMSE", "mae": "MAE",
     "f1": "F1", "entity_f1": "entity F1", "entity_precision": "precision", "entity_recall": "recall",
+    "neighbours": "neighbours", "similarity": "similarity", "cosine": "cosine",
     "bleu": "BLEU", "chrf": "chrF", "rouge1": "ROUGE-1", "rouge2": "ROUGE-2", "rougeL": "ROUGE-L",
 }  # fmt: skip
 MANY = 0.2
@@ -396,6 +397,9 @@ def _kept(report: dict[str, Any]) -> list[str]:
     scored = f"{models[STUDENT]['scores'][report['metric']]['num_rows']} {report['split']}"
     if report["student_vs_teacher"] is None:
         return [f"The teacher scores 0 ({scored} rows): there is nothing to keep."]
+    if not KINDS[report["task"]].labels:
+        share = f"{report['student_vs_teacher']:.1%}"
+        return [f"Of the texts nearest to one by the teacher, {share} are so by the student too ({scored} rows)."]
     if not KINDS[report["task"]].language:
         unit, title = KINDS[report["task"]].unit, TITLES[report["metric"]]
         return [f"The student keeps {report['student_vs_teacher']:.1%} of the teacher's {title} ({scored} {unit})."]

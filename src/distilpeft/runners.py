@@ -173,6 +173,7 @@ class TransformersRunner:
     def __init__(self, model: Any, *, caching: bool) -> None:
         self.model, self._caching = model, caching
         bare = model.get_base_model() if hasattr(model, "get_base_model") else model
+        self._bare = bare
         config: Any = getattr(bare, "config", None)
         self.start = config.decoder_start_token_id if getattr(config, "is_encoder_decoder", False) else None
         self._trims = self.start is None and "logits_to_keep" in inspect.signature(bare.forward).parameters
@@ -221,7 +222,18 @@ class TransformersRunner:
         if self.start is not None:
             source = options.get("encoder_outputs", (found.encoder_last_hidden_state,))
             return found.logits.float().cpu().numpy(), (source, found.past_key_values)
+        pooling = getattr(self._bare, "pooling", None)
+        if pooling is not None:
+            return pooled(found.last_hidden_state, tensors["attention_mask"], pooling).float().cpu().numpy(), None
         return logits_of(found).float().cpu().numpy(), getattr(found, "past_key_values", None)
+
+
+def pooled(states_BSD: Any, mask_BS: Any, pooling: str) -> Any:
+    """A vector [B, D] for each row: the mean of its hidden states, or the first."""
+    if pooling == "first":
+        return states_BSD[:, 0]
+    mask_BS1 = mask_BS[..., None].to(states_BSD.dtype)
+    return (states_BSD * mask_BS1).sum(1) / mask_BS1.sum(1)
 
 
 def logits_of(found: Any) -> Any:
@@ -284,6 +296,8 @@ def open_runner(folder: Path, threads: int = 0) -> Runner:
         torch.set_num_threads(threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = load_exported(folder, manifest, device)
+    if "pooling" in manifest:
+        model.pooling = manifest["pooling"]
     return TransformersRunner(model, caching=KINDS[manifest["task"]].language)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from accelerate.utils import send_to_device
 from numpy.typing import NDArray
 from torch import nn
 
@@ -50,6 +51,19 @@ def soft_of(runtime: Runtime, data: TaskData, teacher: Loaded, precision: Precis
             return data.task.soft(teacher.model, batch)
 
     return soft
+
+
+def soft_of_rows(runtime: Runtime, data: TaskData, teacher: Loaded, precision: Precision, split: str) -> Soft:
+    """The same of a split's rows as the teacher reads them, found by row id: it may have another tokenizer."""
+    rows, soft = (
+        data.tokens(split, teacher.tokenizer, teacher.tokenizer_digest),
+        soft_of(runtime, data, teacher, precision),
+    )
+
+    def of_rows(batch: dict[str, Any]) -> Any:
+        return soft(send_to_device(rows.load_batch(batch["row_ids_N"], batch["epoch"]), runtime.device))
+
+    return of_rows
 
 
 def validator(

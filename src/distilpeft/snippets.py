@@ -54,6 +54,7 @@ spans = [(start[s] + end[e], s, e) for s in range(len(start)) for e in range(s, 
 score, s, e = max(spans)
 print({answer})"""
 _SHOW = {
+    "embedding": "print(logits / np.linalg.norm(logits, axis=-1, keepdims=True))",
     "text_classification": "print([labels[i] for i in logits.argmax(-1)])",
     "multi_label_classification": "print([[name for name, z in zip(labels, row) if z > 0] for row in logits])",
     "regression": "print(logits[:, 0])",
@@ -131,6 +132,17 @@ _NORMALIZE = """
     mean, std = (np.array(three)[:, None, None] for three in ({mean}, {std}))
     pixels = (pixels - mean) / std"""
 _PICTURES = '["a.png", "b.png"]'
+_EMBED = """import torch
+from transformers import AutoModel, AutoTokenizer
+
+texts = ["a first text", "and a second one"]
+tokenizer, model = AutoTokenizer.from_pretrained("."), AutoModel.from_pretrained(".")
+rows = tokenizer(texts, padding=True, truncation=True, max_length={max_tokens}, return_tensors="pt")
+with torch.no_grad():
+    states, mask = model(**rows).last_hidden_state, rows["attention_mask"].unsqueeze(-1)
+vectors = {vector}
+print(torch.nn.functional.normalize(vectors, dim=-1))"""
+_VECTOR = {"mean": "(states * mask).sum(1) / mask.sum(1)", "first": "states[:, 0]"}
 _TRANSLATE = """from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 texts = ["a first text", "and a second one"]
@@ -170,6 +182,8 @@ def snippet(told: Mapping[str, Any]) -> str:
         if "pictures" in told:
             needs += ", pillow (and torchvision, if it asks for it)"
             code = _LOOK.format(pictures=_PICTURES)
+        elif "pooling" in told:
+            code = _EMBED.format(max_tokens=told["max_tokens"], vector=_VECTOR[told["pooling"]])
         elif KINDS[told["task"]].reads_first:
             code = _TRANSLATE.format(prefix=told["prefix"])
         else:

@@ -22,7 +22,7 @@ from distilpeft.artifact import write_text
 from distilpeft.errors import InputError
 from distilpeft.first_look import Ask, Look, Wishes, look, num_words, plain, settled, task_lines
 from distilpeft.forms import FORMS
-from distilpeft.kinds import KINDS
+from distilpeft.kinds import KINDS, Kind
 from distilpeft.recipe import spread
 from distilpeft.recipe_file import load_recipe
 
@@ -36,11 +36,11 @@ PATCHES = 196
 """Of a picture of 224 x 224 points: they take memory as tokens do."""
 HELD_OUT = 2000
 """Rows are enough to validate, and to test."""
-MOST_MILLIONS = {"encoder": 150.0, "decoder": 500.0, "encoder_decoder": 300.0, "image": 100.0}
+MOST_MILLIONS = {"encoder": 150.0, "decoder": 500.0, "encoder_decoder": 300.0, "image": 100.0, "embedder": 350.0}
 """Largest teacher on a CPU."""
 MILLIONS_PER_GB = 400.0
 """Largest teacher on a GPU: nf4 weights take 0.5 GB per 1000 million, and the rest is for what it computes."""
-STUDENT_MILLIONS = {"encoder": 90.0, "decoder": 500.0, "encoder_decoder": 130.0, "image": 30.0}
+STUDENT_MILLIONS = {"encoder": 90.0, "decoder": 500.0, "encoder_decoder": 130.0, "image": 30.0, "embedder": 90.0}
 STEPS = (300, 600)
 """Of the teacher and of the student, with few rows more than one epoch and with many one."""
 
@@ -50,7 +50,7 @@ class Choice:
     """Teacher and student, and why.
 
     Attributes:
-        kind: `encoder`, `decoder`, `encoder_decoder` or `image`.
+        kind: of models, a part of the catalogue.
         teacher: of the catalogue.
         student: of the catalogue, or None: layers of the teacher.
         layers: those, if so.
@@ -76,15 +76,7 @@ def choose(wishes: Wishes, max_tokens: int) -> Choice:
         InputError: there is none.
     """
     traits = KINDS[wishes.task or "text_classification"]
-    kind = (
-        "image"
-        if traits.images
-        else "encoder_decoder"
-        if traits.reads_first
-        else "decoder"
-        if traits.language
-        else "encoder"
-    )
+    kind = models_for(traits)
     alike = traits.same_tokens
     listed: list[dict[str, Any]] = json.loads((Path(__file__).parent / "catalogue.json").read_text("utf-8"))[kind]
     most = MOST_MILLIONS[kind] if wishes.device == "cpu" else MILLIONS_PER_GB * memory_gb(wishes.device)
@@ -126,6 +118,15 @@ def choose(wishes: Wishes, max_tokens: int) -> Choice:
             f"{least:.0f} MB, most of it for its vocabulary"
         )
     return Choice(kind, teacher, None, spread(teacher["layers"], counts[-1]))
+
+
+def models_for(traits: Kind) -> str:
+    """The part of the catalogue that has models for a kind of task."""
+    if not traits.labels:
+        return "embedder"
+    if traits.images:
+        return "image"
+    return "encoder_decoder" if traits.reads_first else "decoder" if traits.language else "encoder"
 
 
 def cut_millions(model: Mapping[str, Any], layers: int) -> float:
@@ -256,21 +257,13 @@ def render(name: str, wishes: Wishes, seen: Look, choice: Choice, max_tokens: in
         "teacher:",
         f"  model: {choice.teacher['name']:<24}  # {_about(choice.teacher)}",
         f"  quantize: {quantize:<21}# {why}",
-        "  lora: null                    # convolutions have no linear layers for an adapter: all weights are tuned"
-        if whole
-        else "  lora: {rank: 16, alpha: 32, target_modules: all-linear}",
-        *(["  gradient_checkpointing: true  # a third slower, most activations less"] if scales[0] >= 1000 else []),
-        f"  optim: {{lr: {rate(scales[0], adapter=not whole)}, schedule: linear, warmup_ratio: 0.06}}"
-        + ("" if whole else "   # an adapter takes about ten times a whole model's rate"),
-        f"  fit: {{epochs: {epochs[0]}, batch_size: {batch}, micro_batch_size: {micro[0]}{monitor}}}   # {said}",
+        *_tuning_lines(choice, epochs[0], batch, micro[0], monitor, whole=whole, said=said),
         "",
         "student:",
         *_student_lines(choice),
         "",
         "distil:",
-        "  alpha: 0.9                    # loss = alpha * T^2 * KL + (1 - alpha) * CE",
-        f"  temperature: {1 if traits.language or traits.values else 2:<17}# "
-        + ("numbers have none" if traits.values else "another needs no new teacher: distilpeft sweep"),
+        *_loss_lines(traits),
         f"  optim: {{lr: {rate(scales[1], adapter=False)}, weight_decay: 0.01, schedule: linear, warmup_ratio: 0.06}}",
         f"  fit: {{epochs: {epochs[1]}, batch_size: {batch}, micro_batch_size: {micro[1]}{monitor}}}   # micro-batches "
         "change memory, not the result",
@@ -280,6 +273,36 @@ def render(name: str, wishes: Wishes, seen: Look, choice: Choice, max_tokens: in
         *_export_lines(choice),
     ]
     return "\n".join(line.rstrip() for line in lines) + "\n"
+
+
+def _loss_lines(traits: Kind) -> list[str]:
+    """Weights of teacher and labels."""
+    if not traits.labels:
+        return ["  alpha: 1                      # the teacher is all there is", "  temperature: 1"]
+    plain = traits.language or traits.values
+    why = "numbers have none" if traits.values else "another needs no new teacher: distilpeft sweep"
+    return [
+        "  alpha: 0.9                    # loss = alpha * T^2 * KL + (1 - alpha) * CE",
+        f"  temperature: {1 if plain else 2:<17}# {why}",
+    ]
+
+
+def _tuning_lines(
+    choice: Choice, epochs: int, batch: int, micro: int, monitor: str, *, whole: bool, said: str
+) -> list[str]:
+    """How the teacher is tuned, or that it is not."""
+    if choice.kind == "embedder":
+        return ["  fit: null                     # there are no labels: its vectors are learnt as they are"]
+    millions = choice.teacher["millions"]
+    return [
+        "  lora: null                    # convolutions have no linear layers for an adapter: all weights are tuned"
+        if whole
+        else "  lora: {rank: 16, alpha: 32, target_modules: all-linear}",
+        *(["  gradient_checkpointing: true  # a third slower, most activations less"] if millions >= 1000 else []),
+        f"  optim: {{lr: {rate(millions, adapter=not whole)}, schedule: linear, warmup_ratio: 0.06}}"
+        + ("" if whole else "   # an adapter takes about ten times a whole model's rate"),
+        f"  fit: {{epochs: {epochs}, batch_size: {batch}, micro_batch_size: {micro}{monitor}}}   # {said}",
+    ]
 
 
 def _data_lines(wishes: Wishes, seen: Look) -> list[str]:

@@ -146,3 +146,19 @@ class Seq2Seq(Section):
     tokenize: Literal["13a", "intl", "char", "zh", "none"] = Field(
         "13a", description="how BLEU cuts texts into words; sacrebleu's names"
     )
+
+
+class Embedding(Section):
+    """Vectors of texts, learnt from a teacher's vectors; there are no labels, and the teacher is used as it is."""
+
+    kind: Literal["embedding"]
+    text: str = Field(min_length=1, description="column with the text")
+    pooling: Literal["mean", "first"] = Field(
+        "mean", description="a vector is the mean of the last hidden states, or the first of them ([CLS])"
+    )
+    loss: Literal["cosine", "mse"] = Field(
+        "cosine", description="1 less the cosine to the teacher's vector, or the squared distance, the mean over units"
+    )
+    project: bool = Field(
+        False, description="learn through a matrix that is dropped afterwards, even where both vectors are as long"
+    )

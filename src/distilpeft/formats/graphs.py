@@ -37,5 +37,6 @@ def _write(student: Student, file: Path, dtype: torch.dtype) -> None:
     shape = student.tokenizer.shape if kind.images else None
     onnx_graph.write(
         student.load(), file, caching=kind.caches, typed=student.typed, reads_first=kind.reads_first, shape=shape,
+        pooling=getattr(student.recipe.task, "pooling", None),
         dtype=dtype,
     )  # fmt: skip

@@ -21,7 +21,7 @@ from transformers import DynamicCache
 
 from distilpeft.errors import InputError
 from distilpeft.formats.quiet import quiet
-from distilpeft.runners import DECODER, PAST, PIXELS, logits_of
+from distilpeft.runners import DECODER, PAST, PIXELS, logits_of, pooled
 
 EXTERNAL_BYTES = 1_500_000_000
 """A graph whose weights are larger keeps them in a file beside it: protobuf files end at 2 GB."""
@@ -39,8 +39,7 @@ def fault(config: Any) -> str | None:
 
 def write(
     model: Any, file: Path, *, caching: bool = False, typed: bool = False, reads_first: bool = False,
-    shape: tuple[int, int, int] | None = None,
-    dtype: torch.dtype = torch.float32,
+    shape: tuple[int, int, int] | None = None, pooling: str | None = None, dtype: torch.dtype = torch.float32,
 ) -> None:  # fmt: skip
     """Write the graph.
 
@@ -51,6 +50,7 @@ def write(
         typed: whether a classifier takes token_type_ids.
         reads_first: whether it is an encoder-decoder: the graph takes source and `decoder_input_ids`, without a cache.
         shape: channels, height and width of the pictures that it takes instead of texts.
+        pooling: how its hidden states become one vector, of a model that gives those.
         dtype: of weights and cache; logits are float32 anyhow.
 
     Raises:
@@ -67,7 +67,7 @@ def write(
     elif reads_first:
         graph, arguments, shapes, names = _encoder_decoder(model)
     else:
-        graph, arguments, shapes, names = _classifier(model, typed=typed)
+        graph, arguments, shapes, names = _classifier(model, typed=typed, pooling=pooling)
     weights = sum(tensor.numel() * tensor.element_size() for tensor in model.parameters())
     try:
         with quiet(), torch.no_grad():
@@ -86,22 +86,28 @@ def write(
 Export = tuple[nn.Module, tuple[Any, ...], dict[str, Any], tuple[list[str], list[str]]]
 
 
-def _classifier(model: nn.Module, *, typed: bool) -> Export:
+def _classifier(model: nn.Module, *, typed: bool, pooling: str | None = None) -> Export:
     any_size = torch.export.Dim.DYNAMIC
     names = ["input_ids", "attention_mask", *(["token_type_ids"] if typed else [])]
     shapes = {name: {0: any_size, 1: any_size} for name in names}
     arguments = tuple(torch.ones(2, 5, dtype=torch.long) for _ in names)
-    return _Classifier(model), arguments, shapes, (names, ["logits"])
+    return _Classifier(model, pooling), arguments, shapes, (names, ["logits"])
 
 
 class _Classifier(nn.Module):
-    def __init__(self, model: nn.Module) -> None:
+    """A model of texts: what it says of a row, or its vector."""
+
+    def __init__(self, model: nn.Module, pooling: str | None) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.pooling = model, pooling
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None) -> Tensor:
         types = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
-        logits: Tensor = logits_of(self.model(input_ids=input_ids, attention_mask=attention_mask, **types))
+        found = self.model(input_ids=input_ids, attention_mask=attention_mask, **types)
+        if self.pooling is not None:
+            vectors: Tensor = pooled(found.last_hidden_state, attention_mask, self.pooling)
+            return vectors.float()
+        logits: Tensor = logits_of(found)
         return logits.float()
 
 

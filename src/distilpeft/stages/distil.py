@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import send_to_device
 from torch import Tensor, nn
 
 from distilpeft import models
@@ -20,7 +19,7 @@ from distilpeft.losses import Loss
 from distilpeft.pair import MODEL, load_teacher, new_student, open_targets, save_student
 from distilpeft.recipe import Recipe
 from distilpeft.runtime import Runtime
-from distilpeft.scoring import Soft, soft_of, validator
+from distilpeft.scoring import Soft, soft_of, soft_of_rows, validator
 from distilpeft.soft_targets import SoftTargets
 from distilpeft.sparse import Sparse
 from distilpeft.tasks import TaskData
@@ -57,6 +56,8 @@ def run(
     loss = Loss.of(recipe.distil, alpha)
     soft, live, teacher_model = _soft(runtime, recipe, data, teacher, targets) if alpha > 0 else (None, None, None)
 
+    if not recipe.kind.labels:
+        task.attach(recipe.task, student.model, task.vocabulary(recipe.task, teacher_model, recipe.data.max_tokens))
     inner = _inner(runtime, recipe, student.model, teacher_model) if alpha > 0 else None
 
     def loss_sum(bare: nn.Module, batch: dict[str, Any]) -> Tensor:
@@ -109,18 +110,17 @@ def _soft(
     assert teacher is not None
     if targets is not None:
         whose = teacher if recipe.targets.source is None else None
-        return _kept(runtime, recipe, open_targets(recipe, data, targets, whose)), None, None
-    loaded = load_teacher(runtime, recipe, teacher.path, recipe.targets.precision, placed=True)
-    live = soft_of(runtime, data, loaded, recipe.targets.precision)
+        kept = _kept(runtime, recipe, open_targets(recipe, data, targets, whose))
+        if recipe.kind.labels:
+            return kept, None, None
+    precision = recipe.targets.precision
+    loaded = load_teacher(runtime, recipe, teacher.path, precision, placed=True)
     if recipe.kind.language:
+        live = soft_of(runtime, data, loaded, precision)
         return live, live, loaded.model
-    rows = data.tokens("train", loaded.tokenizer, loaded.tokenizer_digest)
-
-    def soft(batch: dict[str, Any]) -> Any:
-        """Of the same rows, and in the same view, as the student's."""
-        return live(send_to_device(rows.load_batch(batch["row_ids_N"], batch["epoch"]), runtime.device))
-
-    return soft, None, loaded.model
+    beside = None if recipe.kind.labels else soft_of_rows(runtime, data, loaded, precision, "validation")
+    train_rows = kept if targets is not None else soft_of_rows(runtime, data, loaded, precision, "train")
+    return train_rows, beside, loaded.model
 
 
 def _inner(runtime: Runtime, recipe: Recipe, student: Any, teacher: Any) -> FeatureLoss | None:

@@ -16,7 +16,7 @@ from distilpeft.exported import rows_at_once
 from distilpeft.pair import Loaded, load_reader, teacher_source, tokenizer_digest
 from distilpeft.recipe import Recipe
 from distilpeft.runtime import Runtime
-from distilpeft.scoring import measure_with, soft_of, values_of
+from distilpeft.scoring import measure_with, soft_of, soft_of_rows, values_of
 from distilpeft.tasks import Part, TaskData, Tokens
 
 VALUES = "values.npy"
@@ -52,14 +52,7 @@ def run(
         values_NK = task.majority_values(recipe.task, train, rows)
     else:
         rows = data.tokens(settings.split, loaded.tokenizer, loaded.tokenizer_digest)
-        soft = soft_of(runtime, data, teacher, settings.precision) if teacher else None
-        with runtime.bar(f"evaluate on {settings.split}", len(rows.lengths_N)) as bar:
-            values_NK = values_of(
-                runtime, loaded.model, rows, measure_with(data, soft), precision=settings.precision,
-                micro_batch_size=rows_at_once(loaded.model, settings.micro_batch_size, recipe.data.max_tokens), bar=bar,
-            )  # fmt: skip
-            if recipe.kind.written:
-                values_NK = np.concatenate([values_NK, _written(runtime, recipe, data, loaded, rows)], axis=1)
+        values_NK = _values(runtime, recipe, data, loaded, teacher, rows)
         if not np.isfinite(values_NK).all():
             bad = (~np.isfinite(values_NK)).any(-1)
             raise GateError(f"evaluate: {bad.sum()} rows have values that are not finite, such as row {bad.argmax()}")
@@ -82,6 +75,27 @@ def run(
             loaded.model, loaded.tokenizer, rows, settings.samples, settings.sample_tokens
         )
     return figures
+
+
+def _values(
+    runtime: Runtime, recipe: Recipe, data: TaskData, loaded: Loaded, teacher: Loaded | None, rows: Tokens
+) -> NDArray[np.float32]:
+    """What the task measures of each row, beside the teacher if there is one."""
+    settings, soft = recipe.evaluate, None
+    if teacher is not None:
+        soft = (
+            soft_of(runtime, data, teacher, settings.precision)
+            if recipe.kind.language
+            else soft_of_rows(runtime, data, teacher, settings.precision, settings.split)
+        )
+    with runtime.bar(f"evaluate on {settings.split}", len(rows.lengths_N)) as bar:
+        found = values_of(
+            runtime, loaded.model, rows, measure_with(data, soft), precision=settings.precision,
+            micro_batch_size=rows_at_once(loaded.model, settings.micro_batch_size, recipe.data.max_tokens), bar=bar,
+        )  # fmt: skip
+    if not recipe.kind.written:
+        return found
+    return np.concatenate([found, _written(runtime, recipe, data, loaded, rows)], axis=1)
 
 
 def _written(runtime: Runtime, recipe: Recipe, data: TaskData, loaded: Loaded, rows: Tokens) -> NDArray[np.float32]:

@@ -26,7 +26,7 @@ from distilpeft.pictures import Reader
 from distilpeft.recipe import Recipe
 from distilpeft.runners import MANIFEST, START, TYPES, Inputs, open_onnx
 from distilpeft.runtime import Runtime
-from distilpeft.task_sections import QuestionAnswering, Seq2Seq
+from distilpeft.task_sections import Embedding, QuestionAnswering, Seq2Seq
 from distilpeft.tasks import TaskData, inputs_of, seq2seq
 
 CALIBRATION_BATCH = 8
@@ -145,6 +145,8 @@ def _own_facts(recipe: Recipe, model: Any, tokenizer: Any) -> dict[str, Any]:
         told["chat"] = recipe.needs_template
     if isinstance(tokenizer, Reader):
         told |= {"pictures": dict(tokenizer.settings), "shape": tokenizer.shape}
+    if isinstance(task, Embedding):
+        told["pooling"] = task.pooling
     if isinstance(task, Seq2Seq):
         told |= {START: model.config.decoder_start_token_id, "prefix": task.prefix}
         told["max_new_tokens"] = recipe.evaluate.generate.max_new_tokens

@@ -66,7 +66,7 @@ def choose(recipe: Recipe, vocabulary: int, num_positions: int) -> tuple[Layout,
     """The layout that a recipe asks for, or the best that is small enough, and why."""
     targets, form = recipe.targets, recipe.targets.format
     if not recipe.kind.language:
-        what = "the number" if recipe.kind.values else f"all {vocabulary} logits"
+        what = "the number" if recipe.kind.values else f"all {vocabulary} {'logits' if recipe.kind.labels else 'units'}"
         return Layout("full", vocabulary), f"{what} of every {recipe.kind.unit.removesuffix('s')}"
     full = Layout("full", vocabulary, targets.value_bits or 32)
     size = f"all logits take {num_positions * full.bytes_per_position(0) / 1e9:.2f} GB"

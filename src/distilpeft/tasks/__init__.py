@@ -22,6 +22,7 @@ from distilpeft.errors import InputError
 from distilpeft.recipe import Recipe
 from distilpeft.tasks import (
     causal_lm,
+    embedding,
     image_classification,
     multi_label_classification,
     question_answering,
@@ -43,6 +44,7 @@ TASKS: dict[str, ModuleType] = {
     "causal_lm": causal_lm,
     "seq2seq": seq2seq,
     "image_classification": image_classification,
+    "embedding": embedding,
 }
 
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from distilpeft.errors import InputError
 from distilpeft.runners import TYPES
-from distilpeft.task_sections import Texts
+from distilpeft.task_sections import Embedding, Texts
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -72,17 +72,20 @@ def cells(rows: datasets.Dataset, column: str) -> Iterator[Any]:
         yield from batch[column]
 
 
-def encode(task: Texts, batch: dict[str, list[Any]], tokenizer: Any, max_tokens: int) -> dict[str, list[Any]]:
+def encode(
+    task: Texts | Embedding, batch: dict[str, list[Any]], tokenizer: Any, max_tokens: int
+) -> dict[str, list[Any]]:
     """Tokenise rows that passed `check_texts`; longer ones are cut by the tokenizer, which keeps its special tokens.
 
     Of a pair the longer text is cut first, token by token.
     """
-    given = [batch[column] for column in (task.text, task.pair) if column is not None]
+    pair = getattr(task, "pair", None)
+    given = [batch[column] for column in (task.text, pair) if column is not None]
     full = tokenizer(*given, truncation=False, verbose=False)["input_ids"]
     limit = min(max_tokens, tokenizer.model_max_length)
-    found = tokenizer(*given, truncation=True, max_length=limit, return_token_type_ids=task.pair is not None)
+    found = tokenizer(*given, truncation=True, max_length=limit, return_token_type_ids=pair is not None)
     cut = found["input_ids"]
-    types = {} if task.pair is None else {"token_types": found["token_type_ids"]}
+    types = {} if pair is None else {"token_types": found["token_type_ids"]}
     return {
         "input_ids": cut,
         "num_tokens": [len(ids) for ids in cut],
@@ -103,11 +106,12 @@ def inputs(rows: dict[str, list[Any]], tokenizer: Any) -> dict[str, Tensor]:
     return dict(tokenizer.pad(given, return_tensors="pt"))
 
 
-def texts(task: Texts, rows: datasets.Dataset) -> Iterator[str | tuple[str, str]]:
+def texts(task: Texts | Embedding, rows: datasets.Dataset) -> Iterator[str | tuple[str, str]]:
     """What makes two rows the same, for counting duplicates between splits."""
-    if task.pair is None:
+    pair = getattr(task, "pair", None)
+    if pair is None:
         return cells(rows, task.text)
-    return zip(cells(rows, task.text), cells(rows, task.pair), strict=True)
+    return zip(cells(rows, task.text), cells(rows, pair), strict=True)
 
 
 def logits(model: nn.Module, batch: dict[str, Any]) -> Tensor:

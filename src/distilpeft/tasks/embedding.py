@@ -1,0 +1,251 @@
+"""Vectors of texts, learnt from a teacher's vectors alone; every row counts once, and there are no labels.
+
+Columns after `encode`: those of `text_rows`. A vector is the mean of a text's last hidden states, or the first of them.
+
+    B  rows of a batch    N  rows    D  units of the student's vector    E  units of the teacher's
+
+What `measure` finds of a row, [1 + D + E]: D, its vector and the teacher's, each of length 1. So models are judged by
+which texts they bring together, whatever space their vectors are in, and in the teacher's space by the cosine.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import datasets
+import numpy as np
+from numpy.typing import NDArray
+
+from distilpeft.runners import pooled
+from distilpeft.task_sections import Embedding
+from distilpeft.tasks import text_rows
+from distilpeft.tasks.next_tokens import bare
+from distilpeft.tasks.text_rows import one_each as num_positions
+from distilpeft.tasks.text_rows import texts
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from distilpeft.losses import Loss
+
+__all__ = ["num_positions", "texts"]  # the rows' part of what every task has
+
+AUTO_CLASS = "AutoModel"
+PEFT_TASK = "FEATURE_EXTRACTION"
+TRAIN_HEADS = True  # there is none
+NEAREST = 10
+MOST_PAIRED = 1000
+"""Rows of which all pairs are compared for `similarity`."""
+BOUNDS = {"neighbours": (0.0, 1.0), "similarity": (-1.0, 1.0), "cosine": (-1.0, 1.0)}
+PROJECTION = "feature_projections"
+"""See `features`: it is dropped when the student is saved."""
+Values = NDArray[np.floating[Any]]
+Doubles = NDArray[np.float64]
+
+
+def features(task: Embedding) -> datasets.Features:
+    """Columns after `encode`."""
+    del task
+    return datasets.Features(text_rows.BASE)
+
+
+def model_options(task: Embedding) -> dict[str, Any]:
+    """Configuration values of a model for this task: none."""
+    del task
+    return {}
+
+
+def check_rows(task: Embedding, rows: datasets.Dataset, numbers_N: NDArray[np.int64], origin: str) -> None:
+    """Refuse rows that cannot be used; see `text_classification.check_rows`."""
+    text_rows.check_columns({"text": task.text}, rows, origin)
+    text_rows.check_texts(task.text, rows, numbers_N, origin)
+
+
+def encode(
+    task: Embedding, features: datasets.Features, batch: dict[str, list[Any]], tokenizer: Any, max_tokens: int
+) -> dict[str, list[Any]]:
+    """Tokens of rows that passed `check_rows`; see `text_rows.encode`."""
+    del features
+    return text_rows.encode(task, batch, tokenizer, max_tokens)
+
+
+def collate(rows: dict[str, list[Any]], tokenizer: Any) -> dict[str, Any]:
+    """A batch: `inputs`, see `text_rows.inputs`; `labels_N`: nothing to know, zeros."""
+    import torch
+
+    return {"inputs": text_rows.inputs(rows, tokenizer), "labels_N": torch.zeros(len(rows["input_ids"]))}
+
+
+def count_rows(batch: dict[str, Any]) -> int:
+    """How many rows of a collated batch the loss counts: here all."""
+    return len(batch["labels_N"])
+
+
+def prepare(task: Embedding, model: Any) -> None:
+    """Tell the model how its vectors are made, and take off a layer that they do not go through."""
+    own = bare(model)
+    own.pooling, own.vector_loss = task.pooling, task.loss
+    if getattr(own, "pooler", None) is not None:
+        own.pooler = None  # its weights would get no gradient, which several processes wait for
+
+
+def vectors(model: nn.Module, batch: dict[str, Any]) -> Tensor:
+    """A vector for each row, [B, D], of any length."""
+    found = model(**batch["inputs"])
+    made: Tensor
+    if "logits" in found:  # a graph's, made already
+        made = found.logits
+        return made
+    made = pooled(found.last_hidden_state, batch["inputs"]["attention_mask"], bare(model).pooling)
+    return made
+
+
+def attach(task: Embedding, student: Any, width: int) -> None:
+    """Give the student a learned matrix into the teacher's space, if that is wider or narrower, or if asked for."""
+    from torch import nn
+
+    own = bare(student).config.get_text_config().hidden_size
+    if own != width or task.project:
+        made = nn.Linear(own, width, bias=False)
+        nn.init.orthogonal_(made.weight)  # lengths and angles begin as they are
+        device = next(student.parameters()).device
+        setattr(student, PROJECTION, nn.ModuleDict({"vector": made}).to(device))
+
+
+def soft(teacher: nn.Module, batch: dict[str, Any]) -> Tensor:
+    """What the frozen teacher knows of a batch: its vectors."""
+    return vectors(teacher, batch).float()
+
+
+def vocabulary(task: Embedding, teacher: Any, max_tokens: int) -> int:
+    """Numbers in a soft target: the units of the teacher's vectors."""
+    del task, max_tokens
+    return int(bare(teacher).config.get_text_config().hidden_size)
+
+
+def loss_sum(model: Any, batch: dict[str, Any], loss: Loss, soft: Tensor | None) -> Tensor:
+    """1 less the cosine to the teacher's vectors, or the squared distance (mean over units); summed over rows."""
+    from torch.nn import functional as F
+
+    del loss
+    assert soft is not None, "without labels there is nothing else to learn from"
+    found = vectors(model, batch).float()
+    projection = getattr(model, PROJECTION, None)
+    if projection is not None:
+        found = projection["vector"](found)
+    if bare(model).vector_loss == "mse":
+        return (found - soft).square().mean(-1).sum()
+    return (1 - F.cosine_similarity(found, soft, dim=-1)).sum()
+
+
+def measure(model: nn.Module, batch: dict[str, Any], soft: Tensor | None = None) -> Tensor:
+    """See the module: D, the row's vector and the teacher's; without a teacher it is its own, [B, 1 + D + E]."""
+    import torch
+    from torch.nn import functional as F
+
+    found = F.normalize(vectors(model, batch).float(), dim=-1)
+    theirs = found if soft is None else F.normalize(soft.to(found.device), dim=-1)
+    width = torch.full_like(found[:, :1], found.shape[-1])
+    return torch.cat([width, found, theirs], dim=-1)
+
+
+def answers(vectors_ND: Values, labels_N: Values) -> tuple[Values, Values]:
+    """Outputs and labels as the export's gate compares them: vectors of length 1."""
+    lengths_N1 = np.linalg.norm(vectors_ND, axis=-1, keepdims=True)
+    return vectors_ND / np.maximum(lengths_N1, 1e-12), labels_N
+
+
+def majority_values(task: Embedding, train: Any, rows: Any) -> NDArray[np.float32]:
+    """`measure` of no vector at all: texts are all alike."""
+    del task, train
+    return np.zeros((len(rows.lengths_N), 1), np.float32)
+
+
+def split(values_NK: Values) -> tuple[Doubles, Doubles]:
+    """A model's vectors and the teacher's, out of what `measure` found."""
+    width = int(values_NK[0, 0])
+    whole_NK = values_NK.astype(np.float64)
+    return whole_NK[:, 1 : 1 + width], whole_NK[:, 1 + width :]
+
+
+def shared(ours_ND: Doubles, theirs_NE: Doubles) -> Doubles:
+    """Of the `NEAREST` texts to each by the teacher's vectors, the share that are so by the model's too, [N]."""
+    count = min(NEAREST, len(ours_ND) - 1)
+    if not ours_ND.shape[1] or count < 1:
+        return np.zeros(len(ours_ND))
+    found_N = np.empty(len(ours_ND))
+    for start in range(0, len(ours_ND), MOST_PAIRED):
+        part = slice(start, start + MOST_PAIRED)
+        nearest = []
+        for side in (ours_ND, theirs_NE):
+            cosines = side[part] @ side.T
+            cosines[np.arange(len(cosines)), np.arange(start, start + len(cosines))] = -np.inf  # not itself
+            nearest.append(np.argpartition(-cosines, count - 1, axis=-1)[:, :count])
+        found_N[part] = [len(np.intersect1d(one, two)) / count for one, two in zip(*nearest, strict=True)]
+    return found_N
+
+
+def similarity(ours_ND: Doubles, theirs_NE: Doubles, rows_N: NDArray[np.int64]) -> float:
+    """Pearson's correlation of the cosines of all pairs of different rows, by the model and by the teacher."""
+    rows_N = rows_N[:MOST_PAIRED]
+    above = np.triu(rows_N[:, None] != rows_N[None, :], 1)
+    if not ours_ND.shape[1] or not above.any():
+        return 0.0
+    one, two = ((side[rows_N] @ side[rows_N].T)[above] for side in (ours_ND, theirs_NE))
+    if np.ptp(one) == 0 or np.ptp(two) == 0:
+        return 0.0
+    return float(np.corrcoef(one, two)[0, 1])
+
+
+def metrics(task: Embedding, values_NK: Values, rows: Any) -> dict[str, float]:
+    """All metrics: `neighbours` (see `shared`, the mean), `similarity`, and `cosine`, 0 where the spaces differ."""
+    del task, rows
+    ours_ND, theirs_NE = split(values_NK)
+    return _metrics(ours_ND, theirs_NE, shared(ours_ND, theirs_NE), np.arange(len(values_NK)))
+
+
+def _metrics(ours_ND: Doubles, theirs_NE: Doubles, shared_N: Doubles, rows_N: NDArray[np.int64]) -> dict[str, float]:
+    same = ours_ND.shape == theirs_NE.shape
+    return {
+        "neighbours": float(shared_N[rows_N].mean()),
+        "similarity": similarity(ours_ND, theirs_NE, rows_N),
+        "cosine": float((ours_ND[rows_N] * theirs_NE[rows_N]).sum(-1).mean()) if same else 0.0,
+    }
+
+
+def scores(task: Embedding, names: tuple[str, ...], values_NK: Values, rows: Any) -> dict[str, dict[str, Any]]:
+    """Metric → value, 95 % interval and number of rows."""
+    from distilpeft.metrics import scored
+
+    del task, rows
+    ours_ND, theirs_NE = split(values_NK)
+    shared_N = shared(ours_ND, theirs_NE)
+    every_N = np.arange(len(values_NK))
+    return scored(lambda draw: _metrics(ours_ND, theirs_NE, shared_N, every_N[draw]), names, len(values_NK), BOUNDS)
+
+
+def added(task: Embedding, values_NK: Values, rows: Any) -> tuple[Doubles, Doubles]:
+    """What each row adds to the neighbours that are shared, and to their number."""
+    del task, rows
+    found_N = shared(*split(values_NK))
+    return found_N, np.ones(len(found_N))
+
+
+def calibration(task: Embedding, values_NK: Values, rows: Any) -> dict[str, list[float]] | None:
+    """Vectors come without a confidence."""
+    del task, values_NK, rows
+    return None
+
+
+def against_teacher(task: Embedding, values_NK: Values, teacher_NK: Values, rows: Any) -> dict[str, float]:
+    """How near the vectors are to the teacher's: `similarity` and `neighbours`."""
+    ours_ND, _ = split(values_NK)
+    theirs_NE, _ = split(teacher_NK)
+    found = _metrics(ours_ND, theirs_NE, shared(ours_ND, theirs_NE), np.arange(len(values_NK)))
+    return {name: found[name] for name in ("similarity", "neighbours")}
+
+
+def samples(model: Any, tokenizer: Any, rows: Any, count: int, max_new_tokens: int) -> list[dict[str, str]]:
+    """It writes nothing."""
+    del model, tokenizer, rows, count, max_new_tokens
+    return []
