@@ -24,7 +24,8 @@ TEXTS = ["the good film", "a story and the music of a scene", "dull"]
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("vectors")
-    recipe = tiny_tasks.workspace(folder, "embedding", export__formats=list(FORMS))
+    other = {"model": str(tiny.save_model(folder / "other", seed=5))}
+    recipe = tiny_tasks.workspace(folder, "embedding", student=other, export__formats=list(FORMS))
     assert commands.run(recipe, own_process=True) == 0
     return folder / "runs/tiny"
 
