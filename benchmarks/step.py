@@ -31,7 +31,7 @@ from accelerate.utils import send_to_device
 from distilpeft import models
 from distilpeft.losses import Loss
 from distilpeft.parallel import wrap
-from distilpeft.recipe import Fit, Optim
+from distilpeft.recipe import Fit, FromTeacher, Optim
 from distilpeft.runtime import Runtime, device_name
 from distilpeft.sources import resolve
 from distilpeft.task_sections import CausalLM
@@ -59,7 +59,7 @@ def load(runtime: Runtime) -> tuple[Any, Any, Any]:
         )  # fmt: skip
         found.append(model)
     teacher, student = found
-    models.keep_layers(student, LAYERS, "layers")
+    models.keep_layers(student, FromTeacher(layers=LAYERS))
     for model in (teacher, student):
         causal_lm.prepare(TASK, model)
     return teacher.requires_grad_(False).eval(), student.train(), tokenizer

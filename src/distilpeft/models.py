@@ -256,16 +256,15 @@ def keep_layers(model: Any, chosen: FromTeacher) -> None:
     nested = hasattr(model.config, "encoder")  # EncoderDecoderModel keeps a configuration for each
     for side, other in (("encoder", "num_layers"), ("decoder", "num_decoder_layers")):
         config = getattr(model.config, side) if nested else model.config
-        names = ("num_hidden_layers",) if nested else (f"{side}_layers", other)
-        depth = next(getattr(config, name) for name in names if name in config.to_dict())
+        wanted = ("num_hidden_layers",) if nested else (f"{side}_layers", other)
+        names = [name for name in wanted if name in config.to_dict()]
+        depth = getattr(config, names[0])
         _keep(getattr(model, f"get_{side}")(), chosen.of(depth, side=side), config, names)
 
 
 def _keep(model: Any, layers: tuple[int, ...], config: Any, names: Sequence[str]) -> None:
-    """Keep these layers of one stack; `names` are those under which configurations may keep their number."""
-    key = "student.from_teacher"
-    told = config.to_dict()
-    depth = next(told[name] for name in names if name in told)
+    """Keep these layers of one stack; `names` are those under which the configuration keeps their number."""
+    key, told, depth = "student.from_teacher", config.to_dict(), getattr(config, names[0])
     stacks = [(name, m) for name, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m) == depth]
     if len(stacks) != 1:
         raise InputError(f"{key}: {type(model).__name__} has {len(stacks)} stacks of {depth} layers; use student.model")
@@ -279,7 +278,7 @@ def _keep(model: Any, layers: tuple[int, ...], config: Any, names: Sequence[str]
     for name, value in told.items():
         if isinstance(value, list) and len(value) == depth:  # layer_types, no_rope_layers, ...: one entry per layer
             setattr(config, name, [value[i] for i in layers])
-    for name in set(names) & set(told):
+    for name in names:
         setattr(config, name, len(layers))
 
 

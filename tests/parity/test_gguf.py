@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM
 
 from distilpeft import models
 from distilpeft.models import Architecture
+from distilpeft.recipe import FromTeacher
 from distilpeft.sources import gguf_folder, model_config, num_layers, resolve
 from distilpeft.task_sections import CausalLM
 from distilpeft.tasks import causal_lm
@@ -48,6 +49,6 @@ def test_it_is_converted_once_and_is_the_model_that_transformers_reads(tmp_path,
     nats = torch.nn.functional.cross_entropy(found[:-1], ids[0, 1:])
     assert nats < 3.0, "a language model that knows its language"
     assert (torch.nn.functional.cross_entropy(rough[:-1], ids[0, 1:]) - nats).abs() < 0.5
-    models.keep_layers(model, (0, 15, 29), "layers")
+    models.keep_layers(model, FromTeacher(layers=(0, 15, 29)))
     causal_lm.prepare(CausalLM(kind="causal_lm", text="text"), model)
     assert model.config.num_hidden_layers == 3

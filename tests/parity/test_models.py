@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from distilpeft import models
 from distilpeft.errors import InputError
 from distilpeft.models import Architecture
-from distilpeft.recipe import Lora
+from distilpeft.recipe import FromTeacher, Lora
 from distilpeft.sources import Source
 
 ARCHITECTURE = Architecture("AutoModelForSequenceClassification", "SEQ_CLS", {"num_labels": 3}, train_heads=True)
@@ -149,7 +149,7 @@ def test_a_loaded_adapter_differs_from_its_base(body, tmp_path):
 def test_kept_layers_are_the_teachers_own(body):
     model, _ = load(body, "none")
     second = model.bert.encoder.layer[1]
-    models.keep_layers(model, (1,), "student.from_teacher.layers")
+    models.keep_layers(model, FromTeacher(layers=(1,)))
     assert list(model.bert.encoder.layer) == [second]
     assert model.config.num_hidden_layers == 1
 
@@ -157,7 +157,7 @@ def test_kept_layers_are_the_teachers_own(body):
 def test_a_layer_beyond_the_last_is_refused(body):
     model, _ = load(body, "none")
     with pytest.raises(InputError, match=r"student\.from_teacher\.layers: layer 2 does not exist.*0\.\.1"):
-        models.keep_layers(model, (0, 2), "student.from_teacher.layers")
+        models.keep_layers(model, FromTeacher(layers=(0, 2)))
 
 
 def test_parameters_of_a_4_bit_model_are_counted_unpacked(body):
@@ -198,7 +198,7 @@ def test_a_4_bit_teacher_of_any_family_is_tuned_merged_and_cut_into_a_student(tm
         expected = tuned.eval()(**inputs).logits
         merged = models.merge(load(tmp_path / "base", "nf4", heads=heads)[0], tmp_path / "adapter").eval()
         torch.testing.assert_close(merged(**inputs).logits, expected, atol=2e-4, rtol=1e-3)
-        models.keep_layers(merged, (0, 2), "student.from_teacher.layers")
+        models.keep_layers(merged, FromTeacher(layers=(0, 2)))
         student = merged(**inputs).logits
         merged.save_pretrained(str(tmp_path / "student"))
         again = ARCHITECTURE.auto_class.from_pretrained(str(tmp_path / "student")).eval()

@@ -16,6 +16,8 @@ from distilpeft.errors import InputError
 class Recorder:
     """Remembers what it was given; its likeliest token is always `token`."""
 
+    start = None
+
     def __init__(self, width, token=0):
         self.width, self.token, self.seen = width, token, []
 
@@ -70,7 +72,7 @@ def test_a_prompt_goes_in_as_in_training_with_its_template_if_it_is_a_chat(tmp_p
 
 
 def test_a_folder_without_a_tokenizer_file_is_refused(tmp_path):
-    (tmp_path / "manifest.json").write_text(json.dumps({"format": "onnx"}))
+    (tmp_path / "manifest.json").write_text(json.dumps({"format": "onnx", "task": "regression"}))
     with pytest.raises(InputError, match=r"has no tokenizer\.json"):
         Deployed(tmp_path)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -149,6 +150,7 @@ def gate_calls(monkeypatch, **limits):
         monkeypatch.setattr(parity, name, value)
     gate = Gate.__new__(Gate)
     gate._gate_rows, gate._language, gate._runner = 60, True, Echo()
+    gate._data, gate._student, gate._caches = SimpleNamespace(task=SimpleNamespace()), None, True
     return gate._calls(Rows(), 5)
 
 

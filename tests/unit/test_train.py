@@ -34,7 +34,7 @@ def work(folder: Path, optim: Optim, fit: Fit = FIT, **changes: object) -> Work:
         "optim": optim,
         "seed": 0,
         "lengths_N": np.ones(10, dtype=np.int32),
-        "load_batch": lambda ids: {"x": inputs[ids]},
+        "load_batch": lambda ids, _: {"x": inputs[ids]},
         "loss_sum": lambda model, batch: model(batch["x"]).square().sum(),
         "count_rows": lambda batch: len(batch["x"]),
         "validate": lambda _: {"accuracy": 0.5, "log_loss": 1.0},
