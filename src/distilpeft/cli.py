@@ -106,6 +106,7 @@ def init(  # noqa: PLR0913 - the command line's options
     target: Annotated[str | None, typer.Option(help="column with the text that is to be written")] = None,
     device: Annotated[str, typer.Option(help="cpu, or a GPU's memory such as 24GB")] = "cpu",
     size_mb: Annotated[float | None, typer.Option(min=1, help="the student as int8, at most")] = None,
+    latency_ms: Annotated[float | None, typer.Option(min=0.01, help="a row on this CPU, about, at most")] = None,
     language: Annotated[str, typer.Option(help="en, or many")] = "en",
     max_tokens: Annotated[int | None, typer.Option(min=1, help="default: what 98 % of the rows need")] = None,
     packages: Annotated[bool, typer.Option("--packages", help="only models that come as Python packages")] = False,
@@ -128,7 +129,7 @@ def init(  # noqa: PLR0913 - the command line's options
              "image": image}  # fmt: skip
     columns = {key: column for key, column in given.items() if column is not None}
     wishes = Wishes(
-        data, task, columns, device, size_mb, language, max_tokens, packages, teacher, student
+        data, task, columns, device, size_mb, language, max_tokens, packages, teacher, student, latency_ms
     )  # fmt: skip
     chosen = starter.write(out, wishes, _ask)
     typer.echo(f"{out}: {chosen}")

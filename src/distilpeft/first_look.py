@@ -53,6 +53,7 @@ class Wishes:
         packages: only models that come as Python packages, for machines without a hub.
         teacher: instead of the catalogue's.
         student: likewise.
+        latency_ms: of a row on this machine's processors, at most.
     """
 
     data: str
@@ -65,6 +66,7 @@ class Wishes:
     packages: bool = False
     teacher: str | None = None
     student: str | None = None
+    latency_ms: float | None = None
 
     def read(self) -> list[str]:
         """The columns that models read."""

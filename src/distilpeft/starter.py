@@ -10,6 +10,7 @@ import json
 import math
 import re
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +35,10 @@ LONGEST = {"cpu": 512, "GPU": 2048}
 """Tokens of a row that are chosen without being asked for."""
 PATCHES = 196
 """Of a picture of 224 x 224 points: they take memory as tokens do."""
+OPERATIONS = 2
+"""For each weight and token: a product and a sum."""
+EFFICIENCY, MEASURED_S = 0.5, 0.3
+"""Of a model's small products beside large ones, in float32; int8 graphs are faster, often twice."""
 HELD_OUT = 2000
 """Rows are enough to validate, and to test."""
 MOST_MILLIONS = {"encoder": 150.0, "decoder": 500.0, "encoder_decoder": 300.0, "image": 100.0, "embedder": 350.0}
@@ -96,21 +101,35 @@ def choose(wishes: Wishes, max_tokens: int) -> Choice:
         teacher = max(able, key=lambda one: (one["millions"], not one["name"].startswith("package:")))
     if wishes.student is not None:
         return Choice(kind, teacher, by_name.get(wishes.student, {**unlisted, "name": wishes.student}), ())
+    inner = most_inner(wishes, kind, max_tokens)
     usual = STUDENT_MILLIONS[kind] * (2 if kind == "encoder" and wishes.language == "many" else 1)  # its vocabulary
     size = usual if wishes.size_mb is None else wishes.size_mb / BYTES_PER_WEIGHT
     small = [
         one
         for one in fitting
-        if one["millions"] <= min(size, 0.6 * teacher["millions"]) and (not alike or one["family"] == teacher["family"])
+        if one["millions"] <= min(size, 0.6 * teacher["millions"])
+        and one["millions"] - one["embeddings"] <= inner
+        and (not alike or one["family"] == teacher["family"])
     ]
     if small:
         return Choice(kind, teacher, max(small, key=lambda one: one["millions"]), ())
     if not teacher["layers"]:
         raise InputError(f"init: {teacher['name']} is not in the catalogue; name a student with --student")
+    return _cut(kind, teacher, wishes, size, inner, max_tokens)
+
+
+def _cut(kind: str, teacher: dict[str, Any], wishes: Wishes, size: float, inner: float, max_tokens: int) -> Choice:
+    """A student of as many layers of its teacher as size and latency allow, up to half of them."""
     half = max(1, teacher["layers"] // 2)
-    if wishes.size_mb is None:
+    if wishes.size_mb is None and wishes.latency_ms is None:
         return Choice(kind, teacher, None, spread(teacher["layers"], half))
-    counts = [count for count in range(1, half + 1) if cut_millions(teacher, count) <= size]
+    fast = [count for count in range(1, half + 1) if cut_millions(teacher, count) - teacher["embeddings"] <= inner]
+    if not fast:
+        raise InputError(
+            f"--latency-ms {wishes.latency_ms:g}: even one layer of {teacher['name']} is too much for rows of "
+            f"{max_tokens} tokens on this machine"
+        )
+    counts = [count for count in fast if wishes.size_mb is None or cut_millions(teacher, count) <= size]
     if not counts:
         least = cut_millions(teacher, 1) * BYTES_PER_WEIGHT
         raise InputError(
@@ -118,6 +137,33 @@ def choose(wishes: Wishes, max_tokens: int) -> Choice:
             f"{least:.0f} MB, most of it for its vocabulary"
         )
     return Choice(kind, teacher, None, spread(teacher["layers"], counts[-1]))
+
+
+def most_inner(wishes: Wishes, kind: str, max_tokens: int) -> float:
+    """Million weights outside the embeddings that a row may go through within the latency that is wished for.
+
+    Raises:
+        InputError: it is not for models that write, token by token, nor for GPUs, which are not here to be measured.
+    """
+    if wishes.latency_ms is None:
+        return math.inf
+    if kind in ("decoder", "encoder_decoder") or wishes.device != "cpu":
+        raise InputError("--latency-ms: is for models that read a row at once, on this machine's processors")
+    operations = wishes.latency_ms / 1e3 * operations_per_s() * EFFICIENCY
+    return operations / (OPERATIONS * max_tokens) / 1e6
+
+
+def operations_per_s() -> float:
+    """Floating-point operations of this machine's processors in matrix products, measured for a moment."""
+    side = 512
+    one = np.random.default_rng(0).random((side, side), np.float32)
+    best = math.inf
+    end = time.perf_counter() + MEASURED_S
+    while time.perf_counter() < end:
+        begin = time.perf_counter()
+        one @ one
+        best = min(best, time.perf_counter() - begin)
+    return 2 * side**3 / best
 
 
 def models_for(traits: Kind) -> str:
@@ -242,6 +288,11 @@ def render(name: str, wishes: Wishes, seen: Look, choice: Choice, max_tokens: in
     said = f"less noisy than {traits.main}" if monitor else f"{traits.main} picks the checkpoint"
     lines = [
         f"# Written by distilpeft init for {wishes.device}.",
+        *(
+            []
+            if wishes.latency_ms is None
+            else [f"# A student for {wishes.latency_ms:g} ms a row, by a rule: the report measures it."]
+        ),
         f"#   distilpeft check {name}.yaml && distilpeft run {name}.yaml",
         *[f"#   {need}" for need in dict.fromkeys(needs)],
         f"name: {name}",

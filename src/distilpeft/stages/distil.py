@@ -26,6 +26,8 @@ from distilpeft.tasks import TaskData
 from distilpeft.tracking import tracked
 from distilpeft.train import Watch, Work, train
 
+MOST_NAMED = 20
+"""New weights whose names the manifest holds; of more their number."""
 INNER = 1
 """Of the random numbers that projections begin with, beside the seed."""
 
@@ -83,6 +85,7 @@ def run(
         watch=watch,
     )
     num_parameters = models.num_parameters(student.model)
+    fresh = [] if recipe.student.from_teacher else getattr(student.model, "fresh", [])
     with tracked(runtime, recipe, out) as track:
         figures = train(runtime, student.model, replace(work, track=track))
     drop_projections(student.model)
@@ -91,6 +94,7 @@ def run(
     return {
         **figures,
         "num_parameters": num_parameters,
+        "start": {"from": origin(recipe), "new_weights": list(fresh) if len(fresh) <= MOST_NAMED else len(fresh)},
         "train_rows": len(rows.lengths_N),
         "truncated_rows": rows.num_truncated,
     }
@@ -121,6 +125,14 @@ def _soft(
     beside = None if recipe.kind.labels else soft_of_rows(runtime, data, loaded, precision, "validation")
     train_rows = kept if targets is not None else soft_of_rows(runtime, data, loaded, precision, "train")
     return train_rows, beside, loaded.model
+
+
+def origin(recipe: Recipe) -> str:
+    """What the student was before it was trained, in words."""
+    student = recipe.student
+    if student.from_teacher is not None:
+        return f"{student.from_teacher} of the teacher"
+    return f"configuration of {student.from_config.model}" if student.from_config else str(student.model)
 
 
 def _inner(runtime: Runtime, recipe: Recipe, student: Any, teacher: Any) -> FeatureLoss | None:
