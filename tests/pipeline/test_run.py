@@ -65,6 +65,11 @@ def test_the_report_names_every_model_with_scores_sizes_and_latency(finished):
     assert report["student_vs_teacher"] == models["student"]["scores"]["accuracy"]["value"] / teacher
 
 
+def test_the_manifest_tells_what_the_student_was_before(finished):
+    start = plan_of(finished).artifacts["distil/student"].figures()["start"]
+    assert start == {"from": "layers 1 of the teacher", "new_weights": []}
+
+
 def test_scores_are_what_a_plain_count_over_the_exported_model_gives(finished):
     """Trap 25: the figures of the report against transformers alone, row by row."""
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
