@@ -12,7 +12,7 @@ quickstart: $(READY)
 	$(VENV)/bin/distilpeft run recipes/quickstart.yaml
 
 test: $(READY)
-	$(VENV)/bin/python -m pytest -n auto
+	$(VENV)/bin/python -m pytest -n auto --dist worksteal
 
 lint: $(READY)
 	$(VENV)/bin/ruff check .

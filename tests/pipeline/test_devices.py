@@ -45,6 +45,7 @@ def test_a_fault_of_all_processes_is_told_once(recipe, capfd):
     assert "Traceback" not in said
 
 
+@pytest.mark.slow
 def test_a_process_that_is_killed_stops_the_run_with_a_line_and_the_run_goes_on(recipe, capfd):
     settings = ("--set", "devices=2", "--set", "teacher.fit.epochs=20", "--until", "teacher")
 

@@ -310,6 +310,7 @@ def test_int8_goes_on_to_the_next_way_until_one_holds_and_says_so(finished, caps
     assert "static: never" in said
 
 
+@pytest.mark.slow
 def test_processes_export_together_and_stop_together(tmp_path):
     recipe = commands.workspace(tmp_path, export__formats=["safetensors"])
     done = commands.joined(recipe, 2)

@@ -15,14 +15,14 @@ import tiny_tasks
 import transformers
 
 FORMS = ("safetensors", "onnx", "onnx-int8")
-TEXTS = ["good film", "the story of music", "awful"]
-RIGHT = ["great story", "a actor and script", "dull"]
+TEXTS = ["good film", "the story of", "music"]
+RIGHT = ["great story", "a actor and", "script"]
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("seq2seq")
-    fit = {**tiny_tasks.FIT, "epochs": 40}
+    fit = {**tiny_tasks.FIT, "epochs": 30}
     recipe = tiny_tasks.workspace(
         folder, "seq2seq", teacher__fit=fit, distil__fit=fit, export__formats=list(FORMS),
         evaluate={"generate": {"max_new_tokens": 8, "rows": 60, "num_beams": 2}, "samples": 1, "groups": "length"},

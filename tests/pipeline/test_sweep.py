@@ -154,6 +154,7 @@ def start(recipe: Path, *arguments: str) -> subprocess.Popen[str]:
 LONG = ("--over", "distil.temperature=1,4", "--set", "distil.fit.epochs=30", "--jobs", "2")
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_killed_is_told_and_others_take_its_work(tmp_path):
     recipe = commands.workspace(tmp_path, teacher__gate="warn")
     sweeping = start(recipe, *LONG)
@@ -167,6 +168,7 @@ def test_a_worker_that_is_killed_is_told_and_others_take_its_work(tmp_path):
     assert len(joint_of(recipe)["points"]) == 2
 
 
+@pytest.mark.slow
 def test_a_signal_stops_all_workers_after_a_checkpoint_and_the_same_command_goes_on(tmp_path):
     recipe = commands.workspace(tmp_path, teacher__gate="warn")
     sweeping = start(recipe, *LONG)
