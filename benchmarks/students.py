@@ -28,7 +28,7 @@ from distilpeft.recipe_file import load_recipe
 ROOT = Path(__file__).parents[1]
 ONLINE = "targets={mode: online}"
 START = "student={from_teacher: {%s}}"
-LEAN = ["evaluate.teacher_full_precision=false", "distil.ce_only_baseline=false"]
+LEAN = ["evaluate.teacher_full_precision=false", "export.formats=[safetensors]", "distil.ce_only_baseline=false"]
 """Nothing that is not compared; of inner terms, which the baseline has none of, not even that."""
 TABLES: dict[str, dict[str, list[str]]] = {
     "starts": {
@@ -94,7 +94,7 @@ def main() -> None:
     for seed in [] if options.table else options.seeds:
         for table in options.only:
             for variant, settings in TABLES[table].items():
-                lean = LEAN[:1] if table == "starts" else LEAN
+                lean = LEAN[:2] if table == "starts" else LEAN
                 made = run(options.recipe, seed, [*lean, *settings], options.runs)
                 found.setdefault(table, {}).setdefault(variant, {})[str(seed)] = made
                 path.write_text(json.dumps(found) + "\n")
