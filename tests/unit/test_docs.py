@@ -28,7 +28,9 @@ def test_the_limits_of_exports_are_those_of_the_code():
     for name, cells in rows.items():
         style = ".1%" if name in ("top1_agreement", "metric_kept") else "g" if name == "kl" else ".0e"
         for exactness, cell in zip(("exact", "half", "int8", "int4"), cells, strict=True):
-            values = [getattr(LIMITS[family, exactness], name) for family in ("classes", "values", "language")]
+            values = [
+                getattr(LIMITS[family, exactness], name) for family in ("classes", "values", "vectors", "language")
+            ]
             shown = ["-" if value is None else format(value, style) for value in values]
             assert cell == ("-" if set(shown) == {"-"} else " / ".join(shown)), name
     assert set(rows) == {field.name for field in fields(Limits)}
