@@ -26,6 +26,7 @@ import numpy as np
 import torch
 from accelerate.utils import send_to_device
 from numpy.typing import NDArray
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -34,7 +35,7 @@ from distilpeft.artifact import CHECKPOINTS, fsync, read_json, write_json
 from distilpeft.data import epoch_batches, micro_batches
 from distilpeft.errors import GateError, InputError
 from distilpeft.kinds import LOWER_IS_BETTER
-from distilpeft.models import blocks, trainable
+from distilpeft.models import blocks, trainable, tuned
 from distilpeft.parallel import (
     gather_optimizer,
     gather_weights,
@@ -416,6 +417,13 @@ def _resume(runtime: Runtime, work: Work, model: nn.Module, optimizer: Any) -> S
         raise InputError(
             f"{newest}: this run began in {state.precision}, but fit.precision is {precision} on this machine; "
             f"set the precision in the recipe, or delete {work.folder} to begin again"
+        )
+    with safe_open(newest / "weights.safetensors", "pt") as kept:
+        other = sorted(set(kept.keys()) ^ set(tuned(model)))
+    if other:
+        raise InputError(
+            f"{newest}: holds other weights than are trained now, such as {other[0]}: another version of distilpeft "
+            f"made it; delete {work.folder} to begin again"
         )
     _load_weights(model, newest)
     load_optimizer(optimizer, torch.load(newest / "optimizer.pt", weights_only=True, map_location="cpu"))  # noqa: TID251

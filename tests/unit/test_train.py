@@ -271,3 +271,13 @@ def test_tf32_is_refused_where_there_is_none(runtime):
     if runtime.device.type != "cuda":
         with pytest.raises(InputError, match="precision: tf32 is for NVIDIA GPUs"):
             runtime.resolve_precision("tf32")
+
+
+def test_a_checkpoint_of_other_weights_is_refused_by_name(runtime, tmp_path):
+    """Such as one of another version, that trained what is not trained now."""
+    given = work(tmp_path, Optim(lr=0.1), FIT.model_copy(update={"max_steps": 1, "keep": "last"}))
+    train(runtime, nn.Linear(3, 2), given)
+    fixed = nn.Linear(3, 2)
+    fixed.bias.requires_grad_(False)
+    with pytest.raises(InputError, match=r"holds other weights than are trained now, such as bias: another version"):
+        train(runtime, fixed, given)
