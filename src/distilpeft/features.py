@@ -120,9 +120,7 @@ class FeatureLoss:
         widths = [model.config.get_text_config().hidden_size for model in (student, teacher)]
         if widths[0] == widths[1] and not settings.project:
             return
-        made = {str(layer): nn.Linear(widths[0], widths[1], bias=False) for layer in self._hidden}
-        device = next(student.parameters()).device
-        setattr(student, PROJECTIONS, nn.ModuleDict(made).to(device))
+        carry(student, {str(layer): nn.Linear(widths[0], widths[1], bias=False) for layer in self._hidden})
 
     def sum(self, student: Any, batch: Mapping[str, Any], count: int) -> Tensor:
         """All terms with their weights, summed over what the task's loss counts in a batch.
@@ -161,6 +159,12 @@ class FeatureLoss:
             return flat.index_add_(0, batch["at_N"], torch.ones_like(batch["at_N"], dtype=flat.dtype)).view_as(mask_BS)
         each = mask_BS.float() / mask_BS.sum(-1, keepdim=True)
         return each * (count / len(mask_BS))
+
+
+def carry(student: nn.Module, projections: dict[str, nn.Module]) -> None:
+    """Let the student carry matrices that are trained with it; `drop_projections` takes them off."""
+    device = next(student.parameters()).device
+    setattr(student, PROJECTIONS, nn.ModuleDict(projections).to(device))
 
 
 def drop_projections(student: nn.Module) -> None:

@@ -58,9 +58,10 @@ def run(
     loss = Loss.of(recipe.distil, alpha)
     soft, live, teacher_model = _soft(runtime, recipe, data, teacher, targets) if alpha > 0 else (None, None, None)
 
+    runtime.seed(recipe.seed, INNER)  # of what only training has, whatever was loaded before it
     if not recipe.kind.labels:
         task.attach(recipe.task, student.model, task.vocabulary(recipe.task, teacher_model, recipe.data.max_tokens))
-    inner = _inner(runtime, recipe, student.model, teacher_model) if alpha > 0 else None
+    inner = _inner(recipe, student.model, teacher_model) if alpha > 0 else None
 
     def loss_sum(bare: nn.Module, batch: dict[str, Any]) -> Tensor:
         known = soft(batch) if soft else None
@@ -135,11 +136,10 @@ def origin(recipe: Recipe) -> str:
     return f"configuration of {student.from_config.model}" if student.from_config else str(student.model)
 
 
-def _inner(runtime: Runtime, recipe: Recipe, student: Any, teacher: Any) -> FeatureLoss | None:
+def _inner(recipe: Recipe, student: Any, teacher: Any) -> FeatureLoss | None:
     """The terms from inside the teacher, if the recipe has any."""
     if recipe.distil.features is None:
         return None
-    runtime.seed(recipe.seed, INNER)
     return FeatureLoss(recipe.distil.features, student, teacher, by_token=recipe.kind.unit != "rows")
 
 

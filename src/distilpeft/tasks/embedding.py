@@ -37,8 +37,6 @@ NEAREST = 10
 MOST_PAIRED = 1000
 """Rows of which all pairs are compared for `similarity`."""
 BOUNDS = {"neighbours": (0.0, 1.0), "similarity": (-1.0, 1.0), "cosine": (-1.0, 1.0)}
-PROJECTION = "feature_projections"
-"""See `features`: it is dropped when the student is saved."""
 Values = NDArray[np.floating[Any]]
 Doubles = NDArray[np.float64]
 
@@ -104,12 +102,13 @@ def attach(task: Embedding, student: Any, width: int) -> None:
     """Give the student a learned matrix into the teacher's space, if that is wider or narrower, or if asked for."""
     from torch import nn
 
+    from distilpeft.features import carry
+
     own = bare(student).config.get_text_config().hidden_size
     if own != width or task.project:
         made = nn.Linear(own, width, bias=False)
         nn.init.orthogonal_(made.weight)  # lengths and angles begin as they are
-        device = next(student.parameters()).device
-        setattr(student, PROJECTION, nn.ModuleDict({"vector": made}).to(device))
+        carry(student, {"vector": made})
 
 
 def soft(teacher: nn.Module, batch: dict[str, Any]) -> Tensor:
@@ -127,10 +126,12 @@ def loss_sum(model: Any, batch: dict[str, Any], loss: Loss, soft: Tensor | None)
     """1 less the cosine to the teacher's vectors, or the squared distance (mean over units); summed over rows."""
     from torch.nn import functional as F
 
+    from distilpeft.features import PROJECTIONS
+
     del loss
     assert soft is not None, "without labels there is nothing else to learn from"
     found = vectors(model, batch).float()
-    projection = getattr(model, PROJECTION, None)
+    projection = getattr(model, PROJECTIONS, None)
     if projection is not None:
         found = projection["vector"](found)
     if bare(model).vector_loss == "mse":
