@@ -129,3 +129,23 @@ def idle(model: nn.Module) -> Iterator[None]:
     finally:
         for layer in layers:
             layer.idle = False
+
+
+class Statistics:
+    """What BatchNorms that are in training have seen so far, to be put back after a step that does not count."""
+
+    def __init__(self, model: nn.Module) -> None:
+        found = [layer for layer in model.modules() if isinstance(layer, _BatchNorm)]
+        moving = [layer for layer in found if not isinstance(layer, FrozenBatchNorm)]
+        self._kept = [(buffer, buffer.clone()) for layer in moving for buffer in layer.buffers()]
+
+    @property
+    def are_trained(self) -> bool:
+        """Whether there are any."""
+        return bool(self._kept)
+
+    def restore(self) -> None:
+        """Put them back."""
+        with torch.no_grad():
+            for buffer, before in self._kept:
+                buffer.copy_(before)

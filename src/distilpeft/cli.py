@@ -10,14 +10,16 @@ import contextlib
 import errno
 import json
 import re
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import FrameType
 from typing import Annotated
 
 import typer
 
-from distilpeft.errors import Crash, GateError, InputError, StoppedBySignal
+from distilpeft.errors import Crash, GateError, InputError, StoppedBySignal, Terminated
 from distilpeft.forms import ALIASES
 from distilpeft.machine import quiet_imports
 
@@ -434,6 +436,7 @@ def version() -> None:
 def main() -> None:
     """Entry point: faults that users can fix become one line on stderr and an exit code."""
     quiet_imports()
+    signal.signal(signal.SIGTERM, _terminate)
     try:
         code = app(standalone_mode=False)  # of typer.Exit, which does not come through here
         if code:
@@ -451,6 +454,11 @@ def main() -> None:
         sys.exit(code)
 
 
+def _terminate(number: int, frame: FrameType | None) -> None:
+    """Leave in order; what trains or writes soft targets has a handler of its own meanwhile."""
+    raise Terminated
+
+
 def _outcome(error: BaseException) -> tuple[str, int] | None:
     """What to say and the exit code, or None for a bug, which shows its traceback."""
     match error:
@@ -463,7 +471,10 @@ def _outcome(error: BaseException) -> tuple[str, int] | None:
         case typer.Exit():
             return "", error.exit_code
         case typer.Abort() | KeyboardInterrupt():
-            return "stopped; the same command goes on from the last checkpoint", 130
+            return (
+                "stopped; the same command goes on from the last checkpoint",
+                75 if isinstance(error, Terminated) else 130,
+            )
         case OSError() if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
             where = f"{error.filename}: " if error.filename else ""
             return f"error: {where}{error.strerror}; nothing finished was lost, run the same command again", 2

@@ -15,6 +15,10 @@ class Crash(Exception):
     """A bug in another process; the message is its traceback."""
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM where nothing is to be saved; like Ctrl-C no `Exception`, so that nobody takes it for a fault."""
+
+
 class StoppedBySignal(RuntimeError):
     """Stopped by a signal after a checkpoint; the same command goes on from there. Exit code 75 (or 130)."""
 

@@ -152,28 +152,31 @@ def gather_weights(runtime: Runtime, model: nn.Module) -> dict[str, Tensor]:
     return found
 
 
-def gather_optimizer(runtime: Runtime, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """The optimizer's state_dict, whole and on the CPU, in the main process; see `gather_weights`."""
-    given = optimizer.state_dict()
-    found: dict[int, dict[str, Any]] = {}
-    for index, state in given["state"].items():
-        found[index] = {}
+def gather_optimizer(runtime: Runtime, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The optimizer's tensors by `INDEX.NAME`, whole and on the CPU, in the main process; see `gather_weights`.
+
+    The rest of its state follows from the recipe and the step.
+    """
+    found = {}
+    for index, state in optimizer.state_dict()["state"].items():
         for name, value in state.items():
-            full = whole(value) if isinstance(value, Tensor) else value
-            if runtime.is_main:
-                found[index][name] = full.cpu() if isinstance(full, Tensor) else full
-    return {**given, "state": found}
+            if isinstance(value, Tensor):
+                full = whole(value)
+                if runtime.is_main:
+                    found[f"{index}.{name}"] = full.cpu().contiguous()
+    return found
 
 
-def load_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
+def load_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, Tensor]) -> None:
     """Load what `gather_optimizer` gave, whatever the number of processes and the strategy were then."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    for index, state in saved["state"].items():
-        parameter = parameters[index]
-        for name, value in state.items():
-            if isinstance(value, Tensor) and value.shape == parameter.shape:
-                state[name] = like(value, parameter)
-    optimizer.load_state_dict(saved)
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, value in saved.items():
+        index, _, name = key.partition(".")
+        parameter = parameters[int(index)]
+        fits = value.shape == parameter.shape
+        state.setdefault(int(index), {})[name] = like(value, parameter) if fits else value
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
 def load_weights(model: nn.Module, weights: dict[str, Tensor]) -> None:

@@ -52,7 +52,8 @@ def predict(
     idle = math.ceil(len(parts) / accelerator.num_processes) - len(mine)
     found: list[Tensor] = []
     try:
-        for positions in [*mine, *parts[:1] * idle]:
+        for turn, positions in enumerate([*mine, *parts[:1] * idle]):
+            runtime.leave_if_asked(turn)
             batch = send_to_device(load_batch(row_ids_N[positions]), runtime.device)
             with torch.no_grad(), runtime.autocast(precision):
                 values = measure(model, batch) if sharded is None else model(measure, batch)

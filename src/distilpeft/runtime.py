@@ -43,9 +43,15 @@ from distilpeft.machine import cpu_has_bf16, cpu_name, num_launched, on_signals
 from distilpeft.recipe import Parallel, Precision
 
 LINE_EVERY_S = 15.0  # without a terminal, progress is a line this often
+ASK_EVERY = 8
+"""Batches after which several processes ask each other whether one was told to stop."""
 LONGEST_WAIT = timedelta(hours=2)
 """Others wait while the main process exports and measures. A process that dies closes its connections, which is noticed
 at once; this is for machines that vanish."""
+
+
+class Interrupted(Exception):
+    """A signal came where work can be left and done again; see `Runtime.interruptible`."""
 
 
 class Bar:
@@ -102,6 +108,7 @@ class Runtime:
         self._label = label
         self.console = Console(stderr=True, highlight=False, force_terminal=False if label else None)
         self._signal: int | None = None
+        self._interruptible = False
 
     def _strategy(self, parallel: Parallel) -> Parallel:
         """The recipe's strategy, or that of an `accelerate` configuration."""
@@ -198,6 +205,28 @@ class Runtime:
 
         with on_signals(note):
             yield
+
+    @contextmanager
+    def interruptible(self) -> Iterator[None]:
+        """Let `leave_if_asked` leave the block with `Interrupted`."""
+        self._interruptible = True
+        try:
+            yield
+        finally:
+            self._interruptible = False
+
+    def leave_if_asked(self, turn: int) -> None:
+        """Leave an interruptible block after a signal; all processes call it equally often, numbered by `turn`.
+
+        Raises:
+            Interrupted: on all processes.
+        """
+        if not self._interruptible:
+            return
+        if self.accelerator.num_processes > 1 and turn % ASK_EVERY:  # asking takes a round of messages
+            return
+        if self.any_stop_requested() if self.accelerator.num_processes > 1 else self.stop_requested:
+            raise Interrupted
 
     @property
     def stop_requested(self) -> bool:

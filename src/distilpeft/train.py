@@ -14,10 +14,9 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,14 +25,13 @@ import numpy as np
 import torch
 from accelerate.utils import send_to_device
 from numpy.typing import NDArray
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from distilpeft import batch_norm
-from distilpeft.artifact import CHECKPOINTS, fsync, read_json, write_json
+from distilpeft.checkpoints import Checkpoints
 from distilpeft.data import epoch_batches, micro_batches
 from distilpeft.errors import GateError, InputError
+from distilpeft.guards import MOST_SKIPPED, Spikes, is_out_of_memory, listed
 from distilpeft.kinds import LOWER_IS_BETTER
 from distilpeft.models import blocks, trainable, tuned
 from distilpeft.parallel import (
@@ -49,9 +47,10 @@ from distilpeft.parallel import (
     wrap,
 )
 from distilpeft.recipe import Fit, Optim
-from distilpeft.runtime import Runtime
+from distilpeft.runtime import Interrupted, Runtime
 
 Batch = dict[str, Any]
+LOG = "train_log.jsonl"
 FIRST_SCALE, SCALE_EVERY = 2.0**16, 2000
 """Of the loss in float16: halved when gradients overflow, doubled after so many steps without (arXiv:1710.03740)."""
 Watch = Callable[[float, float], None]
@@ -99,6 +98,7 @@ class State:
     rows: int = 0
     seconds: float = 0.0
     precision: str = ""
+    micro_batch_size: int | None = None  # after memory was short
     loss_scale: float = 1.0
     clean_steps: int = 0
     best_step: int = 0
@@ -107,6 +107,8 @@ class State:
     plateau_bad: int = 0
     plateau_factor: float = 1.0
     stopped_early: bool = False
+    skipped_steps: int = 0
+    skipped_in_a_row: int = 0
     validations: list[dict[str, float]] = field(default_factory=list)
 
 
@@ -155,13 +157,14 @@ def train(runtime: Runtime, model: nn.Module, work: Work) -> dict[str, Any]:
 
     Returns:
         Figures: steps, rows, seconds, rows_per_s, the strategy that was at work, best step and value, all validations,
-        and `kept`, the one of the weights that are kept: the best or the last, as `fit.keep` says. The main process's
-        model holds them; the others' is of no use any more if it was sharded.
+        `kept`, the one of the weights that are kept: the best or the last, as `fit.keep` says; `skipped_steps` that
+        were not finite, `loss_spikes`, see `guards.Spikes`. The main process's model holds the weights; the others' is
+        of no use any more if it was sharded.
 
     Raises:
         GateError: the loss or a gradient is not finite, or an adapter gets no gradient.
         StoppedBySignal: a signal came; a checkpoint was written.
-        InputError: the checkpoint was made in another precision.
+        InputError: the checkpoint was made in another precision; or memory is too small.
     """
     fit = work.fit
     total = total_steps(len(work.lengths_N), fit)
@@ -169,12 +172,15 @@ def train(runtime: Runtime, model: nn.Module, work: Work) -> dict[str, Any]:
     strategy = kind(wrapped)
     judged = wrapped if strategy == "fsdp2" else model
     optimizer = make_optimizer(model, work.optim)
-    state = _resume(runtime, work, model, optimizer)
-    if not state.validations:
-        _validate(work, judged, state)  # the untuned model: the figure that training has to beat
+    checkpoints = Checkpoints(work.folder, fit.keep_last)
+    state = _resume(runtime, work, model, optimizer, checkpoints)
+    spikes = Spikes(work.label, runtime.say, _losses(work.folder))
     batches: Sequence[NDArray[np.int64]] = []
     epoch = -1
     with runtime.bar(work.label, total, state.step) as bar, runtime.stoppable():
+        # untuned: the figure to beat; resumed: what a signal has cut short
+        if _validate_if_due(runtime, work, judged, state) is None:
+            runtime.stop(f"{work.label} before step {state.step + 1} of {total}")
         while state.step < total and not state.stopped_early:
             begin = time.monotonic()
             at, index = divmod(state.step, steps_per_epoch(len(work.lengths_N), fit))
@@ -183,16 +189,17 @@ def train(runtime: Runtime, model: nn.Module, work: Work) -> dict[str, Any]:
             figures = _take_step(runtime, wrapped, optimizer, batches[index], work, state)
             stop = figures.pop("stop")
             _log(runtime, work, {"step": state.step, "epoch": at, **figures})
+            spikes.see(state.step, figures["loss"])
             state.seconds += time.monotonic() - begin
-            due = _is_due(fit.validate_every or len(batches), state.step, total)
-            improved = due and _validate(work, judged, state)
+            improved = not stop and _validate_if_due(runtime, work, judged, state)
+            stop = stop or improved is None
             if improved or stop or _is_due(fit.save_every, state.step, total):
-                _save(runtime, work, model, optimizer, state)
+                _save(runtime, model, optimizer, state, checkpoints)
             if stop:
                 runtime.stop(f"{work.label} at step {state.step} of {total}")
-            bar.advance(1, f"loss {figures['loss']:.4f}")
+            bar.advance(1, "" if figures["loss"] is None else f"loss {figures['loss']:.4f}")
     if fit.keep == "best":
-        _load_weights(model, work.folder / CHECKPOINTS / _name(state.best_step))
+        load_weights(model, checkpoints.weights(state.best_step))
     if strategy == "fsdp2":
         unshard(runtime, model)
     kept_step = state.best_step if fit.keep == "best" else state.step
@@ -207,6 +214,8 @@ def train(runtime: Runtime, model: nn.Module, work: Work) -> dict[str, Any]:
         "kept": next(one for one in state.validations if one["step"] == kept_step),
         "best_value": state.best_value,
         "validations": state.validations,
+        "skipped_steps": state.skipped_steps,
+        "loss_spikes": spikes.steps,
     }
 
 
@@ -225,21 +234,71 @@ def _take_step(
 ) -> dict[str, Any]:  # fmt: skip
     """Take the next step at its learning rate and with its random numbers; moves the state on."""
     total = total_steps(len(work.lengths_N), work.fit)
-    runtime.seed(work.seed, state.step, runtime.accelerator.process_index)
     lr = work.optim.lr * lr_factor(work.optim, state.step, total) * state.plateau_factor
     for group in optimizer.param_groups:
         group["lr"] = lr
-    figures = optimizer_step(runtime, wrapped, optimizer, batch, work, state.step, loss_scale=state.loss_scale)
-    if state.precision == "fp16":
-        _adapt_scale(state, skipped=figures["grad_norm"] is None)
+    while (figures := _try_step(runtime, wrapped, optimizer, batch, work, state)) is None:
+        _halve(runtime, wrapped, optimizer, work, state)
+    skipped = figures["grad_norm"] is None
+    if state.precision == "fp16" and figures["loss"] is not None:
+        _adapt_scale(state, skipped=skipped)
+    elif skipped:
+        state.skipped_steps += 1
+    state.skipped_in_a_row = state.skipped_in_a_row + 1 if figures["loss"] is None else 0
+    if state.skipped_in_a_row > MOST_SKIPPED:
+        raise GateError(
+            f"{work.label}: step {state.step + 1}: {state.skipped_in_a_row} steps in a row were not finite; try a "
+            "lower lr or precision: fp32"
+        )
     state.step += 1
     state.rows += figures.pop("rows")
     return {"lr": lr, **figures}
 
 
+def _try_step(
+    runtime: Runtime, wrapped: nn.Module, optimizer: torch.optim.Optimizer, batch: NDArray[np.int64], work: Work,
+    state: State,
+) -> dict[str, Any] | None:  # fmt: skip
+    """`optimizer_step` with the random numbers of this step; None if memory was too small."""
+    runtime.seed(work.seed, state.step, runtime.accelerator.process_index)
+    try:
+        return optimizer_step(
+            runtime, wrapped, optimizer, batch, work, state.step,
+            loss_scale=state.loss_scale, micro_batch_size=state.micro_batch_size,
+        )  # fmt: skip
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+    return None
+
+
+def _halve(runtime: Runtime, wrapped: nn.Module, optimizer: torch.optim.Optimizer, work: Work, state: State) -> None:
+    """Try the step again with half as many rows at once, which changes no more than rounding.
+
+    Raises:
+        InputError: it would change more, or the other processes are in the middle of the step.
+    """
+    optimizer.zero_grad()
+    if runtime.device.type == "cuda":
+        torch.cuda.empty_cache()
+    size = state.micro_batch_size or min(work.fit.micro_batch_size, work.fit.batch_size)
+    here = f"{work.label}: step {state.step + 1}: out of memory with micro-batches of {size}"
+    if size == 1:
+        raise InputError(f"{here} row; try gradient_checkpointing: true, a smaller data.max_tokens or precision: bf16")
+    alone = runtime.accelerator.num_processes == 1
+    if not alone or batch_norm.Statistics(wrapped).are_trained:
+        why = "batch statistics depend on it" if alone else "this cannot be done while other processes wait"
+        raise InputError(
+            f"{here}; set fit.micro_batch_size to {size // 2} ({why}). The same command goes on from the last "
+            "checkpoint"
+        )
+    state.micro_batch_size = size // 2
+    runtime.say(f"  {here}; going on with {size // 2}, to the same weights but for rounding")
+
+
 def optimizer_step(
     runtime: Runtime, wrapped: nn.Module, optimizer: torch.optim.Optimizer, batch: NDArray[np.int64], work: Work,
-    step: int, *, loss_scale: float = 1.0,
+    step: int, *, loss_scale: float = 1.0, micro_batch_size: int | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Take one optimizer step on the mean loss over every row of `batch`, on all processes.
 
@@ -251,16 +310,19 @@ def optimizer_step(
         work: loss and settings.
         step: from 0.
         loss_scale: what the loss is multiplied by in backward, so that float16 gradients do not vanish.
+        micro_batch_size: instead of the recipe's.
 
     Returns:
-        loss (nats per row, the mean over the whole batch), grad_norm (before clipping; None where float16 gradients
-        were too large and no weight was changed), rows, and whether any process was asked to stop.
+        loss (nats per row, the mean over the whole batch; None where it or a gradient was not finite and the step was
+        skipped), grad_norm (before clipping; None where that was so, or float16 gradients were too large, and no
+        weight was changed), rows, and whether any process was asked to stop.
 
     Raises:
         GateError: the loss or a gradient is not finite, or an adapter gets no gradient.
     """
     accelerator = runtime.accelerator
-    shares = micro_batches(batch, work.fit.micro_batch_size, accelerator.process_index, accelerator.num_processes)
+    size = micro_batch_size or work.fit.micro_batch_size
+    shares = micro_batches(batch, size, accelerator.process_index, accelerator.num_processes)
     epoch = step // steps_per_epoch(len(work.lengths_N), work.fit)
     loaded = [work.load_batch(ids, epoch) if len(ids) else None for ids in shares]
     mine = sum(work.count_rows(micro) for micro in loaded if micro is not None)
@@ -269,6 +331,7 @@ def optimizer_step(
     scale = accelerator.num_processes / max(rows, 1)
     total = torch.zeros((), device=runtime.device)
     wrapped.train()
+    statistics = batch_norm.Statistics(wrapped)
     for index, micro in enumerate(loaded):
         with no_sync(wrapped, last=index == len(loaded) - 1):
             if micro is None:  # fewer rows than processes: take part in the reduction with nothing
@@ -286,10 +349,12 @@ def optimizer_step(
         optimizer.zero_grad()
         return {"loss": loss_mean, "grad_norm": None, "rows": rows, "stop": bool(stop)}
     if not (math.isfinite(loss_mean) and math.isfinite(grad_norm)):
-        raise GateError(
-            f"{work.label}: step {step + 1}: loss {loss_mean}, grad_norm {grad_norm}: not finite. Rows of the batch: "
-            f"{_listed(batch)}. No weight was changed by this step; try a lower lr or precision: fp32"
-        )
+        optimizer.zero_grad()
+        statistics.restore()
+        one_by_one = (work.load_batch(batch[at : at + 1], epoch) for at in range(len(batch)))
+        what = f"step {step + 1}: loss {loss_mean}, grad_norm {grad_norm}"
+        _tell_not_finite(runtime, wrapped, batch, one_by_one, work, what)
+        return {"loss": None, "grad_norm": None, "rows": rows, "stop": bool(stop)}
     if step < 2 and rows:
         _check_gradients(runtime, wrapped, work.label, first=step == 0)
     factor = torch.clamp((work.optim.max_grad_norm or math.inf) / (norm + 1e-6), max=1.0)
@@ -297,6 +362,32 @@ def optimizer_step(
     optimizer.step()
     optimizer.zero_grad()
     return {"loss": loss_mean, "grad_norm": grad_norm, "rows": rows, "stop": bool(stop)}
+
+
+def _tell_not_finite(
+    runtime: Runtime, wrapped: nn.Module, batch: NDArray[np.int64], rows: Iterator[Batch], work: Work, what: str
+) -> None:
+    """Look for the rows that are to blame, one by one, and name them.
+
+    Raises:
+        GateError: unless the recipe skips such steps.
+    """
+    wrapped.eval()
+    with torch.no_grad():
+        losses_N = [float(wrapped(work.loss_sum, send_to_device(one, runtime.device))) for one in rows]
+    bad = batch[~np.isfinite(losses_N)]
+    whose = f"training rows {listed(bad)}" if len(bad) else f"no single row of {listed(batch)}, but their gradient"
+    whose = f"every row of {listed(batch)}" if len(bad) == len(batch) > 1 else whose
+    message = f"{work.label}: {what}: not finite, because of {whose}. No weight was changed by this step"
+    if work.fit.on_nonfinite == "skip":
+        runtime.say(f"  {message}; it is skipped")
+        return
+    newest = Checkpoints(work.folder).newest_step()
+    kept = f"the last good checkpoint is of step {newest}" if newest else "there is no checkpoint yet"
+    raise GateError(
+        f"{message}; {kept}. Try a lower lr, precision: fp32, or without such rows; fit.on_nonfinite: skip leaves such "
+        "steps out"
+    )
 
 
 def _adapt_scale(state: State, *, skipped: bool) -> None:
@@ -329,13 +420,22 @@ def _check_gradients(runtime: Runtime, wrapped: nn.Module, label: str, *, first:
         )
 
 
-def _listed(batch: NDArray[np.int64]) -> str:
-    shown = ", ".join(str(row) for row in batch[:10])
-    return shown + (f", ... ({len(batch)} rows)" if len(batch) > 10 else "")
-
-
 def _is_due(every: int, step: int, total: int) -> bool:
     return step % every == 0 or step == total
+
+
+def _validate_if_due(runtime: Runtime, work: Work, model: nn.Module, state: State) -> bool | None:
+    """Validate where it is time to and it has not been done; None if a signal came first, see `_validate`."""
+    num_rows = len(work.lengths_N)
+    every = work.fit.validate_every or steps_per_epoch(num_rows, work.fit)
+    done = bool(state.validations) and state.validations[-1]["step"] == state.step
+    if done or not _is_due(every, state.step, total_steps(num_rows, work.fit)):
+        return False
+    try:
+        with runtime.interruptible():
+            return _validate(work, model, state)
+    except Interrupted:
+        return None
 
 
 def _validate(work: Work, model: nn.Module, state: State) -> bool:
@@ -375,73 +475,51 @@ def _watch(work: Work, metrics: dict[str, float]) -> None:
         work.watch(metrics["step"] / total_steps(len(work.lengths_N), work.fit), _value(work, metrics))
 
 
-def _name(step: int) -> str:
-    return f"step-{step:08d}"
+def _save(
+    runtime: Runtime, model: nn.Module, optimizer: torch.optim.Optimizer, state: State, checkpoints: Checkpoints
+) -> None:
+    """Write a checkpoint; the processes do it together."""
+    tensors = gather_weights(runtime, model), gather_optimizer(runtime, optimizer)
+    runtime.on_main(lambda: checkpoints.save(state.step, state.best_step, tensors, asdict(state)))
 
 
-def _save(runtime: Runtime, work: Work, model: nn.Module, optimizer: Any, state: State) -> None:
-    """Write a checkpoint in full, rename it into place, then drop all but it and the best one."""
-    weights, saved = gather_weights(runtime, model), gather_optimizer(runtime, optimizer)
-    if runtime.is_main:
-        folder = work.folder / CHECKPOINTS
-        fresh = folder / f"{_name(state.step)}.partial"
-        shutil.rmtree(fresh, ignore_errors=True)
-        fresh.mkdir(parents=True)
-        save_file(weights, fresh / "weights.safetensors")
-        torch.save(saved, fresh / "optimizer.pt")
-        write_json(fresh / "state.json", asdict(state))
-        for file in fresh.iterdir():
-            fsync(file)
-        shutil.rmtree(folder / _name(state.step), ignore_errors=True)
-        fresh.rename(folder / _name(state.step))
-        fsync(folder)
-        for old in folder.iterdir():
-            if old.name not in (_name(state.step), _name(state.best_step)):
-                shutil.rmtree(old)
-    runtime.accelerator.wait_for_everyone()
-
-
-def _resume(runtime: Runtime, work: Work, model: nn.Module, optimizer: Any) -> State:
+def _resume(
+    runtime: Runtime, work: Work, model: nn.Module, optimizer: torch.optim.Optimizer, checkpoints: Checkpoints
+) -> State:
     """Load the newest whole checkpoint, or start."""
     precision = runtime.resolve_precision(work.fit.precision)
-    folder = work.folder / CHECKPOINTS
-    whole = sorted(p for p in folder.glob("step-*") if p.suffix != ".partial") if folder.is_dir() else []
-    runtime.accelerator.wait_for_everyone()
-    if not whole:
+    found = runtime.on_main(lambda: checkpoints.newest(work.fit.keep == "best", runtime.say))
+    if found is None:
         if runtime.is_main:
-            (work.folder / "train_log.jsonl").unlink(missing_ok=True)
+            (work.folder / LOG).unlink(missing_ok=True)
         return State(precision=precision, loss_scale=FIRST_SCALE if precision == "fp16" else 1.0)
-    newest = whole[-1]
-    state = State(**read_json(newest / "state.json", f"delete {newest} to resume from an earlier state"))
+    state = State(**{**found, "micro_batch_size": None})  # memory may be another now
+    newest = checkpoints.path(state.step)
     if state.precision != precision:
         raise InputError(
             f"{newest}: this run began in {state.precision}, but fit.precision is {precision} on this machine; "
             f"set the precision in the recipe, or delete {work.folder} to begin again"
         )
-    with safe_open(newest / "weights.safetensors", "pt") as kept:
-        other = sorted(set(kept.keys()) ^ set(tuned(model)))
+    weights = checkpoints.weights(state.step)
+    other = sorted(weights.keys() ^ tuned(model).keys())
     if other:
         raise InputError(
             f"{newest}: holds other weights than are trained now, such as {other[0]}: another version of distilpeft "
             f"made it; delete {work.folder} to begin again"
         )
-    _load_weights(model, newest)
-    load_optimizer(optimizer, torch.load(newest / "optimizer.pt", weights_only=True, map_location="cpu"))  # noqa: TID251
+    load_weights(model, weights)
+    load_optimizer(optimizer, checkpoints.optimizer(state.step))
     if runtime.is_main:
-        _cut_log(work.folder / "train_log.jsonl", state.step)
+        _cut_log(work.folder / LOG, state.step)
     runtime.say(f"  {work.label}: going on after step {state.step}")
     for earlier in state.validations:
         _watch(work, earlier)
     return state
 
 
-def _load_weights(model: nn.Module, checkpoint: Path) -> None:
-    load_weights(model, load_file(checkpoint / "weights.safetensors"))
-
-
 def _log(runtime: Runtime, work: Work, line: dict[str, Any]) -> None:
     if runtime.is_main:
-        with (work.folder / "train_log.jsonl").open("a", encoding="utf-8") as file:
+        with (work.folder / LOG).open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
         _track(work, line, "train")
 
@@ -451,6 +529,13 @@ def _track(work: Work, figures: Mapping[str, Any], kind: str) -> None:
         known = {name: value for name, value in figures.items() if name != "step" and value is not None}
         named = {f"{kind}/{name}": float(value) for name, value in known.items()}
         work.track(int(figures["step"]), named)
+
+
+def _losses(folder: Path) -> list[float | None]:
+    """The loss of every step so far; what a process that does not write the log sees does not matter."""
+    log = folder / LOG
+    lines = log.read_text(encoding="utf-8").splitlines() if log.is_file() else []
+    return [json.loads(line)["loss"] for line in lines]
 
 
 def _cut_log(path: Path, step: int) -> None:

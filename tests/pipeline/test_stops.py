@@ -76,6 +76,23 @@ def test_a_signal_leaves_a_checkpoint_of_that_very_step(tmp_path, undisturbed, n
     assert weights(recipe) == undisturbed
 
 
+@pytest.mark.parametrize(("name", "code"), [("SIGTERM", 75), ("SIGINT", 130)])
+def test_a_signal_where_nothing_is_to_be_saved_ends_the_command_at_once(tmp_path, name, code):
+    recipe = commands.workspace(tmp_path)
+    before = f"""
+import os, signal, time
+from distilpeft.stages import teacher
+def run(*_):
+    os.kill(os.getpid(), signal.{name})
+    time.sleep(60)
+teacher.run = run
+"""
+    stopped = commands.run_apart(recipe, *UNTIL_TEACHER, before=before)
+    assert stopped.returncode == code
+    assert "stopped; the same command goes on from the last checkpoint\n" in stopped.output
+    assert "Traceback" not in stopped.output
+
+
 def test_a_resumed_log_holds_every_step_once(tmp_path):
     recipe = commands.workspace(tmp_path)
     commands.run_apart(recipe, *UNTIL_TEACHER, before=commands.signal_at("teacher", 8, "SIGKILL"))
@@ -107,7 +124,7 @@ def test_a_loss_that_is_not_finite_stops_at_its_step_and_names_rows(tmp_path, ca
     assert commands.run(recipe) == 3
     error = capfd.readouterr().err.strip().splitlines()[-1]
     assert "teacher: step 2: loss nan" in error
-    assert "Rows of the batch:" in error
+    assert "not finite, because of every row of" in error
 
 
 def test_two_runs_at_once_on_one_folder_share_the_work(tmp_path):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,7 @@ import torch
 from torch import nn
 
 from distilpeft import train as train_module
-from distilpeft.errors import GateError, InputError
+from distilpeft.errors import GateError, InputError, StoppedBySignal
 from distilpeft.parallel import wrap
 from distilpeft.recipe import Fit, Optim
 from distilpeft.runtime import Runtime
@@ -148,9 +150,131 @@ def test_a_step_that_is_not_finite_changes_no_weight(tmp_path, runtime):
     model = nn.Linear(3, 2)
     before = model.weight.detach().clone()
     job = work(tmp_path, Optim(lr=1), loss_sum=lambda model, batch: model(batch["x"]).sum() * float("inf"))
-    with pytest.raises(GateError, match=r"step 6: loss .*not finite\. Rows of the batch: 0, 1, 2, 3"):
+    with pytest.raises(GateError, match=r"step 6: loss .*not finite, because of every row of 0, 1, 2, 3"):
         optimizer_step(runtime, wrap(runtime, model), make_optimizer(model, Optim(lr=1)), np.arange(4), job, 5)
     assert torch.equal(model.weight, before)
+
+
+def poisoned(row: int):
+    """A loss that is not a number for one row, of which the batch tells the others nothing."""
+
+    def load_batch(ids: np.ndarray, _: int) -> dict[str, torch.Tensor]:
+        inputs = torch.randn(10, 3, generator=torch.Generator().manual_seed(0))
+        inputs[row] = float("nan")
+        return {"x": inputs[ids]}
+
+    return load_batch
+
+
+def test_the_row_that_spoils_a_step_is_named_and_the_last_good_checkpoint(tmp_path, runtime):
+    fit = FIT.model_copy(update={"save_every": 1})
+    with pytest.raises(GateError, match=r"of training rows 7\. .* (checkpoint is of step \d|no checkpoint)"):
+        train(runtime, nn.Linear(3, 2), work(tmp_path, Optim(lr=0.1), fit, load_batch=poisoned(7)))
+
+
+def test_steps_that_are_not_finite_are_left_out_and_counted_if_the_recipe_says_so(tmp_path, runtime, capfd):
+    """The others are those of a run in which their batch does not exist."""
+    fit = FIT.model_copy(update={"on_nonfinite": "skip", "keep": "last"})
+    model = nn.Linear(3, 2)
+    found = train(runtime, model, work(tmp_path, Optim(lr=0.1), fit, load_batch=poisoned(7)))
+    lines = [json.loads(line) for line in (tmp_path / "train_log.jsonl").read_text().splitlines()]
+    assert found["skipped_steps"] == 2, "row 7 comes once in each of two epochs"
+    assert [line["loss"] is None for line in lines] == [line["grad_norm"] is None for line in lines]
+    assert sum(line["loss"] is None for line in lines) == 2
+    assert torch.isfinite(model.weight).all()
+    assert capfd.readouterr().err.count("because of training rows 7") == 2
+
+
+def test_statistics_of_batch_norm_are_as_before_a_step_that_is_left_out(tmp_path, runtime):
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
+    fit = FIT.model_copy(update={"on_nonfinite": "skip", "keep": "last"})
+    train(runtime, model, work(tmp_path, Optim(lr=0.1), fit, load_batch=poisoned(2)))
+    assert torch.isfinite(model[1].running_mean).all()
+    assert float(model[1].running_var.min()) > 0
+
+
+def test_a_run_of_which_no_step_is_finite_stops_although_it_may_skip(tmp_path, runtime):
+    fit = FIT.model_copy(update={"on_nonfinite": "skip", "epochs": 20})
+    job = work(tmp_path, Optim(lr=0.1), fit, loss_sum=lambda model, batch: model(batch["x"]).sum() * float("nan"))
+    with pytest.raises(GateError, match=r"step 11: 11 steps in a row were not finite"):
+        train(runtime, nn.Linear(3, 2), job)
+
+
+def short_of_memory(most: int, raised: type[BaseException] = RuntimeError):
+    """A loss that needs memory for more rows than there is."""
+
+    def loss_sum(model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        if len(batch["x"]) > most:
+            raise raised("[enforce fail at alloc_cpu.cpp:127] . DefaultCPUAllocator: can't allocate memory")
+        return model(batch["x"]).square().sum()
+
+    return loss_sum
+
+
+@pytest.mark.parametrize("raised", [RuntimeError, torch.OutOfMemoryError, MemoryError])
+def test_when_memory_is_short_micro_batches_are_halved_and_the_trajectory_is_the_same(tmp_path, runtime, raised, capfd):
+    found = []
+    for most in (1, 4):
+        torch.manual_seed(0)
+        fit = FIT.model_copy(update={"micro_batch_size": 4})
+        model = nn.Linear(3, 2)
+        job = work(tmp_path / str(most), Optim(lr=0.1, kind="sgd"), fit, loss_sum=short_of_memory(most, raised))
+        job.folder.mkdir()
+        train(runtime, model, job)
+        lines = [json.loads(line) for line in (job.folder / "train_log.jsonl").read_text().splitlines()]
+        found.append([number for line in lines for number in (line["loss"], line["grad_norm"])])
+        found[-1] += model.weight.flatten().tolist()
+    assert found[0] == pytest.approx(found[1], rel=1e-6)
+    said = capfd.readouterr().err
+    assert "step 1: out of memory with micro-batches of 4; going on with 2" in said
+    assert said.count("going on with") == 2, "it stays at 1 from then on"
+
+
+def test_what_does_not_fit_at_all_and_what_depends_on_the_micro_batch_is_told(tmp_path, runtime):
+    with pytest.raises(InputError, match=r"step 1: out of memory with micro-batches of 1 row; try gradient_check"):
+        train(runtime, nn.Linear(3, 2), work(tmp_path, Optim(lr=0.1), loss_sum=short_of_memory(0)))
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
+    with pytest.raises(InputError, match=r"set fit.micro_batch_size to 1 \(batch statistics depend on it\)"):
+        train(runtime, model, work(tmp_path, Optim(lr=0.1), loss_sum=short_of_memory(1)))
+
+
+def test_an_error_that_is_not_for_want_of_memory_is_not_tried_again(tmp_path, runtime):
+    def loss_sum(model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        raise RuntimeError("shapes do not fit")
+
+    with pytest.raises(RuntimeError, match="shapes do not fit"):
+        train(runtime, nn.Linear(3, 2), work(tmp_path, Optim(lr=0.1), loss_sum=loss_sum))
+
+
+def test_a_signal_in_a_validation_leaves_a_checkpoint_before_it_and_the_same_end(tmp_path, runtime):
+    """However long a validation takes, the machine may be gone in half a minute."""
+
+    def run(folder: Path, stop_at: int | None) -> tuple[list[dict[str, float]], torch.Tensor]:
+        torch.manual_seed(0)
+        model = nn.Linear(3, 2)
+        calls = iter(range(100))
+
+        def validate(bare: nn.Module) -> dict[str, float]:
+            if next(calls) == stop_at:
+                os.kill(os.getpid(), signal.SIGTERM)
+            machine.leave_if_asked(0)
+            return {"accuracy": float(bare.weight.detach().sum())}
+
+        folder.mkdir(exist_ok=True)
+        machine = Runtime()
+        found = train(machine, model, work(folder, Optim(lr=0.1), validate=validate))
+        return found["validations"], model.weight.detach()
+
+    undisturbed = run(tmp_path / "whole", None)
+    with pytest.raises(StoppedBySignal, match="stopped test before step 1 of 6"):
+        run(tmp_path / "cut", 0)
+    with pytest.raises(StoppedBySignal, match="stopped test at step 3 of 6"):
+        run(tmp_path / "cut", 1)
+    with pytest.raises(StoppedBySignal, match="stopped test at step 6 of 6"):
+        run(tmp_path / "cut", 1)
+    resumed = run(tmp_path / "cut", None)
+    assert resumed[0] == undisturbed[0]
+    assert torch.equal(resumed[1], undisturbed[1])
 
 
 def test_random_numbers_differ_between_steps_and_processes_and_repeat_in_a_second_run(tmp_path, runtime, monkeypatch):
@@ -225,7 +349,7 @@ def test_a_fit_in_float16_logs_its_skipped_steps_and_goes_on_with_its_scale(tmp_
     train(runtime, nn.Linear(3, 2), job)
     lines = [json.loads(line) for line in (tmp_path / "train_log.jsonl").read_text().splitlines()]
     assert [line["grad_norm"] is None for line in lines] == [True] + [False] * 5
-    state = json.loads((tmp_path / "checkpoints" / "step-00000006" / "state.json").read_text())
+    state = json.loads((tmp_path / "checkpoints" / "step-00000006" / "state.json").read_text())["state"]
     assert (state["loss_scale"], state["clean_steps"]) == (2.0**15, 5)
 
 

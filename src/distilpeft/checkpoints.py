@@ -1,0 +1,146 @@
+"""Checkpoints of a training: folders `step-00000012/` that are whole, byte for byte, or do not count.
+
+`weights.safetensors`: what is trained.  `optimizer.safetensors`: its moments.  `state.json`: where the loop stands,
+the SHA-256 of both, and a checksum of itself. Random numbers and the order of rows are functions of the seed and the
+step, so nothing else is needed. A checkpoint is written beside its place, fsynced and renamed; what a crash has left,
+or what has changed on disk since, is told and removed, and an earlier one takes its place.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from distilpeft.artifact import CHECKPOINTS, digest_file, digest_json, fsync, read_json, write_json
+from distilpeft.errors import InputError
+
+FORMAT = 2
+WEIGHTS, OPTIMIZER, STATE = "weights.safetensors", "optimizer.safetensors", "state.json"
+
+
+class Checkpoints:
+    """The checkpoints below a stage's folder.
+
+    Args:
+        folder: the stage's.
+        keep_last: how many of the newest stay, beside the best one.
+    """
+
+    def __init__(self, folder: Path, keep_last: int = 1) -> None:
+        self.folder, self._keep_last = folder / CHECKPOINTS, keep_last
+
+    def path(self, step: int) -> Path:
+        """The folder of a step's checkpoint."""
+        return self.folder / f"step-{step:08d}"
+
+    def save(
+        self, step: int, best_step: int, tensors: tuple[Mapping[str, Tensor], Mapping[str, Tensor]],
+        state: Mapping[str, Any],
+    ) -> None:  # fmt: skip
+        """Write a checkpoint in full, put it in place, then drop those that are not kept.
+
+        Args:
+            step: steps that were taken.
+            best_step: the one whose weights are the best so far; its checkpoint stays.
+            tensors: weights, and the optimizer's.
+            state: plain values.
+        """
+        fresh = self.path(step).with_suffix(".partial")
+        shutil.rmtree(fresh, ignore_errors=True)
+        fresh.mkdir(parents=True)
+        for name, values in zip((WEIGHTS, OPTIMIZER), tensors, strict=True):
+            save_file(dict(values), fresh / name)
+            fsync(fresh / name)
+        told = {
+            "format": FORMAT,
+            "state": dict(state),
+            "files": {name: digest_file(fresh / name) for name in (WEIGHTS, OPTIMIZER)},
+        }
+        write_json(fresh / STATE, {**told, "checksum": digest_json(told)})
+        shutil.rmtree(self.path(step), ignore_errors=True)
+        fresh.rename(self.path(step))
+        fsync(self.folder)
+        for other in self._all()[: -self._keep_last]:
+            if other != self.path(best_step):
+                shutil.rmtree(other)
+
+    def newest(self, needs_best: bool, say: Callable[[str], None]) -> dict[str, Any] | None:
+        """The state of the newest whole checkpoint; all that is not whole is removed.
+
+        Args:
+            needs_best: the best checkpoint has to be whole as well, since its weights will be what is kept.
+            say: told of a checkpoint that is damaged.
+
+        Raises:
+            InputError: another version wrote it.
+        """
+        for left in self.folder.glob("*.partial"):
+            shutil.rmtree(left)
+        while whole := self._all():
+            state = self._checked(whole[-1], say)
+            if state is not None and needs_best and 0 < state["best_step"] < state["step"]:
+                best = self.path(state["best_step"])
+                if self._checked(best, say) is None:
+                    shutil.rmtree(best, ignore_errors=True)
+                    state = None
+            if state is not None:
+                return state
+            shutil.rmtree(whole[-1])
+        return None
+
+    def newest_step(self) -> int:
+        """Steps of the newest checkpoint, unread; 0 without one."""
+        found = self._all()
+        return int(found[-1].name.rpartition("-")[2]) if found else 0
+
+    def weights(self, step: int) -> dict[str, Tensor]:
+        """The weights of a checkpoint.
+
+        Raises:
+            InputError: they have changed since they were written.
+        """
+        return self._load(step, WEIGHTS)
+
+    def optimizer(self, step: int) -> dict[str, Tensor]:
+        """The optimizer's tensors of a checkpoint; see `weights`."""
+        return self._load(step, OPTIMIZER)
+
+    def _load(self, step: int, name: str) -> dict[str, Tensor]:
+        file = self.path(step) / name
+        told = read_json(self.path(step) / STATE, f"delete {self.path(step)} to go on from an earlier state")
+        if not file.is_file() or digest_file(file) != told["files"][name]:
+            raise InputError(f"{file}: missing or altered; the same command goes on from an earlier state")
+        found: dict[str, Tensor] = load_file(file)
+        return found
+
+    def _all(self) -> list[Path]:
+        return sorted(path for path in self.folder.glob("step-*") if path.suffix != ".partial")
+
+    def _checked(self, path: Path, say: Callable[[str], None]) -> dict[str, Any] | None:
+        """The state of a checkpoint if every byte of it is what was written."""
+        try:
+            told = read_json(path / STATE, "")
+        except InputError:
+            told = {}
+        checksum = told.pop("checksum", None)
+        if checksum is not None and checksum == digest_json(told):
+            if told["format"] != FORMAT:
+                raise InputError(
+                    f"{path}: another version of distilpeft made this checkpoint; delete {self.folder.parent} to begin "
+                    "again"
+                )
+            damaged = [
+                name for name, sha256 in told["files"].items()
+                if not (path / name).is_file() or digest_file(path / name) != sha256
+            ]  # fmt: skip
+            if not damaged:
+                return dict(told["state"])
+        else:
+            damaged = [STATE]
+        say(f"  {path / damaged[0]}: altered since it was written; this checkpoint is dropped")
+        return None

@@ -1,0 +1,61 @@
+"""What a training watches itself for: memory that is too small, and losses that jump."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable
+from statistics import median
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+MOST_SKIPPED = 10
+"""Steps in a row that may be left out for not being finite."""
+WINDOW, FACTOR = 50, 5.0
+MOST_TOLD = 3
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an allocation failed, on a GPU or in main memory."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator: " in str(error)
+
+
+def listed(rows_N: NDArray[np.int64]) -> str:
+    """Row ids for a message: the first ten, and how many there are."""
+    shown = ", ".join(map(str, rows_N[:10]))
+    return shown + (f", ... ({len(rows_N)} rows)" if len(rows_N) > 10 else "")
+
+
+class Spikes:
+    """Warns of a loss that is `FACTOR` times the median of the last `WINDOW` steps.
+
+    Args:
+        label: of the training, for the message.
+        say: told of the first few.
+        earlier: losses before a resumption; None for a step that was skipped.
+
+    Attributes:
+        steps: at which the loss jumped, from 1.
+    """
+
+    def __init__(self, label: str, say: Callable[[str], None], earlier: Iterable[float | None] = ()) -> None:
+        self.steps: list[int] = []
+        self._label, self._say = label, say
+        self._last: deque[float] = deque(maxlen=WINDOW)
+        for step, loss in enumerate(earlier, 1):
+            self.see(step, loss, again=True)
+
+    def see(self, step: int, loss: float | None, *, again: bool = False) -> None:
+        """Look at the loss of a step; nothing is said of one that was seen `again`."""
+        if loss is None:
+            return
+        usual = median(self._last) if len(self._last) == WINDOW else None
+        if usual is not None and loss > FACTOR * usual:
+            self.steps.append(step)
+            if len(self.steps) <= MOST_TOLD and not again:
+                self._say(
+                    f"  {self._label}: step {step}: the loss jumped to {loss:.4g}, from {usual:.4g} in the {WINDOW} "
+                    "steps before; if it stays there, try a lower lr or a longer warmup"
+                )
+        self._last.append(loss)
