@@ -436,7 +436,8 @@ def version() -> None:
 def main() -> None:
     """Entry point: faults that users can fix become one line on stderr and an exit code."""
     quiet_imports()
-    signal.signal(signal.SIGTERM, _terminate)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _terminate)
     try:
         code = app(standalone_mode=False)  # of typer.Exit, which does not come through here
         if code:
@@ -444,7 +445,7 @@ def main() -> None:
     except Crash as crash:
         print(crash, file=sys.stderr)  # a traceback already
         sys.exit(1)
-    except (Exception, KeyboardInterrupt) as error:
+    except (Exception, KeyboardInterrupt, Terminated) as error:
         outcome = _outcome(error)
         if outcome is None:
             raise
@@ -456,7 +457,7 @@ def main() -> None:
 
 def _terminate(number: int, frame: FrameType | None) -> None:
     """Leave in order; what trains or writes soft targets has a handler of its own meanwhile."""
-    raise Terminated
+    raise Terminated(130 if number == signal.SIGINT else 75)
 
 
 def _outcome(error: BaseException) -> tuple[str, int] | None:
@@ -470,11 +471,10 @@ def _outcome(error: BaseException) -> tuple[str, int] | None:
             return str(error), error.exit_code
         case typer.Exit():
             return "", error.exit_code
+        case Terminated():
+            return "stopped; the same command goes on from the last checkpoint", error.exit_code
         case typer.Abort() | KeyboardInterrupt():
-            return (
-                "stopped; the same command goes on from the last checkpoint",
-                75 if isinstance(error, Terminated) else 130,
-            )
+            return "stopped", 130
         case OSError() if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
             where = f"{error.filename}: " if error.filename else ""
             return f"error: {where}{error.strerror}; nothing finished was lost, run the same command again", 2

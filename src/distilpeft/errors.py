@@ -15,8 +15,12 @@ class Crash(Exception):
     """A bug in another process; the message is its traceback."""
 
 
-class Terminated(KeyboardInterrupt):
-    """SIGTERM where nothing is to be saved; like Ctrl-C no `Exception`, so that nobody takes it for a fault."""
+class Terminated(BaseException):
+    """SIGTERM or Ctrl-C where nothing is to be saved; no `Exception`, so that nobody takes it for a fault."""
+
+    def __init__(self, exit_code: int) -> None:
+        super().__init__(exit_code)
+        self.exit_code = exit_code
 
 
 class StoppedBySignal(RuntimeError):
