@@ -240,7 +240,7 @@ def _report(name, task, table):
             for model in models
             if model["role"].startswith("export:")
         },
-        "rows": {"train": 8530, "truncated": 12, "duplicates": {"train/validation": 2, "train/test": 0}},
+        "rows": {"train": 8530, "truncated": 12, "duplicates": {"train/validation": 2, "train/test": 0}, "skipped": {}},
         "samples": [], "soft_targets": None,
         "training": {step: _training(task, 500, *ends) for step, ends in trained.items()},
         "settings": {**given, "data": {"source": "rows.csv", "max_tokens": 256}}, "given": given,

@@ -7,9 +7,7 @@ resumable; 1 a bug (with a traceback).
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
-import re
 import signal
 import sys
 from collections.abc import Sequence
@@ -19,9 +17,10 @@ from typing import Annotated
 
 import typer
 
-from distilpeft.errors import Crash, GateError, InputError, StoppedBySignal, Terminated
+from distilpeft.errors import Crash, InputError, Terminated
 from distilpeft.forms import ALIASES
 from distilpeft.machine import quiet_imports
+from distilpeft.outcomes import outcome
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -38,12 +37,6 @@ Overrides = Annotated[
     typer.Option("--set", metavar="KEY=VALUE", help="override a key, such as distil.temperature=4"),
 ]
 Runs = Annotated[Path, typer.Option("--runs", help="the folder that holds all runs")]
-LOST_PEER = re.compile(r"(closed|reset) by peer|Broken pipe|remote process exited|Socket closed")
-"""What gloo and NCCL say when a process on the other side of a connection is gone."""
-LOST = (
-    "stopped: another process of this run has ended, and its own message tells why; the same command goes on from the "
-    "last checkpoint"
-)
 STAGES = ("teacher", "targets", "distil", "audit", "evaluate", "export", "compare", "benchmark", "bundle")
 
 
@@ -69,9 +62,12 @@ def run(
     missing = plan.missing()
     # torchrun's processes go on together: while others are at work here, each for itself might see another state
     if missing or num_launched() > 1 or not (plan.folder / "report.json").is_file():
+        from distilpeft.data import told_skipped
         from distilpeft.tasks import read_task_splits
 
-        read_task_splits(plan.recipe)  # bad rows are found here, before torch is even imported
+        _, skipped = read_task_splits(plan.recipe)  # bad rows are found here, before torch is even imported
+        for line in told_skipped(skipped):
+            console.print(line, highlight=False)
         console.print(
             f"{plan.recipe.name}: {len(missing)} of {len(plan.steps())} steps to do; results in {plan.folder}"
         )
@@ -446,10 +442,10 @@ def main() -> None:
         print(crash, file=sys.stderr)  # a traceback already
         sys.exit(1)
     except (Exception, KeyboardInterrupt, Terminated) as error:
-        outcome = _outcome(error)
-        if outcome is None:
+        found = outcome(error)
+        if found is None:
             raise
-        message, code = outcome
+        message, code = found
         if message:
             print(" ".join(message.split()), file=sys.stderr)
         sys.exit(code)
@@ -458,34 +454,3 @@ def main() -> None:
 def _terminate(number: int, frame: FrameType | None) -> None:
     """Leave in order; what trains or writes soft targets has a handler of its own meanwhile."""
     raise Terminated(130 if number == signal.SIGINT else 75)
-
-
-def _outcome(error: BaseException) -> tuple[str, int] | None:
-    """What to say and the exit code, or None for a bug, which shows its traceback."""
-    match error:
-        case InputError():
-            return f"error: {error}", 2
-        case GateError():
-            return f"stopped: {error}", 3
-        case StoppedBySignal():
-            return str(error), error.exit_code
-        case typer.Exit():
-            return "", error.exit_code
-        case Terminated():
-            return "stopped; the same command goes on from the last checkpoint", error.exit_code
-        case typer.Abort() | KeyboardInterrupt():
-            return "stopped", 130
-        case OSError() if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
-            where = f"{error.filename}: " if error.filename else ""
-            return f"error: {where}{error.strerror}; nothing finished was lost, run the same command again", 2
-        case RuntimeError() if LOST_PEER.search(str(error)):
-            return LOST, 75
-    return _mistyped(error)
-
-
-def _mistyped(error: BaseException) -> tuple[str, int] | None:
-    """A mistake on the command line; its text is empty after the help was printed."""
-    if type(error).__module__.startswith(("click", "typer")) and hasattr(error, "format_message"):
-        text = error.format_message()
-        return (f"error: {text}" if text else ""), 2
-    return None

@@ -25,8 +25,8 @@ from distilpeft.recipe import Data
 from distilpeft.sources import DATA_SUFFIXES, Source, resolve
 
 SPLITS = ("train", "validation", "test")
-RowCheck = Callable[[datasets.Dataset, NDArray[np.int64], str], None]
-"""Called with rows, their 1-based numbers in the source, and the source's name; raises InputError."""
+RowCheck = Callable[[datasets.Dataset, NDArray[np.int64], str], datasets.Dataset]
+"""Called with rows, their 1-based numbers in the source, and the source's name; gives those to use, or InputError."""
 MEGABATCH = 50  # batches among which rows of like length are grouped; 50 leaves plenty of randomness
 
 
@@ -58,8 +58,8 @@ def read_splits(data: Data, check: RowCheck) -> dict[str, datasets.Dataset]:
     parts = {}
     for name, rows in load_parts(data).items():
         if _is_used(data, name):
-            parts[name], numbers = _filter(data, rows)
-            check(parts[name], numbers, origin(data, name))
+            chosen, numbers = _filter(data, rows)
+            parts[name] = check(chosen, numbers, origin(data, name))
         else:
             parts[name] = rows
     splits = _seeded(data, parts) if data.split is not None else _sliced(data, parts)
@@ -67,6 +67,11 @@ def read_splits(data: Data, check: RowCheck) -> dict[str, datasets.Dataset]:
         if len(rows) == 0:
             raise InputError(f"data.{name if data.split is None else 'split.' + name}: this split has no rows")
     return splits
+
+
+def told_skipped(skipped: Mapping[str, int]) -> list[str]:
+    """What to say of rows that were left out."""
+    return [f"{count} rows of {name} could not be used and were left out." for name, count in skipped.items()]
 
 
 def duplicates(splits: Mapping[str, Iterable[Hashable]]) -> dict[str, int]:

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from distilpeft import __version__
-from distilpeft.data import data_sources
+from distilpeft.data import data_sources, told_skipped
 from distilpeft.machine import cpu_has_bf16, gpu_memories, memory_bytes
 from distilpeft.machine import num_processes as processes_of
 from distilpeft.memory import BYTES, MARGIN, Load, Machine, Shape, Way, best, settings, variants
@@ -263,7 +263,7 @@ def show(plan: Plan, console: Console, machines: Sequence[Machine] = ()) -> None
     """
     import yaml
 
-    splits = _count_rows(plan.recipe)
+    splits = _count_rows(plan.recipe, console)
     resolved = plan.recipe.model_dump(mode="json", exclude_none=True)
     console.print(yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True).strip(), highlight=False, markup=False)
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
@@ -289,11 +289,14 @@ def show(plan: Plan, console: Console, machines: Sequence[Machine] = ()) -> None
     )
 
 
-def _count_rows(recipe: Recipe) -> dict[str, int] | None:
+def _count_rows(recipe: Recipe, console: Console) -> dict[str, int] | None:
     """Rows of each split, checked; None for a data set on the hub, which only a run may download."""
     if any(source.path is None for source in data_sources(recipe.data).values()):
         return None
-    splits = {name: len(rows) for name, rows in read_task_splits(recipe).items()}
+    read, skipped = read_task_splits(recipe)
+    splits = {name: len(rows) for name, rows in read.items()}
+    for line in told_skipped(skipped):
+        console.print(line, highlight=False)
     # Documents and packed rows become another number of rows, which takes a tokenizer to find out.
     reshaped = isinstance(recipe.task, CausalLM) and (recipe.task.pack or recipe.task.text is not None)
     return None if reshaped else splits

@@ -1,4 +1,4 @@
-"""What a training watches itself for: memory that is too small, and losses that jump."""
+"""What a training watches itself for: losses that jump, and rows that spoil a step."""
 
 from __future__ import annotations
 
@@ -7,18 +7,12 @@ from collections.abc import Callable, Iterable
 from statistics import median
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 MOST_SKIPPED = 10
 """Steps in a row that may be left out for not being finite."""
 WINDOW, FACTOR = 50, 5.0
 MOST_TOLD = 3
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an allocation failed, on a GPU or in main memory."""
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator: " in str(error)
 
 
 def listed(rows_N: NDArray[np.int64]) -> str:

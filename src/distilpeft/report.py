@@ -15,6 +15,7 @@ from rich.table import Table
 
 from distilpeft import findings
 from distilpeft.artifact import read_json, replace_link, write_json, write_text
+from distilpeft.data import told_skipped
 from distilpeft.errors import InputError
 from distilpeft.kinds import KINDS, LOWER_IS_BETTER
 from distilpeft.locks import Lock
@@ -25,6 +26,7 @@ ORDER = (MAJORITY, UNTRAINED, CE_ONLY, STUDENT, TEACHER, FULL, MERGED)
 EXPORTS = "exports"
 
 TIMED = ("throughput_rows_per_s", "tokens_per_s", "decode", "memory_bytes", "gpu_memory_bytes", "load_s")
+DISTURBED = ("skipped_steps", "loss_spikes")
 TRAINING = ("steps", "rows", "seconds", "rows_per_s", "precision", "kept_step", "validations")
 
 
@@ -59,6 +61,7 @@ def build(plan: Plan) -> dict[str, Any]:
             "train": tuned["train_rows"],
             "truncated": tuned["truncated_rows"],
             "duplicates": tuned["duplicates"],
+            "skipped": tuned.get("skipped_rows", {}),
         },
         "benchmark": figures["benchmark"],
         "comparisons": figures["compare"]["pairs"],
@@ -68,7 +71,9 @@ def build(plan: Plan) -> dict[str, Any]:
         "samples": _samples(figures),
         "soft_targets": _soft_targets(figures),
         "training": {
-            step: {name: figures[step][name] for name in TRAINING} for step in figures if "rows_per_s" in figures[step]
+            step: {name: made[name] for name in (*TRAINING, *DISTURBED) if name in made}
+            for step, made in figures.items()
+            if "rows_per_s" in made
         },
         "settings": plan.recipe.model_dump(mode="json"),
         "given": plan.recipe.model_dump(mode="json", exclude_unset=True),
@@ -240,11 +245,27 @@ def sentences(report: dict[str, Any]) -> list[str]:
     limit = report["settings"]["data"]["max_tokens"]
     if not KINDS[report["task"]].images:
         lines.append(f"{rows['truncated']} of {rows['train']} training rows were cut to {limit} tokens.")
+    lines += [*told_skipped(rows["skipped"]), *_disturbed(report)]
     shared = {pair: count for pair, count in rows["duplicates"].items() if count}
     if shared:
         lines.append(
             "Texts that stand in two splits: " + ", ".join(f"{pair} {count}" for pair, count in shared.items()) + "."
         )
+    return lines
+
+
+def _disturbed(report: dict[str, Any]) -> list[str]:
+    """Steps of trainings that were left out or whose loss jumped."""
+    lines = []
+    for step, figures in report["training"].items():
+        if figures.get("skipped_steps"):
+            lines.append(
+                f"{step}: {figures['skipped_steps']} of {figures['steps']} steps were not finite and were left out."
+            )
+        if figures.get("loss_spikes"):
+            jumps = figures["loss_spikes"]
+            shown = ", ".join(map(str, jumps[:5])) + (", ..." if len(jumps) > 5 else "")
+            lines.append(f"{step}: the loss jumped at step {shown} ({len(jumps)} in all); see its curve.")
     return lines
 
 

@@ -31,9 +31,10 @@ from distilpeft import batch_norm
 from distilpeft.checkpoints import Checkpoints
 from distilpeft.data import epoch_batches, micro_batches
 from distilpeft.errors import GateError, InputError
-from distilpeft.guards import MOST_SKIPPED, Spikes, is_out_of_memory, listed
+from distilpeft.guards import MOST_SKIPPED, Spikes, listed
 from distilpeft.kinds import LOWER_IS_BETTER
 from distilpeft.models import blocks, trainable, tuned
+from distilpeft.outcomes import is_out_of_memory
 from distilpeft.parallel import (
     gather_optimizer,
     gather_weights,

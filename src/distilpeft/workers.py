@@ -28,6 +28,7 @@ from rich.console import Console
 
 from distilpeft.errors import Crash, GateError, InputError, StoppedBySignal
 from distilpeft.machine import join, on_signals, quiet_imports, take_share
+from distilpeft.outcomes import machine_fault
 
 GRACE_S = 20.0
 """How long ranks may take to stop after a fault: one that waits for a lost one hears no signal."""
@@ -268,7 +269,10 @@ def _outcome(function: Callable[..., Any], arguments: Sequence[Any], name: str) 
         return function(*arguments), None
     except (InputError, GateError, StoppedBySignal) as error:
         return None, error
-    except Exception:
+    except Exception as error:
+        fault = machine_fault(error)
+        if fault is not None:
+            return None, InputError(fault)
         return None, Crash(f"{name}: {traceback.format_exc()}")
 
 

@@ -142,7 +142,7 @@ DATA = {
         files={"rows.csv": ROWS.replace(b"text", b"review", 1)},
     ),
     "CSV with an empty text": Case(
-        r"rows\.csv: row 4: column 'text' holds no text \(1 such rows\)",
+        r"rows\.csv: row 4: column 'text' holds no text \(1 bad rows of 10: 4\)",
         files={"rows.csv": ROWS.replace(b"film 4", b"")},
     ),
     "CSV with a label outside the list": Case(

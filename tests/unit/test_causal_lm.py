@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, GPT2Config, OPTConfig
 from distilpeft.errors import GateError, InputError
 from distilpeft.losses import Loss
 from distilpeft.task_sections import CausalLM
-from distilpeft.tasks import causal_lm
+from distilpeft.tasks import causal_lm, usable
 
 PAIRS = CausalLM(kind="causal_lm", prompt="prompt", completion="completion")
 CHAT = CausalLM(kind="causal_lm", messages="messages")
@@ -303,7 +303,7 @@ def test_samples_continue_the_prompt_of_the_first_rows():
     ("task", "rows", "message"),
     [
         (PAIRS, {"prompt": ["a"]}, r"task\.completion: rows\.jsonl has no column 'completion'; its columns are prompt"),
-        (TEXT, {"text": ["a", " "]}, r"rows\.jsonl: row 2: column 'text' holds no text \(1 such rows\)"),
+        (TEXT, {"text": ["a", " "]}, r"rows\.jsonl: row 2: column 'text' holds no text \(1 bad rows of 2: 2\)"),
         (PAIRS, {"prompt": ["a"], "completion": [None]}, r"row 1: column 'completion' holds no text but NoneType"),
         (CHAT, {"messages": [[]]}, r"row 1: column 'messages' holds no list of messages"),
         (CHAT, {"messages": [[{"role": "user", "content": "a"}]]}, "no message of the role assistant"),
@@ -312,6 +312,10 @@ def test_samples_continue_the_prompt_of_the_first_rows():
 )
 def test_rows_that_cannot_be_used_are_named(task, rows, message):
     with pytest.raises(InputError, match=message):
-        causal_lm.check_rows(
-            task, datasets.Dataset.from_dict(rows), np.arange(1, 1 + len(next(iter(rows.values())))), "rows.jsonl"
+        usable(
+            causal_lm,
+            task,
+            datasets.Dataset.from_dict(rows),
+            np.arange(1, 1 + len(next(iter(rows.values())))),
+            "rows.jsonl",
         )

@@ -44,7 +44,7 @@ def write(name, count=10, start=0, columns=None):
     return name
 
 
-def read(source, check=lambda rows, numbers, origin: None, **settings):
+def read(source, check=lambda rows, numbers, origin: rows, **settings):
     return read_splits(Data(source=source, **settings), check)
 
 
@@ -251,8 +251,13 @@ def test_a_filter_that_fits_nothing_is_refused(where, said):
 def test_rows_are_checked_with_their_numbers_in_the_source_even_after_a_filter():
     write("rows.csv")
     seen = []
+
+    def note(rows, numbers, origin):
+        seen.append((origin, list(rows["text"]), list(numbers)))
+        return rows
+
     read(
-        "rows.csv", lambda rows, numbers, origin: seen.append((origin, list(rows["text"]), list(numbers))),
+        "rows.csv", note,
         where={"label": 1}, train="train[:2]", validation="train[2:3]", test="train[3:]",
     )  # fmt: skip
     assert seen == [("rows.csv", films(1, 3, 5, 7, 9), [2, 4, 6, 8, 10])]
@@ -262,8 +267,13 @@ def test_rows_are_checked_with_their_numbers_in_the_source_even_after_a_filter()
 def test_every_split_that_a_recipe_reads_is_checked_and_no_other(plus):
     source = {name: write(f"{name}.csv") for name in ("one", "two", "three", "four", "unlabelled")}
     seen = []
+
+    def note(rows, _, origin):
+        seen.append(origin)
+        return rows
+
     read(
-        source, lambda rows, numbers, origin: seen.append(origin),
+        source, note,
         train=f"one[:50%]{plus}two", validation="three", test="four",
     )  # fmt: skip
     assert sorted(seen) == ["four.csv", "one.csv", "three.csv", "two.csv"]

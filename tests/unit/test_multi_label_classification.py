@@ -16,6 +16,7 @@ from distilpeft.errors import InputError
 from distilpeft.losses import Loss
 from distilpeft.task_sections import MultiLabelClassification
 from distilpeft.tasks import multi_label_classification as task_
+from distilpeft.tasks import usable
 
 NAMES = ("praise", "blame", "music")
 TASK = MultiLabelClassification(kind="multi_label_classification", text="text", label="moods", labels=NAMES)
@@ -30,7 +31,7 @@ def rows_of(cells, features=None):
 
 def encoded(task, cells, features=None):
     rows = rows_of(cells, features)
-    task_.check_rows(task, rows, np.arange(1, len(cells) + 1), "rows.jsonl")
+    usable(task_, task, rows, np.arange(1, len(cells) + 1), "rows.jsonl")
     return task_.encode(task, rows.features, rows[:], tiny.tokenizer(), 16)["label"]
 
 
@@ -58,7 +59,7 @@ def test_a_hubs_list_of_classes_that_numbers_them_otherwise_is_read_by_its_names
 @pytest.mark.parametrize(
     ("task", "cells", "message"),
     [
-        (TASK, [["praise"], ["joy", "fear"]], "row 2: label 'joy' is none of task.labels .* 0..2 .2 such labels."),
+        (TASK, [["praise"], ["joy", "fear"]], "row 2: label 'joy' is none of task.labels .* 0..2 .1 bad rows of 2: 2"),
         (TASK, ["praise|blame"], "row 1: column 'moods' holds 'praise|blame', not a list.*task.separator"),
         (TEXTS, [["praise"]], "row 1: column 'moods' holds .'praise'., not a text"),
         (TASK, [["praise", "7"]], "label '7' is none"),
@@ -78,7 +79,7 @@ def column_rows(**columns):
 
 def test_every_class_may_have_a_column_of_its_own():
     rows = column_rows(praise=[1, 0, 1], blame=["0", "1", "1.0"], music=[True, False, True])
-    task_.check_rows(COLUMNS, rows, np.arange(1, 4), "rows.csv")
+    usable(task_, COLUMNS, rows, np.arange(1, 4), "rows.csv")
     found = task_.encode(COLUMNS, rows.features, rows[:], tiny.tokenizer(), 16)["label"]
     assert found == [[1, 0, 1], [0, 1, 0], [1, 1, 1]]
 
@@ -96,7 +97,7 @@ def test_every_class_may_have_a_column_of_its_own():
 )
 def test_columns_that_cannot_be_used_are_named(columns, message):
     with pytest.raises(InputError, match=message):
-        task_.check_rows(COLUMNS, column_rows(**columns), np.arange(1, 4), "rows.csv")
+        usable(task_, COLUMNS, column_rows(**columns), np.arange(1, 4), "rows.csv")
 
 
 @pytest.mark.parametrize("temperature", [1.0, 3.0])

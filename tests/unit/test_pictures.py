@@ -17,6 +17,7 @@ from distilpeft.errors import InputError
 from distilpeft.snippets import snippet
 from distilpeft.task_sections import ImageClassification
 from distilpeft.tasks import image_classification as task_
+from distilpeft.tasks import usable
 
 RNG = np.random.default_rng(3)
 TASK = ImageClassification(kind="image_classification", image="image", label="kind", labels=("cat", "dog"))
@@ -114,7 +115,7 @@ def test_moving_repeats_the_edge_and_mirroring_turns_left_and_right():
 
 def checked(tmp_path, cells, labels):
     rows = datasets.Dataset.from_dict({"image": cells, "kind": labels})
-    task_.check_rows(TASK, rows, np.arange(1, len(cells) + 1), "rows.csv")
+    usable(task_, TASK, rows, np.arange(1, len(cells) + 1), "rows.csv")
     return rows
 
 

@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy, kl_div
 from distilpeft.errors import InputError
 from distilpeft.losses import Loss
 from distilpeft.task_sections import QuestionAnswering
-from distilpeft.tasks import Tokens
+from distilpeft.tasks import Tokens, usable
 from distilpeft.tasks import question_answering as task_
 
 TASK = QuestionAnswering(
@@ -33,7 +33,7 @@ ROWS = {
 
 def encoded(task=TASK, max_tokens=10, **columns):
     rows = datasets.Dataset.from_dict({**ROWS, **columns})
-    task_.check_rows(task, rows, np.arange(1, len(rows) + 1), "rows.jsonl")
+    usable(task_, task, rows, np.arange(1, len(rows) + 1), "rows.jsonl")
     return task_.encode(task, rows.features, rows[:], tiny.tokenizer(), max_tokens)
 
 

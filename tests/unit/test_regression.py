@@ -17,6 +17,7 @@ from distilpeft.losses import Loss
 from distilpeft.soft_targets import row_hashes
 from distilpeft.task_sections import Regression
 from distilpeft.tasks import regression as task_
+from distilpeft.tasks import usable
 
 TASK = Regression(kind="regression", text="text", label="mood")
 RNG = np.random.default_rng(4)
@@ -27,7 +28,7 @@ ROWS = SimpleNamespace(column=lambda name: LABELS, lengths_N=np.ones(50))
 
 def checked(cells):
     rows = datasets.Dataset.from_dict({"text": ["good film"] * len(cells), "mood": cells})
-    task_.check_rows(TASK, rows, np.arange(1, len(cells) + 1), "rows.csv")
+    usable(task_, TASK, rows, np.arange(1, len(cells) + 1), "rows.csv")
     return rows
 
 
@@ -41,12 +42,14 @@ def test_numbers_are_read_also_where_they_are_written_as_text():
 @pytest.mark.parametrize(
     ("cells", "message"),
     [
-        (["1", "high", "low"], r"rows.csv: row 2: column 'mood' holds 'high', which is no number \(2 such rows\)"),
+        (
+            ["1", "high", "low"],
+            r"rows.csv: row 2: column 'mood' holds 'high', which is no number \(2 bad rows",
+        ),
         ([1.0, None], "row 2: column 'mood' holds None"),
         ([1.0, float("nan")], "row 2: column 'mood' holds nan"),
         ([1.0, float("inf")], "row 2"),
         ([True, False], "row 1: column 'mood' holds True"),
-        ([2.0, 2.0], "holds 2.0 in every row"),
     ],
 )
 def test_rows_that_cannot_be_used_are_named(cells, message):
@@ -100,3 +103,8 @@ def test_a_rows_hash_tells_numbers_apart_that_are_equal_as_integers():
 
     assert of(0.25, 0.5)[0] != of(0.75, 0.5)[0]
     assert of(0.25, 0.5)[1] == of(0.75, 0.5)[1]
+
+
+def test_numbers_that_are_all_the_same_teach_nothing():
+    assert task_.learnable(TASK, checked([2.0, 2.0])) == "column 'mood' holds 2.0 in every row"
+    assert task_.learnable(TASK, checked([2.0, 2.5])) is None

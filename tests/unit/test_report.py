@@ -81,7 +81,16 @@ def small():
                 "tried": [{"way": "dynamic", "faults": ["KL to the student is 0.1"]}],
             },
         },
-        "rows": {"train": 1000, "truncated": 12, "duplicates": {"train/test": 3, "train/validation": 0}},
+        "rows": {
+            "train": 1000,
+            "truncated": 12,
+            "duplicates": {"train/test": 3, "train/validation": 0},
+            "skipped": {"rows.csv": 4},
+        },
+        "training": {
+            "teacher": {"steps": 40},
+            "distil/student": {"steps": 90, "skipped_steps": 2, "loss_spikes": [7, 60]},
+        },
         "settings": {"data": {"max_tokens": 64}},
         "benchmark": BENCHMARK,
         "comparisons": [pair("student", "student_ce_only", 0.03, 0.004), pair("student", "teacher", -0.09)],
@@ -105,6 +114,9 @@ def test_the_sentences_say_what_the_figures_mean():
         "student over teacher on the same rows: -9.00 points, 95 % -10.00 to -8.00, p = 0.2: may be chance.",
         "onnx-int8: per channel holds; tried before, and too far off: dynamic.",
         "12 of 1000 training rows were cut to 64 tokens.",
+        "4 rows of rows.csv could not be used and were left out.",
+        "distil/student: 2 of 90 steps were not finite and were left out.",
+        "distil/student: the loss jumped at step 7, 60 (2 in all); see its curve.",
         "Texts that stand in two splits: train/test 3.",
     ]
 
@@ -126,9 +138,16 @@ def test_a_gap_that_is_not_there_cannot_be_closed():
 
 
 def test_without_a_baseline_a_quantized_teacher_or_duplicates_nothing_is_said_of_them():
-    found = {**small(), "ce_gap_closed": None, "quantization_cost": None, "merging_cost": None, "exports": {}}
+    found = {
+        **small(),
+        "ce_gap_closed": None,
+        "quantization_cost": None,
+        "merging_cost": None,
+        "exports": {},
+        "training": {},
+    }
     found["models"] = [entry for entry in found["models"] if entry["role"] != "student_ce_only"]
-    found["rows"] = {"train": 10, "truncated": 0, "duplicates": {"train/test": 0}}
+    found["rows"] = {"train": 10, "truncated": 0, "duplicates": {"train/test": 0}, "skipped": {}}
     found["comparisons"] = []
     assert report.sentences(found) == [
         "The student keeps 90.0% of the teacher's accuracy (200 test rows).",

@@ -23,7 +23,7 @@ from distilpeft.recipe import FromTeacher, Generate
 from distilpeft.runners import TransformersRunner, write_rows
 from distilpeft.soft_targets import row_hashes
 from distilpeft.task_sections import Seq2Seq
-from distilpeft.tasks import Tokens
+from distilpeft.tasks import Tokens, usable
 from distilpeft.tasks import seq2seq as task_
 
 TASK = Seq2Seq(kind="seq2seq", source="a", target="b")
@@ -81,7 +81,7 @@ def model(request):
 def rows_of(pairs=PAIRS, task=TASK, max_tokens=16) -> Tokens:
     rows = datasets.Dataset.from_dict({"a": [one for one, _ in pairs], "b": [two for _, two in pairs]})
     words = tiny.tokenizer()
-    task_.check_rows(task, rows, np.arange(1, len(rows) + 1), "rows.csv")
+    usable(task_, task, rows, np.arange(1, len(rows) + 1), "rows.csv")
     made = rows.map(
         lambda batch: task_.encode(task, rows.features, batch, words, max_tokens), batched=True,
         remove_columns=["a", "b"], features=task_.features(task),

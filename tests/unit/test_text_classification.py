@@ -11,8 +11,9 @@ from distilpeft.data import duplicates, read_splits
 from distilpeft.errors import InputError
 from distilpeft.recipe import Data
 from distilpeft.task_sections import TextClassification
+from distilpeft.tasks import text_classification as module
+from distilpeft.tasks import usable
 from distilpeft.tasks.text_classification import (
-    check_rows,
     class_ids,
     collate,
     encode,
@@ -57,7 +58,7 @@ def test_numbers_from_a_csv_that_are_names_of_classes_mean_the_names(tmp_path):
     slices = {"train": "train[:3]", "validation": "train[3:4]", "test": "train[4:]"}
     splits = read_splits(
         Data(source=str(tmp_path / "stars.csv"), **slices),
-        lambda rows, numbers, origin: check_rows(task, rows, numbers, origin),
+        lambda rows, numbers, origin: usable(module, task, rows, numbers, origin),
     )
     assert class_ids(task, splits["train"].features, splits["train"]["label"]) == [0, 1, 2]
 
@@ -80,7 +81,7 @@ def test_a_class_label_column_with_other_names_is_read_by_index():
 
 
 def check(rows, numbers=None):
-    check_rows(TASK, rows, np.arange(1, len(rows) + 1) if numbers is None else numbers, "rows.csv")
+    usable(module, TASK, rows, np.arange(1, len(rows) + 1) if numbers is None else numbers, "rows.csv")
 
 
 def test_rows_that_are_good_pass():
@@ -100,7 +101,7 @@ def test_a_missing_column_is_refused_with_the_columns_there_are():
 
 @pytest.mark.parametrize("empty", ["", "  \n", None])
 def test_a_row_without_text_is_refused_with_its_number_and_how_many_there_are(empty):
-    with pytest.raises(InputError, match=r"^rows\.csv: row 2: column 'text' holds no text \(2 such rows\)$"):
+    with pytest.raises(InputError, match=r"^rows\.csv: row 2: column 'text' holds no text \(2 bad rows of 4: 2, 4\)"):
         check(rows_of(["a", empty, "c", empty], [0, 1, 0, 1]))
 
 
@@ -108,8 +109,26 @@ def test_a_label_outside_the_list_is_refused_with_its_number_and_what_is_allowed
     with pytest.raises(InputError) as caught:
         check(rows_of(["a", "b", "c", "d"], ["bad", "good", "ugly", "odd"]))
     assert str(caught.value) == (
-        "rows.csv: row 3: label 'ugly' is none of task.labels (bad, good, mixed) nor an index 0..2 (2 such rows)"
+        "rows.csv: row 3: label 'ugly' is none of task.labels (bad, good, mixed) nor an index 0..2 (2 bad rows of 4: "
+        "3, 4); mend them, or leave them out with data.on_bad_row: skip"
     )
+
+
+def test_of_many_bad_rows_of_several_kinds_five_are_listed_and_the_first_is_explained():
+    with pytest.raises(InputError, match=r"row 2: label 9 is .* \(7 bad rows of 8: 2, 3, 4, 5, 6, \.\.\.\);"):
+        check(rows_of(["a", "b", *" " * 6], [0, 9, *[1] * 6]))
+
+
+def test_bad_rows_are_left_out_if_the_recipe_says_so():
+    rows = rows_of(["a", " ", "c", "d"], ["bad", "good", "ugly", "good"])
+    assert usable(module, TASK, rows, np.arange(1, 5), "rows.csv", "skip")["text"][:] == ["a", "d"]
+    with pytest.raises(InputError, match=r"\(2 bad rows of 2: 1, 2\); mend them$"):
+        usable(module, TASK, rows_of([" ", " "], [0, 1]), np.arange(1, 3), "rows.csv", "skip")
+
+
+def test_training_rows_of_one_class_teach_nothing():
+    assert module.learnable(TASK, rows_of(["a", "b"], ["good", "1"])) == "every row is of the class 'good'"
+    assert module.learnable(TASK, rows_of(["a", "b"], ["good", "0"])) is None
 
 
 def test_the_number_of_a_bad_row_is_the_one_in_the_source():
@@ -122,18 +141,18 @@ def test_after_a_filter_the_number_of_a_bad_row_is_the_one_in_the_file(tmp_path)
     path.write_text("text,label,from\na,bad,x\nb,good,y\nc,bad,x\nd,worse,y\n")
     data = Data(source=str(path), where={"from": "y"}, train="train[:1]", validation="train[1:2]", test="train[2:]")
     with pytest.raises(InputError, match=r"rows\.csv: row 4: label 'worse'"):
-        read_splits(data, lambda rows, numbers, origin: check_rows(TASK, rows, numbers, origin))
+        read_splits(data, lambda rows, numbers, origin: usable(module, TASK, rows, numbers, origin))
 
 
 def test_the_first_bad_row_and_the_count_hold_over_many_batches_of_rows():
     texts, labels = ["a"] * 12_000, ["good"] * 12_000
     for at in (5_000, 9_999, 11_999):
         texts[at] = " "
-    with pytest.raises(InputError, match=r"row 5001: column 'text' holds no text \(3 such rows\)$"):
+    with pytest.raises(InputError, match=r"row 5001: .* no text \(3 bad rows of 12000: 5001, 10000, 12000\)"):
         check(rows_of(texts, labels))
     for at in (4_999, 10_000):
         labels[at] = "worse"
-    with pytest.raises(InputError, match=r"row 5000: label 'worse' .* \(2 such rows\)$"):
+    with pytest.raises(InputError, match=r"row 5000: label 'worse' .* \(2 bad rows of 12000: 5000, 10001\)"):
         check(rows_of(["a"] * 12_000, labels))
 
 
@@ -194,9 +213,9 @@ def test_of_a_pair_the_longer_text_is_cut_first():
 def test_a_pair_without_its_second_text_is_named():
     rows = pairs_of(["good", "bad"], ["fine", " "])
     with pytest.raises(InputError, match="row 2: column 'other' holds no text"):
-        check_rows(PAIRS, rows, np.array([1, 2]), "rows.csv")
+        usable(module, PAIRS, rows, np.array([1, 2]), "rows.csv")
     with pytest.raises(InputError, match=r"task.pair: rows.csv has no column 'other'"):
-        check_rows(PAIRS, rows.remove_columns("other"), np.array([1, 2]), "rows.csv")
+        usable(module, PAIRS, rows.remove_columns("other"), np.array([1, 2]), "rows.csv")
 
 
 def test_the_same_pair_is_a_duplicate_and_the_same_first_text_alone_is_not():

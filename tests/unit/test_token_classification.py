@@ -19,7 +19,7 @@ from distilpeft.errors import InputError
 from distilpeft.losses import Loss
 from distilpeft.paired import Added
 from distilpeft.task_sections import TokenClassification
-from distilpeft.tasks import Tokens
+from distilpeft.tasks import Tokens, usable
 from distilpeft.tasks import token_classification as task_
 
 NAMES = ("O", "B-MOOD", "I-MOOD")
@@ -33,7 +33,7 @@ def rows_of(words=WORDS, tags=TAGS, features=None):
 
 
 def encoded(rows, max_tokens=16):
-    task_.check_rows(TASK, rows, np.arange(1, len(rows) + 1), "rows.jsonl")
+    usable(task_, TASK, rows, np.arange(1, len(rows) + 1), "rows.jsonl")
     return task_.encode(TASK, rows.features, rows[:], tiny.tokenizer(), max_tokens)
 
 
@@ -88,7 +88,7 @@ def test_a_hubs_list_of_classes_that_numbers_them_otherwise_is_read_by_its_names
         (
             [["a", "b"]],
             [["O", "B-ORG"]],
-            "row 1: tag 'B-ORG' is none of task.labels .O, B-MOOD, I-MOOD..*1 such tags",
+            "row 1: tag 'B-ORG' is none of task.labels .O, B-MOOD, I-MOOD..*1 bad rows of 1: 1",
         ),
     ],
 )

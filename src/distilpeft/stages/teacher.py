@@ -61,6 +61,7 @@ def run(runtime: Runtime, recipe: Recipe, data: TaskData, out: Artifact) -> dict
         "train_rows": len(rows.lengths_N),
         "truncated_rows": rows.num_truncated,
         "duplicates": data.duplicates,
+        "skipped_rows": data.skipped,
         "commit": getattr(model.config, "_commit_hash", None),
     }
     if runtime.is_main:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from distilpeft.artifact import digest_json
 from distilpeft.data import duplicates, read_splits
+from distilpeft.data import origin as data_origin
 from distilpeft.errors import InputError
 from distilpeft.recipe import Recipe
 from distilpeft.tasks import (
@@ -34,7 +35,7 @@ from distilpeft.tasks import (
 
 MainFirst = Callable[[], AbstractContextManager[Any]]
 """Makes a context in which the main process goes before the others."""
-MOST_GROUPS = 30
+MOST_GROUPS, MOST_LISTED = 30, 5
 TASKS: dict[str, ModuleType] = {
     "text_classification": text_classification,
     "multi_label_classification": multi_label_classification,
@@ -99,12 +100,13 @@ class TaskData:
     Attributes:
         digest: names the rows; changes whenever one of them does.
         duplicates: texts shared between splits, `train/test` → count.
+        skipped: source → rows that could not be used and were left out.
     """
 
     def __init__(self, recipe: Recipe, digest: str, cache: Path, main_first: MainFirst = nullcontext) -> None:
         self.recipe, self.task, self.digest = recipe, task_module(recipe), digest
         self._cache, self._main_first = cache, main_first
-        self._splits = read_task_splits(recipe)
+        self._splits, self.skipped = read_task_splits(recipe)
         self._tokens: dict[str, Tokens] = {}
         self.duplicates = duplicates({name: self.task.texts(recipe.task, rows) for name, rows in self._splits.items()})
 
@@ -140,21 +142,32 @@ class TaskData:
         return self._tokens[name]
 
 
-def read_task_splits(recipe: Recipe) -> dict[str, datasets.Dataset]:
+def read_task_splits(recipe: Recipe) -> tuple[dict[str, datasets.Dataset], dict[str, int]]:
     """Read, check and split the recipe's rows.
 
+    Returns:
+        The rows by split; how many could not be used and were left out, by source.
+
     Raises:
-        InputError: see `data.read_splits` and the task's `check_rows`.
+        InputError: see `data.read_splits` and `usable`; or the training rows are all alike.
     """
     task, column = task_module(recipe), recipe.evaluate.groups
 
-    def check(rows: datasets.Dataset, numbers: NDArray[np.int64], origin: str) -> None:
-        task.check_rows(recipe.task, rows, numbers, origin)
+    def check(rows: datasets.Dataset, numbers: NDArray[np.int64], origin: str) -> datasets.Dataset:
+        kept = usable(task, recipe.task, rows, numbers, origin, recipe.data.on_bad_row)
         if column is not None and column not in rows.column_names:
             has = ", ".join(rows.column_names)
             raise InputError(f"evaluate.groups: {origin} has no column {column!r}; its columns are {has}")
+        if len(kept) < len(rows):
+            skipped[origin] = len(rows) - len(kept)
+        return kept
 
+    skipped: dict[str, int] = {}
     splits = read_splits(recipe.data, check)
+    learnable = getattr(task, "learnable", None)
+    fault = learnable(recipe.task, splits["train"]) if learnable is not None else None
+    if fault is not None:
+        raise InputError(f"{data_origin(recipe.data)}: of the training rows {fault}: there is nothing to learn")
     if column is not None:
         found = len(np.unique(_groups(splits[recipe.evaluate.split], column)))
         if found > MOST_GROUPS:
@@ -162,7 +175,41 @@ def read_task_splits(recipe: Recipe) -> dict[str, datasets.Dataset]:
                 f"evaluate.groups: column {column!r} has {found} values in the {recipe.evaluate.split} rows; scores "
                 f"are told for at most {MOST_GROUPS} groups"
             )
-    return splits
+    return splits, skipped
+
+
+def usable(
+    task: ModuleType, section: Any, rows: datasets.Dataset, numbers_N: NDArray[np.int64], origin: str,
+    on_bad_row: str = "error",
+) -> datasets.Dataset:  # fmt: skip
+    """The rows that the task can use.
+
+    Args:
+        task: the recipe's.
+        section: names the columns.
+        rows: the rows.
+        numbers_N: each row's number in its source, from 1 (a CSV header is not counted).
+        origin: the source, for the message.
+        on_bad_row: the recipe's.
+
+    Raises:
+        InputError: a column is missing; or there are others, and the recipe does not leave them out: what is wrong
+            with the first, and where the first five are.
+    """
+    task.check_columns(section, rows, origin)
+    bad, first = [], ""
+    for index, fault in enumerate(task.faults(section, rows)):
+        if fault is not None:
+            first = first or fault
+            bad.append(index)
+    if not bad:
+        return rows
+    if on_bad_row == "skip" and len(bad) < len(rows):
+        return rows.select(np.setdiff1d(np.arange(len(rows)), bad))
+    listed = ", ".join(str(number) for number in numbers_N[bad[:MOST_LISTED]])
+    count = f"{len(bad)} bad rows of {len(rows)}: {listed}{', ...' if len(bad) > MOST_LISTED else ''}"
+    way = "mend them" if len(bad) == len(rows) else "mend them, or leave them out with data.on_bad_row: skip"
+    raise InputError(f"{origin}: row {numbers_N[bad[0]]}: {first} ({count}); {way}")
 
 
 def _groups(rows: datasets.Dataset, column: str) -> NDArray[np.str_]:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from distilpeft.errors import GateError
 from distilpeft.task_sections import CausalLM
-from distilpeft.tasks.language_rows import check_rows, encode, features, texts
+from distilpeft.tasks.language_rows import check_columns, encode, faults, features, texts
 from distilpeft.tasks.next_tokens import (
     BINS,
     PROBE_TOLERANCE,
@@ -55,9 +55,10 @@ __all__ = [  # the rows' part of what every task has, and that of all language m
     "against_teacher",
     "answers",
     "calibration",
-    "check_rows",
+    "check_columns",
     "count_rows",
     "encode",
+    "faults",
     "features",
     "head_of",
     "metrics",

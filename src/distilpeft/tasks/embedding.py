@@ -10,6 +10,7 @@ which texts they bring together, whatever space their vectors are in, and in the
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import datasets
@@ -53,16 +54,20 @@ def model_options(task: Embedding) -> dict[str, Any]:
     return {}
 
 
-def check_rows(task: Embedding, rows: datasets.Dataset, numbers_N: NDArray[np.int64], origin: str) -> None:
-    """Refuse rows that cannot be used; see `text_classification.check_rows`."""
+def check_columns(task: Embedding, rows: datasets.Dataset, origin: str) -> None:
+    """Refuse data without the recipe's columns; see `text_rows.check_columns`."""
     text_rows.check_columns({"text": task.text}, rows, origin)
-    text_rows.check_texts(task.text, rows, numbers_N, origin)
+
+
+def faults(task: Embedding, rows: datasets.Dataset) -> Iterator[str | None]:
+    """Why each row cannot be used; see `text_classification.faults`."""
+    return text_rows.text_faults(rows, task.text)
 
 
 def encode(
     task: Embedding, features: datasets.Features, batch: dict[str, list[Any]], tokenizer: Any, max_tokens: int
 ) -> dict[str, list[Any]]:
-    """Tokens of rows that passed `check_rows`; see `text_rows.encode`."""
+    """Tokens of rows that have no fault; see `text_rows.encode`."""
     del features
     return text_rows.encode(task, batch, tokenizer, max_tokens)
 

@@ -13,7 +13,6 @@ from typing import Any
 
 import datasets
 import numpy as np
-from numpy.typing import NDArray
 
 from distilpeft import pictures
 from distilpeft.errors import InputError
@@ -24,14 +23,15 @@ from distilpeft.tasks.text_classification import (
     against_teacher,
     answers,
     calibration,
-    check_labels,
     class_ids,
     count_rows,
+    label_faults,
     loss_sum,
     majority_values,
     measure,
     metrics,
     num_positions,
+    one_class,
     prepare,
     samples,
     scores,
@@ -81,15 +81,29 @@ def model_options(task: ImageClassification) -> dict[str, Any]:
     return text_rows.named(task.labels)
 
 
-def check_rows(task: ImageClassification, rows: datasets.Dataset, numbers_N: NDArray[np.int64], origin: str) -> None:
-    """Refuse rows that cannot be used; of pictures the headers are read. See `text_classification.check_rows`."""
+def check_columns(task: ImageClassification, rows: datasets.Dataset, origin: str) -> None:
+    """Refuse data without the recipe's columns; see `text_rows.check_columns`."""
     text_rows.check_columns({"image": task.image, "label": task.label}, rows, origin)
-    check_labels(task, rows, numbers_N, origin)
-    for number, cell in zip(numbers_N, _cells(rows, task.image), strict=True):
+
+
+def faults(task: ImageClassification, rows: datasets.Dataset) -> Iterator[str | None]:
+    """Why each row cannot be used; of pictures the headers are read. See `text_classification.faults`."""
+    return text_rows.first_of(label_faults(task, rows), _picture_faults(rows, task.image))
+
+
+def _picture_faults(rows: datasets.Dataset, column: str) -> Iterator[str | None]:
+    for cell in _cells(rows, column):
         try:
             pictures.opened(cell).close()
         except InputError as error:
-            raise InputError(f"{origin}: row {number}: column {task.image!r}: {error}") from None
+            yield f"column {column!r}: {error}"
+        else:
+            yield None
+
+
+def learnable(task: ImageClassification, rows: datasets.Dataset) -> str | None:
+    """Why nothing can be learnt from these training rows; see `text_classification.learnable`."""
+    return one_class(task, rows)
 
 
 def _cells(rows: datasets.Dataset, column: str) -> Iterator[Any]:
@@ -108,7 +122,7 @@ def texts(task: ImageClassification, rows: datasets.Dataset) -> Iterator[Any]:
 def encode(
     task: ImageClassification, features: datasets.Features, batch: dict[str, list[Any]], tokenizer: Any, max_tokens: int
 ) -> dict[str, list[Any]]:
-    """Pixels and class ids of rows that passed `check_rows`; `tokenizer` is a `pictures.Reader`."""
+    """Pixels and class ids of rows that have no fault; `tokenizer` is a `pictures.Reader`."""
     del max_tokens
     found = [tokenizer.pixels(cell) for cell in batch[task.image]]
     return {

@@ -14,11 +14,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import datasets
-import numpy as np
-from numpy.typing import NDArray
 
 from distilpeft.errors import InputError
 from distilpeft.task_sections import CausalLM
+from distilpeft.tasks import text_rows
 
 FEATURES = datasets.Features(
     {
@@ -49,20 +48,26 @@ def features(task: CausalLM) -> datasets.Features:
     return FEATURES
 
 
-def check_rows(task: CausalLM, rows: datasets.Dataset, numbers_N: NDArray[np.int64], origin: str) -> None:
-    """Refuse rows that cannot be used; see `text_classification.check_rows`."""
+def _columns(task: CausalLM) -> dict[str, str]:
+    """The columns that the recipe names, by key."""
     keys = {"prompt": task.prompt, "completion": task.completion, "messages": task.messages, "text": task.text}
-    for key, column in keys.items():
-        if column is None:
-            continue
-        if column not in rows.column_names:
-            has = ", ".join(rows.column_names)
-            raise InputError(f"task.{key}: {origin} has no column {column!r}; its columns are {has}")
-        bad = [
-            (n, fault) for n, cell in zip(numbers_N, rows[column], strict=True) if (fault := _fault(task, key, cell))
-        ]
-        if bad:
-            raise InputError(f"{origin}: row {bad[0][0]}: column {column!r} {bad[0][1]} ({len(bad)} such rows)")
+    return {key: column for key, column in keys.items() if column is not None}
+
+
+def check_columns(task: CausalLM, rows: datasets.Dataset, origin: str) -> None:
+    """Refuse data without the recipe's columns; see `text_rows.check_columns`."""
+    text_rows.check_columns(_columns(task), rows, origin)
+
+
+def faults(task: CausalLM, rows: datasets.Dataset) -> Iterator[str | None]:
+    """Why each row cannot be used; see `text_classification.faults`."""
+
+    def of_column(key: str, column: str) -> Iterator[str | None]:
+        for cell in text_rows.cells(rows, column):
+            fault = _fault(task, key, cell)
+            yield f"column {column!r} {fault}" if fault else None
+
+    return text_rows.first_of(*(of_column(key, column) for key, column in _columns(task).items()))
 
 
 def _fault(task: CausalLM, key: str, cell: Any) -> str | None:
@@ -94,7 +99,7 @@ def texts(task: CausalLM, rows: datasets.Dataset) -> Iterator[str]:
 def encode(
     task: CausalLM, features: datasets.Features, batch: dict[str, list[Any]], tokenizer: Any, max_tokens: int
 ) -> dict[str, list[Any]]:
-    """Tokenise rows that passed `check_rows` into rows of at most `max_tokens` tokens.
+    """Tokenise rows that have no fault into rows of at most `max_tokens` tokens.
 
     Pairs and chats are cut at the end. Plain text is cut into blocks, each begun with the last token of the one before,
     so that every token but a document's first is a target once. With `pack`, rows are put together, longest first,

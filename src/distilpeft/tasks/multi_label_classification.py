@@ -9,14 +9,13 @@ those of `text_rows`, and label (0 or 1 for each class).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import datasets
 import numpy as np
 from numpy.typing import NDArray
 
-from distilpeft.errors import InputError
 from distilpeft.task_sections import MultiLabelClassification
 from distilpeft.tasks import text_rows
 from distilpeft.tasks.text_rows import logits as measured
@@ -48,50 +47,38 @@ def model_options(task: MultiLabelClassification) -> dict[str, Any]:
     return {**text_rows.named(task.labels), "problem_type": "multi_label_classification"}
 
 
-def check_rows(
-    task: MultiLabelClassification, rows: datasets.Dataset, numbers_N: NDArray[np.int64], origin: str
-) -> None:
-    """Refuse rows that cannot be used; see `text_classification.check_rows`."""
+def check_columns(task: MultiLabelClassification, rows: datasets.Dataset, origin: str) -> None:
+    """Refuse data without the recipe's columns; see `text_rows.check_columns`."""
     text_rows.check_columns({"text": task.text, "pair": task.pair, "label": task.label}, rows, origin)
-    for column in (task.text, task.pair):
-        text_rows.check_texts(column, rows, numbers_N, origin)
-    (_check_columns if task.label is None else _check_lists)(task, rows, numbers_N, origin)
+    for name in task.labels if task.label is None else ():
+        text_rows.check_columns({"labels": name}, rows, origin)
 
 
-def _check_lists(
-    task: MultiLabelClassification, rows: datasets.Dataset, numbers_N: NDArray[np.int64], origin: str
-) -> None:
-    """The same where one column holds all classes."""
+def faults(task: MultiLabelClassification, rows: datasets.Dataset) -> Iterator[str | None]:
+    """Why each row cannot be used; see `text_classification.faults`."""
+    own = [_column_faults(rows, name) for name in task.labels] if task.label is None else [_list_faults(task, rows)]
+    return text_rows.first_of(text_rows.text_faults(rows, task.text, task.pair), *own)
+
+
+def _list_faults(task: MultiLabelClassification, rows: datasets.Dataset) -> Iterator[str | None]:
+    """The same of one column that holds all classes."""
     assert task.label is not None
     names, is_index = text_rows.names_of(rows.features[task.label], task.labels)
-    unlisted: list[tuple[int, Any]] = []
-    for n, cell in zip(numbers_N, text_rows.cells(rows, task.label), strict=True):
+    for cell in text_rows.cells(rows, task.label):
         found = listed(task, cell)
         if found is None:
             wants = "a text" if task.separator else "a list"
             hint = "" if task.separator else "; of a text, say what stands between the names: task.separator"
-            raise InputError(f"{origin}: row {n}: column {task.label!r} holds {cell!r}, not {wants}{hint}")
-        unlisted += [(n, one) for one in found if text_rows.class_id(one, names, is_index=is_index) is None]
-    if unlisted:
-        number, value = unlisted[0]
-        raise InputError(
-            f"{origin}: row {number}: label {value!r} is {text_rows.allowed(task.labels)} ({len(unlisted)} such labels)"
-        )
+            yield f"column {task.label!r} holds {cell!r}, not {wants}{hint}"
+            continue
+        unlisted = [one for one in found if text_rows.class_id(one, names, is_index=is_index) is None]
+        yield f"label {unlisted[0]!r} is {text_rows.allowed(task.labels)}" if unlisted else None
 
 
-def _check_columns(
-    task: MultiLabelClassification, rows: datasets.Dataset, numbers_N: NDArray[np.int64], origin: str
-) -> None:
-    """The same where every class has a column."""
-    for name in task.labels:
-        text_rows.check_columns({"labels": name}, rows, origin)
-        cells = text_rows.cells(rows, name)
-        bad = [(n, cell) for n, cell in zip(numbers_N, cells, strict=True) if yes_no(cell) is None]
-        if bad:
-            number, cell = bad[0]
-            raise InputError(
-                f"{origin}: row {number}: column {name!r} holds {cell!r}, neither 0 nor 1 ({len(bad)} such rows)"
-            )
+def _column_faults(rows: datasets.Dataset, name: str) -> Iterator[str | None]:
+    """The same of a column of one class."""
+    for cell in text_rows.cells(rows, name):
+        yield f"column {name!r} holds {cell!r}, neither 0 nor 1" if yes_no(cell) is None else None
 
 
 def yes_no(cell: Any) -> int | None:
@@ -112,7 +99,7 @@ def encode(
     task: MultiLabelClassification, features: datasets.Features, batch: dict[str, list[Any]], tokenizer: Any,
     max_tokens: int,
 ) -> dict[str, list[Any]]:  # fmt: skip
-    """Tokens of rows that passed `check_rows`, see `text_rows.encode`, and 0 or 1 for each class."""
+    """Tokens of rows that have no fault, see `text_rows.encode`, and 0 or 1 for each class."""
     label_NC = np.zeros((len(batch[task.text]), len(task.labels)), dtype=np.int8)
     if task.label is None:
         for column, name in enumerate(task.labels):

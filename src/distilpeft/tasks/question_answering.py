@@ -55,28 +55,33 @@ def model_options(task: QuestionAnswering) -> dict[str, Any]:
     return {"num_labels": 2}
 
 
-def check_rows(task: QuestionAnswering, rows: datasets.Dataset, numbers_N: NDArray[np.int64], origin: str) -> None:
-    """Refuse rows that cannot be used; see `text_classification.check_rows`."""
+def check_columns(task: QuestionAnswering, rows: datasets.Dataset, origin: str) -> None:
+    """Refuse data without the recipe's columns; see `text_rows.check_columns`."""
     columns = {"question": task.question, "context": task.context, "answers": task.answers}
     text_rows.check_columns(columns, rows, origin)
-    cells = zip(numbers_N, *(text_rows.cells(rows, column) for column in columns.values()), strict=True)
-    for n, question, context, answers in cells:
-        here = f"{origin}: row {n}"
-        for column, text in ((task.question, question), (task.context, context)):
-            if not isinstance(text, str) or not text.strip():
-                raise InputError(f"{here}: column {column!r} holds no text")
-        found = listed(answers, context)
-        if found is None:
-            raise InputError(
-                f"{here}: column {task.answers!r} holds {str(answers)[:60]!r}; it wants text and answer_start of each "
-                "answer, as SQuAD has them, or one answer as a text"
-            )
-        if not found and not task.no_answer:
-            raise InputError(f"{here}: the question has no answer; allow for such ones with task.no_answer: true")
-        for answer, start in found:
-            if start < 0 or context[start : start + len(answer)] != answer or not answer.strip():
-                where = "anywhere" if start < 0 else f"at character {start}"
-                raise InputError(f"{here}: the answer {answer[:60]!r} does not stand {where} in {task.context!r}")
+
+
+def faults(task: QuestionAnswering, rows: datasets.Dataset) -> Iterator[str | None]:
+    """Why each row cannot be used; see `text_classification.faults`."""
+    cells = zip(*(text_rows.cells(rows, column) for column in (task.context, task.answers)), strict=True)
+    own = (_fault(task, context, answers) for context, answers in cells)
+    return text_rows.first_of(text_rows.text_faults(rows, task.question, task.context), own)
+
+
+def _fault(task: QuestionAnswering, context: Any, answers: Any) -> str | None:
+    found = listed(answers, context) if isinstance(context, str) else []
+    if found is None:
+        return (
+            f"column {task.answers!r} holds {str(answers)[:60]!r}; it wants text and answer_start of each answer, as "
+            "SQuAD has them, or one answer as a text"
+        )
+    if not found and not task.no_answer:
+        return "the question has no answer; allow for such ones with task.no_answer: true"
+    for answer, start in found:
+        if start < 0 or context[start : start + len(answer)] != answer or not answer.strip():
+            where = "anywhere" if start < 0 else f"at character {start}"
+            return f"the answer {answer[:60]!r} does not stand {where} in {task.context!r}"
+    return None
 
 
 def listed(cell: Any, context: str) -> list[tuple[str, int]] | None:
@@ -109,7 +114,7 @@ def texts(task: QuestionAnswering, rows: datasets.Dataset) -> Iterator[tuple[str
 def encode(
     task: QuestionAnswering, features: datasets.Features, batch: dict[str, list[Any]], tokenizer: Any, max_tokens: int
 ) -> dict[str, list[Any]]:
-    """Windows of rows that passed `check_rows`.
+    """Windows of rows that have no fault.
 
     Raises:
         InputError: a question leaves no room for its text.

@@ -9,13 +9,13 @@ distributions of one width around these numbers. Columns after `encode`: those o
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import datasets
 import numpy as np
 from numpy.typing import NDArray
 
-from distilpeft.errors import InputError
 from distilpeft.task_sections import Regression
 from distilpeft.tasks import text_rows
 from distilpeft.tasks.text_rows import logits as measured
@@ -50,20 +50,24 @@ def model_options(task: Regression) -> dict[str, Any]:
     return {"problem_type": "regression", "num_labels": 1}
 
 
-def check_rows(task: Regression, rows: datasets.Dataset, numbers_N: NDArray[np.int64], origin: str) -> None:
-    """Refuse rows that cannot be used; see `text_classification.check_rows`."""
+def check_columns(task: Regression, rows: datasets.Dataset, origin: str) -> None:
+    """Refuse data without the recipe's columns; see `text_rows.check_columns`."""
     text_rows.check_columns({"text": task.text, "pair": task.pair, "label": task.label}, rows, origin)
-    for column in (task.text, task.pair):
-        text_rows.check_texts(column, rows, numbers_N, origin)
-    found = [number(cell) for cell in text_rows.cells(rows, task.label)]
-    bad = [n for n, value in zip(numbers_N, found, strict=True) if value is None]
-    if bad:
-        cell = rows[task.label][found.index(None)]
-        raise InputError(
-            f"{origin}: row {bad[0]}: column {task.label!r} holds {cell!r}, which is no number ({len(bad)} such rows)"
-        )
-    if len(set(found)) < 2:
-        raise InputError(f"{origin}: column {task.label!r} holds {found[0]} in every row: there is nothing to learn")
+
+
+def faults(task: Regression, rows: datasets.Dataset) -> Iterator[str | None]:
+    """Why each row cannot be used; see `text_classification.faults`."""
+    own = (
+        f"column {task.label!r} holds {cell!r}, which is no number" if number(cell) is None else None
+        for cell in text_rows.cells(rows, task.label)
+    )
+    return text_rows.first_of(text_rows.text_faults(rows, task.text, task.pair), own)
+
+
+def learnable(task: Regression, rows: datasets.Dataset) -> str | None:
+    """Why nothing can be learnt from these training rows; see `text_classification.learnable`."""
+    found = {number(cell) for cell in text_rows.cells(rows, task.label)}
+    return f"column {task.label!r} holds {found.pop()} in every row" if len(found) == 1 else None
 
 
 def number(cell: Any) -> float | None:
@@ -80,7 +84,7 @@ def number(cell: Any) -> float | None:
 def encode(
     task: Regression, features: datasets.Features, batch: dict[str, list[Any]], tokenizer: Any, max_tokens: int
 ) -> dict[str, list[Any]]:
-    """Tokens and numbers of rows that passed `check_rows`; see `text_rows.encode`."""
+    """Tokens and numbers of rows that have no fault; see `text_rows.encode`."""
     del features
     return {
         **text_rows.encode(task, batch, tokenizer, max_tokens),

@@ -82,12 +82,14 @@ def features(task: Seq2Seq) -> datasets.Features:
     return datasets.Features({**text_rows.BASE, **own})
 
 
-def check_rows(task: Seq2Seq, rows: datasets.Dataset, numbers_N: NDArray[np.int64], origin: str) -> None:
-    """Refuse rows that cannot be used; see `text_classification.check_rows`."""
-    columns = {"source": task.source, "target": task.target}
-    text_rows.check_columns(columns, rows, origin)
-    for column in columns.values():
-        text_rows.check_texts(column, rows, numbers_N, origin)
+def check_columns(task: Seq2Seq, rows: datasets.Dataset, origin: str) -> None:
+    """Refuse data without the recipe's columns; see `text_rows.check_columns`."""
+    text_rows.check_columns({"source": task.source, "target": task.target}, rows, origin)
+
+
+def faults(task: Seq2Seq, rows: datasets.Dataset) -> Iterator[str | None]:
+    """Why each row cannot be used; see `text_classification.faults`."""
+    return text_rows.text_faults(rows, task.source, task.target)
 
 
 def texts(task: Seq2Seq, rows: datasets.Dataset) -> Iterator[str]:
@@ -98,7 +100,7 @@ def texts(task: Seq2Seq, rows: datasets.Dataset) -> Iterator[str]:
 def encode(
     task: Seq2Seq, features: datasets.Features, batch: dict[str, list[Any]], tokenizer: Any, max_tokens: int
 ) -> dict[str, list[Any]]:
-    """Tokenise rows that passed `check_rows`; sources are cut to `max_tokens`, targets to `max_target_tokens`."""
+    """Tokenise rows that have no fault; sources are cut to `max_tokens`, targets to `max_target_tokens`."""
     del features
     limit = min(max_tokens, tokenizer.model_max_length)
     most = min(task.max_target_tokens or max_tokens, tokenizer.model_max_length)

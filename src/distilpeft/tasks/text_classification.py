@@ -7,14 +7,13 @@ Columns after `encode`: those of `text_rows`, and label (class id).
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import datasets
 import numpy as np
 from numpy.typing import NDArray
 
-from distilpeft.errors import InputError
 from distilpeft.task_sections import ImageClassification, TextClassification
 from distilpeft.tasks import text_rows
 from distilpeft.tasks.text_rows import class_id, texts
@@ -44,45 +43,39 @@ def model_options(task: TextClassification) -> dict[str, Any]:
     return {**text_rows.named(task.labels), "problem_type": "single_label_classification"}
 
 
-def check_rows(task: TextClassification, rows: datasets.Dataset, numbers_N: NDArray[np.int64], origin: str) -> None:
-    """Refuse rows that cannot be used.
-
-    Args:
-        task: names the columns and classes.
-        rows: the rows.
-        numbers_N: each row's number in its source, from 1 (a CSV header is not counted).
-        origin: the source, for the message.
-
-    Raises:
-        InputError: names the first bad row, what is wrong and how many there are.
-    """
+def check_columns(task: TextClassification, rows: datasets.Dataset, origin: str) -> None:
+    """Refuse data without the recipe's columns; see `text_rows.check_columns`."""
     text_rows.check_columns({"text": task.text, "pair": task.pair, "label": task.label}, rows, origin)
-    for column in (task.text, task.pair):
-        text_rows.check_texts(column, rows, numbers_N, origin)
-    check_labels(task, rows, numbers_N, origin)
 
 
-def check_labels(
-    task: TextClassification | ImageClassification, rows: datasets.Dataset, numbers_N: NDArray[np.int64], origin: str
-) -> None:
-    """Refuse rows with a label that is no class; see `check_rows`."""
+def faults(task: TextClassification, rows: datasets.Dataset) -> Iterator[str | None]:
+    """Why each row cannot be used, None of one that can: row by row, in their order."""
+    return text_rows.first_of(text_rows.text_faults(rows, task.text, task.pair), label_faults(task, rows))
+
+
+def label_faults(task: TextClassification | ImageClassification, rows: datasets.Dataset) -> Iterator[str | None]:
+    """The same of labels alone."""
     names, is_index = text_rows.names_of(rows.features[task.label], task.labels)
-    bad = [
-        (n, value)
-        for n, value in zip(numbers_N, text_rows.cells(rows, task.label), strict=True)
-        if class_id(value, names, is_index=is_index) is None
-    ]
-    if bad:
-        number, value = bad[0]
-        raise InputError(
-            f"{origin}: row {number}: label {value!r} is {text_rows.allowed(task.labels)} ({len(bad)} such rows)"
-        )
+    for value in text_rows.cells(rows, task.label):
+        known = class_id(value, names, is_index=is_index) is not None
+        yield None if known else f"label {value!r} is {text_rows.allowed(task.labels)}"
+
+
+def learnable(task: TextClassification, rows: datasets.Dataset) -> str | None:
+    """Why nothing can be learnt from these training rows, each of which is usable; None if something can."""
+    return one_class(task, rows)
+
+
+def one_class(task: TextClassification | ImageClassification, rows: datasets.Dataset) -> str | None:
+    """`learnable` of rows that have a class each."""
+    found = set(class_ids(task, rows.features, text_rows.cells(rows, task.label)))
+    return f"every row is of the class {task.labels[found.pop()]!r}" if len(found) == 1 else None
 
 
 def class_ids(
     task: TextClassification | ImageClassification, features: datasets.Features, cells: Iterable[Any]
 ) -> list[int]:
-    """Class ids, in the order of `task.labels`, of label cells that passed `check_rows`."""
+    """Class ids, in the order of `task.labels`, of label cells that have no fault."""
     names, is_index = text_rows.names_of(features[task.label], task.labels)
     return [text_rows.id_in(task.labels, cell, names, is_index=is_index) for cell in cells]
 
@@ -90,7 +83,7 @@ def class_ids(
 def encode(
     task: TextClassification, features: datasets.Features, batch: dict[str, list[Any]], tokenizer: Any, max_tokens: int
 ) -> dict[str, list[Any]]:
-    """Tokens and class ids of rows that passed `check_rows`; see `text_rows.encode`."""
+    """Tokens and class ids of rows that have no fault; see `text_rows.encode`."""
     return {
         **text_rows.encode(task, batch, tokenizer, max_tokens),
         "label": class_ids(task, features, batch[task.label]),

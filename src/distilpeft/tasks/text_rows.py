@@ -26,8 +26,6 @@ BASE = {
     "truncated": datasets.Value("bool"),
 }
 """Columns of every task that reads text."""
-Bad = Sequence[tuple[int, Any]]
-"""Number in its source and cell of every row that cannot be used."""
 
 
 def features(task: Texts, **own: Any) -> datasets.Features:
@@ -53,17 +51,17 @@ def check_columns(columns: Mapping[str, str | None], rows: datasets.Dataset, ori
             raise InputError(f"task.{key}: {origin} has no column {column!r}; its columns are {has}")
 
 
-def check_texts(column: str | None, rows: datasets.Dataset, numbers_N: NDArray[np.int64], origin: str) -> None:
-    """Refuse rows without a text, of a column that the recipe names; see the tasks' `check_rows`."""
-    if column is None:
-        return
-    empty = [
-        n
-        for n, text in zip(numbers_N, cells(rows, column), strict=True)
-        if not isinstance(text, str) or not text.strip()
-    ]
-    if empty:
-        raise InputError(f"{origin}: row {empty[0]}: column {column!r} holds no text ({len(empty)} such rows)")
+def text_faults(rows: datasets.Dataset, *columns: str | None) -> Iterator[str | None]:
+    """What is wrong with the texts of each row, None if nothing is; columns that the recipe does not name are None."""
+    named = [column for column in columns if column is not None]
+    for texts in zip(*(cells(rows, column) for column in named), strict=True):
+        bad = [c for c, text in zip(named, texts, strict=True) if not isinstance(text, str) or not text.strip()]
+        yield f"column {bad[0]!r} holds no text" if bad else None
+
+
+def first_of(*faults: Iterator[str | None]) -> Iterator[str | None]:
+    """The first fault of each row, of several kinds of them."""
+    return (next(filter(None, row), None) for row in zip(*faults, strict=True))
 
 
 def cells(rows: datasets.Dataset, column: str) -> Iterator[Any]:
@@ -75,7 +73,7 @@ def cells(rows: datasets.Dataset, column: str) -> Iterator[Any]:
 def encode(
     task: Texts | Embedding, batch: dict[str, list[Any]], tokenizer: Any, max_tokens: int
 ) -> dict[str, list[Any]]:
-    """Tokenise rows that passed `check_texts`; longer ones are cut by the tokenizer, which keeps its special tokens.
+    """Tokenise rows that have no fault; longer ones are cut by the tokenizer, which keeps its special tokens.
 
     Of a pair the longer text is cut first, token by token.
     """

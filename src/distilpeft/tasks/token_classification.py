@@ -16,7 +16,6 @@ import datasets
 import numpy as np
 from numpy.typing import NDArray
 
-from distilpeft.errors import InputError
 from distilpeft.task_sections import TokenClassification
 from distilpeft.tasks import text_rows
 from distilpeft.words import entities, first_tokens
@@ -50,28 +49,28 @@ def model_options(task: TokenClassification) -> dict[str, Any]:
     return text_rows.named(task.labels)
 
 
-def check_rows(task: TokenClassification, rows: datasets.Dataset, numbers_N: Ints, origin: str) -> None:
-    """Refuse rows that cannot be used; see `text_classification.check_rows`."""
+def check_columns(task: TokenClassification, rows: datasets.Dataset, origin: str) -> None:
+    """Refuse data without the recipe's columns; see `text_rows.check_columns`."""
     text_rows.check_columns({"words": task.words, "tags": task.tags}, rows, origin)
+
+
+def faults(task: TokenClassification, rows: datasets.Dataset) -> Iterator[str | None]:
+    """Why each row cannot be used; see `text_classification.faults`."""
     names, is_index = text_rows.names_of(rows.features[task.tags], task.labels)
-    unlisted: list[tuple[int, Any]] = []
-    cells = zip(numbers_N, *(text_rows.cells(rows, column) for column in (task.words, task.tags)), strict=True)
-    for n, words, tags in cells:
-        here = f"{origin}: row {n}"
-        for column, cell in ((task.words, words), (task.tags, tags)):
-            if not isinstance(cell, list) or not cell:
-                raise InputError(f"{here}: column {column!r} holds {_shown(cell)}, not a list with an entry per word")
-        if len(words) != len(tags):
-            raise InputError(f"{here}: {len(words)} words in {task.words!r}, but {len(tags)} tags in {task.tags!r}")
-        empty = [at for at, word in enumerate(words, 1) if not isinstance(word, str) or not word.strip()]
-        if empty:
-            raise InputError(f"{here}: word {empty[0]} of {task.words!r} is empty or no text")
-        unlisted += [(n, tag) for tag in tags if text_rows.class_id(tag, names, is_index=is_index) is None]
-    if unlisted:
-        number, value = unlisted[0]
-        raise InputError(
-            f"{origin}: row {number}: tag {value!r} is {text_rows.allowed(task.labels)} ({len(unlisted)} such tags)"
-        )
+    for words, tags in zip(*(text_rows.cells(rows, column) for column in (task.words, task.tags)), strict=True):
+        fault = _fault(task, words, tags)
+        unlisted = [] if fault else [tag for tag in tags if text_rows.class_id(tag, names, is_index=is_index) is None]
+        yield f"tag {unlisted[0]!r} is {text_rows.allowed(task.labels)}" if unlisted else fault
+
+
+def _fault(task: TokenClassification, words: Any, tags: Any) -> str | None:
+    for column, cell in ((task.words, words), (task.tags, tags)):
+        if not isinstance(cell, list) or not cell:
+            return f"column {column!r} holds {_shown(cell)}, not a list with an entry per word"
+    if len(words) != len(tags):
+        return f"{len(words)} words in {task.words!r}, but {len(tags)} tags in {task.tags!r}"
+    empty = [at for at, word in enumerate(words, 1) if not isinstance(word, str) or not word.strip()]
+    return f"word {empty[0]} of {task.words!r} is empty or no text" if empty else None
 
 
 def _shown(cell: Any) -> str:
@@ -87,7 +86,7 @@ def texts(task: TokenClassification, rows: datasets.Dataset) -> Iterator[str]:
 def encode(
     task: TokenClassification, features: datasets.Features, batch: dict[str, list[Any]], tokenizer: Any, max_tokens: int
 ) -> dict[str, list[Any]]:
-    """Tokens of rows that passed `check_rows`, the first token of each word and its class id."""
+    """Tokens of rows that have no fault, the first token of each word and its class id."""
     names, is_index = text_rows.names_of(features[task.tags], task.labels)
     joined = [" ".join(words) for words in batch[task.words]]
     limit = min(max_tokens, tokenizer.model_max_length)

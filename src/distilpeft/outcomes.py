@@ -1,0 +1,89 @@
+"""What an error means to the user: one line and an exit code, or a bug that shows its traceback.
+
+Libraries tell of a full disk or of too little memory in many ways; here these become one.
+"""
+
+from __future__ import annotations
+
+import errno
+import re
+from collections.abc import Iterator
+
+import typer
+
+from distilpeft.errors import GateError, InputError, StoppedBySignal, Terminated
+
+DISK = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EFBIG, errno.EIO, errno.ESTALE}
+DISK_TEXT = re.compile(
+    r"No space left on device|Disk quota exceeded|Read-only file system|File too large|Input/output error|Permission "
+    r"denied", re.IGNORECASE,
+)  # fmt: skip
+"""What safetensors, Arrow and others say where they do not raise an OSError with its number."""
+LOST_PEER = re.compile(r"(closed|reset) by peer|Broken pipe|remote process exited|Socket closed")
+"""What gloo and NCCL say when a process on the other side of a connection is gone."""
+LOST = (
+    "stopped: another process of this run has ended, and its own message tells why; the same command goes on from the "
+    "last checkpoint"
+)
+AGAIN = "nothing finished was lost, run the same command again"
+
+
+def outcome(error: BaseException) -> tuple[str, int] | None:
+    """What to say and the exit code, or None for a bug."""
+    match error:
+        case InputError():
+            return f"error: {error}", 2
+        case GateError():
+            return f"stopped: {error}", 3
+        case StoppedBySignal():
+            return str(error), error.exit_code
+        case Terminated():
+            return "stopped; the same command goes on from the last checkpoint", error.exit_code
+        case typer.Exit():
+            return "", error.exit_code
+        case typer.Abort() | KeyboardInterrupt():
+            return "stopped", 130
+    if isinstance(error, RuntimeError) and LOST_PEER.search(str(error)):
+        return LOST, 75
+    fault = machine_fault(error)
+    return (f"error: {fault}", 2) if fault else _mistyped(error)
+
+
+def machine_fault(error: BaseException) -> str | None:
+    """What is wrong with the machine, not with us: its disk or its memory; None if it is something else."""
+    if is_out_of_memory(error):
+        return (
+            "out of memory; lower the micro_batch_size of what was at work (teacher.fit, distil.fit, targets, "
+            f"evaluate); {AGAIN}"
+        )
+    for one in _chain(error):
+        if isinstance(one, OSError) and one.errno in DISK:
+            where = f"{one.filename}: " if one.filename else ""
+            return f"{where}{one.strerror}; {AGAIN}"
+        found = DISK_TEXT.search(str(one))
+        if found is not None and not isinstance(one, AssertionError):
+            return f"{found.group()}, while writing or reading a file; {AGAIN}"
+    return None
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an allocation failed, on a GPU or in main memory."""
+    named = type(error).__name__ == "OutOfMemoryError"  # torch's; not imported for a message
+    return named or isinstance(error, MemoryError) or "DefaultCPUAllocator: " in str(error)
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """An error and what led to it."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _mistyped(error: BaseException) -> tuple[str, int] | None:
+    """A mistake on the command line; its text is empty after the help was printed."""
+    if type(error).__module__.startswith(("click", "typer")) and hasattr(error, "format_message"):
+        text = error.format_message()
+        return (f"error: {text}" if text else ""), 2
+    return None
