@@ -18,7 +18,9 @@ _HOME = tempfile.mkdtemp(prefix="distilpeft-tests-")
 atexit.register(shutil.rmtree, _HOME, ignore_errors=True)
 for _name in ("HF_DATASETS_CACHE", "HF_HUB_CACHE", "HF_MODULES_CACHE", "HF_EVALUATE_CACHE", "HF_METRICS_CACHE"):
     os.environ.pop(_name, None)
-os.environ.update({"HF_HOME": _HOME, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"})  # before anything imports datasets
+os.environ.update(
+    {"HF_HOME": _HOME, "XDG_CACHE_HOME": _HOME, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+)  # before anything imports datasets
 
 RECIPE = """\
 name: small

@@ -21,6 +21,7 @@ from typing import Any
 from distilpeft.errors import InputError
 
 MANIFEST = "manifest.json"
+CHECKSUM, SUMS = "checksum", "sums.json"
 CHECKPOINTS = "checkpoints"
 """Folder of the training loop's checkpoints inside `partial`; dropped when the artifact is published."""
 
@@ -62,7 +63,7 @@ class Artifact:
         Raises:
             InputError: it cannot be read; the message says which folder to delete.
         """
-        return read_json(self.path / MANIFEST, f"delete {self.path} to make it again")
+        return read_sealed(self.path / MANIFEST, f"delete {self.path} to make it again")
 
     def figures(self) -> dict[str, Any]:
         """The numbers that the stage measured."""
@@ -76,15 +77,22 @@ class Artifact:
             InputError: a file is missing or altered; the message names it and what to do.
         """
         for name, recorded in self.manifest()["files"].items():
-            file = self.path / name
-            if (
-                not file.is_file()
-                or file.stat().st_size != recorded["bytes"]
-                or digest_file(file) != recorded["sha256"]
-            ):
-                raise InputError(
-                    f"{file}: missing or altered since it was written; delete {self.path} to make it again"
-                )
+            self._check(name, recorded)
+
+    def file(self, name: str) -> Path:
+        """One of its files, which is what it was when it was written; see `verify`."""
+        self._check(name, self.manifest()["files"].get(name))
+        return self.path / name
+
+    def _check(self, name: str, recorded: Mapping[str, Any] | None) -> None:
+        file = self.path / name
+        if (
+            recorded is None
+            or not file.is_file()
+            or file.stat().st_size != recorded["bytes"]
+            or digest_file(file) != recorded["sha256"]
+        ):
+            raise InputError(f"{file}: missing or altered since it was written; delete {self.path} to make it again")
 
     def publish(self, figures: Mapping[str, Any], environment: Mapping[str, Any], seconds: float = 0.0) -> None:
         """Write the manifest over the files in `partial` and rename the folder into place, all fsynced.
@@ -114,7 +122,7 @@ class Artifact:
             "environment": environment,
             "seconds": round(seconds, 2),
         }
-        write_json(self.partial / MANIFEST, manifest)
+        write_json(self.partial / MANIFEST, sealed(manifest))
         if self.path.exists():  # a folder without a manifest: not an artifact
             shutil.rmtree(self.path)
         self.partial.rename(self.path)
@@ -144,6 +152,42 @@ def read_json(path: Path, advice: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise InputError(f"{path}: not a JSON object; {advice}")
     return value
+
+
+def sealed(value: Mapping[str, Any]) -> dict[str, Any]:
+    """A JSON object with a checksum of itself, for `read_sealed`."""
+    plain: dict[str, Any] = json.loads(json.dumps(value, allow_nan=False))
+    return {**plain, CHECKSUM: digest_json(plain)}
+
+
+def read_sealed(path: Path, advice: str) -> dict[str, Any]:
+    """Read a JSON object that `sealed` has made, without its checksum.
+
+    Raises:
+        InputError: missing, damaged or altered; `advice` says what to do.
+    """
+    value = read_json(path, advice)
+    if value.pop(CHECKSUM, None) != digest_json(value):
+        raise InputError(f"{path}: altered since it was written (its checksum does not fit); {advice}")
+    return value
+
+
+def seal_folder(folder: Path) -> None:
+    """Record the SHA-256 of every file below a folder, for `is_whole`; all is on disk when this returns."""
+    found = [file for file in sorted(folder.rglob("*")) if file.is_file()]
+    files = [file for file in found if file.name != SUMS and file.suffix != ".lock"]
+    for file in files:
+        fsync(file)
+    write_json(folder / SUMS, {file.relative_to(folder).as_posix(): digest_file(file) for file in files})
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether a folder holds every file that `seal_folder` recorded, byte for byte."""
+    try:
+        sums = read_json(folder / SUMS, "")
+    except InputError:
+        return False
+    return all((folder / name).is_file() and digest_file(folder / name) == sha256 for name, sha256 in sums.items())
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:

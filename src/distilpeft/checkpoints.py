@@ -16,7 +16,7 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from distilpeft.artifact import CHECKPOINTS, digest_file, digest_json, fsync, read_json, write_json
+from distilpeft.artifact import CHECKPOINTS, digest_file, fsync, read_sealed, sealed, write_json
 from distilpeft.errors import InputError
 
 FORMAT = 2
@@ -61,7 +61,7 @@ class Checkpoints:
             "state": dict(state),
             "files": {name: digest_file(fresh / name) for name in (WEIGHTS, OPTIMIZER)},
         }
-        write_json(fresh / STATE, {**told, "checksum": digest_json(told)})
+        write_json(fresh / STATE, sealed(told))
         shutil.rmtree(self.path(step), ignore_errors=True)
         fresh.rename(self.path(step))
         fsync(self.folder)
@@ -112,7 +112,7 @@ class Checkpoints:
 
     def _load(self, step: int, name: str) -> dict[str, Tensor]:
         file = self.path(step) / name
-        told = read_json(self.path(step) / STATE, f"delete {self.path(step)} to go on from an earlier state")
+        told = read_sealed(self.path(step) / STATE, f"delete {self.path(step)} to go on from an earlier state")
         if not file.is_file() or digest_file(file) != told["files"][name]:
             raise InputError(f"{file}: missing or altered; the same command goes on from an earlier state")
         found: dict[str, Tensor] = load_file(file)
@@ -123,24 +123,21 @@ class Checkpoints:
 
     def _checked(self, path: Path, say: Callable[[str], None]) -> dict[str, Any] | None:
         """The state of a checkpoint if every byte of it is what was written."""
-        try:
-            told = read_json(path / STATE, "")
-        except InputError:
-            told = {}
-        checksum = told.pop("checksum", None)
-        if checksum is not None and checksum == digest_json(told):
-            if told["format"] != FORMAT:
-                raise InputError(
-                    f"{path}: another version of distilpeft made this checkpoint; delete {self.folder.parent} to begin "
-                    "again"
-                )
-            damaged = [
-                name for name, sha256 in told["files"].items()
-                if not (path / name).is_file() or digest_file(path / name) != sha256
-            ]  # fmt: skip
-            if not damaged:
-                return dict(told["state"])
-        else:
-            damaged = [STATE]
+        damaged = self._damaged(path)
+        if not damaged:
+            return dict(read_sealed(path / STATE, "")["state"])
         say(f"  {path / damaged[0]}: altered since it was written; this checkpoint is dropped")
         return None
+
+    def _damaged(self, path: Path) -> list[str]:
+        try:
+            told = read_sealed(path / STATE, "")
+        except InputError:
+            return [STATE]
+        if told["format"] != FORMAT:
+            raise InputError(
+                f"{path}: another version of distilpeft made this checkpoint; delete {self.folder.parent} to begin "
+                "again"
+            )
+        files = told["files"].items()
+        return [name for name, sums in files if not (path / name).is_file() or digest_file(path / name) != sums]

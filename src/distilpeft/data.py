@@ -12,6 +12,7 @@ import json
 import logging
 import math
 import re
+import shutil
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,10 +21,15 @@ import datasets
 import numpy as np
 from numpy.typing import NDArray
 
+from distilpeft.artifact import SUMS, digest_file, digest_json, is_whole, seal_folder
 from distilpeft.errors import InputError
+from distilpeft.locks import Lock
+from distilpeft.machine import cache_folder
+from distilpeft.outcomes import machine_fault
 from distilpeft.recipe import Data
 from distilpeft.sources import DATA_SUFFIXES, Source, resolve
 
+VERSION = datasets.__version__  # another one may read a file otherwise
 SPLITS = ("train", "validation", "test")
 RowCheck = Callable[[datasets.Dataset, NDArray[np.int64], str], datasets.Dataset]
 """Called with rows, their 1-based numbers in the source, and the source's name; gives those to use, or InputError."""
@@ -146,11 +152,29 @@ def _load_file(source: Source) -> datasets.Dataset:
         options["keep_default_na"] = False  # the words NA, null and None are text, not holes
     datasets.logging.set_verbosity(logging.CRITICAL)  # it would log its own lines before ours
     try:
-        rows = datasets.load_dataset(DATA_SUFFIXES[path.suffix], data_files=str(path), split="train", **options)
+        rows = _mapped(path, DATA_SUFFIXES[path.suffix], options)
     except Exception as error:
+        if machine_fault(error) is not None:
+            raise
         raise InputError(_located_data_error(path, error)) from None
     if "__index_level_0__" in rows.column_names:
         raise InputError(f"{path}:2: the rows have more fields than the header; quote fields that hold the separator")
+    return rows
+
+
+def _mapped(path: Path, reader: str, options: Mapping[str, Any]) -> datasets.Dataset:
+    """A file's rows, memory-mapped from a cache that is found by its content and is whole, byte for byte.
+
+    The library's own cache is found by the file's path and time: a file that was exchanged for another of the same
+    time gave the rows of the first.
+    """
+    folder = cache_folder() / "rows" / digest_json([str(path.resolve()), digest_file(path), VERSION])[:32]
+    with Lock(folder.parent, folder.name).held():
+        if not is_whole(folder):
+            shutil.rmtree(folder, ignore_errors=True)
+        rows = datasets.load_dataset(reader, data_files=str(path), split="train", cache_dir=str(folder), **options)
+        if not (folder / SUMS).is_file():
+            seal_folder(folder)
     return rows
 
 

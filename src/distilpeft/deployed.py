@@ -18,11 +18,11 @@ from distilpeft.errors import InputError
 from distilpeft.kinds import KINDS
 from distilpeft.pictures import FILE, Reader
 from distilpeft.probabilities import softmax
-from distilpeft.runners import PIXELS, TransformersRunner, generate, open_runner, read_manifest
+from distilpeft.runners import PIXELS, TransformersRunner, check_files, generate, open_runner, read_manifest
 from distilpeft.spans import choose
 from distilpeft.words import Span, entities, first_tokens, spans_of
 
-TOKENIZER = "tokenizer.json"
+TOKENIZER, CARD = "tokenizer.json", "README.md"
 Text = str | tuple[str, str]
 
 
@@ -70,13 +70,14 @@ class Deployed:
         threads: of the runtime; 0 leaves the choice to it.
 
     Raises:
-        InputError: it is no exported folder, or has no tokenizer.json.
+        InputError: it is no exported folder, has no tokenizer.json, or a file but its card was altered.
     """
 
     def __init__(self, folder: Path, threads: int = 0) -> None:
         import tokenizers
 
         self.folder, self.manifest = folder, read_manifest(folder)
+        check_files(folder, self.manifest, CARD)
         self._threads = threads
         self._runner: Any = None
         self.reader = Reader.of(folder / FILE, str(folder)) if KINDS[self.manifest["task"]].images else None

@@ -19,6 +19,7 @@ from distilpeft.kinds import KINDS, LOWER_IS_BETTER
 from distilpeft.plan import CE_ONLY, FULL, STUDENT, TEACHER, Plan
 
 WITHIN = 0.01
+LOG = "train_log.jsonl"
 CURVE_POINTS = 200
 SEED_PAIRS = ((STUDENT, CE_ONLY), (STUDENT, TEACHER), (CE_ONLY, TEACHER), (TEACHER, FULL))
 ROWS = "rows.npz"
@@ -38,9 +39,9 @@ def curves(plan: Plan) -> dict[str, dict[str, list[float]]]:
     """Loss, grad_norm and lr over the steps of each training, as means over at most `CURVE_POINTS` stretches."""
     found = {}
     for step, made in plan.artifacts.items():
-        file = made.path / "train_log.jsonl"
-        if file.is_file():
-            lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+        if (made.path / LOG).is_file():
+            read = [json.loads(line) for line in made.file(LOG).read_text(encoding="utf-8").splitlines()]
+            lines = [line for line in read if None not in line.values()]  # but for steps that were left out
             parts = [part for part in np.array_split(np.arange(len(lines)), min(CURVE_POINTS, len(lines))) if len(part)]
             found[step] = {"step": [lines[part[-1]]["step"] for part in parts]} | {
                 name: [float(f"{mean(lines[at][name] for at in part):.6g}") for part in parts]
@@ -87,7 +88,7 @@ def _pair_over_seeds(role: str, against: str, made: Sequence[Artifact]) -> dict[
     ]
     pairs = []
     for one in made:
-        with np.load(one.path / ROWS, allow_pickle=False) as rows:
+        with np.load(one.file(ROWS), allow_pickle=False) as rows:
             of_role, of_other = (paired.Added(rows[name], rows[f"{name} weight"]) for name in (role, against))
             pairs.append((of_role, of_other))
     return {

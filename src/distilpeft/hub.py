@@ -6,9 +6,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from distilpeft.artifact import digest_file
 from distilpeft.errors import InputError
-from distilpeft.runners import MANIFEST, read_manifest
+from distilpeft.runners import MANIFEST, check_files, read_manifest
 
 CARD = "README.md"
 
@@ -67,9 +66,7 @@ def checked_files(folder: Path) -> dict[str, int]:
     found = {file.name for file in folder.iterdir()} - {MANIFEST}
     for name in sorted(found - set(listed)):
         raise InputError(f"{folder / name}: not of this bundle; move it elsewhere")
-    for name, recorded in listed.items():
-        if name not in found or digest_file(folder / name) != recorded["sha256"]:
-            raise InputError(f"{folder / name}: missing or altered since it was exported; export it again")
+    check_files(folder, manifest)
     return {name: int(recorded["bytes"]) for name, recorded in listed.items()} | {
         MANIFEST: (folder / MANIFEST).stat().st_size
     }

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import io
 import re
+import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,6 +24,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 
 from distilpeft import pictures
+from distilpeft.artifact import is_whole, seal_folder
 from distilpeft.errors import InputError
 from distilpeft.forms import FORMS
 from distilpeft.recipe import FromTeacher, Lora
@@ -446,7 +448,8 @@ def _from_gguf(source: Source) -> Source:
     path = source.path
     assert path is not None
     folder = gguf_folder(path)
-    if not folder.exists():
+    if not is_whole(folder):
+        shutil.rmtree(folder, ignore_errors=True)
         folder.parent.mkdir(parents=True, exist_ok=True)
         options = {"gguf_file": path.name}
         try:
@@ -462,6 +465,7 @@ def _from_gguf(source: Source) -> Source:
             inside = Path(fresh) / "model"
             model.save_pretrained(str(inside))
             tokenizer.save_pretrained(str(inside))
+            seal_folder(inside)
             with contextlib.suppress(OSError):  # another process was faster
                 inside.rename(folder)
     return Source(str(folder), folder)

@@ -28,6 +28,13 @@ Places = dict[Path_, str]
 class _Loader(yaml.SafeLoader):
     """SafeLoader with YAML 1.2 numbers and booleans."""
 
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        """Refuse aliases: a few lines of them stand for more values than fit into any memory."""
+        if self.check_event(yaml.AliasEvent):
+            mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
+            raise yaml.composer.ComposerError(None, None, "aliases are not for recipes; write the value out", mark)
+        return super().compose_node(parent, index)
+
     yaml_implicit_resolvers = {  # noqa: RUF012 (the attribute is PyYAML's)
         first: [(tag, regexp) for tag, regexp in resolvers if not tag.endswith((":bool", ":int", ":float"))]
         for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()

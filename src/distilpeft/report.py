@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from distilpeft import findings
-from distilpeft.artifact import read_json, replace_link, write_json, write_text
+from distilpeft.artifact import read_sealed, replace_link, sealed, write_json, write_text
 from distilpeft.data import told_skipped
 from distilpeft.errors import InputError
 from distilpeft.kinds import KINDS, LOWER_IS_BETTER
@@ -154,7 +154,7 @@ def finish(plan: Plan) -> None:
 
 def save(plan: Plan, report: dict[str, Any]) -> None:
     """Write report.json and report.md into the run's folder."""
-    write_json(plan.folder / "report.json", report)
+    write_json(plan.folder / "report.json", sealed(report))
     write_text(plan.folder / "report.md", markdown(report))
 
 
@@ -168,7 +168,7 @@ def load(run: Path) -> dict[str, Any]:
         raise InputError(
             f"{run}: no report.json here; give a run's folder, such as runs/quickstart, once it is finished"
         )
-    found = read_json(run / "report.json", "run the recipe again")
+    found = read_sealed(run / "report.json", "run the recipe again")
     if "verdict" not in found:
         raise InputError(f"{run / 'report.json'}: written by another version of distilpeft; run the recipe again")
     return found

@@ -21,6 +21,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from distilpeft.artifact import digest_file, read_sealed
 from distilpeft.errors import InputError
 from distilpeft.forms import FORMS
 from distilpeft.kinds import KINDS
@@ -255,14 +256,21 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise InputError(
             f"{folder}: no exported model here (no {MANIFEST}); give a folder such as runs/quickstart/student"
         )
-    try:
-        found: dict[str, Any] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        known = found["format"] in FORMS
-    except (ValueError, KeyError, TypeError):
-        raise InputError(f"{folder / MANIFEST}: not an exported model's manifest; export it again") from None
-    if not known:
-        raise InputError(f"{folder / MANIFEST}: format {found['format']!r} is none of {', '.join(FORMS)}")
+    found = read_sealed(folder / MANIFEST, "export it again")
+    if found.get("format") not in FORMS:
+        raise InputError(f"{folder / MANIFEST}: format {found.get('format')!r} is none of {', '.join(FORMS)}")
     return found
+
+
+def check_files(folder: Path, manifest: Mapping[str, Any], *leave: str) -> None:
+    """Compare a bundle's files with its manifest, but for those to `leave`.
+
+    Raises:
+        InputError: one is missing or altered.
+    """
+    for name, recorded in manifest.get("files", {}).items():
+        if name not in leave and (not (folder / name).is_file() or digest_file(folder / name) != recorded["sha256"]):
+            raise InputError(f"{folder / name}: missing or altered since it was exported; export it again")
 
 
 def open_runner(folder: Path, threads: int = 0) -> Runner:

@@ -26,7 +26,7 @@ import datasets
 import numpy as np
 from numpy.typing import NDArray
 
-from distilpeft.artifact import digest_file, digest_json, fsync, read_json, write_json
+from distilpeft.artifact import digest_file, digest_json, fsync, read_json, read_sealed, sealed, write_json
 from distilpeft.codec import Bytes, Kept, Layout
 from distilpeft.errors import InputError
 
@@ -194,7 +194,7 @@ class Writer:
                 "shards": shards,
             }
             fsync(folder)
-            write_json(folder / STORE, {**store, "checksum": digest_json(store)})
+            write_json(folder / STORE, sealed(store))
         for record in [*folder.glob("shard-*.json"), folder / BEGUN]:
             record.unlink(missing_ok=True)
         measured: dict[str, Any] = read_store(folder)["measured"]
@@ -223,12 +223,9 @@ def read_store(folder: Path) -> dict[str, Any]:
     if (folder / BEGUN).exists():
         raise InputError(f"{folder}: these soft targets are not finished; run the recipe that makes them again")
     path = folder / STORE
-    found = read_json(path, "give a folder of soft targets, or make them again")
+    found = read_sealed(path, "give a folder of soft targets, or make them again")
     if found.get("format") != FORMAT:
         raise InputError(f"{path}: format {found.get('format')!r}, but this version reads {FORMAT}; make them again")
-    checksum = found.pop("checksum", None)
-    if checksum != digest_json(found):
-        raise InputError(f"{path}: altered since it was written (its checksum does not fit); make the targets again")
     return found
 
 

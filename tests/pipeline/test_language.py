@@ -88,7 +88,7 @@ def test_the_figures_are_those_of_transformers_alone_over_the_exported_model(fin
     folder = str(finished.parent / "runs/tinylm/student")
     model, tokenizer = AutoModelForCausalLM.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
     nats = tokens = right = size = 0
-    for row in read_task_splits(load_recipe(finished))["test"]:
+    for row in read_task_splits(load_recipe(finished))[0]["test"]:
         if not row["completion"]:
             continue
         prompt = tokenizer(row["prompt"])["input_ids"]
@@ -115,7 +115,7 @@ def test_the_distance_from_the_teacher_is_that_of_whole_logits(finished):
     teacher = load_teacher(Runtime(), plan.recipe, plan.artifacts["teacher"].path, "fp32")
     student = AutoModelForCausalLM.from_pretrained(str(finished.parent / "runs/tinylm/student")).eval()
     words, kl, tokens = teacher.tokenizer, 0.0, 0
-    for row in read_task_splits(plan.recipe)["test"]:
+    for row in read_task_splits(plan.recipe)[0]["test"]:
         prompt, completion = words(row["prompt"])["input_ids"], words(row["completion"])["input_ids"]
         if completion:
             ids = torch.tensor([[*prompt, *completion, words.eos_token_id]])[:, :96]

@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from distilpeft import cli
+from distilpeft.artifact import read_sealed
 from distilpeft.plan import make_plan
 from distilpeft.recipe_file import load_recipe
 
@@ -76,7 +77,7 @@ def test_scores_are_what_a_plain_count_over_the_exported_model_gives(finished):
 
     from distilpeft.tasks import read_task_splits
 
-    rows = read_task_splits(load_recipe(finished))["test"]
+    rows = read_task_splits(load_recipe(finished))[0]["test"]
     folder = finished.parent / "runs/tiny/student"
     tokenizer = AutoTokenizer.from_pretrained(str(folder))
     model = AutoModelForSequenceClassification.from_pretrained(str(folder)).eval()
@@ -121,7 +122,7 @@ def verb(capsys, *arguments: str) -> str:
 
 def test_report_prints_the_table_and_as_json_the_very_file(finished, capsys):
     folder = finished.parent / "runs/tiny"
-    assert json.loads(verb(capsys, "report", str(folder), "--json")) == json.loads((folder / "report.json").read_text())
+    assert json.loads(verb(capsys, "report", str(folder), "--json")) == read_sealed(folder / "report.json", "")
     table = verb(capsys, "report", str(folder))
     assert all(role in table for role in ROLES)
     assert "keeps" in table
@@ -201,7 +202,7 @@ def test_cached_targets_are_the_tuned_teachers_logits_row_by_row(finished):
     plan = plan_of(finished)
     stored = SoftTargets(plan.artifacts["targets"].path).lookup(np.arange(120)).values
     loaded = load_teacher(Runtime(), plan.recipe, plan.artifacts["teacher"].path, "fp32")
-    rows = read_task_splits(plan.recipe)["train"]
+    rows = read_task_splits(plan.recipe)[0]["train"]
     assert len(stored) == len(rows) == 120
     for index in (0, 7, 64, 119):
         inputs = loaded.tokenizer(rows[index]["text"], return_tensors="pt", truncation=True, max_length=16)

@@ -10,7 +10,18 @@ from pathlib import Path
 import pytest
 
 from distilpeft import artifact as module
-from distilpeft.artifact import artifact, digest_file, digest_json, read_json, replace_link, write_json, write_text
+from distilpeft.artifact import (
+    MANIFEST,
+    artifact,
+    digest_file,
+    digest_json,
+    is_whole,
+    read_json,
+    replace_link,
+    seal_folder,
+    write_json,
+    write_text,
+)
 from distilpeft.errors import InputError
 
 SETTINGS = {"lr": 0.1, "fit": {"epochs": 1, "batch_size": 4}}
@@ -109,6 +120,45 @@ def test_verify_names_the_file_that_is_altered_cut_or_missing(tmp_path, damage):
         made.verify()
     assert str(caught.value).startswith(f"{file}: ")
     assert f"delete {made.path}" in str(caught.value)
+
+
+def test_every_flipped_bit_of_a_manifest_is_found(tmp_path):
+    made = artifact(tmp_path, "teacher", 1, {"lr": 0.1}, {})
+    made.partial.mkdir()
+    made.publish({"accuracy": 0.25, 3: [1, 2.5]}, {"python": "3"})
+    good = (made.path / MANIFEST).read_bytes()
+    assert made.figures() == {"accuracy": 0.25, "3": [1, 2.5]}
+    for at in range(len(good)):
+        flipped = bytearray(good)
+        flipped[at] ^= 1 << (at % 8)
+        (made.path / MANIFEST).write_bytes(flipped)
+        with pytest.raises(InputError, match="delete .* to make it again"):
+            made.figures()
+
+
+def test_one_file_is_given_only_while_it_is_what_was_written(tmp_path):
+    made = artifact(tmp_path, "teacher", 1, {}, {})
+    made.partial.mkdir()
+    (made.partial / "rows.npz").write_bytes(b"abc")
+    made.publish({}, {})
+    assert made.file("rows.npz").read_bytes() == b"abc"
+    (made.path / "rows.npz").write_bytes(b"abd")
+    (made.path / "other").write_bytes(b"x")
+    for name in ("rows.npz", "other", "nowhere"):
+        with pytest.raises(InputError, match=f"{name}: missing or altered since it was written; delete"):
+            made.file(name)
+
+
+def test_a_folder_is_whole_while_no_file_of_it_changes(tmp_path):
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep" / "a").write_bytes(b"abc")
+    assert not is_whole(tmp_path)
+    seal_folder(tmp_path)
+    assert is_whole(tmp_path)
+    (tmp_path / "deep" / "a").write_bytes(b"abd")
+    assert not is_whole(tmp_path)
+    (tmp_path / "deep" / "a").unlink()
+    assert not is_whole(tmp_path)
 
 
 @pytest.mark.parametrize("content", ["", "{", "[1]"])

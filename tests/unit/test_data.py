@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import datasets
@@ -246,6 +247,28 @@ def test_a_filter_that_fits_nothing_is_refused(where, said):
     write("rows.csv")
     with pytest.raises(InputError, match=said):
         read("rows.csv", where=where, **SLICES)
+
+
+def test_a_file_that_was_exchanged_for_another_of_the_same_time_is_read_anew():
+    """The cache of `datasets` goes by path and time, and would give the rows of the first."""
+    path = Path(write("rows.csv"))
+    before = path.stat()
+    first = read(str(path), **SLICES)["train"]["text"][:]
+    path.write_text(path.read_text().replace("film", "play"))
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert read(str(path), **SLICES)["train"]["text"][:] == [text.replace("film", "play") for text in first]
+
+
+def test_rows_whose_mapped_file_was_altered_are_read_anew():
+    path = write("rows.csv")
+    first = read(path, **SLICES)["train"]
+    told, arrow = first["text"][:], Path(first.cache_files[0]["filename"])
+    good = arrow.read_bytes()
+    at = good.index(b"film")
+    for damaged in (good[:at] + b"fild" + good[at + 4 :], good[:-40], b""):
+        arrow.write_bytes(damaged)
+        assert read(path, **SLICES)["train"]["text"][:] == told
+        assert arrow.read_bytes() == good
 
 
 def test_rows_are_checked_with_their_numbers_in_the_source_even_after_a_filter():

@@ -75,12 +75,24 @@ def test_a_difference_is_more_than_chance_below_five_percent(p_value, said):
     assert findings.difference(pair) == f"+0.5000 nats, 95 % +0.4000 to +0.6000, p = {p_value:.2g}: {said}"
 
 
+def logged(folder):
+    return SimpleNamespace(path=folder, file=lambda name: folder / name)
+
+
+def test_steps_that_were_left_out_are_not_drawn(tmp_path):
+    taken = {"step": 1, "loss": 2.0, "grad_norm": 1.0, "lr": 0.1}
+    lines = [taken, {"step": 2, "loss": None, "grad_norm": None, "lr": 0.1}]
+    (tmp_path / "train_log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    plan = SimpleNamespace(artifacts={"teacher": logged(tmp_path)})
+    assert findings.curves(plan)["teacher"]["step"] == [1]
+
+
 def test_curves_are_means_over_stretches_and_end_where_training_ended(tmp_path):
     lines = [{"step": step, "loss": float(step), "grad_norm": 1.0, "lr": 0.1} for step in range(1, 1001)]
     (tmp_path / "train_log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     (tmp_path / "other").mkdir()
     plan = SimpleNamespace(artifacts={
-        "teacher": SimpleNamespace(path=tmp_path), "evaluate/teacher": SimpleNamespace(path=tmp_path / "other"),
+        "teacher": logged(tmp_path), "evaluate/teacher": SimpleNamespace(path=tmp_path / "other"),
     })  # fmt: skip
     found = findings.curves(plan)
     assert list(found) == ["teacher"]
@@ -92,7 +104,7 @@ def test_curves_are_means_over_stretches_and_end_where_training_ended(tmp_path):
 
 def test_a_short_training_is_drawn_step_by_step(tmp_path):
     (tmp_path / "train_log.jsonl").write_text('{"step": 1, "loss": 2.0, "grad_norm": 1.0, "lr": 0.1}\n')
-    plan = SimpleNamespace(artifacts={"teacher": SimpleNamespace(path=tmp_path)})
+    plan = SimpleNamespace(artifacts={"teacher": logged(tmp_path)})
     assert findings.curves(plan)["teacher"] == {"step": [1], "loss": [2.0], "grad_norm": [1.0], "lr": [0.1]}
 
 

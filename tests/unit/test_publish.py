@@ -13,6 +13,7 @@ import reports
 from rich.console import Console
 
 from distilpeft import cli, plots, publish
+from distilpeft.artifact import sealed
 
 
 @pytest.fixture
@@ -21,7 +22,7 @@ def runs(tmp_path) -> list[Path]:
     for at, report in enumerate((*reports.two_runs(), reports.language_model())):
         run = tmp_path / f"run{at}"
         run.mkdir()
-        (run / "report.json").write_text(json.dumps(report))
+        (run / "report.json").write_text(json.dumps(sealed(report)))
         found.append(run)
     return found
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from distilpeft import runners
+from distilpeft.artifact import sealed
 from distilpeft.errors import InputError
 
 WIDTH = 11
@@ -77,10 +78,11 @@ def test_generation_takes_the_likeliest_token_and_stops_before_an_end():
     ("manifest", "message"),
     [
         (None, "no exported model here (no manifest.json)"),
-        ("{", "not an exported model's manifest"),
-        ("[]", "not an exported model's manifest"),
-        ('{"stage": "teacher"}', "not an exported model's manifest"),
-        ('{"format": "pickle"}', "format 'pickle' is none of safetensors, onnx"),
+        ("{", "manifest.json: cannot be read"),
+        ("[]", "manifest.json: not a JSON object"),
+        ('{"format": "onnx"}', "altered since it was written (its checksum does not fit); export it again"),
+        (json.dumps(sealed({"stage": "teacher"})), "format None is none of safetensors, onnx"),
+        (json.dumps(sealed({"format": "pickle"})), "format 'pickle' is none of safetensors, onnx"),
     ],
 )
 def test_a_folder_that_is_no_export_is_refused(tmp_path, manifest, message):
@@ -92,7 +94,7 @@ def test_a_folder_that_is_no_export_is_refused(tmp_path, manifest, message):
 
 
 def test_what_a_form_needs_to_run_is_named_if_it_is_not_here(tmp_path, monkeypatch):
-    (tmp_path / "manifest.json").write_text(json.dumps({"format": "openvino", "task": "causal_lm"}))
+    (tmp_path / "manifest.json").write_text(json.dumps(sealed({"format": "openvino", "task": "causal_lm"})))
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(InputError, match="openvino needs openvino; install it with pip"):
         runners.open_runner(tmp_path)

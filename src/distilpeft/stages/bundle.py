@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from distilpeft import __version__, card
-from distilpeft.artifact import Artifact, digest_file, read_json, write_json, write_text
+from distilpeft.artifact import Artifact, digest_file, read_sealed, sealed, write_json, write_text
 from distilpeft.pair import MODEL
 from distilpeft.recipe import Recipe
 from distilpeft.runners import MANIFEST
@@ -44,7 +44,7 @@ def run(
         if file.name != MANIFEST:
             _link(file, folder / file.name)
     made, own = export.figures(), f"export:{form}"
-    told = read_json(source / MANIFEST, f"delete {export.path} to make it again")
+    told = read_sealed(source / MANIFEST, f"delete {export.path} to make it again")
     write_text(folder / "README.md", card.render(recipe, told, figures, timed, made))
     files = {
         file.name: {"bytes": file.stat().st_size, "sha256": digest_file(file)} for file in sorted(folder.iterdir())
@@ -66,7 +66,7 @@ def run(
         "metric": main,
         "latency": timed[own],
     }
-    write_json(folder / MANIFEST, manifest)
+    write_json(folder / MANIFEST, sealed(manifest))
     return {"files": len(files) + 1, "size_bytes": sum(file.stat().st_size for file in folder.iterdir())}
 
 

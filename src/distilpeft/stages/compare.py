@@ -44,7 +44,7 @@ def run(recipe: Recipe, data: TaskData, evaluated: Mapping[str, Artifact], out: 
     rows = data.tokens(recipe.evaluate.split, load_reader(recipe, source), tokenizer_digest(source))
     added, calibration = {}, {}
     for role, made in evaluated.items():
-        values_NK = np.load(made.path / VALUES, allow_pickle=False).astype(np.float64)
+        values_NK = np.load(made.file(VALUES), allow_pickle=False).astype(np.float64)
         added[role] = paired.Added(*data.task.added(recipe.task, values_NK, rows))
         calibration[role] = data.task.calibration(recipe.task, values_NK, rows)
     kept = {role: one.sum_N for role, one in added.items()}

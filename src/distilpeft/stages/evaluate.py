@@ -68,7 +68,7 @@ def run(
             for name in np.unique(groups_N)
         }
     if reference is not None:
-        teacher_NK = np.load(reference.path / VALUES, allow_pickle=False)
+        teacher_NK = np.load(reference.file(VALUES), allow_pickle=False)
         figures["against_teacher"] = task.against_teacher(recipe.task, values_NK, teacher_NK, rows)
     if loaded is not None and role in SPEAKERS and settings.samples:
         figures["samples"] = task.samples(

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from distilpeft.artifact import Artifact, write_json
+from distilpeft.artifact import Artifact, sealed, write_json
 from distilpeft.data import chunks
 from distilpeft.errors import GateError, InputError
 from distilpeft.formats import WRITERS, Student
@@ -117,7 +117,7 @@ def _describe(recipe: Recipe, loaded: Loaded, form: str, folder: Path) -> None:
     if not recipe.kind.images:
         told["max_tokens"] = min(recipe.data.max_tokens, tokenizer.model_max_length)
         told["pad_token_id"] = tokenizer.pad_token_id
-    write_json(folder / MANIFEST, told | _own_facts(recipe, model, tokenizer))
+    write_json(folder / MANIFEST, sealed(told | _own_facts(recipe, model, tokenizer)))
 
 
 def _describe_writing(recipe: Recipe, model: Any, folder: Path) -> None:

@@ -6,6 +6,7 @@ module, its section in `task_sections.py`, a line in `kinds.py`, and one to `TAS
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -16,7 +17,7 @@ import datasets
 import numpy as np
 from numpy.typing import NDArray
 
-from distilpeft.artifact import digest_json
+from distilpeft.artifact import SUMS, digest_json, is_whole, seal_folder
 from distilpeft.data import duplicates, read_splits
 from distilpeft.data import origin as data_origin
 from distilpeft.errors import InputError
@@ -126,18 +127,22 @@ class TaskData:
         name = digest_json([self.digest, split, tokenizer_digest, self.recipe.data.max_tokens])[:16]
         if name in self._tokens:  # no process waits for the others then
             return self._tokens[name]
-        path = self._cache / f"tokens-{split}-{name}.arrow"
-        path.parent.mkdir(parents=True, exist_ok=True)
+        folder = self._cache / f"tokens-{split}-{name}"
         task, max_tokens = self.recipe.task, self.recipe.data.max_tokens
         with self._main_first():  # the others find the main process's file
+            if not is_whole(folder):
+                shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(parents=True, exist_ok=True)
             dataset = rows.map(
                 lambda batch: self.task.encode(task, rows.features, batch, tokenizer, max_tokens),
                 batched=True,
                 remove_columns=rows.column_names,
                 features=self.task.features(task),
-                cache_file_name=str(path),
+                cache_file_name=str(folder / "rows.arrow"),
                 new_fingerprint=name,
             )
+            if not (folder / SUMS).is_file():
+                seal_folder(folder)
         self._tokens[name] = Tokens(self.task, dataset, tokenizer, task)
         return self._tokens[name]
 
