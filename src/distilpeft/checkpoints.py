@@ -1,9 +1,10 @@
 """Checkpoints of a training: folders `step-00000012/` that are whole, byte for byte, or do not count.
 
-`weights.safetensors`: what is trained.  `optimizer.safetensors`: its moments.  `state.json`: where the loop stands,
-the SHA-256 of both, and a checksum of itself. Random numbers and the order of rows are functions of the seed and the
-step, so nothing else is needed. A checkpoint is written beside its place, fsynced and renamed; what a crash has left,
-or what has changed on disk since, is told and removed, and an earlier one takes its place.
+`weights.safetensors`: what is trained.  `optimizer.safetensors`: its moments.  `train_log.jsonl`: a line for each step
+so far.  `state.json`: where the loop stands, the SHA-256 of all three, and a checksum of itself. Random numbers and the
+order of rows are functions of the seed and the step, so nothing else is needed. A checkpoint is written beside its
+place, fsynced and renamed; what a crash has left, or what has changed on disk since, is told and removed, and an
+earlier one takes its place.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from distilpeft.artifact import CHECKPOINTS, digest_file, fsync, read_sealed, se
 from distilpeft.errors import InputError
 
 FORMAT = 2
-WEIGHTS, OPTIMIZER, STATE = "weights.safetensors", "optimizer.safetensors", "state.json"
+WEIGHTS, OPTIMIZER, STATE, LOG = "weights.safetensors", "optimizer.safetensors", "state.json", "train_log.jsonl"
 
 
 class Checkpoints:
@@ -56,11 +57,10 @@ class Checkpoints:
         for name, values in zip((WEIGHTS, OPTIMIZER), tensors, strict=True):
             save_file(dict(values), fresh / name)
             fsync(fresh / name)
-        told = {
-            "format": FORMAT,
-            "state": dict(state),
-            "files": {name: digest_file(fresh / name) for name in (WEIGHTS, OPTIMIZER)},
-        }
+        shutil.copyfile(self.folder.parent / LOG, fresh / LOG)
+        fsync(fresh / LOG)
+        files = {name: digest_file(fresh / name) for name in (WEIGHTS, OPTIMIZER, LOG)}
+        told = {"format": FORMAT, "state": dict(state), "files": files}
         write_json(fresh / STATE, sealed(told))
         shutil.rmtree(self.path(step), ignore_errors=True)
         fresh.rename(self.path(step))
@@ -110,13 +110,21 @@ class Checkpoints:
         """The optimizer's tensors of a checkpoint; see `weights`."""
         return self._load(step, OPTIMIZER)
 
+    def restore_log(self, step: int) -> None:
+        """Put the log back to where it was then; later steps will be taken, and logged, again."""
+        self._verify(step, LOG)
+        shutil.copyfile(self.path(step) / LOG, self.folder.parent / LOG)
+
     def _load(self, step: int, name: str) -> dict[str, Tensor]:
+        self._verify(step, name)
+        found: dict[str, Tensor] = load_file(self.path(step) / name)
+        return found
+
+    def _verify(self, step: int, name: str) -> None:
         file = self.path(step) / name
         told = read_sealed(self.path(step) / STATE, f"delete {self.path(step)} to go on from an earlier state")
         if not file.is_file() or digest_file(file) != told["files"][name]:
             raise InputError(f"{file}: missing or altered; the same command goes on from an earlier state")
-        found: dict[str, Tensor] = load_file(file)
-        return found
 
     def _all(self) -> list[Path]:
         return sorted(path for path in self.folder.glob("step-*") if path.suffix != ".partial")

@@ -16,9 +16,9 @@ from distilpeft.errors import GateError, InputError, StoppedBySignal, Terminated
 DISK = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EFBIG, errno.EIO, errno.ESTALE}
 DISK_TEXT = re.compile(
     r"No space left on device|Disk quota exceeded|Read-only file system|File too large|Input/output error|Permission "
-    r"denied", re.IGNORECASE,
+    r"denied|\d+ requested and \d+ written", re.IGNORECASE,
 )  # fmt: skip
-"""What safetensors, Arrow and others say where they do not raise an OSError with its number."""
+"""What safetensors, Arrow, numpy and others say where they do not raise an OSError with its number."""
 LOST_PEER = re.compile(r"(closed|reset) by peer|Broken pipe|remote process exited|Socket closed")
 """What gloo and NCCL say when a process on the other side of a connection is gone."""
 LOST = (

@@ -23,17 +23,12 @@ from distilpeft.recipe_faults import cross_faults
 
 Path_ = tuple[str | int, ...]
 Places = dict[Path_, str]
+MOST_VALUES = 100_000
+"""In a recipe; a few lines of aliases stand for billions."""
 
 
 class _Loader(yaml.SafeLoader):
     """SafeLoader with YAML 1.2 numbers and booleans."""
-
-    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        """Refuse aliases: a few lines of them stand for more values than fit into any memory."""
-        if self.check_event(yaml.AliasEvent):
-            mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
-            raise yaml.composer.ComposerError(None, None, "aliases are not for recipes; write the value out", mark)
-        return super().compose_node(parent, index)
 
     yaml_implicit_resolvers = {  # noqa: RUF012 (the attribute is PyYAML's)
         first: [(tag, regexp) for tag, regexp in resolvers if not tag.endswith((":bool", ":int", ":float"))]
@@ -153,6 +148,7 @@ def _parse(text: str, whole: str, place: Callable[[yaml.Node], str]) -> tuple[An
         loader = _Loader(text)
         try:
             node = loader.get_single_node()
+            _check_size(node, place, {})
             places = dict(_places(node, place, ())) if node is not None else {}
             return (loader.construct_document(node) if node is not None else None), places
         finally:
@@ -164,6 +160,27 @@ def _parse(text: str, whole: str, place: Callable[[yaml.Node], str]) -> tuple[An
         raise InputError(f"{whole}{line}: {what}: {error.problem}") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise InputError(f"{whole}: {what}: {' '.join(str(error).split())}") from None
+
+
+def _check_size(node: yaml.Node | None, place: Callable[[yaml.Node], str], sizes: dict[int, int]) -> int:
+    """Refuse aliases that lead back to themselves, or stand for more values than fit into any memory.
+
+    Returns:
+        Values that the node stands for.
+    """
+    if node is None or isinstance(node, yaml.ScalarNode):
+        return 1
+    if id(node) in sizes:
+        if sizes[id(node)] == 0:
+            raise InputError(f"{place(node)}: this value holds itself; write it out without an alias")
+        return sizes[id(node)]
+    sizes[id(node)] = 0  # being looked at
+    parts = [part for pair in node.value for part in pair] if isinstance(node, yaml.MappingNode) else node.value
+    size = 1 + sum(_check_size(part, place, sizes) for part in parts)
+    if size > MOST_VALUES:
+        raise InputError(f"{place(node)}: aliases make more than {MOST_VALUES} values of this; write it out")
+    sizes[id(node)] = size
+    return size
 
 
 def _places(node: yaml.Node, place: Callable[[yaml.Node], str], at: Path_) -> Iterator[tuple[Path_, str]]:

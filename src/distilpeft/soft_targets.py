@@ -134,8 +134,9 @@ class Writer:
         """Whether the folder holds these very targets, begun or put together."""
         begun, store = self._folder / BEGUN, self._folder / STORE
         if begun.is_file():
-            return read_json(begun, "delete it") == self._contents.identity
-        return store.is_file() and read_json(store, "delete it").get("identity") == digest_json(self._contents.identity)
+            return _read_or_none(begun, read_json) == self._contents.identity
+        put_together = _read_or_none(store, read_sealed) or {}
+        return put_together.get("identity") == digest_json(self._contents.identity)
 
     def rows(self, shard: int) -> tuple[int, int]:
         """First row of a shard, and the one behind its last."""
@@ -146,9 +147,9 @@ class Writer:
         if (self._folder / STORE).is_file():  # put together, but killed before it was published
             return True
         file, record = self._folder / _name(shard), self._folder / _record(shard)
-        if not (file.is_file() and record.is_file()):
+        known = _read_or_none(record, read_sealed)
+        if known is None or not file.is_file():
             return False
-        known = read_json(record, "delete it")
         return bool(file.stat().st_size == known["bytes"] and digest_file(file) == known["sha256"])
 
     def write(self, shard: int, rows: Sequence[Kept], measured: Mapping[str, float]) -> None:
@@ -164,7 +165,8 @@ class Writer:
             out.flush()
             os.fsync(out.fileno())
         entry = {"file": file.name, "first_row": start, "num_rows": stop - start, "bytes": file.stat().st_size}
-        write_json(self._folder / _record(shard), {**entry, "sha256": digest_file(file), "measured": dict(measured)})
+        told = {**entry, "sha256": digest_file(file), "measured": dict(measured)}
+        write_json(self._folder / _record(shard), sealed(told))
 
     def finish(self, notes: Mapping[str, Any]) -> dict[str, Any]:
         """Put the store together; `notes` are kept in it as they are.
@@ -176,7 +178,7 @@ class Writer:
         if not (folder / STORE).is_file():
             records = [folder / _record(shard) for shard in range(self.num_shards)]
             assert all(record.is_file() for record in records), "soft targets are missing shards"
-            shards = [read_json(record, "delete it") for record in records]
+            shards = [read_sealed(record, "delete it") for record in records]
             np.save(folder / ROWS, contents.hashes_R.astype("<u8"), allow_pickle=False)
             np.save(folder / POSITIONS, contents.positions_R.astype("<u4"), allow_pickle=False)
             num_bytes = sum(shard["bytes"] for shard in shards)
@@ -199,6 +201,14 @@ class Writer:
             record.unlink(missing_ok=True)
         measured: dict[str, Any] = read_store(folder)["measured"]
         return measured
+
+
+def _read_or_none(path: Path, read: Callable[[Path, str], dict[str, Any]]) -> dict[str, Any] | None:
+    """What a file holds; None if that is damaged or not there, and is to be made again."""
+    try:
+        return read(path, "")
+    except InputError:
+        return None
 
 
 def summary(sums: Sequence[Mapping[str, float]], num_bytes: int) -> dict[str, Any]:

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from distilpeft import batch_norm
-from distilpeft.checkpoints import Checkpoints
+from distilpeft.checkpoints import LOG, Checkpoints
 from distilpeft.data import epoch_batches, micro_batches
 from distilpeft.errors import GateError, InputError
 from distilpeft.guards import MOST_SKIPPED, Spikes, listed
@@ -51,7 +51,6 @@ from distilpeft.recipe import Fit, Optim
 from distilpeft.runtime import Interrupted, Runtime
 
 Batch = dict[str, Any]
-LOG = "train_log.jsonl"
 FIRST_SCALE, SCALE_EVERY = 2.0**16, 2000
 """Of the loss in float16: halved when gradients overflow, doubled after so many steps without (arXiv:1710.03740)."""
 Watch = Callable[[float, float], None]
@@ -510,8 +509,7 @@ def _resume(
         )
     load_weights(model, weights)
     load_optimizer(optimizer, checkpoints.optimizer(state.step))
-    if runtime.is_main:
-        _cut_log(work.folder / LOG, state.step)
+    runtime.on_main(lambda: checkpoints.restore_log(state.step))
     runtime.say(f"  {work.label}: going on after step {state.step}")
     for earlier in state.validations:
         _watch(work, earlier)
@@ -537,10 +535,3 @@ def _losses(folder: Path) -> list[float | None]:
     log = folder / LOG
     lines = log.read_text(encoding="utf-8").splitlines() if log.is_file() else []
     return [json.loads(line)["loss"] for line in lines]
-
-
-def _cut_log(path: Path, step: int) -> None:
-    """Forget steps after the checkpoint; they will be taken, and logged, again."""
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.is_file() else []
-    kept: Sequence[str] = lines[:step]
-    path.write_text("".join(kept), encoding="utf-8")

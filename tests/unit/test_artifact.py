@@ -132,7 +132,7 @@ def test_every_flipped_bit_of_a_manifest_is_found(tmp_path):
         flipped = bytearray(good)
         flipped[at] ^= 1 << (at % 8)
         (made.path / MANIFEST).write_bytes(flipped)
-        with pytest.raises(InputError, match="delete .* to make it again"):
+        with pytest.raises(InputError, match=r"delete .* to make it again"):
             made.figures()
 
 

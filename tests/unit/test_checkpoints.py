@@ -7,12 +7,13 @@ import json
 import pytest
 import torch
 
-from distilpeft.checkpoints import OPTIMIZER, STATE, WEIGHTS, Checkpoints
+from distilpeft.checkpoints import LOG, OPTIMIZER, STATE, WEIGHTS, Checkpoints
 from distilpeft.errors import InputError
 
 
 def save(folder, step: int, best_step: int = 0, keep_last: int = 2) -> Checkpoints:
     made = Checkpoints(folder, keep_last)
+    (folder / LOG).write_text("".join(f'{{"step": {one}}}\n' for one in range(1, step + 1)))
     tensors = {"w": torch.full((4,), float(step))}, {"0.exp_avg": torch.full((4,), -float(step))}
     made.save(step, best_step, tensors, {"step": step, "best_step": best_step})
     return made
@@ -33,7 +34,7 @@ def test_the_newest_comes_back_with_its_tensors(tmp_path):
     assert torch.equal(made.optimizer(6)["0.exp_avg"], torch.full((4,), -6.0))
 
 
-@pytest.mark.parametrize("name", [WEIGHTS, OPTIMIZER, STATE])
+@pytest.mark.parametrize("name", [WEIGHTS, OPTIMIZER, LOG, STATE])
 def test_every_flipped_bit_is_found_and_the_one_before_takes_its_place(tmp_path, name):
     for at in range(0, 400, 7):
         save(tmp_path, 3)
@@ -45,12 +46,22 @@ def test_every_flipped_bit_is_found_and_the_one_before_takes_its_place(tmp_path,
         assert not made.path(6).exists()
 
 
-@pytest.mark.parametrize("name", [WEIGHTS, OPTIMIZER, STATE])
+@pytest.mark.parametrize("name", [WEIGHTS, OPTIMIZER, LOG, STATE])
 def test_a_missing_or_cut_file_makes_it_no_checkpoint(tmp_path, name):
     for damage in (lambda file: file.unlink(), lambda file: file.write_bytes(file.read_bytes()[:-2])):
         made = save(tmp_path, 6)
         damage(made.path(6) / name)
         assert made.newest(False, lambda _: None) is None
+
+
+def test_the_log_goes_back_to_the_steps_of_the_checkpoint(tmp_path):
+    save(tmp_path, 3)
+    made = save(tmp_path, 6)
+    made.restore_log(3)
+    assert (tmp_path / LOG).read_text().count("\n") == 3
+    flip(made.path(6) / LOG, 5)
+    with pytest.raises(InputError, match=r"train_log.jsonl: missing or altered"):
+        made.restore_log(6)
 
 
 def test_what_a_crash_has_left_is_no_checkpoint_and_is_removed(tmp_path):

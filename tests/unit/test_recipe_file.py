@@ -13,6 +13,8 @@ from distilpeft.recipe_file import load_recipe
 
 SHIPPED = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
 
+BOMB = b"a: &a [x]\n" + b"".join(b"%c: &%c [%s]\n" % (n, n, b", ".join([b"*%c" % (n - 1)] * 9)) for n in range(98, 106))
+
 
 def load(*overrides: str, edit: tuple[str, str] = ("", ""), more: str = ""):
     """The small recipe after replacing one piece of its text and adding lines at its end."""
@@ -227,8 +229,8 @@ def test_values_of_single_keys_stand_in_the_message_with_what_is_allowed():
         (b"name: small\n\ttask: x\n", "recipe.yaml:2: not valid YAML: "),
         (b"name: small\nseed: !!python/name:os.system 1\n", "recipe.yaml:2: not valid YAML: "),
         (b"name: small\n---\nname: other\n", "recipe.yaml:2: not valid YAML: "),
-        (b"name: &a [*a]\n", "recipe.yaml:1: not valid YAML: aliases are not for recipes; write the value out"),
-        (b"a: &a [x, x]\nb: &b [*a, *a]\nc: [*b, *b]\n", "recipe.yaml:2: not valid YAML: aliases are not for"),
+        (b"name: &a [*a]\n", "recipe.yaml:1: this value holds itself"),
+        (BOMB, "recipe.yaml:6: aliases make more than 100000 values of this; write it out"),
         (b"name: caf\xe9\n", "recipe.yaml: not UTF-8 text"),
         (b"", "recipe.yaml:1: a recipe is a mapping"),
         (b"? [a, b]\n: c\n", "recipe.yaml:1: keys must be plain words"),
@@ -240,6 +242,17 @@ def test_a_file_that_is_no_recipe_is_refused(content, said):
     with pytest.raises(InputError) as caught:
         load_recipe("recipe.yaml")
     assert str(caught.value).startswith(said)
+
+
+def test_an_alias_is_the_value_that_it_stands_for():
+    text = Path("recipe.yaml").read_text()
+    once = text.replace("optim: {lr: 1e-3}", "optim: &optim {lr: 1e-3}", 1).replace(
+        "optim: {lr: 1e-3}", "optim: *optim"
+    )
+    assert "*optim" in once
+    plain = load_recipe("recipe.yaml")
+    Path("recipe.yaml").write_text(once)
+    assert load_recipe("recipe.yaml") == plain
 
 
 def test_a_control_character_in_a_recipe_is_refused_and_not_a_crash():
