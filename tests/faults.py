@@ -32,6 +32,7 @@ import commands
 import inputs
 from cases import Case, Found
 
+from distilpeft.artifact import Artifact
 from distilpeft.errors import InputError
 from distilpeft.plan import Plan, make_plan
 from distilpeft.recipe_file import load_recipe
@@ -66,13 +67,21 @@ class Bench:
         return make_plan(load_recipe(self.recipe, self.settings), runs)
 
     def files(self, runs: Path) -> dict[str, str]:
-        """SHA-256 of every file of every published artifact."""
+        """SHA-256 of every file of every published artifact, but for those that tell how fast the models were."""
         found = {}
         for made in self.plan(runs).artifacts.values():
             if made.done:
                 made.verify()
-                found |= {f"{made.path.name}/{name}": told["sha256"] for name, told in made.manifest()["files"].items()}
+                files = made.manifest()["files"].items()
+                found |= {
+                    f"{made.path.name}/{name}": told["sha256"] for name, told in files if not tells_time(made, name)
+                }
         return found
+
+
+def tells_time(made: Artifact, name: str) -> bool:
+    """Whether a file has latencies in it."""
+    return made.stage == "bundle" and name in ("model/README.md", "model/manifest.json")
 
 
 def tiny(folder: Path, **changes: object) -> Bench:
@@ -359,8 +368,11 @@ def full(bench: Bench, found: Found, most: int | None = None) -> None:
     wanted = bench.files(runs)
     whole = bench.folder / "whole"
     runs.rename(whole)
-    sites = list(dict.fromkeys(map(site, log.read_text().splitlines())))
-    found.more["sites"] = len(sites)
+    classes: dict[tuple[str, str], tuple[str, str]] = {}
+    for op, path in map(site, log.read_text().splitlines()):
+        classes.setdefault((op, re.sub(r"step-\d+|[0-9a-f]{12,}|\d+(?=\.npy)", "N", path)), (op, path))
+    sites = list(classes.values())
+    found.more["places"] = len(sites)
     if most is not None:
         sites = random.Random(found.seed).sample(sites, min(most, len(sites)))
     for op, path in sites:

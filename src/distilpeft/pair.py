@@ -357,6 +357,18 @@ def save_student(model: Any, tokenizer: Any, folder: Path, dtype: torch.dtype = 
     if hasattr(model, "peft_config"):
         model = model.merge_and_unload()
     model.to(dtype).save_pretrained(str(folder))
+    save_tokenizer(tokenizer, folder)
+
+
+def save_tokenizer(tokenizer: Any, folder: Path) -> None:
+    """Save a tokenizer, or what reads pictures, without the length that rows were last cut to.
+
+    Its files would otherwise tell of what this process has done before.
+    """
+    core = getattr(tokenizer, "backend_tokenizer", None)
+    if core is not None:
+        core.no_truncation()
+        core.no_padding()
     tokenizer.save_pretrained(str(folder))
 
 

@@ -20,7 +20,7 @@ from distilpeft.formats import WRITERS, Student
 from distilpeft.formats.onnx_int8 import Candidate, candidates
 from distilpeft.forms import FORMS
 from distilpeft.models import head_modules
-from distilpeft.pair import MODEL, Loaded, architecture, load_student
+from distilpeft.pair import MODEL, Loaded, architecture, load_student, save_tokenizer
 from distilpeft.parity import Gate, Verdict
 from distilpeft.pictures import Reader
 from distilpeft.recipe import Recipe
@@ -102,7 +102,7 @@ def _describe(recipe: Recipe, loaded: Loaded, form: str, folder: Path) -> None:
     tokenizer, model, task = loaded.tokenizer, loaded.model, recipe.task
     model.config.save_pretrained(str(folder))
     _describe_writing(recipe, model, folder)
-    tokenizer.save_pretrained(str(folder))
+    save_tokenizer(tokenizer, folder)
     if not recipe.kind.images and not (folder / "tokenizer.json").is_file():
         raise InputError(
             f"export.formats: the tokenizer {type(tokenizer).__name__} has no tokenizer.json to run without us"
