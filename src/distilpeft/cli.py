@@ -50,7 +50,7 @@ def run(
     """Do everything the recipe says and is not done yet; stopped anyhow, the same command goes on."""
     from rich.console import Console
 
-    from distilpeft import launch, publish, report
+    from distilpeft import estimate, launch, publish, report
     from distilpeft.machine import is_first_process, num_launched
     from distilpeft.plan import make_plan
     from distilpeft.recipe_file import load_recipe
@@ -65,6 +65,8 @@ def run(
         from distilpeft.data import told_skipped
         from distilpeft.tasks import read_task_splits
 
+        for line in estimate.cautions(plan.recipe):
+            console.print(line, highlight=False)
         _, skipped = read_task_splits(plan.recipe)  # bad rows are found here, before torch is even imported
         for line in told_skipped(skipped):
             console.print(line, highlight=False)

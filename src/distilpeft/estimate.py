@@ -279,6 +279,8 @@ def show(plan: Plan, console: Console, machines: Sequence[Machine] = ()) -> None
         "Sums count 0.6 GB for a GPU's context; a plan fills at most 90 % of a device.\n",
         highlight=False,
     )
+    for line in cautions(plan.recipe):
+        console.print(line, highlight=False)
     every = len(plan.steps())
     done = every - len(plan.missing())
     checked = "the recipe and its data are good" if splits else "the recipe is good (a run reads or cuts the rows)"
@@ -287,6 +289,27 @@ def show(plan: Plan, console: Console, machines: Sequence[Machine] = ()) -> None
         f"Results: {plan.folder}. Memory and disk are estimates; ? = not on this machine yet.",
         highlight=False,
     )
+
+
+def cautions(recipe: Recipe) -> list[str]:
+    """What a user should know before running a recipe: code that it runs, and what `deterministic` does not promise."""
+    lines = []
+    if recipe.teacher.trust_remote_code:
+        lines.append(
+            f"warning: teacher.trust_remote_code: code that comes with {recipe.teacher.model} will be run on this "
+            "machine, with all that you may do"
+        )
+    if recipe.deterministic:
+        lines.append(
+            "deterministic: the same weights, bit for bit, on the same hardware, versions, threads and number of "
+            "processes; on GPUs an operation without such a form stops the run with its name."
+        )
+        if recipe.teacher.quantize != "none":
+            kernels = f"{recipe.teacher.quantize} kernels"
+            lines.append(f"deterministic: on GPUs, bitsandbytes promises nothing of its {kernels}.")
+        if any(fit is not None and fit.compile for fit in (recipe.teacher.fit, recipe.distil.fit)):
+            lines.append("deterministic: fit.compile gives the same only from the same cache of the compiler.")
+    return lines
 
 
 def _count_rows(recipe: Recipe, console: Console) -> dict[str, int] | None:

@@ -17,7 +17,8 @@ from distilpeft.errors import InputError
 
 
 def quiet_imports() -> None:
-    """Keep bitsandbytes from telling, as it is imported, of every optional kernel that it lacks."""
+    """Keep bitsandbytes from telling of every optional kernel that it lacks, and the hub from counting who uses it."""
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 

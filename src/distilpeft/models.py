@@ -72,7 +72,8 @@ def load_picture_reader(source: Source) -> pictures.Reader:
     return pictures.Reader.of(file, source.name)
 
 
-def _downloaded(name: str, revision: str | None) -> Path:
+def _downloaded(name: str, revision: str | None, *, trust_remote_code: bool) -> Path:
+    del trust_remote_code  # a file of numbers
     return Path(huggingface_hub.hf_hub_download(name, pictures.FILE, revision=revision))
 
 
@@ -109,7 +110,7 @@ def load_base(
     config = configuration(source, architecture, {})
     if getattr(config, "pad_token_id", None) is None:
         config.pad_token_id = pad_token_id
-    heads = head_modules(architecture, config) if heads is None else list(heads)
+    heads = head_modules(architecture, config, trusted=source.trusted) if heads is None else list(heads)
     while True:
         options: dict[str, Any] = {"config": config, "dtype": DTYPES[dtype], "output_loading_info": True}
         if quantize != "none":
@@ -117,7 +118,7 @@ def load_base(
             options["device_map"] = {"": device}
         model, info = _load(
             "model", source, architecture.auto_class.from_pretrained, revision=source.revision,
-            ignore_mismatched_sizes=True, **options,
+            ignore_mismatched_sizes=True, use_safetensors=True, **options,
         )  # fmt: skip
         missing = set(info["missing_keys"]) | {entry[0] for entry in info["mismatched_keys"]}
         more = sorted({key.rpartition(".")[0] for key in missing if not _inside(key, heads)})
@@ -145,15 +146,16 @@ def start_head(model: Any, bias_C: Sequence[float]) -> None:
             layers[-1].bias.copy_(torch.as_tensor(bias_C))
 
 
-def head_modules(architecture: Architecture, config: Any) -> list[str]:
+def head_modules(architecture: Architecture, config: Any, *, trusted: bool = False) -> list[str]:
     """Names of the modules outside the pretrained body (classifier, score, ...), from the architecture itself.
 
-    Of language models the layer that gives logits: their other parts may all be siblings (T5).
+    Of language models the layer that gives logits: their other parts may all be siblings (T5). Code that comes with the
+    model is run only if it is `trusted`.
     """
     if architecture.auto_class is transformers.AutoModel:
         return []  # it is all body
     with torch.device("meta"):
-        model = architecture.auto_class.from_config(config)
+        model = architecture.auto_class.from_config(config, trust_remote_code=trusted)
     if not architecture.train_heads:
         output = model.get_output_embeddings()
         return [name for name, module in model.named_modules() if module is output]
@@ -480,7 +482,12 @@ def _load(what: str, source: Source, function: Any, **options: Any) -> Any:
     if is_gguf(source):
         source = _from_gguf(source)
     try:
-        return function(source.location, **options)
+        return function(source.location, trust_remote_code=source.trusted, **options)
     except (OSError, ValueError) as error:
+        if "trust_remote_code" in str(error):
+            raise InputError(
+                f"{source.name}: the {what} needs code that comes with it; read that code, and run it with "
+                "teacher.trust_remote_code: true (students may not need any)"
+            ) from None
         reason = " ".join(str(error).split())[:300]
         raise InputError(f"{source.name}: cannot load the {what}: {reason}") from None

@@ -31,10 +31,9 @@ AGAIN = "nothing finished was lost, run the same command again"
 def outcome(error: BaseException) -> tuple[str, int] | None:
     """What to say and the exit code, or None for a bug."""
     match error:
-        case InputError():
-            return f"error: {error}", 2
-        case GateError():
-            return f"stopped: {error}", 3
+        case InputError() | GateError():
+            stopped = isinstance(error, GateError)
+            return f"{'stopped' if stopped else 'error'}: {error}", 3 if stopped else 2
         case StoppedBySignal():
             return str(error), error.exit_code
         case Terminated():
@@ -50,7 +49,9 @@ def outcome(error: BaseException) -> tuple[str, int] | None:
 
 
 def machine_fault(error: BaseException) -> str | None:
-    """What is wrong with the machine, not with us: its disk or its memory; None if it is something else."""
+    """What is wrong with the machine, not with us: its disk, its memory, its operations; None for anything else."""
+    if "does not have a deterministic implementation" in str(error):
+        return f"deterministic: {str(error).partition(' does not')[0]} has no such form on this device; leave it out"
     if is_out_of_memory(error):
         return (
             "out of memory; lower the micro_batch_size of what was at work (teacher.fit, distil.fit, targets, "

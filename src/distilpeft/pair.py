@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +44,8 @@ def architecture(recipe: Recipe) -> Architecture:
 
 def teacher_source(recipe: Recipe) -> Source:
     """Where the teacher's base comes from."""
-    return resolve(recipe.teacher.model, "teacher.model", recipe.teacher.revision)
+    found = resolve(recipe.teacher.model, "teacher.model", recipe.teacher.revision)
+    return replace(found, trusted=recipe.teacher.trust_remote_code)
 
 
 def student_source(recipe: Recipe) -> Source:
@@ -250,7 +251,9 @@ def new_teacher(runtime: Runtime, recipe: Recipe, data: TaskData, tokenizer: Any
 def save_teacher(model: Any, folder: Path, heads: list[str], *, tuned: bool = True) -> None:
     """Save what was tuned: the adapter with its heads, the whole model, or nothing."""
     if hasattr(model, "peft_config"):
-        model.save_pretrained(str(folder / ADAPTER))
+        # Nothing of ours resizes embeddings; to find out, PEFT would look for the base's configuration on the hub.
+        model.save_pretrained(str(folder / ADAPTER), save_embedding_layers=False)
+        (folder / ADAPTER / "README.md").unlink(missing_ok=True)  # an empty form, its tags in another order every time
     elif tuned:
         model.save_pretrained(str(folder / MODEL))
     write_json(folder / HEADS, {"modules": heads})

@@ -107,7 +107,7 @@ def make(plan: Plan, steps: Sequence[str]) -> None:
 
 def runtime_of(recipe: Recipe, label: str = "") -> Runtime:
     """The machine as the recipe wants it used; several processes are told."""
-    runtime = Runtime(label, devices=recipe.devices, parallel=recipe.parallel)
+    runtime = Runtime(label, devices=recipe.devices, parallel=recipe.parallel, deterministic=recipe.deterministic)
     count = runtime.accelerator.num_processes
     if count > 1:
         runtime.say(f"{count} processes, each on {device_name(runtime.device)}; {runtime.parallel}")

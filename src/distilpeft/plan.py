@@ -109,7 +109,7 @@ def _plan(recipe: Recipe, runs: Path, *, repeated: bool = False) -> Plan:
     data_inputs = {split or "all": digest(source) for split, source in data_sources(recipe.data).items()}
     rows = {"task": result_settings(recipe.task), "data": {**result_settings(recipe.data), "source": None}}
     data_digest = digest_json([rows, data_inputs])
-    seeded = {"seed": recipe.seed}
+    seeded = {"seed": recipe.seed, **({"deterministic": True} if recipe.deterministic else {})}
 
     def make(stage: str, settings: Mapping[str, Any], **inputs: str) -> Artifact:
         plain = digest_settings(settings)

@@ -158,6 +158,9 @@ class Teacher(Section):
 
     model: str = Field(min_length=1, description="hub id, local folder or package:NAME/path")
     revision: str | None = None
+    trust_remote_code: bool = Field(
+        False, description="run code that comes with the model; read it first", json_schema_extra=NOT_IN_KEY
+    )
     quantize: Literal["nf4", "int8", "none"] = "nf4"
     dtype: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="of weights that are not quantized")
     lora: Lora | None = Field(Lora(), description="null = tune all weights (only with quantize: none)")
@@ -532,6 +535,10 @@ class Recipe(Section):
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_.-]*$", description="the run's folder is runs/NAME")
     seed: Index = 17
+    deterministic: bool = Field(
+        False, description="only operations that give the same bits each time on the same hardware and versions; "
+        "slower on GPUs", json_schema_extra=IN_KEY_IF_GIVEN,
+    )  # fmt: skip
     devices: Literal["auto", "cpu"] | Count = Field(
         "auto", description="auto = all GPUs, a process each, or one process without any; cpu = one process without "
         "GPUs; a number = so many GPUs, or processes where there are none", json_schema_extra=NOT_IN_KEY,

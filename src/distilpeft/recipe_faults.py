@@ -32,7 +32,12 @@ def cross_faults(recipe: Recipe) -> Iterator[tuple[tuple[str, ...], str]]:
 
 
 def _other_faults(recipe: Recipe) -> Iterator[tuple[tuple[str, ...], str]]:
-    """Trackers that are not there, and settings that the task does not have."""
+    """Trackers that are not there, settings that the task does not have, and code that a student would need."""
+    if recipe.teacher.trust_remote_code and recipe.student.from_teacher is not None:
+        yield (
+            ("teacher", "trust_remote_code"),
+            "the student would need that code, too, and whoever deploys it; give it a model of its own (student.model)",
+        )
     for name in recipe.tracking:
         if importlib.util.find_spec(name) is None:
             yield ("tracking",), f'{name} is not installed: pip install "distilpeft[{name}]"'

@@ -83,13 +83,17 @@ class Runtime:
         label: put before every line, where several workers speak at once; bars are lines then.
         devices: the recipe's; `cpu` leaves GPUs alone.
         parallel: the recipe's; an `accelerate` configuration with FSDP2 comes first.
+        deterministic: the recipe's.
 
     Raises:
         InputError: the processes were not joined, or by a strategy that there is not.
     """
 
-    def __init__(self, label: str = "", *, devices: str | int = "auto", parallel: Parallel = "ddp") -> None:
+    def __init__(
+        self, label: str = "", *, devices: str | int = "auto", parallel: Parallel = "ddp", deterministic: bool = False
+    ) -> None:
         quiet_libraries()
+        _repeatable(deterministic)
         # A second copy of all gradients is not needed: DDP's buckets hold the first.
         options = [
             DistributedDataParallelKwargs(gradient_as_bucket_view=True),
@@ -291,6 +295,17 @@ class Runtime:
             "threads": torch.get_num_threads(),
             "num_processes": self.accelerator.num_processes,
         }
+
+
+def _repeatable(deterministic: bool) -> None:
+    """Forbid operations that give other bits each time, or allow them; before anything is computed on a GPU."""
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.backends.cudnn.benchmark = False
+        torch.backends.cuda.enable_mem_efficient_sdp(False)  # its backward pass has no deterministic form
+    torch.use_deterministic_algorithms(deterministic)
+    # Nothing of ours reads such memory.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 @contextmanager

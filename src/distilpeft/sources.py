@@ -28,11 +28,15 @@ _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*(/[\w.-]+)?$")
 
 @dataclass(frozen=True)
 class Source:
-    """A resolved `model:` or `data:` entry: `path` for local ones, else None and `name` is a hub id."""
+    """A resolved `model:` or `data:` entry: `path` for local ones, else None and `name` is a hub id.
+
+    Code that comes with it is run only if it is `trusted`.
+    """
 
     name: str
     path: Path | None
     revision: str | None = None
+    trusted: bool = False
 
     @property
     def location(self) -> str:
