@@ -243,7 +243,7 @@ def weight_shapes(source: Source) -> dict[str, tuple[int, ...]] | None:
     """Tensor name → shape from the safetensors headers alone; None if there are none on this machine.
 
     Raises:
-        InputError: a header is damaged.
+        InputError: a header is damaged, or the file is cut short.
     """
     folder = model_folder(source)
     files = sorted(folder.glob("*.safetensors")) if folder else []
@@ -252,13 +252,20 @@ def weight_shapes(source: Source) -> dict[str, tuple[int, ...]] | None:
         try:
             with file.open("rb") as handle:
                 (length,) = struct.unpack("<Q", handle.read(8))
-                if length > min(100_000_000, file.stat().st_size):
+                if length > min(100_000_000, _size(file)):
                     raise ValueError
                 header = json.loads(handle.read(length))
-            shapes |= {name: tuple(entry["shape"]) for name, entry in header.items() if name != "__metadata__"}
+            entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
+            if 8 + length + max((entry["data_offsets"][1] for entry in entries.values()), default=0) != _size(file):
+                raise ValueError
+            shapes |= {name: tuple(entry["shape"]) for name, entry in entries.items()}
         except (ValueError, struct.error, KeyError, TypeError, AttributeError, OSError):
             raise InputError(f"{file}: not a readable safetensors file; fetch the model again") from None
     return shapes or None
+
+
+def _size(file: Path) -> int:
+    return file.stat().st_size
 
 
 def num_parameters(shapes: dict[str, tuple[int, ...]]) -> int:
