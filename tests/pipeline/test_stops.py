@@ -76,6 +76,35 @@ def test_a_signal_leaves_a_checkpoint_of_that_very_step(tmp_path, undisturbed, n
     assert weights(recipe) == undisturbed
 
 
+def test_a_signal_to_one_process_in_a_validation_stops_all_before_it_and_the_end_is_the_same(tmp_path):
+    """Whichever gets it: they agree before a batch of the validation, save the step and leave."""
+    short = {"teacher__lora__dropout": 0.0}
+    undisturbed, recipe = (commands.workspace(tmp_path / name, **short) for name in ("whole", "cut"))
+    assert [one.returncode for one in commands.joined(undisturbed, 2, *UNTIL_TEACHER)] == [0, 0]
+    before = """
+import os, signal
+from distilpeft.runtime import Runtime
+leave_if_asked, turns = Runtime.leave_if_asked, []
+def signalled(self, turn):
+    turns.append(self._interruptible)
+    if sum(turns) == 2 and self._interruptible and os.environ["RANK"] == "1":
+        os.kill(os.getpid(), signal.SIGTERM)
+    leave_if_asked(self, turn)
+Runtime.leave_if_asked = signalled
+"""
+    stopped = commands.joined(recipe, 2, *UNTIL_TEACHER, before=before)
+    assert {one.returncode for one in stopped} <= {75, 130}, stopped[0].output
+    assert "stopped teacher at step 8 of 16" in stopped[0].output
+    resumed = commands.joined(recipe, 2, *UNTIL_TEACHER)
+    assert [one.returncode for one in resumed] == [0, 0], resumed[0].output
+    assert "teacher: going on after step 8" in resumed[0].output
+    files = [
+        make_plan(load_recipe(one), one.parent / "runs").artifacts["teacher"].file("adapter/adapter_model.safetensors")
+        for one in (undisturbed, recipe)
+    ]
+    assert files[0].read_bytes() == files[1].read_bytes()
+
+
 @pytest.mark.parametrize(("name", "code"), [("SIGTERM", 75), ("SIGINT", 130)])
 def test_a_signal_where_nothing_is_to_be_saved_ends_the_command_at_once(tmp_path, name, code):
     recipe = commands.workspace(tmp_path)
