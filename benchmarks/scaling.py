@@ -78,10 +78,10 @@ def worker(options: argparse.Namespace) -> None:
 
 def time_steps(options: argparse.Namespace, runtime: Any, model: Any, work: Any) -> None:
     """In place of the loop: its steps one by one, as they come; then once more, with and without reduction in turns."""
-    from distilpeft import train
+    from distilpeft import parallel, step
     from distilpeft.data import epoch_batches
 
-    wrapped, optimizer = train.wrap(runtime, model), train.make_optimizer(model, work.optim)
+    wrapped, optimizer = parallel.wrap(runtime, model), step.make_optimizer(model, work.optim)
     batches = epoch_batches(work.lengths_N, work.fit.batch_size, work.seed, 0)
     rows = work.fit.batch_size // options.divide
     alone = mock.patch.object(train, "no_sync", lambda wrapped, last: no_reduction(wrapped))
@@ -91,7 +91,7 @@ def time_steps(options: argparse.Namespace, runtime: Any, model: Any, work: Any)
     def take(number: int, name: str) -> None:
         runtime.accelerator.wait_for_everyone()
         begin = time.perf_counter()
-        train.optimizer_step(runtime, wrapped, optimizer, batches[number][:rows], work, 5)
+        step.optimizer_step(runtime, wrapped, optimizer, batches[number][:rows], work, 5)
         times[name].append(time.perf_counter() - begin)
 
     for number in range(options.steps + WARM):
@@ -101,7 +101,7 @@ def time_steps(options: argparse.Namespace, runtime: Any, model: Any, work: Any)
             with ways[name]:
                 take(number, name)
     FOUND.update({name: found[WARM:] for name, found in times.items()})
-    FOUND.update(parallel=train.kind(wrapped), rows=rows, precision=runtime.resolve_precision("auto"))
+    FOUND.update(parallel=parallel.kind(wrapped), rows=rows, precision=runtime.resolve_precision("auto"))
     FOUND["gradient_bytes"] = sum(4 * p.numel() for p in model.parameters() if p.requires_grad)
     raise Enough
 

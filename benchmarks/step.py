@@ -34,9 +34,9 @@ from distilpeft.parallel import wrap
 from distilpeft.recipe import Fit, FromTeacher, Optim
 from distilpeft.runtime import Runtime, device_name
 from distilpeft.sources import resolve
+from distilpeft.step import Work, make_optimizer, optimizer_step
 from distilpeft.task_sections import CausalLM
 from distilpeft.tasks import causal_lm
-from distilpeft.train import Work, make_optimizer, optimizer_step
 
 RESULT = Path(__file__).parent / "results" / "step_{}.json"
 PAGE = Path(__file__).parent.parent / "docs" / "losses.md"

@@ -34,8 +34,8 @@ from distilpeft.recipe import Fit, Optim
 from distilpeft.runtime import Runtime
 from distilpeft.soft_targets import Contents, SoftTargets, Writer
 from distilpeft.sparse import Sparse, describe, keep
+from distilpeft.step import Work, make_optimizer, optimizer_step
 from distilpeft.tasks import causal_lm
-from distilpeft.train import Work, make_optimizer, optimizer_step
 
 RESULT = Path(__file__).parent / "results" / "targets_{}.json"
 PAGE = Path(__file__).parent.parent / "docs" / "soft-targets.md"

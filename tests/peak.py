@@ -19,9 +19,9 @@ from distilpeft.memory import Load, Shape
 from distilpeft.parallel import wrap
 from distilpeft.recipe import Fit, Lora, Optim
 from distilpeft.runtime import Runtime
+from distilpeft.step import Work, make_optimizer, optimizer_step
 from distilpeft.task_sections import CausalLM
 from distilpeft.tasks import causal_lm
-from distilpeft.train import Work, make_optimizer, optimizer_step
 
 ROWS, TOKENS = 8, 256
 

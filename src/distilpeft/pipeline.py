@@ -37,9 +37,9 @@ from distilpeft.recipe import Recipe
 from distilpeft.runtime import Runtime, device_name
 from distilpeft.soft_targets import SoftTargets
 from distilpeft.stages import audit, benchmark, bundle, compare, distil, evaluate, export, targets, teacher
+from distilpeft.step import Watch
 from distilpeft.tasks import TaskData
 from distilpeft.timing import summary
-from distilpeft.train import Watch
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,4 @@
-"""The one training loop: it tunes the teacher and distils the student.
-
-The contract. Losses are sums over rows. A step's gradient is the sum over all its rows, on all processes and
-micro-batches, divided once by their number. DDP and FSDP2 average gradients over processes, so each process multiplies
-by the number of processes. Hence loss and grad_norm do not depend on how rows are split into micro-batches,
-accumulation and processes. The wrapped model is always the one called, or nothing would be reduced.
+"""The one training loop: it tunes the teacher and distils the student. `step` is what it repeats.
 
 The order of rows is a pure function of (seed, epoch) and dropout of (seed, step, process), so a checkpoint is
 weights, optimizer and a few numbers, and a resumed run ends in the same weights bit for bit. It holds whole tensors,
@@ -13,27 +8,25 @@ so another number of processes, or another strategy, goes on from it as well.
 from __future__ import annotations
 
 import json
-import math
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from accelerate.utils import send_to_device
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
 from distilpeft import batch_norm
 from distilpeft.checkpoints import LOG, Checkpoints
-from distilpeft.data import epoch_batches, micro_batches
+from distilpeft.data import epoch_batches
 from distilpeft.errors import GateError, InputError
-from distilpeft.guards import MOST_SKIPPED, Spikes, listed
+from distilpeft.guards import MOST_SKIPPED, Spikes
 from distilpeft.kinds import LOWER_IS_BETTER
-from distilpeft.models import blocks, trainable, tuned
+from distilpeft.models import blocks, tuned
 from distilpeft.outcomes import is_out_of_memory
 from distilpeft.parallel import (
     gather_optimizer,
@@ -41,53 +34,15 @@ from distilpeft.parallel import (
     kind,
     load_optimizer,
     load_weights,
-    no_sync,
-    norm_of,
     unshard,
-    whole,
     wrap,
 )
-from distilpeft.recipe import Fit, Optim
+from distilpeft.recipe import Fit
 from distilpeft.runtime import Interrupted, Runtime
+from distilpeft.step import Work, lr_factor, make_optimizer, optimizer_step, steps_per_epoch, total_steps
 
-Batch = dict[str, Any]
 FIRST_SCALE, SCALE_EVERY = 2.0**16, 2000
 """Of the loss in float16: halved when gradients overflow, doubled after so many steps without (arXiv:1710.03740)."""
-Watch = Callable[[float, float], None]
-"""(share of all steps that is done, the monitor's value) of each validation of a training."""
-
-
-@dataclass(frozen=True)
-class Work:
-    """What the loop is to do.
-
-    Attributes:
-        label: for messages, such as `teacher`.
-        load_batch: row ids and epoch → collated batch on the CPU.
-        loss_sum: (bare model, batch) → loss summed over the rows that count, in nats; called inside the forward of the
-            module that is wrapped, so whatever weights it uses are gathered and their gradients reduced.
-        count_rows: batch → number of rows that count.
-        validate: bare model, or the `Step` around a sharded one → metrics on the validation rows; equal on all
-            processes; `finite` 0 if it has none.
-        monitor: the metric that picks the checkpoint.
-        folder: where checkpoints and `train_log.jsonl` go.
-        track: called with a step and its figures, after every step and every validation; see `tracking`.
-        watch: called after every validation of tuned weights, once more for those before a resumption; may raise.
-    """
-
-    label: str
-    fit: Fit
-    optim: Optim
-    seed: int
-    lengths_N: NDArray[np.int32]
-    load_batch: Callable[[NDArray[np.int64], int], Batch]
-    loss_sum: Callable[[nn.Module, Batch], Tensor]
-    count_rows: Callable[[Batch], int]
-    validate: Callable[[nn.Module], dict[str, float]]
-    folder: Path
-    monitor: str = "accuracy"
-    watch: Watch | None = None
-    track: Callable[[int, Mapping[str, float]], None] | None = None
 
 
 @dataclass
@@ -110,46 +65,6 @@ class State:
     skipped_steps: int = 0
     skipped_in_a_row: int = 0
     validations: list[dict[str, float]] = field(default_factory=list)
-
-
-def steps_per_epoch(num_rows: int, fit: Fit) -> int:
-    """Optimizer steps in one pass over the rows; the last batch may be smaller."""
-    return math.ceil(num_rows / fit.batch_size)
-
-
-def total_steps(num_rows: int, fit: Fit) -> int:
-    """Optimizer steps of the whole fit."""
-    steps = fit.epochs * steps_per_epoch(num_rows, fit)
-    return min(steps, fit.max_steps) if fit.max_steps else steps
-
-
-def lr_factor(optim: Optim, step: int, total: int) -> float:
-    """What the learning rate is multiplied by in step 0..total-1 (plateau cuts come on top)."""
-    warmup = round(optim.warmup_ratio * total)
-    if step < warmup:
-        return (step + 1) / warmup
-    share = (step - warmup) / max(1, total - warmup)
-    if optim.schedule == "linear":
-        return 1 - share
-    if optim.schedule == "cosine":
-        return 0.5 * (1 + math.cos(math.pi * share))
-    if optim.schedule == "exponential":
-        last = max(1, total - warmup - 1)
-        return float(optim.final_ratio ** ((step - warmup) / last))
-    return 1.0
-
-
-def make_optimizer(model: nn.Module, optim: Optim) -> torch.optim.Optimizer:
-    """AdamW or SGD over the trainable weights; no weight decay on biases, norms and other vectors."""
-    parameters = list(trainable(model).values())
-    groups = [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": optim.weight_decay},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-    groups = [group for group in groups if group["params"]]
-    if optim.kind == "sgd":
-        return torch.optim.SGD(groups, lr=optim.lr)
-    return torch.optim.AdamW(groups, lr=optim.lr, fused=True)
 
 
 def train(runtime: Runtime, model: nn.Module, work: Work) -> dict[str, Any]:
@@ -296,100 +211,6 @@ def _halve(runtime: Runtime, wrapped: nn.Module, optimizer: torch.optim.Optimize
     runtime.say(f"  {here}; going on with {size // 2}, to the same weights but for rounding")
 
 
-def optimizer_step(
-    runtime: Runtime, wrapped: nn.Module, optimizer: torch.optim.Optimizer, batch: NDArray[np.int64], work: Work,
-    step: int, *, loss_scale: float = 1.0, micro_batch_size: int | None = None,
-) -> dict[str, Any]:  # fmt: skip
-    """Take one optimizer step on the mean loss over every row of `batch`, on all processes.
-
-    Args:
-        runtime: the machine.
-        wrapped: what `parallel.wrap` made of the model.
-        optimizer: of its parameters.
-        batch: row ids.
-        work: loss and settings.
-        step: from 0.
-        loss_scale: what the loss is multiplied by in backward, so that float16 gradients do not vanish.
-        micro_batch_size: instead of the recipe's.
-
-    Returns:
-        loss (nats per row, the mean over the whole batch; None where it or a gradient was not finite and the step was
-        skipped), grad_norm (before clipping; None where that was so, or float16 gradients were too large, and no
-        weight was changed), rows, and whether any process was asked to stop.
-
-    Raises:
-        GateError: the loss or a gradient is not finite, or an adapter gets no gradient.
-    """
-    accelerator = runtime.accelerator
-    size = micro_batch_size or work.fit.micro_batch_size
-    shares = micro_batches(batch, size, accelerator.process_index, accelerator.num_processes)
-    epoch = step // steps_per_epoch(len(work.lengths_N), work.fit)
-    loaded = [work.load_batch(ids, epoch) if len(ids) else None for ids in shares]
-    mine = sum(work.count_rows(micro) for micro in loaded if micro is not None)
-    counts = torch.tensor([mine, int(runtime.stop_requested)], device=runtime.device)
-    rows, stop = (int(count) for count in accelerator.reduce(counts, "sum"))
-    scale = accelerator.num_processes / max(rows, 1)
-    total = torch.zeros((), device=runtime.device)
-    wrapped.train()
-    statistics = batch_norm.Statistics(wrapped)
-    for index, micro in enumerate(loaded):
-        with no_sync(wrapped, last=index == len(loaded) - 1):
-            if micro is None:  # fewer rows than processes: take part in the reduction with nothing
-                with batch_norm.idle(wrapped):
-                    any_row = send_to_device(work.load_batch(batch[:1], epoch), runtime.device)
-                    loss = wrapped(work.loss_sum, any_row) * 0.0
-            else:
-                loss = wrapped(work.loss_sum, send_to_device(micro, runtime.device)) * scale
-            (loss * loss_scale).backward()
-        total += loss.detach()
-    gradients = [parameter.grad for parameter in wrapped.parameters() if parameter.grad is not None]
-    norm = norm_of(gradients) / loss_scale
-    loss_mean, grad_norm = float(accelerator.reduce(total, "mean")), float(norm)
-    if math.isfinite(loss_mean) and not math.isfinite(grad_norm) and loss_scale > 1:
-        optimizer.zero_grad()
-        return {"loss": loss_mean, "grad_norm": None, "rows": rows, "stop": bool(stop)}
-    if not (math.isfinite(loss_mean) and math.isfinite(grad_norm)):
-        optimizer.zero_grad()
-        statistics.restore()
-        one_by_one = (work.load_batch(batch[at : at + 1], epoch) for at in range(len(batch)))
-        what = f"step {step + 1}: loss {loss_mean}, grad_norm {grad_norm}"
-        _tell_not_finite(runtime, wrapped, batch, one_by_one, work, what)
-        return {"loss": None, "grad_norm": None, "rows": rows, "stop": bool(stop)}
-    if step < 2 and rows:
-        _check_gradients(runtime, wrapped, work.label, first=step == 0)
-    factor = torch.clamp((work.optim.max_grad_norm or math.inf) / (norm + 1e-6), max=1.0)
-    torch._foreach_mul_(gradients, float(factor) / loss_scale)
-    optimizer.step()
-    optimizer.zero_grad()
-    return {"loss": loss_mean, "grad_norm": grad_norm, "rows": rows, "stop": bool(stop)}
-
-
-def _tell_not_finite(
-    runtime: Runtime, wrapped: nn.Module, batch: NDArray[np.int64], rows: Iterator[Batch], work: Work, what: str
-) -> None:
-    """Look for the rows that are to blame, one by one, and name them.
-
-    Raises:
-        GateError: unless the recipe skips such steps.
-    """
-    wrapped.eval()
-    with torch.no_grad():
-        losses_N = [float(wrapped(work.loss_sum, send_to_device(one, runtime.device))) for one in rows]
-    bad = batch[~np.isfinite(losses_N)]
-    whose = f"training rows {listed(bad)}" if len(bad) else f"no single row of {listed(batch)}, but their gradient"
-    whose = f"every row of {listed(batch)}" if len(bad) == len(batch) > 1 else whose
-    message = f"{work.label}: {what}: not finite, because of {whose}. No weight was changed by this step"
-    if work.fit.on_nonfinite == "skip":
-        runtime.say(f"  {message}; it is skipped")
-        return
-    newest = Checkpoints(work.folder).newest_step()
-    kept = f"the last good checkpoint is of step {newest}" if newest else "there is no checkpoint yet"
-    raise GateError(
-        f"{message}; {kept}. Try a lower lr, precision: fp32, or without such rows; fit.on_nonfinite: skip leaves such "
-        "steps out"
-    )
-
-
 def _adapt_scale(state: State, *, skipped: bool) -> None:
     """Halve float16's loss scale when gradients overflow, double it after many that did not."""
     state.clean_steps = 0 if skipped else state.clean_steps + 1
@@ -397,27 +218,6 @@ def _adapt_scale(state: State, *, skipped: bool) -> None:
         state.loss_scale /= 2
     elif state.clean_steps % SCALE_EVERY == 0:
         state.loss_scale *= 2
-
-
-def _check_gradients(runtime: Runtime, wrapped: nn.Module, label: str, *, first: bool) -> None:
-    """Every adapter tensor must be reached by the gradient (in the first step lora_A's is zero, because B is)."""
-    adapters = {name: p for name, p in trainable(wrapped).items() if "lora_" in name}
-    if not adapters:
-        return
-    reached = [
-        p.grad is not None and ((first and "lora_A" in name) or bool(whole(p.grad).any()))
-        for name, p in adapters.items()
-    ]
-    deaf = [
-        name.removeprefix("module.").removeprefix("model.")
-        for name, is_reached in zip(adapters, reached, strict=True)
-        if not is_reached
-    ]
-    if deaf:
-        raise GateError(
-            f"{label}: no gradient reaches {len(deaf)} adapter tensors, such as {deaf[0]}; "
-            "name the modules that take part in lora.target_modules"
-        )
 
 
 def _is_due(every: int, step: int, total: int) -> bool:

@@ -18,7 +18,8 @@ import torch
 from distilpeft.losses import Loss, distil_sum
 from distilpeft.recipe import Fit, Optim
 from distilpeft.runtime import Runtime
-from distilpeft.train import Work, train
+from distilpeft.step import Work
+from distilpeft.train import train
 
 ALPHA, TEMPERATURE, ROWS, BATCH, EPOCHS, SEED = 0.7, 2.0, 34, 8, 2, 5
 

@@ -18,7 +18,8 @@ from distilpeft.errors import GateError, InputError, StoppedBySignal
 from distilpeft.parallel import wrap
 from distilpeft.recipe import Fit, Optim
 from distilpeft.runtime import Runtime
-from distilpeft.train import State, Work, _validate, lr_factor, make_optimizer, optimizer_step, total_steps, train
+from distilpeft.step import Work, lr_factor, make_optimizer, optimizer_step, total_steps
+from distilpeft.train import State, _validate, train
 
 FIT = Fit(epochs=2, batch_size=4, micro_batch_size=2, precision="fp32")
 

@@ -22,9 +22,10 @@ from distilpeft.runtime import Runtime
 from distilpeft.scoring import Soft, soft_of, soft_of_rows, validator
 from distilpeft.soft_targets import SoftTargets
 from distilpeft.sparse import Sparse
+from distilpeft.step import Watch, Work
 from distilpeft.tasks import TaskData
 from distilpeft.tracking import tracked
-from distilpeft.train import Watch, Work, train
+from distilpeft.train import train
 
 MOST_NAMED = 20
 """New weights whose names the manifest holds; of more their number."""

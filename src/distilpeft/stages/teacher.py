@@ -21,9 +21,10 @@ from distilpeft.pair import load_reader, new_teacher, save_teacher, teacher_sour
 from distilpeft.recipe import Recipe
 from distilpeft.runtime import Runtime
 from distilpeft.scoring import validator
+from distilpeft.step import Work
 from distilpeft.tasks import TaskData, Tokens
 from distilpeft.tracking import tracked
-from distilpeft.train import Work, train
+from distilpeft.train import train
 
 
 def run(runtime: Runtime, recipe: Recipe, data: TaskData, out: Artifact) -> dict[str, Any]:

@@ -1,0 +1,223 @@
+"""One optimizer step, on all processes together: what `train` repeats.
+
+The contract. Losses are sums over rows. A step's gradient is the sum over all its rows, on all processes and
+micro-batches, divided once by their number. DDP and FSDP2 average gradients over processes, so each process multiplies
+by the number of processes. Hence loss and grad_norm do not depend on how rows are split into micro-batches,
+accumulation and processes. The wrapped model is always the one called, or nothing would be reduced.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate.utils import send_to_device
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from distilpeft import batch_norm
+from distilpeft.checkpoints import Checkpoints
+from distilpeft.data import micro_batches
+from distilpeft.errors import GateError
+from distilpeft.guards import listed
+from distilpeft.models import trainable
+from distilpeft.parallel import no_sync, norm_of, whole
+from distilpeft.recipe import Fit, Optim
+from distilpeft.runtime import Runtime
+
+Batch = dict[str, Any]
+Watch = Callable[[float, float], None]
+"""(share of all steps that is done, the monitor's value) of each validation of a training."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """What the loop is to do.
+
+    Attributes:
+        label: for messages, such as `teacher`.
+        load_batch: row ids and epoch → collated batch on the CPU.
+        loss_sum: (bare model, batch) → loss summed over the rows that count, in nats; called inside the forward of the
+            module that is wrapped, so whatever weights it uses are gathered and their gradients reduced.
+        count_rows: batch → number of rows that count.
+        validate: bare model, or the `Step` around a sharded one → metrics on the validation rows; equal on all
+            processes; `finite` 0 if it has none.
+        monitor: the metric that picks the checkpoint.
+        folder: where checkpoints and `train_log.jsonl` go.
+        track: called with a step and its figures, after every step and every validation; see `tracking`.
+        watch: called after every validation of tuned weights, once more for those before a resumption; may raise.
+    """
+
+    label: str
+    fit: Fit
+    optim: Optim
+    seed: int
+    lengths_N: NDArray[np.int32]
+    load_batch: Callable[[NDArray[np.int64], int], Batch]
+    loss_sum: Callable[[nn.Module, Batch], Tensor]
+    count_rows: Callable[[Batch], int]
+    validate: Callable[[nn.Module], dict[str, float]]
+    folder: Path
+    monitor: str = "accuracy"
+    watch: Watch | None = None
+    track: Callable[[int, Mapping[str, float]], None] | None = None
+
+
+def steps_per_epoch(num_rows: int, fit: Fit) -> int:
+    """Optimizer steps in one pass over the rows; the last batch may be smaller."""
+    return math.ceil(num_rows / fit.batch_size)
+
+
+def total_steps(num_rows: int, fit: Fit) -> int:
+    """Optimizer steps of the whole fit."""
+    steps = fit.epochs * steps_per_epoch(num_rows, fit)
+    return min(steps, fit.max_steps) if fit.max_steps else steps
+
+
+def lr_factor(optim: Optim, step: int, total: int) -> float:
+    """What the learning rate is multiplied by in step 0..total-1 (plateau cuts come on top)."""
+    warmup = round(optim.warmup_ratio * total)
+    if step < warmup:
+        return (step + 1) / warmup
+    share = (step - warmup) / max(1, total - warmup)
+    if optim.schedule == "linear":
+        return 1 - share
+    if optim.schedule == "cosine":
+        return 0.5 * (1 + math.cos(math.pi * share))
+    if optim.schedule == "exponential":
+        last = max(1, total - warmup - 1)
+        return float(optim.final_ratio ** ((step - warmup) / last))
+    return 1.0
+
+
+def make_optimizer(model: nn.Module, optim: Optim) -> torch.optim.Optimizer:
+    """AdamW or SGD over the trainable weights; no weight decay on biases, norms and other vectors."""
+    parameters = list(trainable(model).values())
+    groups = [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": optim.weight_decay},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    groups = [group for group in groups if group["params"]]
+    if optim.kind == "sgd":
+        return torch.optim.SGD(groups, lr=optim.lr)
+    return torch.optim.AdamW(groups, lr=optim.lr, fused=True)
+
+
+def optimizer_step(
+    runtime: Runtime, wrapped: nn.Module, optimizer: torch.optim.Optimizer, batch: NDArray[np.int64], work: Work,
+    step: int, *, loss_scale: float = 1.0, micro_batch_size: int | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """Take one optimizer step on the mean loss over every row of `batch`, on all processes.
+
+    Args:
+        runtime: the machine.
+        wrapped: what `parallel.wrap` made of the model.
+        optimizer: of its parameters.
+        batch: row ids.
+        work: loss and settings.
+        step: from 0.
+        loss_scale: what the loss is multiplied by in backward, so that float16 gradients do not vanish.
+        micro_batch_size: instead of the recipe's.
+
+    Returns:
+        loss (nats per row, the mean over the whole batch; None where it or a gradient was not finite and the step was
+        skipped), grad_norm (before clipping; None where that was so, or float16 gradients were too large, and no
+        weight was changed), rows, and whether any process was asked to stop.
+
+    Raises:
+        GateError: the loss or a gradient is not finite, or an adapter gets no gradient.
+    """
+    accelerator = runtime.accelerator
+    size = micro_batch_size or work.fit.micro_batch_size
+    shares = micro_batches(batch, size, accelerator.process_index, accelerator.num_processes)
+    epoch = step // steps_per_epoch(len(work.lengths_N), work.fit)
+    loaded = [work.load_batch(ids, epoch) if len(ids) else None for ids in shares]
+    mine = sum(work.count_rows(micro) for micro in loaded if micro is not None)
+    counts = torch.tensor([mine, int(runtime.stop_requested)], device=runtime.device)
+    rows, stop = (int(count) for count in accelerator.reduce(counts, "sum"))
+    scale = accelerator.num_processes / max(rows, 1)
+    total = torch.zeros((), device=runtime.device)
+    wrapped.train()
+    statistics = batch_norm.Statistics(wrapped)
+    for index, micro in enumerate(loaded):
+        with no_sync(wrapped, last=index == len(loaded) - 1):
+            if micro is None:  # fewer rows than processes: take part in the reduction with nothing
+                with batch_norm.idle(wrapped):
+                    any_row = send_to_device(work.load_batch(batch[:1], epoch), runtime.device)
+                    loss = wrapped(work.loss_sum, any_row) * 0.0
+            else:
+                loss = wrapped(work.loss_sum, send_to_device(micro, runtime.device)) * scale
+            (loss * loss_scale).backward()
+        total += loss.detach()
+    gradients = [parameter.grad for parameter in wrapped.parameters() if parameter.grad is not None]
+    norm = norm_of(gradients) / loss_scale
+    loss_mean, grad_norm = float(accelerator.reduce(total, "mean")), float(norm)
+    if math.isfinite(loss_mean) and not math.isfinite(grad_norm) and loss_scale > 1:
+        optimizer.zero_grad()
+        return {"loss": loss_mean, "grad_norm": None, "rows": rows, "stop": bool(stop)}
+    if not (math.isfinite(loss_mean) and math.isfinite(grad_norm)):
+        optimizer.zero_grad()
+        statistics.restore()
+        one_by_one = (work.load_batch(batch[at : at + 1], epoch) for at in range(len(batch)))
+        what = f"step {step + 1}: loss {loss_mean}, grad_norm {grad_norm}"
+        _tell_not_finite(runtime, wrapped, batch, one_by_one, work, what)
+        return {"loss": None, "grad_norm": None, "rows": rows, "stop": bool(stop)}
+    if step < 2 and rows:
+        _check_gradients(runtime, wrapped, work.label, first=step == 0)
+    factor = torch.clamp((work.optim.max_grad_norm or math.inf) / (norm + 1e-6), max=1.0)
+    torch._foreach_mul_(gradients, float(factor) / loss_scale)
+    optimizer.step()
+    optimizer.zero_grad()
+    return {"loss": loss_mean, "grad_norm": grad_norm, "rows": rows, "stop": bool(stop)}
+
+
+def _tell_not_finite(
+    runtime: Runtime, wrapped: nn.Module, batch: NDArray[np.int64], rows: Iterator[Batch], work: Work, what: str
+) -> None:
+    """Look for the rows that are to blame, one by one, and name them.
+
+    Raises:
+        GateError: unless the recipe skips such steps.
+    """
+    wrapped.eval()
+    with torch.no_grad():
+        losses_N = [float(wrapped(work.loss_sum, send_to_device(one, runtime.device))) for one in rows]
+    bad = batch[~np.isfinite(losses_N)]
+    whose = f"training rows {listed(bad)}" if len(bad) else f"no single row of {listed(batch)}, but their gradient"
+    whose = f"every row of {listed(batch)}" if len(bad) == len(batch) > 1 else whose
+    message = f"{work.label}: {what}: not finite, because of {whose}. No weight was changed by this step"
+    if work.fit.on_nonfinite == "skip":
+        runtime.say(f"  {message}; it is skipped")
+        return
+    newest = Checkpoints(work.folder).newest_step()
+    kept = f"the last good checkpoint is of step {newest}" if newest else "there is no checkpoint yet"
+    raise GateError(
+        f"{message}; {kept}. Try a lower lr, precision: fp32, or without such rows; fit.on_nonfinite: skip leaves such "
+        "steps out"
+    )
+
+
+def _check_gradients(runtime: Runtime, wrapped: nn.Module, label: str, *, first: bool) -> None:
+    """Every adapter tensor must be reached by the gradient (in the first step lora_A's is zero, because B is)."""
+    adapters = {name: p for name, p in trainable(wrapped).items() if "lora_" in name}
+    if not adapters:
+        return
+    reached = [
+        p.grad is not None and ((first and "lora_A" in name) or bool(whole(p.grad).any()))
+        for name, p in adapters.items()
+    ]
+    deaf = [
+        name.removeprefix("module.").removeprefix("model.")
+        for name, is_reached in zip(adapters, reached, strict=True)
+        if not is_reached
+    ]
+    if deaf:
+        raise GateError(
+            f"{label}: no gradient reaches {len(deaf)} adapter tensors, such as {deaf[0]}; "
+            "name the modules that take part in lora.target_modules"
+        )
