@@ -84,7 +84,7 @@ def time_steps(options: argparse.Namespace, runtime: Any, model: Any, work: Any)
     wrapped, optimizer = parallel.wrap(runtime, model), step.make_optimizer(model, work.optim)
     batches = epoch_batches(work.lengths_N, work.fit.batch_size, work.seed, 0)
     rows = work.fit.batch_size // options.divide
-    alone = mock.patch.object(train, "no_sync", lambda wrapped, last: no_reduction(wrapped))
+    alone = mock.patch.object(step, "no_sync", lambda wrapped, last: no_reduction(wrapped))
     ways: dict[str, Any] = {"with": contextlib.nullcontext(), "without": alone}
     times: dict[str, list[float]] = {name: [] for name in ("first", *ways)}
 
