@@ -20,6 +20,7 @@ from distilpeft.errors import InputError
 from distilpeft.kinds import KINDS
 
 TEXT, PROMPT, IMAGE, PAIR = "text", "prompt", "image", "pair"
+MOST_TOKENS = 64
 
 
 def run(
@@ -29,7 +30,7 @@ def run(
     out: Path | None,
     *,
     batch_size: int,
-    max_new_tokens: int,
+    max_new_tokens: int | None,
 ) -> Iterator[str]:
     """Answer every text.
 
@@ -39,7 +40,7 @@ def run(
         source: lines to read instead.
         out: a file for the answers.
         batch_size: texts that go through a classifier at once.
-        max_new_tokens: of a language model's continuation.
+        max_new_tokens: of a language model's continuation; None: an encoder-decoder's own, else `MOST_TOKENS`.
 
     Yields:
         An answer as a line of JSON, unless it went to the file.
@@ -100,13 +101,14 @@ def read(source: Iterable[str], name: str, *, pairs: bool = False) -> Iterator[d
 
 
 def answered(
-    deployed: Deployed, rows: Iterator[dict[str, Any]], batch_size: int, max_new_tokens: int
+    deployed: Deployed, rows: Iterator[dict[str, Any]], batch_size: int, max_new_tokens: int | None
 ) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
     """Each row with its answer: see `deployed.answer`; of a language model `completion` or `output`."""
     if KINDS[deployed.manifest["task"]].language:
         told = "output" if KINDS[deployed.manifest["task"]].reads_first else "completion"
+        most = max_new_tokens or deployed.manifest.get("max_new_tokens") or MOST_TOKENS
         for row in rows:
-            yield row, {told: deployed.complete(str(_text(row)), max_new_tokens)}
+            yield row, {told: deployed.complete(str(_text(row)), most)}
         return
     while batch := list(islice(rows, batch_size)):
         yield from zip(batch, deployed.answers([_given(deployed, row) for row in batch]), strict=True)

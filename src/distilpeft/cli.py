@@ -306,7 +306,9 @@ def predict(
     ] = None,
     out: Annotated[Path | None, typer.Option("--out", help="a file for the answers; default: stdout")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="texts at once")] = 32,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="of a language model's answer")] = 64,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(min=1, help="of a language model's answer; default: what it was judged by, or 64")
+    ] = None,
 ) -> None:
     """Answer texts with an exported model, as JSON lines."""
     from distilpeft import answers

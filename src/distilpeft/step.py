@@ -203,10 +203,14 @@ def _tell_not_finite(
 
 
 def _check_gradients(runtime: Runtime, wrapped: nn.Module, label: str, *, first: bool) -> None:
-    """Every adapter tensor must be reached by the gradient (in the first step lora_A's is zero, because B is)."""
-    adapters = {name: p for name, p in trainable(wrapped).items() if "lora_" in name}
-    if not adapters:
-        return
+    """Every adapter tensor must be reached by the gradient (in the first step lora_A's is zero, because B is).
+
+    Of weights that are trained without an adapter some may be idle, such as a pooler; not all of them.
+    """
+    trained = trainable(wrapped)
+    if all(parameter.grad is None for parameter in trained.values()):
+        raise GateError(f"{label}: no gradient reaches any of {len(trained)} tensors: the loss does not depend on them")
+    adapters = {name: p for name, p in trained.items() if "lora_" in name}
     reached = [
         p.grad is not None and ((first and "lora_A" in name) or bool(whole(p.grad).any()))
         for name, p in adapters.items()

@@ -147,6 +147,14 @@ def test_an_adapter_that_no_gradient_reaches_stops_the_run(tmp_path, runtime):
         optimizer_step(runtime, wrap(runtime, model), make_optimizer(model, job.optim), np.arange(4), job, 0)
 
 
+def test_a_loss_that_depends_on_no_weight_stops_the_run(tmp_path, runtime):
+    model = nn.Linear(3, 2)
+    detached = torch.ones((), requires_grad=True)
+    job = work(tmp_path, Optim(lr=1), loss_sum=lambda model, batch: detached * len(batch["x"]))
+    with pytest.raises(GateError, match="no gradient reaches any of 2 tensors: the loss does not depend on them"):
+        optimizer_step(runtime, wrap(runtime, model), make_optimizer(model, job.optim), np.arange(4), job, 0)
+
+
 def test_a_step_that_is_not_finite_changes_no_weight(tmp_path, runtime):
     model = nn.Linear(3, 2)
     before = model.weight.detach().clone()
