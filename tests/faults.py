@@ -348,15 +348,15 @@ def library(folder: Path) -> Path:
 
 
 def site(line: str) -> tuple[str, str]:
-    """A call of the log without what is random in its path: the kind of call, and how the path begins."""
+    """A call of the log: its kind, and its path with a star for what is random in it."""
     op, _, path = line.partition(" ")
-    path = re.sub(r"(/\.tmp)\w{6}$", r"\1", path)  # safetensors'
-    path = re.sub(r"(/tmp)[a-z0-9_]{8}(?=/|$)", r"\1", path)  # Python's
-    path = re.sub(r"(/\.[^/]+\.)[a-z0-9_]{8}$", r"\1", path)  # ours
-    return op, re.sub(r"/\.shared-\w+$", "/.shared-", path)
+    path = re.sub(r"(/\.tmp)\w{6}$", r"\1*", path)  # safetensors'
+    path = re.sub(r"(/tmp)[a-z0-9_]{8}(?=/|$)", r"\1*", path)  # Python's
+    path = re.sub(r"(/\.[^/]+\.)[a-z0-9_]{8}$", r"\1*", path)  # ours
+    return op, re.sub(r"/\.shared-\w+$", "/.shared-*", path)
 
 
-def full(bench: Bench, found: Found, most: int | None = None) -> None:
+def full(bench: Bench, found: Found, most: int | None = None, only: str = "") -> None:
     """Let the disk be full from each place on that writes; then give the same command with a free one."""
     runs, home, log = bench.folder / "runs", Path(os.environ["XDG_CACHE_HOME"]), bench.folder / "log.txt"
     os.environ["LD_PRELOAD"] = str(library(bench.folder))
@@ -375,6 +375,8 @@ def full(bench: Bench, found: Found, most: int | None = None) -> None:
     found.more["places"] = len(sites)
     if most is not None:
         sites = random.Random(found.seed).sample(sites, min(most, len(sites)))
+    if only:
+        sites = [place for place in sites if only in place[1]]
     for op, path in sites:
         _prepare(bench, whole, runs, home, path)
         done = run(bench, runs, **under, FAULT_OP=op, FAULT_PATH=path)
@@ -407,7 +409,7 @@ def _prepare(bench: Bench, whole: Path, runs: Path, home: Path, path: str) -> No
 
 COMMANDS: dict[str, Callable[[Found, argparse.Namespace, Path], None]] = {
     "flips": lambda found, given, folder: flips(tiny(folder), found, given.count or 200),
-    "full": lambda found, given, folder: full(tiny(folder), found, given.count),
+    "full": lambda found, given, folder: full(tiny(folder), found, given.count, given.only),
     "kills": lambda found, given, folder: kills(real(folder), found, given.count or 100),
     "inputs": lambda found, given, folder: inputs.run(found, given.count or 1000, folder),
 }
@@ -419,6 +421,7 @@ def main() -> int:
     parser.add_argument("--count", type=int)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--only", default="", help="of `full`: places whose path holds this")
     wanted = parser.parse_args()
     found, begin = Found(wanted.command, wanted.seed), time.monotonic()
     with tempfile.TemporaryDirectory(prefix="distilpeft-faults-") as folder:
@@ -430,7 +433,7 @@ def main() -> int:
     good = len(found.cases) - len(found.failed)
     sys.stdout.write(f"{wanted.command}: {good} of {len(found.cases)} in {found.seconds:.0f} s; {found.more}\n")
     if wanted.out is not None:
-        wanted.out.write_text(json.dumps(asdict(found), indent=1) + "\n")
+        wanted.out.write_text(json.dumps(asdict(found), indent=1).replace(folder, "") + "\n")
     return 1 if found.failed else 0
 
 

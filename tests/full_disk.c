@@ -2,13 +2,14 @@
 
    FAULT_UNDER  folders, with ':' between them
    FAULT_LOG    a file that gets a line "OP PATH" for each such call
-   FAULT_OP, FAULT_PATH  from the first call of this kind whose path begins so, all of them fail with ENOSPC
+   FAULT_OP, FAULT_PATH  from the first call of this kind whose path is of this pattern, all of them fail with ENOSPC
 
    cc -shared -fPIC -o full_disk.so full_disk.c -ldl */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <fnmatch.h>
 #include <limits.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -42,8 +43,8 @@ static int fails(const char *op, const char *path) {
         int fd = (int)syscall(SYS_openat, AT_FDCWD, log, O_WRONLY | O_APPEND | O_CREAT, 0644);
         if (fd >= 0) { syscall(SYS_write, fd, line, size); syscall(SYS_close, fd); }
     }
-    const char *want = getenv("FAULT_OP"), *prefix = getenv("FAULT_PATH");
-    if (want && prefix && strcmp(op, want) == 0 && strncmp(path, prefix, strlen(prefix)) == 0) full = 1;
+    const char *want = getenv("FAULT_OP"), *pattern = getenv("FAULT_PATH");
+    if (want && pattern && strcmp(op, want) == 0 && fnmatch(pattern, path, 0) == 0) full = 1;
     if (full) errno = ENOSPC;
     return full;
 }

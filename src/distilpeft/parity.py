@@ -23,8 +23,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distilpeft.deployed import Deployed
+from distilpeft.errors import InputError
 from distilpeft.forms import FORMS, Limits
 from distilpeft.machine import alone
+from distilpeft.outcomes import machine_fault
 from distilpeft.pictures import Reader
 from distilpeft.probabilities import divergence, log_softmax
 from distilpeft.recipe import Recipe
@@ -169,9 +171,15 @@ class Gate:
             answers; of a language model nats per token; of numbers the mean squared error, in the labels' variance; of
             vectors the mean cosine to the student's),
             for language models `same_tokens` out of `new_tokens` in a row.
+
+        Raises:
+            InputError: the disk or memory is too small for it.
         """
         with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
             failure = self._ask(folder, Path(scratch))
+            fault = machine_fault(RuntimeError(failure)) if failure is not None else None
+            if fault is not None:
+                raise InputError(f"export: {fault}")
             if failure is not None:
                 return Verdict({}, [f"its runtime cannot open or run it: {failure}"])
             told = json.loads((Path(scratch) / "tokens.json").read_text(encoding="utf-8"))
