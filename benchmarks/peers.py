@@ -157,11 +157,11 @@ def ours(turns: Turns, folder: Path, ids: np.ndarray, device: str) -> None:
 
     from distilpeft.losses import Loss
     from distilpeft.parallel import wrap
-    from distilpeft.recipe import Fit, Optim
     from distilpeft.runtime import Runtime
     from distilpeft.step import Work, make_optimizer, optimizer_step
     from distilpeft.task_sections import CausalLM
     from distilpeft.tasks import causal_lm
+    from distilpeft.training_sections import Fit, Optim
 
     runtime = Runtime()
     assert runtime.device.type == device, f"{runtime.device} is not {device}"

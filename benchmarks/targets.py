@@ -30,12 +30,12 @@ from distilpeft.codec import Layout
 from distilpeft.fused import vocabulary_of
 from distilpeft.losses import Loss
 from distilpeft.parallel import wrap
-from distilpeft.recipe import Fit, Optim
 from distilpeft.runtime import Runtime
 from distilpeft.soft_targets import Contents, SoftTargets, Writer
 from distilpeft.sparse import Sparse, describe, keep
 from distilpeft.step import Work, make_optimizer, optimizer_step
 from distilpeft.tasks import causal_lm
+from distilpeft.training_sections import Fit, Optim
 
 RESULT = Path(__file__).parent / "results" / "targets_{}.json"
 PAGE = Path(__file__).parent.parent / "docs" / "soft-targets.md"

@@ -17,11 +17,11 @@ from distilpeft import models
 from distilpeft.losses import Loss, distil_sum
 from distilpeft.memory import Load, Shape
 from distilpeft.parallel import wrap
-from distilpeft.recipe import Fit, Lora, Optim
 from distilpeft.runtime import Runtime
 from distilpeft.step import Work, make_optimizer, optimizer_step
 from distilpeft.task_sections import CausalLM
 from distilpeft.tasks import causal_lm
+from distilpeft.training_sections import Fit, Lora, Optim
 
 ROWS, TOKENS = 8, 256
 

@@ -26,8 +26,8 @@ from distilpeft.errors import InputError
 from distilpeft.locks import Lock
 from distilpeft.machine import cache_folder
 from distilpeft.outcomes import machine_fault
-from distilpeft.recipe import Data
 from distilpeft.sources import DATA_SUFFIXES, Source, resolve
+from distilpeft.training_sections import Data
 
 VERSION = datasets.__version__  # another one may read a file otherwise
 SPLITS = ("train", "validation", "test")

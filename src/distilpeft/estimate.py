@@ -21,7 +21,7 @@ from distilpeft.machine import cpu_has_bf16, gpu_memories, memory_bytes
 from distilpeft.machine import num_processes as processes_of
 from distilpeft.memory import BYTES, MARGIN, Load, Machine, Shape, Way, best, settings, variants
 from distilpeft.plan import CE_ONLY, STUDENT, Plan
-from distilpeft.recipe import Fit, Lora, Recipe, Student
+from distilpeft.recipe import Recipe
 from distilpeft.sources import (
     Source,
     known_model,
@@ -33,6 +33,7 @@ from distilpeft.sources import (
 )
 from distilpeft.task_sections import CausalLM, QuestionAnswering
 from distilpeft.tasks import read_task_splits
+from distilpeft.training_sections import Fit, Lora, Student
 
 
 @dataclass(frozen=True)

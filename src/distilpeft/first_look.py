@@ -15,7 +15,7 @@ import numpy as np
 from distilpeft.data import load_parts
 from distilpeft.errors import InputError
 from distilpeft.kinds import KINDS
-from distilpeft.recipe import Data, Split
+from distilpeft.training_sections import Data, Split
 
 LOOKED_AT = 2000
 """Rows that text lengths and classes are found in."""

@@ -27,8 +27,8 @@ from distilpeft import pictures
 from distilpeft.artifact import is_whole, seal_folder
 from distilpeft.errors import InputError
 from distilpeft.forms import FORMS
-from distilpeft.recipe import FromTeacher, Lora
 from distilpeft.sources import Source, gguf_folder, is_gguf
+from distilpeft.training_sections import FromTeacher, Lora
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 Quantize = Literal["nf4", "int8", "none"]

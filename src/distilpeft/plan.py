@@ -16,7 +16,7 @@ from distilpeft.artifact import Artifact, artifact, digest_file, digest_json
 from distilpeft.data import data_sources
 from distilpeft.errors import InputError
 from distilpeft.machine import machine_name
-from distilpeft.recipe import Lora, Recipe, result_settings
+from distilpeft.recipe import Recipe, result_settings
 from distilpeft.recipe_faults import format_fault
 from distilpeft.soft_targets import STORE, read_store
 from distilpeft.sources import (
@@ -29,6 +29,7 @@ from distilpeft.sources import (
     resolve,
     weight_shapes,
 )
+from distilpeft.training_sections import Lora
 from distilpeft.vocabulary import Vocabulary, check_same
 
 FORMAT = 5

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
 from distilpeft.data import chunks
-from distilpeft.recipe import Precision
 from distilpeft.runtime import Bar, Runtime
+from distilpeft.training_sections import Precision
 
 LoadBatch = Callable[[NDArray[np.int64]], dict[str, Any]]
 Measure = Callable[[nn.Module, dict[str, Any]], Tensor]

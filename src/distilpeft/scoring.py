@@ -13,9 +13,10 @@ from torch import nn
 from distilpeft.data import length_order
 from distilpeft.pair import Loaded
 from distilpeft.predict import Measure, predict
-from distilpeft.recipe import Precision, Recipe
+from distilpeft.recipe import Recipe
 from distilpeft.runtime import Bar, Runtime
 from distilpeft.tasks import TaskData, Tokens
+from distilpeft.training_sections import Precision
 
 Soft = Callable[[dict[str, Any]], Any]
 """Batch on the device → what the teacher knows of it, in the task's form."""

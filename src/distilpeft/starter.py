@@ -24,8 +24,8 @@ from distilpeft.errors import InputError
 from distilpeft.first_look import Ask, Look, Wishes, look, num_words, plain, settled, task_lines
 from distilpeft.forms import FORMS
 from distilpeft.kinds import KINDS, Kind
-from distilpeft.recipe import spread
 from distilpeft.recipe_file import load_recipe
+from distilpeft.training_sections import spread
 
 TOKENS_PER_WORD = 1.4
 """Of word pieces in English; other languages and code have more."""

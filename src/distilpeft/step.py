@@ -27,8 +27,8 @@ from distilpeft.errors import GateError
 from distilpeft.guards import listed
 from distilpeft.models import trainable
 from distilpeft.parallel import no_sync, norm_of, whole
-from distilpeft.recipe import Fit, Optim
 from distilpeft.runtime import Runtime
+from distilpeft.training_sections import Fit, Optim
 
 Batch = dict[str, Any]
 Watch = Callable[[float, float], None]

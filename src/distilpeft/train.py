@@ -37,9 +37,9 @@ from distilpeft.parallel import (
     unshard,
     wrap,
 )
-from distilpeft.recipe import Fit
 from distilpeft.runtime import Interrupted, Runtime
 from distilpeft.step import Work, lr_factor, make_optimizer, optimizer_step, steps_per_epoch, total_steps
+from distilpeft.training_sections import Fit
 
 FIRST_SCALE, SCALE_EVERY = 2.0**16, 2000
 """Of the loss in float16: halved when gradients overflow, doubled after so many steps without (arXiv:1710.03740)."""

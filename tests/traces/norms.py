@@ -15,10 +15,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from distilpeft import batch_norm
-from distilpeft.recipe import Fit, Optim
 from distilpeft.runtime import Runtime
 from distilpeft.step import Work
 from distilpeft.train import train
+from distilpeft.training_sections import Fit, Optim
 
 ROWS, BATCH, EPOCHS = 22, 8, 2  # the last batch of an epoch has 6 rows, for 4 processes 2, 2, 1 and 1
 

@@ -16,10 +16,10 @@ import tiny
 import torch
 
 from distilpeft.losses import Loss, distil_sum
-from distilpeft.recipe import Fit, Optim
 from distilpeft.runtime import Runtime
 from distilpeft.step import Work
 from distilpeft.train import train
+from distilpeft.training_sections import Fit, Optim
 
 ALPHA, TEMPERATURE, ROWS, BATCH, EPOCHS, SEED = 0.7, 2.0, 34, 8, 2, 5
 

@@ -9,7 +9,6 @@ import tiny
 
 from distilpeft.data import duplicates, read_splits
 from distilpeft.errors import InputError
-from distilpeft.recipe import Data
 from distilpeft.task_sections import TextClassification
 from distilpeft.tasks import text_classification as module
 from distilpeft.tasks import usable
@@ -22,6 +21,7 @@ from distilpeft.tasks.text_classification import (
     texts,
 )
 from distilpeft.tasks.text_rows import class_id
+from distilpeft.training_sections import Data
 
 TASK = TextClassification(kind="text_classification", text="text", label="label", labels=("bad", "good", "mixed"))
 
