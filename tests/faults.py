@@ -106,7 +106,8 @@ def real(folder: Path) -> Bench:
 def start(output: Path, argv: list[str], before: str = "", **environment: str) -> Any:
     """A process of the command line that has the libraries imported; what it prints goes into `output`."""
     output.unlink(missing_ok=True)
-    process = commands.FORKS.Process(target=commands._child, args=(output, argv, before, environment))
+    told = {"XDG_CACHE_HOME": os.environ["XDG_CACHE_HOME"], **environment}  # the server may have begun with another
+    process = commands.FORKS.Process(target=commands._child, args=(output, argv, before, told))
     process.start()
     return process
 

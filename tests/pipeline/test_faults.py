@@ -138,12 +138,12 @@ def test_bad_rows_are_left_out_counted_and_told_in_the_report(tmp_path, capfd):
 
 def test_a_clock_that_goes_backwards_changes_nothing(tmp_path):
     recipe = commands.workspace(tmp_path)
-    assert commands.run_apart(recipe, "--until", "distil").returncode == 0
+    assert commands.run_apart(recipe, "--until", "teacher").returncode == 0
     bench = faults.Bench(recipe, [], tmp_path)
     wanted = bench.files(tmp_path / "runs")
     (tmp_path / "runs").rename(tmp_path / "before")
     backwards = "import time\nnow = [2e9]\ntime.time = lambda: now.append(now.pop() - 100.0) or now[0]"
-    done = commands.run_apart(recipe, "--until", "distil", before=backwards)
+    done = commands.run_apart(recipe, "--until", "teacher", before=backwards)
     assert done.returncode == 0, done.output
     assert bench.files(tmp_path / "runs") == wanted
 
@@ -152,7 +152,7 @@ def test_deterministic_runs_are_equal_bit_for_bit_and_have_keys_of_their_own(tmp
     recipe = commands.workspace(tmp_path, teacher__lora__dropout=0.1, deterministic=True)
     bench, found = faults.Bench(recipe, [], tmp_path), []
     for _ in range(2):
-        done = commands.run_apart(recipe, "--until", "export")
+        done = commands.run_apart(recipe, "--until", "targets")
         assert done.returncode == 0, done.output
         found.append(bench.files(tmp_path / "runs"))
         shutil.rmtree(tmp_path / "runs")

@@ -27,7 +27,7 @@ def workspace(folder, **changes):
     return commands.workspace(folder, **{**settings, **changes})
 
 
-@pytest.mark.parametrize("parallel", ["ddp", "fsdp2"])
+@pytest.mark.parametrize("parallel", ["ddp", pytest.param("fsdp2", marks=pytest.mark.slow)])
 def test_every_split_ends_in_the_same_student(tmp_path, parallel):
     ways = WAYS if parallel == "ddp" else (WAYS[0], WAYS[2])
     recipe = workspace(tmp_path, parallel=parallel, distil__optim={"kind": "sgd", "lr": 0.02})

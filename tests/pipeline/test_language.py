@@ -169,6 +169,7 @@ def test_the_chain_holds_for(tmp_path, changes):
         assert after < before
 
 
+@pytest.mark.slow
 def test_two_processes_make_the_same_student_as_one(tmp_path):
     for name in ("one", "two"):
         (tmp_path / name).mkdir()

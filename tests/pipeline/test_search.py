@@ -125,6 +125,7 @@ loop._log = log_then_die
     assert digests[0] == digests[1]
 
 
+@pytest.mark.slow
 def test_processes_share_a_search_and_make_as_many_trials_as_were_asked_for(tmp_path):
     recipe = workspace(tmp_path)
     seven = (*SPACE, *FAST, "--trials", "7")
@@ -152,6 +153,7 @@ def test_processes_joined_by_torchrun_make_every_trial_together(tmp_path):
     assert not made_by(*again)
 
 
+@pytest.mark.slow
 def test_machines_with_folders_of_their_own_share_a_search_through_a_database(tmp_path):
     recipe = workspace(tmp_path)
     shared = (*SPACE, *FAST, "--storage", f"sqlite:///{tmp_path}/search.db")

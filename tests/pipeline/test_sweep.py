@@ -106,6 +106,7 @@ def together(finished, tmp_path_factory) -> tuple[Path, list[commands.Done]]:
     )
 
 
+@pytest.mark.slow
 def test_processes_share_a_sweep_and_make_every_artifact_once(finished, together):
     recipe, done = together
     assert [one.returncode for one in done] == [0, 0], "\n".join(one.output[-2000:] for one in done)
@@ -118,6 +119,7 @@ def test_processes_share_a_sweep_and_make_every_artifact_once(finished, together
     assert "[2] " in both
 
 
+@pytest.mark.slow
 def test_the_points_of_a_shared_sweep_are_those_of_a_lone_one(finished, together):
     """To rounding only: workers have fewer threads, and sums another order."""
     for one, two in zip(joint_of(finished)["points"], joint_of(together[0])["points"], strict=True):
@@ -129,6 +131,7 @@ def test_the_points_of_a_shared_sweep_are_those_of_a_lone_one(finished, together
             torch.testing.assert_close(weights[1][name], expected, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_timing_waits_for_all_training(together):
     run = together[0].parent / "runs/tiny"
     ended = {stage: [path.stat().st_mtime_ns for path in run.glob(f"{stage}-*/manifest.json")] for stage in STAGES}
@@ -184,6 +187,7 @@ def test_a_signal_stops_all_workers_after_a_checkpoint_and_the_same_command_goes
     assert "going on after step" in said
 
 
+@pytest.mark.slow
 def test_workers_do_not_outlive_a_killed_sweep(tmp_path):
     recipe = commands.workspace(tmp_path, teacher__gate="warn")
     sweeping = start(recipe, *LONG)

@@ -145,7 +145,7 @@ def class_id(value: Any, labels: Sequence[str], *, is_index: bool = False) -> in
         return list(labels).index(text)
     if isinstance(value, str):
         value = int(text) if text.isdecimal() else None
-    return int(value) if isinstance(value, int) and 0 <= value < len(labels) else None
+    return int(value) if isinstance(value, int | np.integer) and 0 <= value < len(labels) else None
 
 
 def names_of(feature: Any, labels: Sequence[str]) -> tuple[Sequence[str], bool]:
