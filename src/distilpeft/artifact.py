@@ -22,6 +22,8 @@ from distilpeft.errors import InputError
 
 MANIFEST = "manifest.json"
 CHECKSUM, SUMS = "checksum", "sums.json"
+LOG = "train_log.jsonl"
+"""A line for each step of a training."""
 CHECKPOINTS = "checkpoints"
 """Folder of the training loop's checkpoints inside `partial`; dropped when the artifact is published."""
 

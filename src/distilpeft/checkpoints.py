@@ -17,11 +17,11 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from distilpeft.artifact import CHECKPOINTS, digest_file, fsync, read_sealed, sealed, write_json
+from distilpeft.artifact import CHECKPOINTS, LOG, digest_file, fsync, read_sealed, sealed, write_json
 from distilpeft.errors import InputError
 
 FORMAT = 2
-WEIGHTS, OPTIMIZER, STATE, LOG = "weights.safetensors", "optimizer.safetensors", "state.json", "train_log.jsonl"
+WEIGHTS, OPTIMIZER, STATE = "weights.safetensors", "optimizer.safetensors", "state.json"
 
 
 class Checkpoints:

@@ -14,12 +14,11 @@ from typing import Any
 import numpy as np
 
 from distilpeft import paired
-from distilpeft.artifact import Artifact
+from distilpeft.artifact import LOG, Artifact
 from distilpeft.kinds import KINDS, LOWER_IS_BETTER
 from distilpeft.plan import CE_ONLY, FULL, STUDENT, TEACHER, Plan
 
 WITHIN = 0.01
-LOG = "train_log.jsonl"
 CURVE_POINTS = 200
 SEED_PAIRS = ((STUDENT, CE_ONLY), (STUDENT, TEACHER), (CE_ONLY, TEACHER), (TEACHER, FULL))
 ROWS = "rows.npz"

@@ -32,7 +32,7 @@ from distilpeft.sources import (
 from distilpeft.training_sections import Lora
 from distilpeft.vocabulary import Vocabulary, check_same
 
-FORMAT = 5
+FORMAT = 6
 COMPARED = 2
 """The format of what `compare` leaves; the other stages' is older."""
 STUDENT, CE_ONLY, UNTRAINED, TEACHER, FULL, MERGED, MAJORITY = (

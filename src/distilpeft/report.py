@@ -26,8 +26,8 @@ ORDER = (MAJORITY, UNTRAINED, CE_ONLY, STUDENT, TEACHER, FULL, MERGED)
 EXPORTS = "exports"
 
 TIMED = ("throughput_rows_per_s", "tokens_per_s", "decode", "memory_bytes", "gpu_memory_bytes", "load_s")
-DISTURBED = ("skipped_steps", "loss_spikes")
-TRAINING = ("steps", "rows", "seconds", "rows_per_s", "precision", "kept_step", "validations")
+TRAINING = ("steps", "rows", "seconds", "rows_per_s", "precision", "kept_step", "validations", "skipped_steps",
+            "loss_spikes")  # fmt: skip
 
 
 def build(plan: Plan) -> dict[str, Any]:
@@ -61,7 +61,7 @@ def build(plan: Plan) -> dict[str, Any]:
             "train": tuned["train_rows"],
             "truncated": tuned["truncated_rows"],
             "duplicates": tuned["duplicates"],
-            "skipped": tuned.get("skipped_rows", {}),
+            "skipped": tuned["skipped_rows"],
         },
         "benchmark": figures["benchmark"],
         "comparisons": figures["compare"]["pairs"],
@@ -71,9 +71,7 @@ def build(plan: Plan) -> dict[str, Any]:
         "samples": _samples(figures),
         "soft_targets": _soft_targets(figures),
         "training": {
-            step: {name: made[name] for name in (*TRAINING, *DISTURBED) if name in made}
-            for step, made in figures.items()
-            if "rows_per_s" in made
+            step: {name: made[name] for name in TRAINING} for step, made in figures.items() if "rows_per_s" in made
         },
         "settings": plan.recipe.model_dump(mode="json"),
         "given": plan.recipe.model_dump(mode="json", exclude_unset=True),

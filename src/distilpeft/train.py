@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 from torch import nn
 
 from distilpeft import batch_norm
-from distilpeft.checkpoints import LOG, Checkpoints
+from distilpeft.artifact import LOG
+from distilpeft.checkpoints import Checkpoints
 from distilpeft.data import epoch_batches
 from distilpeft.errors import GateError, InputError
 from distilpeft.guards import MOST_SKIPPED, Spikes

@@ -7,7 +7,8 @@ import json
 import pytest
 import torch
 
-from distilpeft.checkpoints import LOG, OPTIMIZER, STATE, WEIGHTS, Checkpoints
+from distilpeft.artifact import LOG
+from distilpeft.checkpoints import OPTIMIZER, STATE, WEIGHTS, Checkpoints
 from distilpeft.errors import InputError
 
 
