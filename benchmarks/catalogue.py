@@ -17,7 +17,7 @@ from typing import Any
 
 import page
 
-from distilpeft.artifact import Artifact
+from distilpeft.machine.artifact import Artifact
 from distilpeft.plan import make_plan
 from distilpeft.recipe_file import load_recipe
 

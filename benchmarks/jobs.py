@@ -20,7 +20,7 @@ from statistics import median
 
 from page import insert
 
-from distilpeft.machine import cpu_name, num_cpus
+from distilpeft.machine.host import cpu_name, num_cpus
 
 ROOT = Path(__file__).parents[1]
 OVER = ["--over", "student.from_teacher.layers=[0,5],[0,1,3,5]"]

@@ -36,7 +36,7 @@ from torch.nn import functional as F
 
 from distilpeft.fused import Head, linear_distil_sum
 from distilpeft.losses import Loss
-from distilpeft.machine import cpu_name
+from distilpeft.machine.host import cpu_name
 
 RESULTS = Path(__file__).parent / "results"
 PAGE = Path(__file__).parent.parent / "docs" / "losses.md"

@@ -156,8 +156,8 @@ def ours(turns: Turns, folder: Path, ids: np.ndarray, device: str) -> None:
     import torch
 
     from distilpeft.losses import Loss
+    from distilpeft.machine.runtime import Runtime
     from distilpeft.parallel import wrap
-    from distilpeft.runtime import Runtime
     from distilpeft.step import Work, make_optimizer, optimizer_step
     from distilpeft.task_sections import CausalLM
     from distilpeft.tasks import causal_lm
@@ -380,7 +380,7 @@ def ratio(one: list[float], two: list[float]) -> dict[str, float]:
 def environment(device: str, arms: list[str]) -> dict[str, Any]:
     import torch
 
-    from distilpeft.runtime import device_name
+    from distilpeft.machine.runtime import device_name
 
     names = ["torch", "transformers", "accelerate", *(["trl"] if "trl" in arms else [])]
     return {

@@ -162,7 +162,7 @@ def environment(found: dict[str, Any]) -> dict[str, Any]:
     import platform
     from importlib import metadata
 
-    from distilpeft.machine import cpu_name, num_cpus
+    from distilpeft.machine.host import cpu_name, num_cpus
 
     return {
         "device": cpu_name(), "cores": num_cpus(), "threads_per_process": 1, "precision": found["precision"],

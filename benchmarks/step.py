@@ -30,8 +30,8 @@ from accelerate.utils import send_to_device
 
 from distilpeft import models
 from distilpeft.losses import Loss
+from distilpeft.machine.runtime import Runtime, device_name
 from distilpeft.parallel import wrap
-from distilpeft.runtime import Runtime, device_name
 from distilpeft.sources import resolve
 from distilpeft.step import Work, make_optimizer, optimizer_step
 from distilpeft.task_sections import CausalLM

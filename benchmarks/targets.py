@@ -29,8 +29,8 @@ from step import MODEL, TASK, finish, load
 from distilpeft.codec import Layout
 from distilpeft.fused import vocabulary_of
 from distilpeft.losses import Loss
+from distilpeft.machine.runtime import Runtime
 from distilpeft.parallel import wrap
-from distilpeft.runtime import Runtime
 from distilpeft.soft_targets import Contents, SoftTargets, Writer
 from distilpeft.sparse import Sparse, describe, keep
 from distilpeft.step import Work, make_optimizer, optimizer_step

@@ -7,8 +7,8 @@ import signal
 import time
 from pathlib import Path
 
-from distilpeft import workers
 from distilpeft.errors import GateError, InputError, StoppedBySignal
+from distilpeft.machine import processes
 
 
 def environment(number: int, name: str) -> tuple[int, str | None]:
@@ -79,7 +79,7 @@ def hang(folder: Path) -> None:
 
 
 def start_ranks(folder: Path) -> None:
-    workers.joined(2, sleep, (folder,), folder / "logs")
+    processes.joined(2, sleep, (folder,), folder / "logs")
 
 
 def sleep(folder: Path) -> None:

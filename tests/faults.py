@@ -32,8 +32,8 @@ import commands
 import inputs
 from cases import Case, Found
 
-from distilpeft.artifact import Artifact
 from distilpeft.errors import InputError
+from distilpeft.machine.artifact import Artifact
 from distilpeft.plan import Plan, make_plan
 from distilpeft.recipe_file import load_recipe
 from distilpeft.sources import resolve

@@ -15,9 +15,9 @@ import transformers
 
 from distilpeft import models
 from distilpeft.losses import Loss, distil_sum
+from distilpeft.machine.runtime import Runtime
 from distilpeft.memory import Load, Shape
 from distilpeft.parallel import wrap
-from distilpeft.runtime import Runtime
 from distilpeft.step import Work, make_optimizer, optimizer_step
 from distilpeft.task_sections import CausalLM
 from distilpeft.tasks import causal_lm

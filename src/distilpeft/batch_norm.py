@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from distilpeft.errors import InputError
-from distilpeft.runtime import Runtime
+from distilpeft.machine.runtime import Runtime
 
 Kind = Literal["sync", "frozen", "local"]
 

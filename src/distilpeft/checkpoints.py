@@ -17,8 +17,9 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from distilpeft.artifact import CHECKPOINTS, LOG, digest_file, fsync, read_sealed, sealed, write_json
 from distilpeft.errors import InputError
+from distilpeft.machine.artifact import CHECKPOINTS, LOG
+from distilpeft.machine.files import digest_file, fsync, read_sealed, sealed, write_json
 
 FORMAT = 2
 WEIGHTS, OPTIMIZER, STATE = "weights.safetensors", "optimizer.safetensors", "state.json"

@@ -17,10 +17,9 @@ from typing import Annotated
 
 import typer
 
-from distilpeft.errors import Crash, InputError, Terminated
+from distilpeft.errors import Crash, InputError, Terminated, outcome
 from distilpeft.forms import ALIASES
-from distilpeft.machine import quiet_imports
-from distilpeft.outcomes import outcome
+from distilpeft.machine.host import quiet_imports
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -30,7 +29,6 @@ app = typer.Typer(
 )
 targets_app = typer.Typer(no_args_is_help=True, help="Look into soft targets on disk, or bring them in from elsewhere.")
 app.add_typer(targets_app, name="targets")
-
 RecipePath = Annotated[Path, typer.Argument(help="the recipe, a YAML file", show_default=False)]
 Overrides = Annotated[
     list[str] | None,
@@ -51,7 +49,7 @@ def run(
     from rich.console import Console
 
     from distilpeft import estimate, launch, publish, report
-    from distilpeft.machine import is_first_process, num_launched
+    from distilpeft.machine.host import is_first_process, num_launched
     from distilpeft.plan import make_plan
     from distilpeft.recipe_file import load_recipe
 
@@ -214,7 +212,7 @@ def sweep(
     """Compare several settings on one teacher and one cache: every combination, or what Optuna chooses."""
     from rich.console import Console
 
-    from distilpeft.machine import is_first_process, num_launched
+    from distilpeft.machine.host import is_first_process, num_launched
 
     if jobs > 1 and num_launched() > 1:
         raise InputError("--jobs: torchrun spreads every training over its processes already; use one of the two")
@@ -258,7 +256,7 @@ def export(
     from rich.console import Console
 
     from distilpeft import launch, report
-    from distilpeft.machine import is_first_process
+    from distilpeft.machine.host import is_first_process
     from distilpeft.plan import make_plan
     from distilpeft.recipe_file import with_formats
 
@@ -288,7 +286,7 @@ def benchmark(
     """Measure latency, throughput and memory of finished runs and exports beside each other."""
     from rich.console import Console
 
-    from distilpeft.machine import num_launched
+    from distilpeft.machine.host import num_launched
 
     if num_launched() > 1:
         raise InputError("distilpeft benchmark starts a process for each model itself; run it without torchrun")
@@ -417,7 +415,7 @@ def selftest(
     from rich.console import Console
 
     from distilpeft import selftest as proof
-    from distilpeft.machine import gpu_names
+    from distilpeft.machine.host import gpu_names
 
     gpus = len(gpu_names())
     chosen = processes or sorted({1, gpus or 2})

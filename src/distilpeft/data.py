@@ -21,11 +21,10 @@ import datasets
 import numpy as np
 from numpy.typing import NDArray
 
-from distilpeft.artifact import SUMS, digest_file, digest_json, is_whole, seal_folder
-from distilpeft.errors import InputError
-from distilpeft.locks import Lock
-from distilpeft.machine import cache_folder
-from distilpeft.outcomes import machine_fault
+from distilpeft.errors import InputError, machine_fault
+from distilpeft.machine.files import SUMS, digest_file, digest_json, is_whole, seal_folder
+from distilpeft.machine.host import cache_folder
+from distilpeft.machine.locks import Lock
 from distilpeft.sources import DATA_SUFFIXES, Source, resolve
 from distilpeft.training_sections import Data
 

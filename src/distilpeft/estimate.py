@@ -17,20 +17,12 @@ from rich.table import Table
 
 from distilpeft import __version__
 from distilpeft.data import data_sources, told_skipped
-from distilpeft.machine import cpu_has_bf16, gpu_memories, memory_bytes
-from distilpeft.machine import num_processes as processes_of
+from distilpeft.machine.host import cpu_has_bf16, gpu_memories, memory_bytes
+from distilpeft.machine.host import num_processes as processes_of
 from distilpeft.memory import BYTES, MARGIN, Load, Machine, Shape, Way, best, settings, variants
 from distilpeft.plan import CE_ONLY, STUDENT, Plan
 from distilpeft.recipe import Recipe
-from distilpeft.sources import (
-    Source,
-    known_model,
-    model_config,
-    num_layers,
-    num_parameters,
-    resolve,
-    weight_shapes,
-)
+from distilpeft.sources import Source, known_model, model_config, num_layers, num_parameters, resolve, weight_shapes
 from distilpeft.task_sections import CausalLM, QuestionAnswering
 from distilpeft.tasks import read_task_splits
 from distilpeft.training_sections import Fit, Lora, Student

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from distilpeft import paired
-from distilpeft.artifact import LOG, Artifact
 from distilpeft.kinds import KINDS, LOWER_IS_BETTER
+from distilpeft.machine.artifact import LOG, Artifact
 from distilpeft.plan import CE_ONLY, FULL, STUDENT, TEACHER, Plan
 
 WITHIN = 0.01

@@ -18,15 +18,15 @@ from rich.console import Console
 from rich.table import Table
 
 from distilpeft import report, timing
-from distilpeft.artifact import write_json
 from distilpeft.deployed import Deployed
 from distilpeft.errors import InputError
+from distilpeft.machine.files import write_json
+from distilpeft.machine.runtime import Runtime
 from distilpeft.pair import check_lengths
 from distilpeft.plan import STUDENT, Plan, make_plan, step_of
 from distilpeft.recipe import Recipe
 from distilpeft.recipe_file import with_benchmark
 from distilpeft.runners import MANIFEST, read_manifest
-from distilpeft.runtime import Runtime
 from distilpeft.stages import benchmark
 from distilpeft.tasks import TaskData
 from distilpeft.timing import Subject

@@ -10,9 +10,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from distilpeft.machine import num_processes
+from distilpeft.machine.host import num_processes
+from distilpeft.machine.processes import joined
 from distilpeft.plan import Plan
-from distilpeft.workers import joined
 
 LOGS = "logs"
 

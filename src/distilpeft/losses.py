@@ -150,11 +150,6 @@ def cross_entropy(log_q_NV: Tensor, labels_N: Tensor, smoothing: float) -> Both:
     return value, grad_NV
 
 
-# Each divergence takes log-probabilities of student (q) and teacher (p) at temperature T and returns its sum over rows
-# and the gradient for the student's logits / T. log_q_NV must stay as it is; log_p_NV may be overwritten. Through the
-# softmax, a gradient g for q becomes q * (g - sum(q * g)); constants in g fall out.
-
-
 def _through_softmax(q_NV: Tensor, grad_NV: Tensor) -> Tensor:
     grad_NV.sub_((q_NV * grad_NV).sum(-1, keepdim=True))
     return grad_NV.mul_(q_NV)

@@ -13,7 +13,6 @@ from distilpeft.forms import FORMS
 INK, ORANGE, SKY, GREEN, BLUE, VERMILLION, PURPLE = range(7)
 COLOURS = ("#3d4451", "#e69f00", "#56b4e9", "#009e73", "#0072b2", "#d55e00", "#cc79a7")
 """By number, on white; the page lightens some of them in the dark."""
-
 Outline = tuple[tuple[float, float], ...]
 
 

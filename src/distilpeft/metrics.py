@@ -77,8 +77,6 @@ FUNCTIONS: dict[str, Callable[[Floats, Ints], float]] = {
     "ece": ece,
     "log_loss": log_loss,
 }
-
-
 BOUNDS = {"macro_f1": (0.0, 1.0), "mcc": (-1.0, 1.0), "ece": (0.0, 1.0), "log_loss": (0.0, math.inf)}
 
 

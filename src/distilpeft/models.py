@@ -24,9 +24,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 
 from distilpeft import pictures
-from distilpeft.artifact import is_whole, seal_folder
 from distilpeft.errors import InputError
 from distilpeft.forms import FORMS
+from distilpeft.machine.files import is_whole, seal_folder
 from distilpeft.sources import Source, gguf_folder, is_gguf
 from distilpeft.training_sections import FromTeacher, Lora
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from html import escape
 from importlib import resources
 from typing import Any
 
 from distilpeft import charts, curves, sections, tables
 from distilpeft.charts import Report
-from distilpeft.markup import escape, section
+from distilpeft.markup import section
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
 

@@ -10,14 +10,15 @@ import numpy as np
 import torch
 
 from distilpeft import features, formats, models
-from distilpeft.artifact import Artifact, digest_file, digest_json, read_json, write_json
 from distilpeft.errors import InputError
 from distilpeft.exported import Graph, open_exported
+from distilpeft.machine.artifact import Artifact
+from distilpeft.machine.files import digest_file, digest_json, read_json, write_json
+from distilpeft.machine.runtime import Runtime
 from distilpeft.models import Architecture
 from distilpeft.parallel import offload_layers, shard_layers
 from distilpeft.pictures import Reader
 from distilpeft.recipe import Recipe, result_settings
-from distilpeft.runtime import Runtime
 from distilpeft.soft_targets import SoftTargets, row_hashes
 from distilpeft.sources import Source, resolve
 from distilpeft.tasks import TaskData, task_module

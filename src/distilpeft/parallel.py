@@ -23,8 +23,8 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
+from distilpeft.machine.runtime import Runtime
 from distilpeft.models import blocks, tuned
-from distilpeft.runtime import Runtime
 
 Kind = Literal["one process", "ddp", "fsdp2"]
 

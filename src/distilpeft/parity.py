@@ -23,10 +23,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distilpeft.deployed import Deployed
-from distilpeft.errors import InputError
+from distilpeft.errors import InputError, machine_fault
 from distilpeft.forms import FORMS, Limits
-from distilpeft.machine import alone
-from distilpeft.outcomes import machine_fault
+from distilpeft.machine.host import alone
 from distilpeft.pictures import Reader
 from distilpeft.probabilities import divergence, log_softmax
 from distilpeft.recipe import Recipe

@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from distilpeft.artifact import write_json
 from distilpeft.errors import InputError
+from distilpeft.machine.files import write_json
 
 FILE = "preprocessor_config.json"
 CHANNELS = 3

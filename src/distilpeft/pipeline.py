@@ -15,9 +15,10 @@ from typing import Any
 import torch
 
 from distilpeft import publish
-from distilpeft.artifact import Artifact
 from distilpeft.errors import GateError, InputError
-from distilpeft.locks import POLL_S, Lock
+from distilpeft.machine.artifact import Artifact
+from distilpeft.machine.locks import POLL_S, Lock
+from distilpeft.machine.runtime import Runtime, device_name
 from distilpeft.pair import (
     MODEL,
     Loaded,
@@ -34,7 +35,6 @@ from distilpeft.pair import (
 )
 from distilpeft.plan import CE_ONLY, FULL, LAST_STAGES, MAJORITY, MERGED, STUDENT, TEACHER, UNTRAINED, Plan, step_of
 from distilpeft.recipe import Recipe
-from distilpeft.runtime import Runtime, device_name
 from distilpeft.soft_targets import SoftTargets
 from distilpeft.stages import audit, benchmark, bundle, compare, distil, evaluate, export, targets, teacher
 from distilpeft.step import Watch

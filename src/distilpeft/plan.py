@@ -12,10 +12,11 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from distilpeft.artifact import Artifact, artifact, digest_file, digest_json
 from distilpeft.data import data_sources
 from distilpeft.errors import InputError
-from distilpeft.machine import machine_name
+from distilpeft.machine.artifact import Artifact, artifact
+from distilpeft.machine.files import digest_file, digest_json
+from distilpeft.machine.host import machine_name
 from distilpeft.recipe import Recipe, result_settings
 from distilpeft.recipe_faults import format_fault
 from distilpeft.soft_targets import STORE, read_store

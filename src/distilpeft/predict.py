@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
 from distilpeft.data import chunks
-from distilpeft.runtime import Bar, Runtime
+from distilpeft.machine.runtime import Bar, Runtime
 from distilpeft.training_sections import Precision
 
 LoadBatch = Callable[[NDArray[np.int64]], dict[str, Any]]

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from distilpeft import charts, page, plots, report
-from distilpeft.artifact import write_json, write_text
+from distilpeft.machine.files import write_json, write_text
 from distilpeft.plan import Plan
 
 PAGE, PLOTS = "report.html", "plots"

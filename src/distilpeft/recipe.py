@@ -15,16 +15,7 @@ from pydantic import BaseModel, BeforeValidator, Field, field_validator, model_v
 
 from distilpeft.forms import FORMS, LIMITS, Exactness, FormName, Limits, form_name
 from distilpeft.kinds import KINDS, Kind
-from distilpeft.section import (
-    IN_KEY_IF_GIVEN,
-    NOT_IN_KEY,
-    Count,
-    Fraction,
-    Index,
-    Number,
-    Positive,
-    Section,
-)
+from distilpeft.section import IN_KEY_IF_GIVEN, NOT_IN_KEY, Count, Fraction, Index, Number, Positive, Section
 from distilpeft.task_sections import (
     CausalLM,
     Embedding,
@@ -39,8 +30,6 @@ from distilpeft.task_sections import (
 from distilpeft.training_sections import Data, Fit, Optim, Precision, Student, Targets, Teacher
 
 Parallel = Literal["ddp", "fsdp2"]
-
-
 _Form = Annotated[FormName, BeforeValidator(form_name)]
 Tracker = Literal["tensorboard", "wandb", "mlflow", "trackio"]
 

@@ -14,17 +14,16 @@ from rich.console import Console
 from rich.table import Table
 
 from distilpeft import findings
-from distilpeft.artifact import read_sealed, replace_link, sealed, write_json, write_text
 from distilpeft.data import told_skipped
 from distilpeft.errors import InputError
 from distilpeft.kinds import KINDS, LOWER_IS_BETTER
-from distilpeft.locks import Lock
+from distilpeft.machine.files import read_sealed, replace_link, sealed, write_json, write_text
+from distilpeft.machine.locks import Lock
 from distilpeft.plan import CE_ONLY, FULL, MAJORITY, MERGED, STUDENT, TEACHER, UNTRAINED, Plan
 from distilpeft.timing import main_arm, summary
 
 ORDER = (MAJORITY, UNTRAINED, CE_ONLY, STUDENT, TEACHER, FULL, MERGED)
 EXPORTS = "exports"
-
 TIMED = ("throughput_rows_per_s", "tokens_per_s", "decode", "memory_bytes", "gpu_memory_bytes", "load_s")
 TRAINING = ("steps", "rows", "seconds", "rows_per_s", "precision", "kept_step", "validations", "skipped_steps",
             "loss_spikes")  # fmt: skip

@@ -21,10 +21,10 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from distilpeft.artifact import digest_file, read_sealed
 from distilpeft.errors import InputError
 from distilpeft.forms import FORMS
 from distilpeft.kinds import KINDS
+from distilpeft.machine.files import digest_file, read_sealed
 
 MANIFEST = "manifest.json"
 START = "decoder_start_token_id"

@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from torch import nn
 
 from distilpeft.data import length_order
+from distilpeft.machine.runtime import Bar, Runtime
 from distilpeft.pair import Loaded
 from distilpeft.predict import Measure, predict
 from distilpeft.recipe import Recipe
-from distilpeft.runtime import Bar, Runtime
 from distilpeft.tasks import TaskData, Tokens
 from distilpeft.training_sections import Precision
 

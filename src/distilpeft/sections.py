@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from html import escape
 from typing import Any
 
 import yaml
@@ -12,12 +13,11 @@ from distilpeft import report as reports_
 from distilpeft import tables
 from distilpeft.charts import Chart, Report, number, spoken
 from distilpeft.kinds import KINDS
-from distilpeft.markup import details, escape, listed, notes, plain
+from distilpeft.markup import details, listed, notes, plain
 from distilpeft.svg import Paper, draw, swatch
 
 WIDE, TALL = Paper(1000, 500, 14, labels=True), Paper(380, 400, 13)
 MIDDLE, SMALL = Paper(520, 380, 13.5), Paper(380, 270, 13)
-
 DEFAULTS: dict[str, Any] = {
     "comparisons": [], "seeds": None, "groups": None, "curves": {}, "benchmark": None, "not_measured": [],
     "samples": [], "training": {}, "exports": {}, "soft_targets": None, "quantization_cost": None, "merging_cost": None,

@@ -34,7 +34,7 @@ from torch.nn import functional as F
 from distilpeft.data import epoch_batches
 from distilpeft.errors import GateError
 from distilpeft.losses import Loss
-from distilpeft.runtime import Runtime
+from distilpeft.machine.runtime import Runtime
 from distilpeft.step import Work
 from distilpeft.task_sections import CausalLM
 from distilpeft.tasks import causal_lm

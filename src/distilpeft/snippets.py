@@ -65,7 +65,6 @@ _SHOW = {
         tags += [(word[0], labels[found[n].argmax()]) for n in [*token][:1]]  # none of a word that was cut off
     print(tags)""",
 }
-
 _LANGUAGE = """import numpy as np
 {imports}
 from tokenizers import Tokenizer
@@ -79,7 +78,6 @@ while len(ids) < 64 and ids[-1] not in {ends}:
     new = [int(logits[0, -1].argmax())]
     ids, past = ids + new, dict(zip(past, cache))
 print(tokenizer.decode(ids))"""
-
 _SESSION = 'session = onnxruntime.InferenceSession("model.onnx")'
 _ONNX_PAST = f"""{_SESSION}
 kinds = {{"tensor(float)": np.float32, "tensor(float16)": np.float16}}
@@ -87,13 +85,10 @@ past = {{i.name: np.zeros((1, i.shape[1], 0, i.shape[3]), kinds[i.type]) for i i
 _OPENVINO_PAST = """model = openvino.Core().compile_model("model.xml", "CPU")
 shapes = {i.get_any_name(): i.get_partial_shape() for i in model.inputs[2:]}
 past = {n: np.zeros((1, s[1].get_length(), 0, s[3].get_length()), np.float32) for n, s in shapes.items()}"""
-
-
 _TEXTS = '["a first text", "and a second one"]'
 _PAIRS = '[("a first text", "what belongs to it"), ("a second one", "and its own")]'
 _TYPES_OF_ONE = '; inputs["token_type_ids"] = [row.type_ids]'
 _TYPES = '\ninputs["token_type_ids"] = [row.type_ids for row in rows]'
-
 _CLASSIFY = """from transformers import pipeline
 
 texts = {texts}
@@ -103,7 +98,6 @@ _WRITE = """from transformers import pipeline
 
 write = pipeline("text-generation", model=".")
 print(write("Once upon a time"))"""
-
 _LOOK = """from transformers import pipeline
 
 classify = pipeline("image-classification", model=".")

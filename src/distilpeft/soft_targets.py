@@ -26,9 +26,9 @@ import datasets
 import numpy as np
 from numpy.typing import NDArray
 
-from distilpeft.artifact import digest_file, digest_json, fsync, read_json, read_sealed, sealed, write_json
 from distilpeft.codec import Bytes, Kept, Layout
 from distilpeft.errors import InputError
+from distilpeft.machine.files import digest_file, digest_json, fsync, read_json, read_sealed, sealed, write_json
 
 FORMAT = 1
 STORE, ROWS, POSITIONS, BEGUN = "store.json", "rows.npy", "positions.npy", "begun.json"

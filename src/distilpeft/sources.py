@@ -17,9 +17,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from distilpeft.artifact import digest_file, digest_json, read_json
 from distilpeft.errors import InputError
-from distilpeft.machine import cache_folder
+from distilpeft.machine.files import digest_file, digest_json, read_json
+from distilpeft.machine.host import cache_folder
 
 DATA_SUFFIXES = {".csv": "csv", ".tsv": "csv", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
 HUB_ID_LENGTH = 193  # the hub allows 96 characters on either side of the slash

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from distilpeft.artifact import digest_json
 from distilpeft.errors import InputError
+from distilpeft.machine.files import digest_json
 from distilpeft.plan import STUDENT, Plan, make_plan
 from distilpeft.recipe import Recipe
 from distilpeft.recipe_file import load_recipe, parse_values

@@ -19,11 +19,11 @@ from typing import Any
 import datasets
 import numpy as np
 
-from distilpeft.artifact import write_text
 from distilpeft.errors import InputError
 from distilpeft.first_look import Ask, Look, Wishes, look, num_words, plain, settled, task_lines
 from distilpeft.forms import FORMS
 from distilpeft.kinds import KINDS, Kind
+from distilpeft.machine.files import write_text
 from distilpeft.recipe_file import load_recipe
 from distilpeft.training_sections import spread
 

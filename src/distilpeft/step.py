@@ -25,9 +25,9 @@ from distilpeft.checkpoints import Checkpoints
 from distilpeft.data import micro_batches
 from distilpeft.errors import GateError
 from distilpeft.guards import listed
+from distilpeft.machine.runtime import Runtime
 from distilpeft.models import trainable
 from distilpeft.parallel import no_sync, norm_of, whole
-from distilpeft.runtime import Runtime
 from distilpeft.training_sections import Fit, Optim
 
 Batch = dict[str, Any]

@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from distilpeft.artifact import write_text
 from distilpeft.errors import InputError
 from distilpeft.kinds import LOWER_IS_BETTER
-from distilpeft.locks import POLL_S, Lock
+from distilpeft.machine.files import write_text
+from distilpeft.machine.locks import POLL_S, Lock
 from distilpeft.space import Range, Search, Space, own_values
 
 THOUSANDTHS = 1000

@@ -179,9 +179,9 @@ def _open(spec: dict[str, Any]) -> tuple[Runner, dict[str, Any]]:
     import torch
 
     from distilpeft import models
+    from distilpeft.machine.runtime import Runtime
     from distilpeft.pair import load_student, load_teacher
     from distilpeft.recipe import Recipe
-    from distilpeft.runtime import Runtime
 
     torch.set_num_threads(threads)
     runtime, recipe = Runtime(), Recipe.model_validate(spec["recipe"])

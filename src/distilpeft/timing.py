@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 
 from distilpeft.energy import Meter
 from distilpeft.errors import InputError
-from distilpeft.machine import alone, busy_s, machine_name, num_cpus
+from distilpeft.machine.host import alone, busy_s, machine_name, num_cpus
 
 TURN_S, MOST_CALLS, PAUSE_S = 0.1, 20, 0.05
 """A turn's length; and a rest before it, in which the threads of the model before give up waiting for work, busily."""

@@ -17,9 +17,9 @@ from typing import Any
 import yaml
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
-from distilpeft.artifact import Artifact
+from distilpeft.machine.artifact import Artifact
+from distilpeft.machine.runtime import Runtime
 from distilpeft.recipe import Recipe
-from distilpeft.runtime import Runtime
 
 Track = Callable[[int, Mapping[str, float]], None]
 FOLDER = "tracking"

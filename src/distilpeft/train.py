@@ -21,24 +21,15 @@ from numpy.typing import NDArray
 from torch import nn
 
 from distilpeft import batch_norm
-from distilpeft.artifact import LOG
 from distilpeft.checkpoints import Checkpoints
 from distilpeft.data import epoch_batches
-from distilpeft.errors import GateError, InputError
+from distilpeft.errors import GateError, InputError, is_out_of_memory
 from distilpeft.guards import MOST_SKIPPED, Spikes
 from distilpeft.kinds import LOWER_IS_BETTER
+from distilpeft.machine.artifact import LOG
+from distilpeft.machine.runtime import Interrupted, Runtime
 from distilpeft.models import blocks, tuned
-from distilpeft.outcomes import is_out_of_memory
-from distilpeft.parallel import (
-    gather_optimizer,
-    gather_weights,
-    kind,
-    load_optimizer,
-    load_weights,
-    unshard,
-    wrap,
-)
-from distilpeft.runtime import Interrupted, Runtime
+from distilpeft.parallel import gather_optimizer, gather_weights, kind, load_optimizer, load_weights, unshard, wrap
 from distilpeft.step import Work, lr_factor, make_optimizer, optimizer_step, steps_per_epoch, total_steps
 from distilpeft.training_sections import Fit
 

@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from distilpeft import launch, plots
-from distilpeft.artifact import Artifact, write_json
 from distilpeft.charts import Axis, Chart, Point, Series, number
 from distilpeft.errors import GateError, InputError
-from distilpeft.machine import num_launched
+from distilpeft.machine.artifact import Artifact
+from distilpeft.machine.files import write_json
+from distilpeft.machine.host import num_launched
 from distilpeft.marks import mark
 from distilpeft.plan import STUDENT, TEACHER, make_plan, step_of
 from distilpeft.recipe import Recipe

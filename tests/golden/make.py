@@ -46,7 +46,8 @@ UNTIMED = ("benchmark", "bundle")
 
 def plans() -> dict[str, dict[str, str]]:
     """Recipe → step → artifact key, as if every model and every data set came from the hub."""
-    from distilpeft import machine, sources
+    from distilpeft import sources
+    from distilpeft.machine import host
     from distilpeft.plan import make_plan
     from distilpeft.recipe_file import load_recipe
 
@@ -57,7 +58,7 @@ def plans() -> dict[str, dict[str, str]]:
     replaced = {
         sources.resolve: from_hub,
         sources.model_folder: lambda _: None,
-        machine.machine_name: lambda: "machine",
+        host.machine_name: lambda: "machine",
     }
     with _everywhere(replaced):
         for recipe in sorted((ROOT / "recipes").glob("*.yaml")):

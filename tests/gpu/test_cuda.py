@@ -98,7 +98,7 @@ def test_a_student_learns_in_other_precisions(tmp_path, precision):
 
 def test_an_offloaded_teacher_gives_the_targets_of_one_on_the_gpu_and_leaves_its_memory():
     from distilpeft import models, parallel
-    from distilpeft.runtime import Runtime
+    from distilpeft.machine.runtime import Runtime
 
     torch.manual_seed(0)
     runtime = Runtime()

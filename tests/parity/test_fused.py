@@ -446,7 +446,7 @@ def test_chunks_are_as_large_as_their_budget_allows(monkeypatch):
 
 @pytest.mark.parametrize("divergence", [Divergence(), Divergence(kind="jsd")], ids=["kl", "jsd"])
 def test_a_whole_model_gets_the_gradients_of_its_eager_logits(divergence):
-    from distilpeft.recipe import CausalLM
+    from distilpeft.task_sections import CausalLM
     from distilpeft.tasks import causal_lm
 
     student, teacher = (

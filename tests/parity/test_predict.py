@@ -7,8 +7,8 @@ import pytest
 import tiny
 import torch
 
+from distilpeft.machine.runtime import Runtime
 from distilpeft.predict import predict
-from distilpeft.runtime import Runtime
 from distilpeft.tasks import text_classification
 
 

@@ -15,11 +15,11 @@ from scipy import stats
 
 from distilpeft import cli, timing
 from distilpeft.errors import InputError
+from distilpeft.machine.runtime import Runtime
 from distilpeft.pair import load_student, load_teacher
 from distilpeft.plan import make_plan, step_of
 from distilpeft.recipe_file import load_recipe
 from distilpeft.runners import TransformersRunner
-from distilpeft.runtime import Runtime
 from distilpeft.stages import benchmark
 from distilpeft.tasks import TaskData
 from distilpeft.timed import Timed, peak_bytes, resident_bytes

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from distilpeft import cli
-from distilpeft.artifact import read_sealed
+from distilpeft.machine.files import read_sealed
 from distilpeft.plan import make_plan
 from distilpeft.recipe_file import load_recipe
 
@@ -194,8 +194,8 @@ def test_online_targets_teach_the_same_student_as_cached_ones(finished):
 
 def test_cached_targets_are_the_tuned_teachers_logits_row_by_row(finished):
     """Trap 21: and not those of its base."""
+    from distilpeft.machine.runtime import Runtime
     from distilpeft.pair import load_teacher
-    from distilpeft.runtime import Runtime
     from distilpeft.soft_targets import SoftTargets
     from distilpeft.tasks import read_task_splits
 
@@ -243,8 +243,8 @@ def test_no_form_of_the_teacher_loses_its_tuning(finished):
     from peft import PeftModel
     from transformers import AutoModelForSequenceClassification
 
+    from distilpeft.machine.runtime import Runtime
     from distilpeft.pair import load_teacher
-    from distilpeft.runtime import Runtime
 
     plan = plan_of(finished)
     folder = plan.artifacts["teacher"].path
@@ -280,9 +280,9 @@ def test_targets_of_another_teacher_are_refused_by_the_stage_itself(finished, tm
     """Trap 8: also where somebody hands the stage a store that the plan would not have chosen."""
     from dataclasses import replace
 
-    from distilpeft.artifact import Artifact
     from distilpeft.errors import InputError
-    from distilpeft.runtime import Runtime
+    from distilpeft.machine.artifact import Artifact
+    from distilpeft.machine.runtime import Runtime
     from distilpeft.stages import distil
     from distilpeft.tasks import TaskData
 

@@ -18,11 +18,11 @@ import commands
 import pytest
 
 from distilpeft.errors import GateError
-from distilpeft.locks import POLL_S, Lock
+from distilpeft.machine.locks import POLL_S, Lock
+from distilpeft.machine.runtime import Runtime
 from distilpeft.pipeline import FINISHED, WAIT, Turn, jobs_of
 from distilpeft.plan import make_plan
 from distilpeft.recipe_file import load_recipe
-from distilpeft.runtime import Runtime
 from distilpeft.stages.teacher import _gate
 
 SHORT = ("--until", "distil")
@@ -83,7 +83,7 @@ def test_a_signal_to_one_process_in_a_validation_stops_all_before_it_and_the_end
     assert [one.returncode for one in commands.joined(undisturbed, 2, *UNTIL_TEACHER)] == [0, 0]
     before = """
 import os, signal
-from distilpeft.runtime import Runtime
+from distilpeft.machine.runtime import Runtime
 leave_if_asked, turns = Runtime.leave_if_asked, []
 def signalled(self, turn):
     turns.append(self._interruptible)

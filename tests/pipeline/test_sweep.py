@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 
 from distilpeft import sweep as grid
 from distilpeft.errors import InputError
-from distilpeft.locks import Lock
+from distilpeft.machine.locks import Lock
 from distilpeft.plan import LAST_STAGES
 
 STAGES = ("teacher", "targets", "distil", "evaluate", "export", "benchmark", "bundle")

@@ -14,10 +14,10 @@ import tiny_tasks
 from transformers import BertForTokenClassification
 
 from distilpeft import models
+from distilpeft.machine.runtime import Runtime
 from distilpeft.pair import architecture, load_teacher, teacher_source, tokenizer_digest
 from distilpeft.plan import make_plan
 from distilpeft.recipe_file import load_recipe
-from distilpeft.runtime import Runtime
 from distilpeft.soft_targets import SoftTargets
 from distilpeft.tasks import TaskData, token_classification
 

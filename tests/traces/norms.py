@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from distilpeft import batch_norm
-from distilpeft.runtime import Runtime
+from distilpeft.machine.runtime import Runtime
 from distilpeft.step import Work
 from distilpeft.train import train
 from distilpeft.training_sections import Fit, Optim

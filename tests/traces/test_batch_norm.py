@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from distilpeft import batch_norm
 from distilpeft.data import epoch_batches
 from distilpeft.errors import InputError
-from distilpeft.runtime import Runtime
+from distilpeft.machine.runtime import Runtime
 
 SCRIPT = Path(__file__).parent / "norms.py"
 

@@ -16,7 +16,7 @@ import tiny
 import torch
 
 from distilpeft.losses import Loss, distil_sum
-from distilpeft.runtime import Runtime
+from distilpeft.machine.runtime import Runtime
 from distilpeft.step import Work
 from distilpeft.train import train
 from distilpeft.training_sections import Fit, Optim

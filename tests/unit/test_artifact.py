@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from distilpeft import artifact as module
-from distilpeft.artifact import (
-    MANIFEST,
-    artifact,
+from distilpeft.errors import InputError
+from distilpeft.machine import artifact as module
+from distilpeft.machine.artifact import MANIFEST, artifact
+from distilpeft.machine.files import (
     digest_file,
     digest_json,
     is_whole,
@@ -22,7 +22,6 @@ from distilpeft.artifact import (
     write_json,
     write_text,
 )
-from distilpeft.errors import InputError
 
 SETTINGS = {"lr": 0.1, "fit": {"epochs": 1, "batch_size": 4}}
 INPUTS = {"data": "d1", "base": "b1"}

@@ -7,9 +7,9 @@ import json
 import pytest
 import torch
 
-from distilpeft.artifact import LOG
 from distilpeft.checkpoints import OPTIMIZER, STATE, WEIGHTS, Checkpoints
 from distilpeft.errors import InputError
+from distilpeft.machine.artifact import LOG
 
 
 def save(folder, step: int, best_step: int = 0, keep_last: int = 2) -> Checkpoints:
@@ -94,7 +94,7 @@ def test_one_of_another_version_is_refused_with_what_to_delete(tmp_path):
     told = json.loads(file.read_text())
     del told["checksum"]
     told["format"] = 1
-    from distilpeft.artifact import digest_json
+    from distilpeft.machine.files import digest_json
 
     file.write_text(json.dumps({**told, "checksum": digest_json(told)}))
     with pytest.raises(InputError, match=f"another version .* delete {tmp_path} to begin again"):

@@ -9,9 +9,9 @@ import pytest
 import tiny
 import tiny_lm
 
-from distilpeft.artifact import sealed
 from distilpeft.deployed import Deployed, answer
 from distilpeft.errors import InputError
+from distilpeft.machine.files import sealed
 
 
 class Recorder:

@@ -12,7 +12,7 @@ import socket
 import pytest
 
 from distilpeft.errors import InputError
-from distilpeft.locks import Lock
+from distilpeft.machine.locks import Lock
 
 
 def test_only_one_holds_a_lock_and_is_named(tmp_path):

@@ -7,8 +7,7 @@ import errno
 import pytest
 import torch
 
-from distilpeft.errors import GateError, InputError, StoppedBySignal, Terminated
-from distilpeft.outcomes import AGAIN, LOST, machine_fault, outcome
+from distilpeft.errors import AGAIN, LOST, GateError, InputError, StoppedBySignal, Terminated, machine_fault, outcome
 
 
 def caused(cause: BaseException) -> RuntimeError:

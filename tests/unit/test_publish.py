@@ -13,7 +13,7 @@ import reports
 from rich.console import Console
 
 from distilpeft import cli, plots, publish
-from distilpeft.artifact import sealed
+from distilpeft.machine.files import sealed
 
 
 @pytest.fixture

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from distilpeft import runners
-from distilpeft.artifact import sealed
 from distilpeft.errors import InputError
+from distilpeft.machine.files import sealed
 
 WIDTH = 11
 

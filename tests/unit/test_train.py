@@ -15,8 +15,8 @@ from torch import nn
 
 from distilpeft import train as train_module
 from distilpeft.errors import GateError, InputError, StoppedBySignal
+from distilpeft.machine.runtime import Runtime
 from distilpeft.parallel import wrap
-from distilpeft.runtime import Runtime
 from distilpeft.step import Work, lr_factor, make_optimizer, optimizer_step, total_steps
 from distilpeft.train import State, _validate, train
 from distilpeft.training_sections import Fit, Optim

@@ -14,19 +14,19 @@ import errands
 import pytest
 from rich.console import Console
 
-from distilpeft import machine, workers
 from distilpeft.errors import Crash, GateError, InputError, StoppedBySignal
+from distilpeft.machine import host, processes
 
 
 def spread(count, function, *arguments):
     console = Console(file=io.StringIO(), width=200)
-    return workers.spread(count, function, arguments, console), console.file.getvalue()
+    return processes.spread(count, function, arguments, console), console.file.getvalue()
 
 
 def test_each_worker_has_its_number_and_its_share_of_processors(monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     found, said = spread(2, errands.environment, "OMP_NUM_THREADS")
-    assert found == [(1, str(max(1, machine.num_cpus() // 2))), (2, str(max(1, machine.num_cpus() // 2)))]
+    assert found == [(1, str(max(1, host.num_cpus() // 2))), (2, str(max(1, host.num_cpus() // 2)))]
     assert said == ""
     assert "OMP_NUM_THREADS" not in os.environ, "the first process keeps all"
 
@@ -39,18 +39,18 @@ def test_each_worker_has_one_gpu_of_those_that_are_visible(monkeypatch, visible,
     for index, share in enumerate(shares):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
         monkeypatch.setenv("OMP_NUM_THREADS", "5")
-        machine.take_share(index, count)
+        host.take_share(index, count)
         assert os.environ["CUDA_VISIBLE_DEVICES"] == share
         assert os.environ["OMP_NUM_THREADS"] == "5", "the user's own number stays"
 
 
 def test_gpus_that_the_driver_lists_are_shared_where_none_are_named(monkeypatch):
-    monkeypatch.setattr(machine, "gpu_names", lambda: ["H100", "H100"])
+    monkeypatch.setattr(host, "gpu_names", lambda: ["H100", "H100"])
     monkeypatch.setenv("OMP_NUM_THREADS", "5")
     for index, share in ((0, "0"), (1, "1"), (2, "0")):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "to be put back")
         monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
-        machine.take_share(index, 3)
+        host.take_share(index, 3)
         assert os.environ["CUDA_VISIBLE_DEVICES"] == share
 
 
@@ -92,19 +92,19 @@ def test_a_killed_worker_is_told_and_the_others_results_count():
 def test_ranks_know_each_other_and_the_first_one_answers(tmp_path, monkeypatch):
     for name in ("OMP_NUM_THREADS", "RANK"):
         monkeypatch.delenv(name, raising=False)
-    found = workers.joined(2, errands.meet, (tmp_path,), tmp_path / "logs")
+    found = processes.joined(2, errands.meet, (tmp_path,), tmp_path / "logs")
     assert found == {
         "RANK": "0",
         "LOCAL_RANK": "0",
         "WORLD_SIZE": "2",
-        "OMP_NUM_THREADS": str(max(1, machine.num_cpus() // 2)),
+        "OMP_NUM_THREADS": str(max(1, host.num_cpus() // 2)),
     }
     assert (tmp_path / "port-0").read_text() == (tmp_path / "port-1").read_text()
     assert "RANK" not in os.environ
 
 
 def test_only_the_first_rank_prints_the_others_write_logs(tmp_path, capfd):
-    workers.joined(2, errands.speak, (), tmp_path / "logs")
+    processes.joined(2, errands.speak, (), tmp_path / "logs")
     assert capfd.readouterr().out.split() == ["rank", "0", "speaks"]
     assert (tmp_path / "logs" / "rank-1.log").read_text().split() == ["rank", "1", "speaks"]
 
@@ -116,14 +116,14 @@ def test_only_the_first_rank_prints_the_others_write_logs(tmp_path, capfd):
 def test_the_first_fault_of_a_rank_is_the_one_that_is_told(tmp_path, kind, error, message):
     """The others only say that they have lost it."""
     with pytest.raises(error, match=message):
-        workers.joined(3, errands.lose, (kind, tmp_path), tmp_path / "logs")
+        processes.joined(3, errands.lose, (kind, tmp_path), tmp_path / "logs")
 
 
 def test_a_killed_rank_is_told_and_the_others_stop_even_if_they_hear_no_signal(tmp_path, monkeypatch):
-    monkeypatch.setattr(workers, "GRACE_S", 0.5)
+    monkeypatch.setattr(processes, "GRACE_S", 0.5)
     begin = time.monotonic()
     with pytest.raises(InputError, match=r"process 2 of 2 was killed \(exit code -9; .*the others were stopped"):
-        workers.joined(2, errands.hang, (tmp_path,), tmp_path / "logs")
+        processes.joined(2, errands.hang, (tmp_path,), tmp_path / "logs")
     assert time.monotonic() - begin < 45
     assert not alive(int((tmp_path / "pid").read_text()))
 
@@ -167,20 +167,20 @@ def alive(pid: int) -> bool:
 )
 def test_the_devices_of_a_recipe_are_so_many_processes(monkeypatch, devices, gpus, visible, rank, expected):
     """Under torchrun, which has set RANK, nothing is started."""
-    monkeypatch.setattr(machine, "gpu_names", lambda: ["H100"] * gpus)
+    monkeypatch.setattr(host, "gpu_names", lambda: ["H100"] * gpus)
     for name, value in (("CUDA_VISIBLE_DEVICES", visible), ("RANK", rank)):
         monkeypatch.delenv(name, raising=False)
         if value is not None:
             monkeypatch.setenv(name, value)
-    assert machine.num_processes(devices) == expected
+    assert host.num_processes(devices) == expected
 
 
 def test_more_devices_than_there_are_is_a_mistake(monkeypatch):
-    monkeypatch.setattr(machine, "gpu_names", lambda: ["H100"])
+    monkeypatch.setattr(host, "gpu_names", lambda: ["H100"])
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.delenv("RANK", raising=False)
     with pytest.raises(InputError, match="devices: 2: this machine shows 1 GPU"):
-        machine.num_processes(2)
+        host.num_processes(2)
 
 
 def test_all_workers_killed_is_a_fault_that_says_what_to_do():

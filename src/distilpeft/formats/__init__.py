@@ -40,7 +40,6 @@ def fault(form: str, config: Any, tokenizer: Any, *, caches: bool) -> str | None
 
 Writer = Callable[[Student, str, Path], None]
 """(student, form, folder): write the form's model files into the folder."""
-
 WRITERS: dict[str, Writer] = {
     "safetensors": folders.write_safetensors,
     "bnb-nf4": folders.write_bnb_nf4,

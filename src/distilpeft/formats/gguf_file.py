@@ -34,21 +34,18 @@ FILE_TYPES = {
 }
 KINDS = tuple(FILE_TYPES)
 """What a weight can be stored as: all that the Python package can quantize to (its K-quants can only be read)."""
-
 ARCHITECTURES = {
     "llama": gguf.MODEL_ARCH.LLAMA,
     "mistral": gguf.MODEL_ARCH.LLAMA,  # the same function, but for the window that `fault` refuses
     "qwen2": gguf.MODEL_ARCH.QWEN2,
     "qwen3": gguf.MODEL_ARCH.QWEN3,
 }
-
 _CONTRACTIONS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _WORDS = r"[^\r\n\p{L}\p{N}]?\p{L}+"
 _REST = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 _LLAMA3 = rf"{_CONTRACTIONS}|{_WORDS}|\p{{N}}{{1,3}}|{_REST}"
 _QWEN2 = rf"{_CONTRACTIONS}|{_WORDS}|\p{{N}}|{_REST}"
 _GPT2_BYTES, _PLAIN_BYTES = "gpt2 words", "bytes"
-
 PRE: dict[tuple[tuple[str, ...], bool], str] = {
     ((_GPT2_BYTES,), False): "gpt-2",
     (("digits", _GPT2_BYTES), False): "smollm",

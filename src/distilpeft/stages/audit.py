@@ -22,10 +22,10 @@ from distilpeft.codec import Layout
 from distilpeft.data import chunks
 from distilpeft.fused import even_chunks, rows_per_chunk, soft_value_and_grad
 from distilpeft.losses import Loss
+from distilpeft.machine.runtime import Runtime
 from distilpeft.pair import Loaded
 from distilpeft.recipe import Recipe
 from distilpeft.recipe_faults import format_fault
-from distilpeft.runtime import Runtime
 from distilpeft.sparse import Sparse, keep, keep_drawn_often
 from distilpeft.tasks import TaskData
 

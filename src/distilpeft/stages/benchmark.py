@@ -14,10 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distilpeft import timing
+from distilpeft.machine.runtime import Runtime
 from distilpeft.pair import MODEL, load_reader, teacher_source, tokenizer_digest, tokenizer_source
 from distilpeft.recipe import Recipe
 from distilpeft.runners import PIXELS
-from distilpeft.runtime import Runtime
 from distilpeft.sources import Source
 from distilpeft.tasks import TaskData
 

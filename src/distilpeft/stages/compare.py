@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distilpeft import paired
-from distilpeft.artifact import Artifact
+from distilpeft.machine.artifact import Artifact
 from distilpeft.pair import load_reader, tokenizer_digest, tokenizer_source
 from distilpeft.recipe import Recipe
 from distilpeft.tasks import TaskData

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from distilpeft import models
-from distilpeft.artifact import Artifact
 from distilpeft.features import FeatureLoss, drop_projections
 from distilpeft.losses import Loss
+from distilpeft.machine.artifact import Artifact
+from distilpeft.machine.runtime import Runtime
 from distilpeft.pair import MODEL, load_teacher, new_student, open_targets, save_student
 from distilpeft.recipe import Recipe
-from distilpeft.runtime import Runtime
 from distilpeft.scoring import Soft, soft_of, soft_of_rows, validator
 from distilpeft.soft_targets import SoftTargets
 from distilpeft.sparse import Sparse

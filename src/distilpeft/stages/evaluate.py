@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from distilpeft.artifact import Artifact
 from distilpeft.errors import GateError
 from distilpeft.exported import rows_at_once
+from distilpeft.machine.artifact import Artifact
+from distilpeft.machine.runtime import Runtime
 from distilpeft.pair import Loaded, load_reader, teacher_source, tokenizer_digest
 from distilpeft.recipe import Recipe
-from distilpeft.runtime import Runtime
 from distilpeft.scoring import measure_with, soft_of, soft_of_rows, values_of
 from distilpeft.tasks import Part, TaskData, Tokens
 

@@ -13,19 +13,21 @@ from typing import Any
 
 import numpy as np
 
-from distilpeft.artifact import Artifact, sealed, write_json
 from distilpeft.data import chunks
 from distilpeft.errors import GateError, InputError
-from distilpeft.formats import WRITERS, Student
+from distilpeft.formats import WRITERS
 from distilpeft.formats.onnx_int8 import Candidate, candidates
+from distilpeft.formats.student import Student
 from distilpeft.forms import FORMS
+from distilpeft.machine.artifact import Artifact
+from distilpeft.machine.files import sealed, write_json
+from distilpeft.machine.runtime import Runtime
 from distilpeft.models import head_modules
 from distilpeft.pair import MODEL, Loaded, architecture, load_student, save_tokenizer
 from distilpeft.parity import Gate, Verdict
 from distilpeft.pictures import Reader
 from distilpeft.recipe import Recipe
 from distilpeft.runners import MANIFEST, START, TYPES, Inputs, open_onnx
-from distilpeft.runtime import Runtime
 from distilpeft.task_sections import Embedding, QuestionAnswering, Seq2Seq
 from distilpeft.tasks import TaskData, inputs_of, seq2seq
 

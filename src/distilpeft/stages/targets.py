@@ -14,16 +14,16 @@ from accelerate.utils import send_to_device
 from numpy.typing import NDArray
 from torch import Tensor
 
-from distilpeft.artifact import Artifact
 from distilpeft.codec import Kept, Layout
 from distilpeft.data import chunks, length_order
 from distilpeft.errors import GateError
 from distilpeft.fused import Running, even_chunks, rows_per_chunk
 from distilpeft.losses import MASKED
+from distilpeft.machine.artifact import Artifact
+from distilpeft.machine.runtime import Bar, Runtime
 from distilpeft.pair import Loaded, binding, load_teacher
 from distilpeft.recipe import Recipe
 from distilpeft.recipe_faults import format_fault
-from distilpeft.runtime import Bar, Runtime
 from distilpeft.soft_targets import Contents, Writer, row_hashes, shard_edges
 from distilpeft.sparse import describe, keep
 from distilpeft.tasks import TaskData, Tokens

@@ -68,7 +68,6 @@ __all__ = [  # the rows' part of what every task has, and that of all language m
     "texts",
     "vocabulary",
 ]
-
 AUTO_CLASS = "AutoModelForCausalLM"
 PEFT_TASK = "CAUSAL_LM"
 TRAIN_HEADS = False  # the head is pretrained, often tied to the embeddings, and large

@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from distilpeft.losses import Loss
 
 __all__ = ["num_positions", "texts"]  # the rows' part of what every task has
-
 AUTO_CLASS = "AutoModel"
 PEFT_TASK = "FEATURE_EXTRACTION"
 TRAIN_HEADS = True  # there is none

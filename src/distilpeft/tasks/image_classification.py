@@ -30,7 +30,6 @@ from distilpeft.tasks.text_classification import (
     majority_values,
     measure,
     metrics,
-    num_positions,
     one_class,
     prepare,
     samples,
@@ -38,6 +37,7 @@ from distilpeft.tasks.text_classification import (
     soft,
     vocabulary,
 )
+from distilpeft.tasks.text_rows import one_each as num_positions
 
 __all__ = [  # all that is the same for classes of texts
     "added",
@@ -56,7 +56,6 @@ __all__ = [  # all that is the same for classes of texts
     "soft",
     "vocabulary",
 ]
-
 AUTO_CLASS = "AutoModelForImageClassification"
 PEFT_TASK = None  # PEFT has no name for it
 TRAIN_HEADS = True  # the classifier comes without pretrained weights

@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from distilpeft.losses import Loss
 
 __all__ = ["num_positions", "texts"]  # the rows' part of what every task has
-
 AUTO_CLASS = "AutoModelForSequenceClassification"
 PEFT_TASK = "SEQ_CLS"
 TRAIN_HEADS = True  # the classifier comes without pretrained weights

@@ -64,7 +64,6 @@ __all__ = [  # what all language models share
     "num_positions",
     "vocabulary",
 ]
-
 AUTO_CLASS = "AutoModelForSeq2SeqLM"
 PEFT_TASK = "SEQ_2_SEQ_LM"
 TRAIN_HEADS = False  # the head is pretrained, often tied to the embeddings, and large

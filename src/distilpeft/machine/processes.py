@@ -26,9 +26,8 @@ from typing import Any
 
 from rich.console import Console
 
-from distilpeft.errors import Crash, GateError, InputError, StoppedBySignal
-from distilpeft.machine import join, on_signals, quiet_imports, take_share
-from distilpeft.outcomes import machine_fault
+from distilpeft.errors import Crash, GateError, InputError, StoppedBySignal, machine_fault
+from distilpeft.machine.host import join, on_signals, quiet_imports, take_share
 
 GRACE_S = 20.0
 """How long ranks may take to stop after a fault: one that waits for a lost one hears no signal."""

@@ -29,17 +29,10 @@ from accelerate.utils import (
     broadcast_object_list,
 )
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    SpinnerColumn,
-    TextColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 
 from distilpeft.errors import GateError, InputError, StoppedBySignal
-from distilpeft.machine import cpu_has_bf16, cpu_name, num_launched, on_signals
+from distilpeft.machine.host import cpu_has_bf16, cpu_name, num_launched, on_signals
 from distilpeft.recipe import Parallel
 from distilpeft.training_sections import Precision
 

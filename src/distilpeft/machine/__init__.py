@@ -1,0 +1,1 @@
+"""This computer: processes, files, locks, artifacts, Accelerate."""

@@ -1,0 +1,115 @@
+"""Files that are complete or absent: checksums, atomic writes, sealed folders."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from distilpeft.errors import InputError
+
+CHECKSUM, SUMS = "checksum", "sums.json"
+
+
+def read_json(path: Path, advice: str) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        InputError: missing or damaged; `advice` says what to do.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read ({type(error).__name__}); {advice}") from None
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: not a JSON object; {advice}")
+    return value
+
+
+def sealed(value: Mapping[str, Any]) -> dict[str, Any]:
+    """A JSON object with a checksum of itself, for `read_sealed`."""
+    plain: dict[str, Any] = json.loads(json.dumps(value, allow_nan=False))
+    return {**plain, CHECKSUM: digest_json(plain)}
+
+
+def read_sealed(path: Path, advice: str) -> dict[str, Any]:
+    """Read a JSON object that `sealed` has made, without its checksum.
+
+    Raises:
+        InputError: missing, damaged or altered; `advice` says what to do.
+    """
+    value = read_json(path, advice)
+    if value.pop(CHECKSUM, None) != digest_json(value):
+        raise InputError(f"{path}: altered since it was written (its checksum does not fit); {advice}")
+    return value
+
+
+def seal_folder(folder: Path) -> None:
+    """Record the SHA-256 of every file below a folder, for `is_whole`; all is on disk when this returns."""
+    found = [file for file in sorted(folder.rglob("*")) if file.is_file()]
+    files = [file for file in found if file.name != SUMS and file.suffix != ".lock"]
+    for file in files:
+        fsync(file)
+    write_json(folder / SUMS, {file.relative_to(folder).as_posix(): digest_file(file) for file in files})
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether a folder holds every file that `seal_folder` recorded, byte for byte."""
+    try:
+        sums = read_json(folder / SUMS, "")
+    except InputError:
+        return False
+    return all((folder / name).is_file() and digest_file(folder / name) == sha256 for name, sha256 in sums.items())
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write a JSON file so that a crash leaves the old one or the new one, never half of it."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file so that a crash leaves the old one or the new one, never half of it."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(name).chmod(0o644)
+        Path(name).replace(path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+    fsync(path.parent)
+
+
+def digest_file(path: Path) -> str:
+    """SHA-256 of a file's bytes, as hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def digest_json(value: Any) -> str:
+    """SHA-256 of a value's canonical JSON, as hex."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+
+
+def fsync(path: Path) -> None:
+    """Force a file's bytes or a folder's entries to disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def replace_link(link: Path, target: str) -> None:
+    """Point a symbolic link at `target` (relative to the link's folder) in one atomic step."""
+    fresh = link.with_name(f".{link.name}.new")
+    fresh.unlink(missing_ok=True)
+    fresh.symlink_to(target)
+    fresh.replace(link)
