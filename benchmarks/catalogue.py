@@ -19,7 +19,7 @@ import page
 
 from distilpeft.machine.artifact import Artifact
 from distilpeft.plan import make_plan
-from distilpeft.recipe_file import load_recipe
+from distilpeft.recipe.yaml_file import load_recipe
 
 ROOT = Path(__file__).parent.parent
 RESULT = Path(__file__).parent / "results" / "catalogue.json"

@@ -158,10 +158,10 @@ def ours(turns: Turns, folder: Path, ids: np.ndarray, device: str) -> None:
     from distilpeft.losses import Loss
     from distilpeft.machine.runtime import Runtime
     from distilpeft.parallel import wrap
+    from distilpeft.recipe.task import CausalLM
+    from distilpeft.recipe.training import Fit, Optim
     from distilpeft.step import Work, make_optimizer, optimizer_step
-    from distilpeft.task_sections import CausalLM
     from distilpeft.tasks import causal_lm
-    from distilpeft.training_sections import Fit, Optim
 
     runtime = Runtime()
     assert runtime.device.type == device, f"{runtime.device} is not {device}"

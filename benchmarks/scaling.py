@@ -54,7 +54,7 @@ def worker(options: argparse.Namespace) -> None:
 
     from distilpeft import pipeline
     from distilpeft.plan import STUDENT, make_plan
-    from distilpeft.recipe_file import load_recipe
+    from distilpeft.recipe.yaml_file import load_recipe
     from distilpeft.stages import distil
 
     torch.set_num_threads(1)

@@ -31,7 +31,7 @@ from distilpeft.machine.runtime import Runtime
 from distilpeft.pair import MODEL, load_student
 from distilpeft.pipeline import Steps
 from distilpeft.plan import make_plan
-from distilpeft.recipe_file import load_recipe
+from distilpeft.recipe.yaml_file import load_recipe
 from distilpeft.scoring import measure_with, soft_of, values_of
 from distilpeft.stages import distil
 from distilpeft.tasks import TaskData

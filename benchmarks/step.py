@@ -32,11 +32,12 @@ from distilpeft import models
 from distilpeft.losses import Loss
 from distilpeft.machine.runtime import Runtime, device_name
 from distilpeft.parallel import wrap
+from distilpeft.recipe.student import FromTeacher
+from distilpeft.recipe.task import CausalLM
+from distilpeft.recipe.training import Fit, Optim
 from distilpeft.sources import resolve
 from distilpeft.step import Work, make_optimizer, optimizer_step
-from distilpeft.task_sections import CausalLM
 from distilpeft.tasks import causal_lm
-from distilpeft.training_sections import Fit, FromTeacher, Optim
 
 RESULT = Path(__file__).parent / "results" / "step_{}.json"
 PAGE = Path(__file__).parent.parent / "docs" / "losses.md"

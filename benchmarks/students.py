@@ -21,9 +21,9 @@ from typing import Any
 import numpy as np
 import page
 
-from distilpeft import paired
+from distilpeft.metrics import significance
 from distilpeft.plan import make_plan
-from distilpeft.recipe_file import load_recipe
+from distilpeft.recipe.yaml_file import load_recipe
 
 ROOT = Path(__file__).parents[1]
 ONLINE = "targets={mode: online}"
@@ -115,12 +115,14 @@ def written(table: str, variants: dict[str, Any]) -> str:
         if seeds is not first and both:
             pairs = [
                 tuple(
-                    paired.Added(np.array(one[seed]["student right"], float), np.ones(len(one[seed]["student right"])))
+                    significance.Added(
+                        np.array(one[seed]["student right"], float), np.ones(len(one[seed]["student right"]))
+                    )
                     for one in (seeds, first)
                 )
                 for seed in both
             ]
-            told = paired.over_seeds(pairs)
+            told = significance.over_seeds(pairs)
             gap = f"{told['mean']:+.4f} ({told['low']:+.4f} to {told['high']:+.4f})"
         cells = (
             variant, str(len(seeds)), spread([one["student"] for one in seeds.values()]), gap,

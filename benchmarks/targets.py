@@ -31,11 +31,11 @@ from distilpeft.fused import vocabulary_of
 from distilpeft.losses import Loss
 from distilpeft.machine.runtime import Runtime
 from distilpeft.parallel import wrap
+from distilpeft.recipe.training import Fit, Optim
 from distilpeft.soft_targets import Contents, SoftTargets, Writer
 from distilpeft.sparse import Sparse, describe, keep
 from distilpeft.step import Work, make_optimizer, optimizer_step
 from distilpeft.tasks import causal_lm
-from distilpeft.training_sections import Fit, Optim
 
 RESULT = Path(__file__).parent / "results" / "targets_{}.json"
 PAGE = Path(__file__).parent.parent / "docs" / "soft-targets.md"

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from distilpeft.plan import make_plan
-from distilpeft.recipe_file import load_recipe
+from distilpeft.recipe.yaml_file import load_recipe
 
 STEPS = 6
 EXACT = {

@@ -35,7 +35,7 @@ from cases import Case, Found
 from distilpeft.errors import InputError
 from distilpeft.machine.artifact import Artifact
 from distilpeft.plan import Plan, make_plan
-from distilpeft.recipe_file import load_recipe
+from distilpeft.recipe.yaml_file import load_recipe
 from distilpeft.sources import resolve
 
 ROOT = Path(__file__).parents[1]

@@ -18,10 +18,10 @@ from distilpeft.losses import Loss, distil_sum
 from distilpeft.machine.runtime import Runtime
 from distilpeft.memory import Load, Shape
 from distilpeft.parallel import wrap
+from distilpeft.recipe.task import CausalLM
+from distilpeft.recipe.training import Fit, Lora, Optim
 from distilpeft.step import Work, make_optimizer, optimizer_step
-from distilpeft.task_sections import CausalLM
 from distilpeft.tasks import causal_lm
-from distilpeft.training_sections import Fit, Lora, Optim
 
 ROWS, TOKENS = 8, 256
 

@@ -17,7 +17,7 @@ from typing import Any, TextIO
 
 from distilpeft.deployed import Deployed, Text
 from distilpeft.errors import InputError
-from distilpeft.kinds import KINDS
+from distilpeft.recipe.task import KINDS
 
 TEXT, PROMPT, IMAGE, PAIR = "text", "prompt", "image", "pair"
 MOST_TOKENS = 64

@@ -14,11 +14,9 @@ import numpy as np
 import yaml
 
 from distilpeft.data import data_sources
-from distilpeft.forms import FORMS
 from distilpeft.recipe import Recipe
-from distilpeft.snippets import snippet
-from distilpeft.sources import Source, license_of, resolve
-from distilpeft.task_sections import (
+from distilpeft.recipe.export import FORMS
+from distilpeft.recipe.task import (
     CausalLM,
     Embedding,
     ImageClassification,
@@ -29,6 +27,8 @@ from distilpeft.task_sections import (
     Texts,
     TokenClassification,
 )
+from distilpeft.snippets import snippet
+from distilpeft.sources import Source, license_of, resolve
 
 LIBRARIES = {"transformers": "transformers", "onnxruntime": "onnx", "openvino": "openvino"}
 

@@ -18,8 +18,8 @@ from typing import Annotated
 import typer
 
 from distilpeft.errors import Crash, InputError, Terminated, outcome
-from distilpeft.forms import ALIASES
 from distilpeft.machine.host import quiet_imports
+from distilpeft.recipe.export import ALIASES
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -51,7 +51,7 @@ def run(
     from distilpeft import estimate, launch, publish, report
     from distilpeft.machine.host import is_first_process, num_launched
     from distilpeft.plan import make_plan
-    from distilpeft.recipe_file import load_recipe
+    from distilpeft.recipe.yaml_file import load_recipe
 
     if until is not None and until not in STAGES:
         raise InputError(f"--until {until}: one of {', '.join(STAGES)}")
@@ -114,7 +114,7 @@ def init(  # noqa: PLR0913 - the command line's options
     """Write a first recipe for your data, with the reason beside every choice; asks for what it cannot see."""
     from distilpeft import starter
     from distilpeft.first_look import Wishes
-    from distilpeft.kinds import KINDS
+    from distilpeft.recipe.task import KINDS
 
     for flag, value, allowed in (
         ("task", task, tuple(KINDS)), ("language", language, ("en", "many")),
@@ -162,7 +162,7 @@ def check(
     from distilpeft import estimate
     from distilpeft.memory import Machine
     from distilpeft.plan import make_plan
-    from distilpeft.recipe_file import load_recipe
+    from distilpeft.recipe.yaml_file import load_recipe
 
     machines = [Machine.of(text) for text in on or []]
     plan = make_plan(load_recipe(recipe, overrides or []), runs)
@@ -238,8 +238,7 @@ def schema(
     markdown: Annotated[bool, typer.Option("--markdown", help="print the reference of all keys instead")] = False,
 ) -> None:
     """Print the JSON schema of recipes, for editors."""
-    from distilpeft import reference
-    from distilpeft.recipe import Recipe
+    from distilpeft.recipe import Recipe, reference
 
     print(reference.markdown() if markdown else json.dumps(Recipe.model_json_schema(), indent=2), end="")
 
@@ -258,7 +257,7 @@ def export(
     from distilpeft import launch, report
     from distilpeft.machine.host import is_first_process
     from distilpeft.plan import make_plan
-    from distilpeft.recipe_file import with_formats
+    from distilpeft.recipe.yaml_file import with_formats
 
     if not formats:
         raise InputError("--format: give at least one, such as --format onnx-int8")
@@ -397,7 +396,7 @@ def import_command(
     from rich.console import Console
 
     from distilpeft.plan import make_plan
-    from distilpeft.recipe_file import load_recipe
+    from distilpeft.recipe.yaml_file import load_recipe
 
     plan = make_plan(load_recipe(recipe, overrides or []), runs)
     from distilpeft import served

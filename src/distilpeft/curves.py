@@ -8,9 +8,9 @@ from typing import Any
 
 from distilpeft import charts
 from distilpeft.charts import Axis, Chart, Point, Report, Series, finite, number, spoken
-from distilpeft.kinds import LOWER_IS_BETTER
 from distilpeft.marks import mark
 from distilpeft.plan import MAJORITY
+from distilpeft.recipe.task import LOWER_IS_BETTER
 
 MOST_ROWS = 40
 PANELS = {"loss": ("Loss", "loss", False), "grad_norm": ("Gradient norm", "gradient norm before clipping", True)}

@@ -25,8 +25,8 @@ from distilpeft.errors import InputError, machine_fault
 from distilpeft.machine.files import SUMS, digest_file, digest_json, is_whole, seal_folder
 from distilpeft.machine.host import cache_folder
 from distilpeft.machine.locks import Lock
+from distilpeft.recipe.data import Data
 from distilpeft.sources import DATA_SUFFIXES, Source, resolve
-from distilpeft.training_sections import Data
 
 VERSION = datasets.__version__  # another one may read a file otherwise
 SPLITS = ("train", "validation", "test")

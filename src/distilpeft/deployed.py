@@ -15,12 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distilpeft.errors import InputError
-from distilpeft.kinds import KINDS
+from distilpeft.metrics.answer_spans import choose
+from distilpeft.metrics.probabilities import softmax
+from distilpeft.metrics.word_spans import Span, entities, first_tokens, spans_of
 from distilpeft.pictures import FILE, Reader
-from distilpeft.probabilities import softmax
+from distilpeft.recipe.task import KINDS
 from distilpeft.runners import PIXELS, TransformersRunner, check_files, generate, open_runner, read_manifest
-from distilpeft.spans import choose
-from distilpeft.words import Span, entities, first_tokens, spans_of
 
 TOKENIZER, CARD = "tokenizer.json", "README.md"
 Text = str | tuple[str, str]

@@ -22,10 +22,11 @@ from distilpeft.machine.host import num_processes as processes_of
 from distilpeft.memory import BYTES, MARGIN, Load, Machine, Shape, Way, best, settings, variants
 from distilpeft.plan import CE_ONLY, STUDENT, Plan
 from distilpeft.recipe import Recipe
+from distilpeft.recipe.student import Student
+from distilpeft.recipe.task import CausalLM, QuestionAnswering
+from distilpeft.recipe.training import Fit, Lora
 from distilpeft.sources import Source, known_model, model_config, num_layers, num_parameters, resolve, weight_shapes
-from distilpeft.task_sections import CausalLM, QuestionAnswering
 from distilpeft.tasks import read_task_splits
-from distilpeft.training_sections import Fit, Lora, Student
 
 
 @dataclass(frozen=True)

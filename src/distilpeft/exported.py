@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 from transformers import GenerationConfig
 
-from distilpeft.forms import FORMS
 from distilpeft.models import load_exported
+from distilpeft.recipe.export import FORMS
 from distilpeft.runners import GraphRunner, open_runner, read_manifest, write_rows
 
 LOGITS_BYTES = 256 << 20

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from distilpeft.errors import InputError
 from distilpeft.losses import MASKED
 from distilpeft.models import blocks
-from distilpeft.recipe import Features, HiddenStates, Relations
+from distilpeft.recipe.distil import Features, HiddenStates, Relations
 
 PROJECTIONS = "feature_projections"
 """Name under which the student carries them while it is trained; they are no part of what is saved."""

@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from distilpeft import paired
-from distilpeft.kinds import KINDS, LOWER_IS_BETTER
 from distilpeft.machine.artifact import LOG, Artifact
+from distilpeft.metrics import significance
 from distilpeft.plan import CE_ONLY, FULL, STUDENT, TEACHER, Plan
+from distilpeft.recipe.task import KINDS, LOWER_IS_BETTER
 
 WITHIN = 0.01
 CURVE_POINTS = 200
@@ -88,14 +88,14 @@ def _pair_over_seeds(role: str, against: str, made: Sequence[Artifact]) -> dict[
     pairs = []
     for one in made:
         with np.load(one.file(ROWS), allow_pickle=False) as rows:
-            of_role, of_other = (paired.Added(rows[name], rows[f"{name} weight"]) for name in (role, against))
+            of_role, of_other = (significance.Added(rows[name], rows[f"{name} weight"]) for name in (role, against))
             pairs.append((of_role, of_other))
     return {
         "role": role,
         "against": against,
         "differences": [pair["difference"] for pair in found],
         "p_values": [pair["p_value"] for pair in found],
-        **paired.over_seeds(pairs),
+        **significance.over_seeds(pairs),
     }
 
 

@@ -14,8 +14,8 @@ import numpy as np
 
 from distilpeft.data import load_parts
 from distilpeft.errors import InputError
-from distilpeft.kinds import KINDS
-from distilpeft.training_sections import Data, Split
+from distilpeft.recipe.data import Data, Split
+from distilpeft.recipe.task import KINDS
 
 LOOKED_AT = 2000
 """Rows that text lengths and classes are found in."""

@@ -25,7 +25,7 @@ from distilpeft.machine.runtime import Runtime
 from distilpeft.pair import check_lengths
 from distilpeft.plan import STUDENT, Plan, make_plan, step_of
 from distilpeft.recipe import Recipe
-from distilpeft.recipe_file import with_benchmark
+from distilpeft.recipe.yaml_file import with_benchmark
 from distilpeft.runners import MANIFEST, read_manifest
 from distilpeft.stages import benchmark
 from distilpeft.tasks import TaskData

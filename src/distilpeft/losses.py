@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from distilpeft.recipe import Distil, Divergence
+from distilpeft.recipe.distil import Distil, Divergence
 
 MASKED = -1e8
 """Logits / T below this are masked ids (-inf, or the huge negative numbers that stand for it): probability 0."""

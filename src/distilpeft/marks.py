@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from distilpeft.forms import FORMS
+from distilpeft.recipe.export import FORMS
 
 INK, ORANGE, SKY, GREEN, BLUE, VERMILLION, PURPLE = range(7)
 COLOURS = ("#3d4451", "#e69f00", "#56b4e9", "#009e73", "#0072b2", "#d55e00", "#cc79a7")

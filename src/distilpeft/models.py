@@ -25,10 +25,11 @@ from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 
 from distilpeft import pictures
 from distilpeft.errors import InputError
-from distilpeft.forms import FORMS
 from distilpeft.machine.files import is_whole, seal_folder
+from distilpeft.recipe.export import FORMS
+from distilpeft.recipe.student import FromTeacher
+from distilpeft.recipe.training import Lora
 from distilpeft.sources import Source, gguf_folder, is_gguf
-from distilpeft.training_sections import FromTeacher, Lora
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 Quantize = Literal["nf4", "int8", "none"]

@@ -18,11 +18,12 @@ from distilpeft.machine.runtime import Runtime
 from distilpeft.models import Architecture
 from distilpeft.parallel import offload_layers, shard_layers
 from distilpeft.pictures import Reader
-from distilpeft.recipe import Recipe, result_settings
+from distilpeft.recipe import Recipe
+from distilpeft.recipe.recipe import result_settings
+from distilpeft.recipe.training import Precision
 from distilpeft.soft_targets import SoftTargets, row_hashes
 from distilpeft.sources import Source, resolve
 from distilpeft.tasks import TaskData, task_module
-from distilpeft.training_sections import Precision
 from distilpeft.vocabulary import Vocabulary, check_same
 
 MODEL, ADAPTER, HEADS = "model", "adapter", "heads.json"

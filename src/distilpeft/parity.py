@@ -24,11 +24,11 @@ from numpy.typing import NDArray
 
 from distilpeft.deployed import Deployed
 from distilpeft.errors import InputError, machine_fault
-from distilpeft.forms import FORMS, Limits
 from distilpeft.machine.host import alone
+from distilpeft.metrics.probabilities import divergence, log_softmax
 from distilpeft.pictures import Reader
-from distilpeft.probabilities import divergence, log_softmax
 from distilpeft.recipe import Recipe
+from distilpeft.recipe.export import FORMS, Limits
 from distilpeft.runners import Runner, TransformersRunner, generate
 from distilpeft.tasks import TaskData, Tokens, inputs_of
 

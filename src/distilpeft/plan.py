@@ -17,8 +17,10 @@ from distilpeft.errors import InputError
 from distilpeft.machine.artifact import Artifact, artifact
 from distilpeft.machine.files import digest_file, digest_json
 from distilpeft.machine.host import machine_name
-from distilpeft.recipe import Recipe, result_settings
-from distilpeft.recipe_faults import format_fault
+from distilpeft.recipe import Recipe
+from distilpeft.recipe.distil import format_fault
+from distilpeft.recipe.recipe import result_settings
+from distilpeft.recipe.training import Lora
 from distilpeft.soft_targets import STORE, read_store
 from distilpeft.sources import (
     Source,
@@ -30,7 +32,6 @@ from distilpeft.sources import (
     resolve,
     weight_shapes,
 )
-from distilpeft.training_sections import Lora
 from distilpeft.vocabulary import Vocabulary, check_same
 
 FORMAT = 6

@@ -15,7 +15,7 @@ from torch.distributed.fsdp import FSDPModule
 
 from distilpeft.data import chunks
 from distilpeft.machine.runtime import Bar, Runtime
-from distilpeft.training_sections import Precision
+from distilpeft.recipe.training import Precision
 
 LoadBatch = Callable[[NDArray[np.int64]], dict[str, Any]]
 Measure = Callable[[nn.Module, dict[str, Any]], Tensor]

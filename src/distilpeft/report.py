@@ -16,10 +16,10 @@ from rich.table import Table
 from distilpeft import findings
 from distilpeft.data import told_skipped
 from distilpeft.errors import InputError
-from distilpeft.kinds import KINDS, LOWER_IS_BETTER
 from distilpeft.machine.files import read_sealed, replace_link, sealed, write_json, write_text
 from distilpeft.machine.locks import Lock
 from distilpeft.plan import CE_ONLY, FULL, MAJORITY, MERGED, STUDENT, TEACHER, UNTRAINED, Plan
+from distilpeft.recipe.task import KINDS, LOWER_IS_BETTER
 from distilpeft.timing import main_arm, summary
 
 ORDER = (MAJORITY, UNTRAINED, CE_ONLY, STUDENT, TEACHER, FULL, MERGED)

@@ -22,9 +22,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distilpeft.errors import InputError
-from distilpeft.forms import FORMS
-from distilpeft.kinds import KINDS
 from distilpeft.machine.files import digest_file, read_sealed
+from distilpeft.recipe.export import FORMS
+from distilpeft.recipe.task import KINDS
 
 MANIFEST = "manifest.json"
 START = "decoder_start_token_id"

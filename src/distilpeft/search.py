@@ -17,13 +17,13 @@ from rich.console import Console
 from rich.table import Table
 
 from distilpeft import launch, publish
-from distilpeft.kinds import LOWER_IS_BETTER
 from distilpeft.machine.artifact import Artifact
 from distilpeft.machine.files import write_json, write_text
 from distilpeft.machine.host import is_first_process, num_launched
 from distilpeft.machine.locks import POLL_S, Lock
 from distilpeft.machine.processes import spread
 from distilpeft.plan import CE_ONLY, Plan
+from distilpeft.recipe.task import LOWER_IS_BETTER
 from distilpeft.space import DISTIL, Range, Search
 from distilpeft.study import FINISHED, THOUSANDTHS, WAIT, Outcome, Study, Trial
 from distilpeft.sweep import settings_of, short

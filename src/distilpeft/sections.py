@@ -12,8 +12,8 @@ import yaml
 from distilpeft import report as reports_
 from distilpeft import tables
 from distilpeft.charts import Chart, Report, number, spoken
-from distilpeft.kinds import KINDS
 from distilpeft.markup import details, listed, notes, plain
+from distilpeft.recipe.task import KINDS
 from distilpeft.svg import Paper, draw, swatch
 
 WIDE, TALL = Paper(1000, 500, 14, labels=True), Paper(380, 400, 13)

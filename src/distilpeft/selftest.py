@@ -35,11 +35,11 @@ from distilpeft.data import epoch_batches
 from distilpeft.errors import GateError
 from distilpeft.losses import Loss
 from distilpeft.machine.runtime import Runtime
+from distilpeft.recipe.task import CausalLM
+from distilpeft.recipe.training import Fit, Optim
 from distilpeft.step import Work
-from distilpeft.task_sections import CausalLM
 from distilpeft.tasks import causal_lm
 from distilpeft.train import train
-from distilpeft.training_sections import Fit, Optim
 
 TOLERANCE = 1e-5
 MICRO_BATCH_SIZES = (1, 2, 3, 5, 8, 16)

@@ -23,7 +23,7 @@ from rich.progress import track
 from distilpeft.codec import RANGE, Kept, Layout, quantized
 from distilpeft.errors import InputError
 from distilpeft.plan import Plan
-from distilpeft.recipe_faults import format_fault
+from distilpeft.recipe.distil import format_fault
 from distilpeft.soft_targets import Contents, Writer, row_hashes, shard_edges
 from distilpeft.sources import model_config
 from distilpeft.tasks import TaskData, Tokens

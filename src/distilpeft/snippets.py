@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from distilpeft.forms import FORMS
-from distilpeft.kinds import KINDS
+from distilpeft.recipe.export import FORMS
+from distilpeft.recipe.task import KINDS
 
 _CLASSIFIER = """{imports}
 from tokenizers import Tokenizer

@@ -11,7 +11,7 @@ from distilpeft.errors import InputError
 from distilpeft.machine.files import digest_json
 from distilpeft.plan import STUDENT, Plan, make_plan
 from distilpeft.recipe import Recipe
-from distilpeft.recipe_file import load_recipe, parse_values
+from distilpeft.recipe.yaml_file import load_recipe, parse_values
 from distilpeft.sweep import label_of, named, parse_over, refuse_incomparable, settings_of, shared_temperatures
 
 DISTIL = f"distil/{STUDENT}"

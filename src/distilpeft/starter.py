@@ -21,11 +21,11 @@ import numpy as np
 
 from distilpeft.errors import InputError
 from distilpeft.first_look import Ask, Look, Wishes, look, num_words, plain, settled, task_lines
-from distilpeft.forms import FORMS
-from distilpeft.kinds import KINDS, Kind
 from distilpeft.machine.files import write_text
-from distilpeft.recipe_file import load_recipe
-from distilpeft.training_sections import spread
+from distilpeft.recipe.export import FORMS
+from distilpeft.recipe.student import spread
+from distilpeft.recipe.task import KINDS, Kind
+from distilpeft.recipe.yaml_file import load_recipe
 
 TOKENS_PER_WORD = 1.4
 """Of word pieces in English; other languages and code have more."""

@@ -28,7 +28,7 @@ from distilpeft.guards import listed
 from distilpeft.machine.runtime import Runtime
 from distilpeft.models import trainable
 from distilpeft.parallel import no_sync, norm_of, whole
-from distilpeft.training_sections import Fit, Optim
+from distilpeft.recipe.training import Fit, Optim
 
 Batch = dict[str, Any]
 Watch = Callable[[float, float], None]

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from distilpeft.errors import InputError
-from distilpeft.kinds import LOWER_IS_BETTER
 from distilpeft.machine.files import write_text
 from distilpeft.machine.locks import POLL_S, Lock
+from distilpeft.recipe.task import LOWER_IS_BETTER
 from distilpeft.space import Range, Search, Space, own_values
 
 THOUSANDTHS = 1000

@@ -7,9 +7,9 @@ from typing import Any
 
 from distilpeft import report as reports_
 from distilpeft.charts import Model, Report, number, spoken
-from distilpeft.kinds import KINDS, LOWER_IS_BETTER
 from distilpeft.marks import mark
 from distilpeft.markup import Cell, Column, plain, table
+from distilpeft.recipe.task import KINDS, LOWER_IS_BETTER
 from distilpeft.svg import swatch
 
 MEGA = 1e6

@@ -25,13 +25,13 @@ from distilpeft.checkpoints import Checkpoints
 from distilpeft.data import epoch_batches
 from distilpeft.errors import GateError, InputError, is_out_of_memory
 from distilpeft.guards import MOST_SKIPPED, Spikes
-from distilpeft.kinds import LOWER_IS_BETTER
 from distilpeft.machine.artifact import LOG
 from distilpeft.machine.runtime import Interrupted, Runtime
 from distilpeft.models import blocks, tuned
 from distilpeft.parallel import gather_optimizer, gather_weights, kind, load_optimizer, load_weights, unshard, wrap
+from distilpeft.recipe.task import LOWER_IS_BETTER
+from distilpeft.recipe.training import Fit
 from distilpeft.step import Work, lr_factor, make_optimizer, optimizer_step, steps_per_epoch, total_steps
-from distilpeft.training_sections import Fit
 
 FIRST_SCALE, SCALE_EVERY = 2.0**16, 2000
 """Of the loss in float16: halved when gradients overflow, doubled after so many steps without (arXiv:1710.03740)."""

@@ -25,7 +25,7 @@ from distilpeft.machine.host import num_launched
 from distilpeft.marks import mark
 from distilpeft.plan import STUDENT, TEACHER, make_plan, step_of
 from distilpeft.recipe import Recipe
-from distilpeft.recipe_file import load_recipe
+from distilpeft.recipe.yaml_file import load_recipe
 
 WINDOW = 20
 """A twentieth of the steps on either side is averaged over."""

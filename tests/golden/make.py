@@ -49,7 +49,7 @@ def plans() -> dict[str, dict[str, str]]:
     from distilpeft import sources
     from distilpeft.machine import host
     from distilpeft.plan import make_plan
-    from distilpeft.recipe_file import load_recipe
+    from distilpeft.recipe.yaml_file import load_recipe
 
     def from_hub(name: str, key: str, revision: str | None = None) -> Any:
         return sources.Source(name, None, revision)
@@ -91,7 +91,7 @@ def runs(folder: Path) -> dict[str, Any]:
     import torch
 
     from distilpeft.plan import make_plan
-    from distilpeft.recipe_file import load_recipe
+    from distilpeft.recipe.yaml_file import load_recipe
 
     assert torch.backends.cpu.get_cpu_capability() == "DEFAULT", "torch was imported before its kernels were chosen"
     found = {}

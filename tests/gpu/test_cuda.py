@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from distilpeft.plan import make_plan
-from distilpeft.recipe_file import load_recipe
+from distilpeft.recipe.yaml_file import load_recipe
 
 pytestmark = [
     pytest.mark.gpu,

@@ -18,7 +18,7 @@ from unit.test_losses import KINDS, NAMES, reference
 from distilpeft import fused
 from distilpeft.fused import Head, Running, linear_distil_sum, linear_scores, rows_per_chunk, vocabulary_of
 from distilpeft.losses import Loss
-from distilpeft.recipe import Divergence
+from distilpeft.recipe.distil import Divergence
 
 N, H, V, TEACHER_H = 23, 16, 61, 24
 
@@ -446,7 +446,7 @@ def test_chunks_are_as_large_as_their_budget_allows(monkeypatch):
 
 @pytest.mark.parametrize("divergence", [Divergence(), Divergence(kind="jsd")], ids=["kl", "jsd"])
 def test_a_whole_model_gets_the_gradients_of_its_eager_logits(divergence):
-    from distilpeft.task_sections import CausalLM
+    from distilpeft.recipe.task import CausalLM
     from distilpeft.tasks import causal_lm
 
     student, teacher = (

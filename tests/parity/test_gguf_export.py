@@ -24,8 +24,8 @@ from transformers import (
 
 from distilpeft.errors import InputError
 from distilpeft.formats import gguf_file
-from distilpeft.forms import FORMS
 from distilpeft.models import load_exported
+from distilpeft.recipe.export import FORMS
 
 SPECIAL = ["<|pad|>", "<|end|>", "<|begin|>", "<|user|>", "<|assistant|>"]
 PLAIN = "<think>"

@@ -15,8 +15,9 @@ from torch.nn import functional as F
 from distilpeft import models
 from distilpeft.errors import InputError
 from distilpeft.models import Architecture
+from distilpeft.recipe.student import FromTeacher
+from distilpeft.recipe.training import Lora
 from distilpeft.sources import Source
-from distilpeft.training_sections import FromTeacher, Lora
 
 ARCHITECTURE = Architecture("AutoModelForSequenceClassification", "SEQ_CLS", {"num_labels": 3}, train_heads=True)
 LORA = Lora(rank=4, alpha=8)

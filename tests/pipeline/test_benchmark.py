@@ -18,7 +18,7 @@ from distilpeft.errors import InputError
 from distilpeft.machine.runtime import Runtime
 from distilpeft.pair import load_student, load_teacher
 from distilpeft.plan import make_plan, step_of
-from distilpeft.recipe_file import load_recipe
+from distilpeft.recipe.yaml_file import load_recipe
 from distilpeft.runners import TransformersRunner
 from distilpeft.stages import benchmark
 from distilpeft.tasks import TaskData

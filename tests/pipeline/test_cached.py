@@ -15,7 +15,7 @@ import yaml
 from safetensors.torch import load_file
 
 from distilpeft.plan import Plan, make_plan
-from distilpeft.recipe_file import load_recipe
+from distilpeft.recipe.yaml_file import load_recipe
 
 QUICK = {
     "teacher__fit__epochs": 1, "distil__fit__epochs": 2, "distil__ce_only_baseline": False, "evaluate__samples": 0,

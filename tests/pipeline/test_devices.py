@@ -14,7 +14,7 @@ import commands
 import pytest
 
 from distilpeft.plan import make_plan
-from distilpeft.recipe_file import load_recipe
+from distilpeft.recipe.yaml_file import load_recipe
 
 
 @pytest.fixture

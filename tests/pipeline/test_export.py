@@ -23,7 +23,7 @@ from huggingface_hub import ModelCard
 from distilpeft import cli, runners
 from distilpeft.formats import WRITERS
 from distilpeft.plan import make_plan
-from distilpeft.recipe_file import load_recipe
+from distilpeft.recipe.yaml_file import load_recipe
 
 FORMS = ["safetensors", "onnx", "onnx-int8", "bnb-nf4"]
 SENTENCES = [text for text, _ in tiny.rows(10, seed=5)]

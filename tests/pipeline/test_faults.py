@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from distilpeft.machine.artifact import MANIFEST
 from distilpeft.machine.files import digest_file, read_sealed, sealed
 from distilpeft.plan import make_plan
-from distilpeft.recipe_file import load_recipe
+from distilpeft.recipe.yaml_file import load_recipe
 from distilpeft.soft_targets import SoftTargets
 
 

@@ -11,7 +11,7 @@ import tiny
 from safetensors import safe_open
 
 from distilpeft.plan import make_plan
-from distilpeft.recipe_file import load_recipe
+from distilpeft.recipe.yaml_file import load_recipe
 
 FEATURES = {"hidden": {"weight": 0.5}, "relations": {"weight": 2.0, "heads": 2}}
 ONLINE = {"mode": "online", "precision": "fp32"}

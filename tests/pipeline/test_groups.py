@@ -15,7 +15,7 @@ import tiny
 from distilpeft import findings
 from distilpeft.data import read_splits
 from distilpeft.plan import make_plan
-from distilpeft.recipe_file import load_recipe
+from distilpeft.recipe.yaml_file import load_recipe
 
 
 def workspace(folder: Path, **changes: object) -> Path:

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from distilpeft import cli
 from distilpeft.machine.files import read_sealed
 from distilpeft.plan import make_plan
-from distilpeft.recipe_file import load_recipe
+from distilpeft.recipe.yaml_file import load_recipe
 
 ROLES = [
     "majority",

@@ -14,7 +14,7 @@ import pytest
 
 from distilpeft import space
 from distilpeft.plan import make_plan
-from distilpeft.recipe_file import load_recipe
+from distilpeft.recipe.yaml_file import load_recipe
 from distilpeft.study import Outcome, Study, Trial
 
 SPACE = ("--search", "distil.optim.lr=1e-4..1e-2:log", "--search", "distil.alpha=0.1..0.9")

@@ -12,7 +12,7 @@ import tiny
 import torch
 
 from distilpeft.plan import make_plan
-from distilpeft.recipe_file import load_recipe
+from distilpeft.recipe.yaml_file import load_recipe
 
 CODE = """
 from pathlib import Path

@@ -17,7 +17,7 @@ from distilpeft import cli
 from distilpeft.machine.runtime import Runtime
 from distilpeft.pair import load_teacher, teacher_source, tokenizer_digest
 from distilpeft.plan import make_plan
-from distilpeft.recipe_file import load_recipe
+from distilpeft.recipe.yaml_file import load_recipe
 from distilpeft.soft_targets import SoftTargets
 from distilpeft.tasks import TaskData
 

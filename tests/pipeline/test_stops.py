@@ -22,7 +22,7 @@ from distilpeft.machine.locks import POLL_S, Lock
 from distilpeft.machine.runtime import Runtime
 from distilpeft.pipeline import FINISHED, WAIT, Turn, jobs_of
 from distilpeft.plan import make_plan
-from distilpeft.recipe_file import load_recipe
+from distilpeft.recipe.yaml_file import load_recipe
 from distilpeft.stages.teacher import _gate
 
 SHORT = ("--until", "distil")

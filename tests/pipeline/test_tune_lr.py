@@ -12,9 +12,9 @@ import pytest
 from distilpeft import tune_lr
 from distilpeft.errors import GateError
 from distilpeft.plan import make_plan
-from distilpeft.recipe_file import load_recipe
+from distilpeft.recipe.training import Optim
+from distilpeft.recipe.yaml_file import load_recipe
 from distilpeft.step import lr_factor
-from distilpeft.training_sections import Optim
 
 
 def rates(count: int = 100, low: float = 1e-6, high: float = 1e-1) -> list[float]:

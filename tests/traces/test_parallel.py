@@ -19,7 +19,7 @@ import yaml
 from safetensors.torch import load_file
 
 from distilpeft.plan import make_plan
-from distilpeft.recipe_file import load_recipe
+from distilpeft.recipe.yaml_file import load_recipe
 
 STEPS = ("distil/student", "distil/student_ce_only")
 

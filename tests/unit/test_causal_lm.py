@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, GPT2Config, OPTConfig
 
 from distilpeft.errors import GateError, InputError
 from distilpeft.losses import Loss
-from distilpeft.task_sections import CausalLM
+from distilpeft.recipe.task import CausalLM
 from distilpeft.tasks import causal_lm, usable
 
 PAIRS = CausalLM(kind="causal_lm", prompt="prompt", completion="completion")
@@ -199,7 +199,7 @@ def test_metrics_follow_from_the_sums_by_hand():
 
 
 def test_the_calibration_error_is_the_classifiers_over_all_tokens():
-    from distilpeft import metrics
+    from distilpeft.metrics import classification
 
     model, words = tiny_lm.model(), tiny_lm.tokenizer()
     rows = causal_lm.encode(
@@ -212,7 +212,7 @@ def test_the_calibration_error_is_the_classifiers_over_all_tokens():
         states = causal_lm.target_states(model, batch)
         p = torch.softmax(causal_lm.head_of(model).logits(states), -1).numpy()
     assert causal_lm.metrics(TEXT, values, None)["ece"] == pytest.approx(
-        metrics.ece(p, batch["labels_N"].numpy()), abs=1e-6
+        classification.ece(p, batch["labels_N"].numpy()), abs=1e-6
     )
 
 

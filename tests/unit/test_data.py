@@ -12,7 +12,7 @@ import pytest
 
 from distilpeft.data import chunks, data_sources, duplicates, epoch_batches, length_order, micro_batches, read_splits
 from distilpeft.errors import InputError
-from distilpeft.training_sections import Data
+from distilpeft.recipe.data import Data
 
 pytestmark = pytest.mark.usefixtures("_in_a_folder")
 SLICES = {"train": "train[:6]", "validation": "train[6:8]", "test": "train[8:]"}

@@ -9,9 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from distilpeft import reference
-from distilpeft.forms import LIMITS, Limits
-from distilpeft.recipe import Recipe
+from distilpeft.recipe import Recipe, reference
+from distilpeft.recipe.export import LIMITS, Limits
 
 ROOT = Path(__file__).parents[2]
 

@@ -11,7 +11,7 @@ from sklearn.neighbors import NearestNeighbors
 from transformers import BertModel
 
 from distilpeft.losses import Loss
-from distilpeft.task_sections import Embedding
+from distilpeft.recipe.task import Embedding
 from distilpeft.tasks import embedding as task_
 
 TASK = Embedding(kind="embedding", text="text")

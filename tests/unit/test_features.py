@@ -11,7 +11,7 @@ from torch import nn
 
 from distilpeft.errors import InputError
 from distilpeft.features import FeatureLoss, attention_part, check, drop_projections, layer_map
-from distilpeft.recipe import Features, HiddenStates, Relations
+from distilpeft.recipe.distil import Features, HiddenStates, Relations
 
 TEXTS = ["good film", "the dull actor of the scene and the music", "fine", "a story"]
 BOTH = Features(hidden=HiddenStates(weight=0.5), relations=Relations(weight=2.0))

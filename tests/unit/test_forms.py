@@ -10,9 +10,9 @@ import pytest
 from distilpeft import report
 from distilpeft.errors import InputError
 from distilpeft.formats import WRITERS
-from distilpeft.forms import FORMS, LIMITS, Form, FormName
-from distilpeft.kinds import KINDS, LOWER_IS_BETTER
-from distilpeft.recipe_file import load_recipe, with_formats
+from distilpeft.recipe.export import FORMS, LIMITS, Form, FormName
+from distilpeft.recipe.task import KINDS, LOWER_IS_BETTER
+from distilpeft.recipe.yaml_file import load_recipe, with_formats
 
 pytestmark = pytest.mark.usefixtures("workplace")
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from distilpeft.losses import DIVERGENCES, Loss, distil_sum, value_and_grad
-from distilpeft.recipe import Distil, Divergence
+from distilpeft.recipe.distil import Distil, Divergence
 
 KINDS = [
     Divergence(kind="forward_kl"),

@@ -8,9 +8,9 @@ import warnings
 import numpy as np
 import pytest
 
-from distilpeft.kinds import KINDS
-from distilpeft.metrics import FUNCTIONS, OfflineMetric, agreement, scores, wilson
-from distilpeft.probabilities import softmax
+from distilpeft.metrics.classification import FUNCTIONS, OfflineMetric, agreement, scores, wilson
+from distilpeft.metrics.probabilities import softmax
+from distilpeft.recipe.task import KINDS
 
 # predicted 0, 1, 2, 0; right, wrong, right, wrong
 PROBABILITIES = np.array([[0.70, 0.20, 0.10], [0.10, 0.62, 0.28], [0.20, 0.30, 0.50], [0.42, 0.33, 0.25]])

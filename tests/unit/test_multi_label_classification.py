@@ -14,7 +14,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits as bce
 
 from distilpeft.errors import InputError
 from distilpeft.losses import Loss
-from distilpeft.task_sections import MultiLabelClassification
+from distilpeft.recipe.task import MultiLabelClassification
 from distilpeft.tasks import multi_label_classification as task_
 from distilpeft.tasks import usable
 

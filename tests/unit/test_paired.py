@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from distilpeft import paired
-from distilpeft.paired import Added, mcnemar
+from distilpeft.metrics import significance
+from distilpeft.metrics.significance import Added, mcnemar
 
 RNG = np.random.default_rng(5)
 ONES = np.ones(400)
@@ -20,11 +20,11 @@ OTHER = np.where(RNG.random(400) < 0.1, ~TRUTH, TRUTH)
 
 
 def compare(one, two, weights):
-    return paired.compare(Added(one, weights), Added(two, weights))
+    return significance.compare(Added(one, weights), Added(two, weights))
 
 
 def over_seeds(gaps, weights):
-    return paired.over_seeds([(Added(gap, weights), Added(np.zeros_like(gap), weights)) for gap in gaps])
+    return significance.over_seeds([(Added(gap, weights), Added(np.zeros_like(gap), weights)) for gap in gaps])
 
 
 def test_the_difference_is_the_difference_of_the_means_and_wins_are_counted():
@@ -102,7 +102,7 @@ def test_f1_is_compared_as_a_ratio_of_sums_whose_denominators_differ_between_mod
     """Entities found twice over entities told and there: what a row adds to the denominator depends on the model."""
     found, told, there = RNG.integers(0, 3, (2, 200)), RNG.integers(3, 6, (2, 200)), RNG.integers(3, 6, 200)
     one, two = (Added(2.0 * found[i], (told[i] + there).astype(float)) for i in (0, 1))
-    result = paired.compare(one, two)
+    result = significance.compare(one, two)
     scores = [2 * found[i].sum() / (told[i] + there).sum() for i in (0, 1)]
     assert result["difference"] == pytest.approx(scores[0] - scores[1])
     assert result["test"] == "bootstrap"
@@ -120,5 +120,5 @@ def test_f1_is_compared_as_a_ratio_of_sums_whose_denominators_differ_between_mod
 def test_a_row_that_adds_nothing_to_either_sum_changes_nothing():
     ones, nothing = np.ones(3), np.zeros(3)
     one, two = Added(np.r_[ones, nothing], np.r_[ones, nothing]), Added(np.zeros(6), np.r_[ones, nothing])
-    assert paired.compare(one, two)["difference"] == 1.0
-    assert paired.compare(Added(nothing, nothing), Added(nothing, nothing))["difference"] == 0.0
+    assert significance.compare(one, two)["difference"] == 1.0
+    assert significance.compare(Added(nothing, nothing), Added(nothing, nothing))["difference"] == 0.0

@@ -11,8 +11,8 @@ import torch
 from scipy.special import log_softmax, rel_entr, softmax
 
 from distilpeft import parity
-from distilpeft.forms import Limits
 from distilpeft.parity import Call, Gate, Verdict, compare, faults
+from distilpeft.recipe.export import Limits
 from distilpeft.tasks import multi_label_classification, regression, text_classification
 
 NONE = Limits(None, None, None, None)

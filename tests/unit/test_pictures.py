@@ -14,8 +14,8 @@ from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPi
 
 from distilpeft import pictures
 from distilpeft.errors import InputError
+from distilpeft.recipe.task import ImageClassification
 from distilpeft.snippets import snippet
-from distilpeft.task_sections import ImageClassification
 from distilpeft.tasks import image_classification as task_
 from distilpeft.tasks import usable
 

@@ -11,7 +11,7 @@ from torch.nn.functional import cross_entropy, kl_div
 
 from distilpeft.errors import InputError
 from distilpeft.losses import Loss
-from distilpeft.task_sections import QuestionAnswering
+from distilpeft.recipe.task import QuestionAnswering
 from distilpeft.tasks import Tokens, usable
 from distilpeft.tasks import question_answering as task_
 

@@ -8,9 +8,9 @@ import pytest
 from pydantic import ValidationError
 
 from distilpeft.errors import InputError
-from distilpeft.recipe import result_settings
-from distilpeft.recipe_file import load_recipe
-from distilpeft.training_sections import FromTeacher
+from distilpeft.recipe.recipe import result_settings
+from distilpeft.recipe.student import FromTeacher
+from distilpeft.recipe.yaml_file import load_recipe
 
 SHIPPED = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
 

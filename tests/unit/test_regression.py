@@ -14,8 +14,8 @@ from sklearn import metrics as sk
 
 from distilpeft.errors import InputError
 from distilpeft.losses import Loss
+from distilpeft.recipe.task import Regression
 from distilpeft.soft_targets import row_hashes
-from distilpeft.task_sections import Regression
 from distilpeft.tasks import regression as task_
 from distilpeft.tasks import usable
 

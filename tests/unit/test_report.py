@@ -11,7 +11,7 @@ from rich.console import Console
 
 from distilpeft import card, findings, report
 from distilpeft.errors import InputError
-from distilpeft.recipe_file import load_recipe
+from distilpeft.recipe.yaml_file import load_recipe
 from distilpeft.snippets import snippet
 
 

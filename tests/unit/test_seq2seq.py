@@ -19,13 +19,13 @@ from torch.nn import functional as F
 from distilpeft.errors import GateError, InputError
 from distilpeft.losses import Loss
 from distilpeft.models import Architecture, head_modules, keep_layers
-from distilpeft.recipe import Generate
+from distilpeft.recipe.evaluate import Generate
+from distilpeft.recipe.student import FromTeacher
+from distilpeft.recipe.task import Seq2Seq
 from distilpeft.runners import TransformersRunner, write_rows
 from distilpeft.soft_targets import row_hashes
-from distilpeft.task_sections import Seq2Seq
 from distilpeft.tasks import Tokens, usable
 from distilpeft.tasks import seq2seq as task_
-from distilpeft.training_sections import FromTeacher
 
 TASK = Seq2Seq(kind="seq2seq", source="a", target="b")
 PAIRS = [("good film", "a great story"), ("the dull actor of the scene", "music"), ("fine", "the bad script and film")]

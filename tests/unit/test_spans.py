@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distilpeft.spans import best_span, choose, exact, f1, normalised
+from distilpeft.metrics.answer_spans import best_span, choose, exact, f1, normalised
 
 
 @given(st.integers(1, 12), st.integers(0, 4), st.integers(1, 14), st.integers(0, 2**32 - 1))

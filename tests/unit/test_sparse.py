@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from distilpeft.codec import Layout
 from distilpeft.fused import Head, linear_distil_sum
 from distilpeft.losses import DIVERGENCES, Loss, distil_sum, value_and_grad
-from distilpeft.recipe import Divergence
+from distilpeft.recipe.distil import Divergence
 from distilpeft.sparse import Sparse, keep, sparse_value_and_grad
 
 N, V, K = 24, 31, 5

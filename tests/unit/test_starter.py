@@ -18,9 +18,9 @@ import yaml
 from distilpeft import cli, starter
 from distilpeft.errors import InputError
 from distilpeft.first_look import Wishes, look, settled, task_lines
-from distilpeft.recipe_file import load_recipe
+from distilpeft.recipe.student import spread
+from distilpeft.recipe.yaml_file import load_recipe
 from distilpeft.starter import choose, rate
-from distilpeft.training_sections import spread
 
 CATALOGUE = json.loads((Path(starter.__file__).parent / "catalogue.json").read_text())
 NAMES = {one["name"]: one for models in CATALOGUE.values() for one in models}  # some are good for two things

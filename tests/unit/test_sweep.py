@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from distilpeft import sweep as grid
-from distilpeft.recipe_file import parse_values
+from distilpeft.recipe.yaml_file import parse_values
 
 
 @pytest.fixture(scope="module")

@@ -9,12 +9,12 @@ import tiny
 
 from distilpeft.data import duplicates, read_splits
 from distilpeft.errors import InputError
-from distilpeft.task_sections import TextClassification
+from distilpeft.recipe.data import Data
+from distilpeft.recipe.task import TextClassification
 from distilpeft.tasks import text_classification as module
 from distilpeft.tasks import usable
 from distilpeft.tasks.text_classification import class_ids, collate, encode, features, model_options
 from distilpeft.tasks.text_rows import class_id, texts
-from distilpeft.training_sections import Data
 
 TASK = TextClassification(kind="text_classification", text="text", label="label", labels=("bad", "good", "mixed"))
 

@@ -14,11 +14,11 @@ import torch
 from sklearn import metrics as sk
 from torch.nn.functional import cross_entropy, kl_div
 
-from distilpeft import metrics as classifier
 from distilpeft.errors import InputError
 from distilpeft.losses import Loss
-from distilpeft.paired import Added
-from distilpeft.task_sections import TokenClassification
+from distilpeft.metrics import classification as classifier
+from distilpeft.metrics.significance import Added
+from distilpeft.recipe.task import TokenClassification
 from distilpeft.tasks import Tokens, usable
 from distilpeft.tasks import token_classification as task_
 

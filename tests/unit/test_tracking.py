@@ -13,7 +13,7 @@ import pytest
 
 from distilpeft import tracking
 from distilpeft.plan import make_plan
-from distilpeft.recipe_file import load_recipe
+from distilpeft.recipe.yaml_file import load_recipe
 
 SHORT = ("--set", "tracking=[tensorboard]", "--until", "distil")
 

@@ -17,9 +17,9 @@ from distilpeft import train as train_module
 from distilpeft.errors import GateError, InputError, StoppedBySignal
 from distilpeft.machine.runtime import Runtime
 from distilpeft.parallel import wrap
+from distilpeft.recipe.training import Fit, Optim
 from distilpeft.step import Work, lr_factor, make_optimizer, optimizer_step, total_steps
 from distilpeft.train import State, _validate, train
-from distilpeft.training_sections import Fit, Optim
 
 FIT = Fit(epochs=2, batch_size=4, micro_batch_size=2, precision="fp32")
 

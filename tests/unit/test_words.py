@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from seqeval.metrics import f1_score
 
-from distilpeft.words import entities, first_tokens, spans_of
+from distilpeft.metrics.word_spans import entities, first_tokens, spans_of
 
 
 def test_words_are_the_parts_between_spaces():

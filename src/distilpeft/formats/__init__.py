@@ -13,7 +13,7 @@ from typing import Any
 
 from distilpeft.formats import folders, graphs
 from distilpeft.formats.student import Student
-from distilpeft.forms import FORMS
+from distilpeft.recipe.export import FORMS
 
 __all__ = ["WRITERS", "Student", "Writer", "fault"]
 

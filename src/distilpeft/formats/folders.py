@@ -9,8 +9,8 @@ from typing import Any
 import transformers
 
 from distilpeft.formats.student import Student
-from distilpeft.forms import FORMS
 from distilpeft.models import DTYPES, quantization
+from distilpeft.recipe.export import FORMS
 
 
 def write_safetensors(student: Student, _: str, folder: Path) -> None:

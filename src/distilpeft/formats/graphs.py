@@ -9,7 +9,7 @@ import torch
 
 from distilpeft.formats import onnx_graph
 from distilpeft.formats.student import Student
-from distilpeft.forms import FORMS
+from distilpeft.recipe.export import FORMS
 
 
 def write_onnx(student: Student, form: str, folder: Path) -> None:

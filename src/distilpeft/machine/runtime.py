@@ -33,8 +33,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 
 from distilpeft.errors import GateError, InputError, StoppedBySignal
 from distilpeft.machine.host import cpu_has_bf16, cpu_name, num_launched, on_signals
-from distilpeft.recipe import Parallel
-from distilpeft.training_sections import Precision
+from distilpeft.recipe.recipe import Parallel
+from distilpeft.recipe.training import Precision
 
 LINE_EVERY_S = 15.0  # without a terminal, progress is a line this often
 ASK_EVERY = 8

@@ -25,7 +25,7 @@ from distilpeft.losses import Loss
 from distilpeft.machine.runtime import Runtime
 from distilpeft.pair import Loaded
 from distilpeft.recipe import Recipe
-from distilpeft.recipe_faults import format_fault
+from distilpeft.recipe.distil import format_fault
 from distilpeft.sparse import Sparse, keep, keep_drawn_often
 from distilpeft.tasks import TaskData
 

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from distilpeft import paired
 from distilpeft.machine.artifact import Artifact
+from distilpeft.metrics import significance
 from distilpeft.pair import load_reader, tokenizer_digest, tokenizer_source
 from distilpeft.recipe import Recipe
 from distilpeft.tasks import TaskData
@@ -45,7 +45,7 @@ def run(recipe: Recipe, data: TaskData, evaluated: Mapping[str, Artifact], out: 
     added, calibration = {}, {}
     for role, made in evaluated.items():
         values_NK = np.load(made.file(VALUES), allow_pickle=False).astype(np.float64)
-        added[role] = paired.Added(*data.task.added(recipe.task, values_NK, rows))
+        added[role] = significance.Added(*data.task.added(recipe.task, values_NK, rows))
         calibration[role] = data.task.calibration(recipe.task, values_NK, rows)
     kept = {role: one.sum_N for role, one in added.items()}
     kept |= {f"{role} weight": one.weight_N for role, one in added.items()}
@@ -54,7 +54,7 @@ def run(recipe: Recipe, data: TaskData, evaluated: Mapping[str, Artifact], out: 
     pairs = [
         {
             "role": role, "against": other, "metric": metric,
-            **paired.compare(added[role], added[other]), "num_rows": len(added[role].sum_N),
+            **significance.compare(added[role], added[other]), "num_rows": len(added[role].sum_N),
         }
         for role in added
         for other in (EXPORT_AGAINST if role.startswith("export:") else AGAINST.get(role, ()))
@@ -65,16 +65,16 @@ def run(recipe: Recipe, data: TaskData, evaluated: Mapping[str, Artifact], out: 
     return {"pairs": pairs, "calibration": calibration, **groups}
 
 
-def _by_group(added: Mapping[str, paired.Added], groups_N: NDArray[np.str_]) -> list[dict[str, Any]]:
+def _by_group(added: Mapping[str, significance.Added], groups_N: NDArray[np.str_]) -> list[dict[str, Any]]:
     """How each model differs from the teacher in each group, and `beyond`: by how much more than on all rows."""
     found = []
     for role in added:
         if role == TEACHER or not (role in AGAINST or role.startswith("export:")):
             continue
-        overall = paired.difference(added[role], added[TEACHER])
+        overall = significance.difference(added[role], added[TEACHER])
         for name in np.unique(groups_N):
             mask_N = groups_N == name
-            pair = paired.compare(added[role].of(mask_N), added[TEACHER].of(mask_N))
+            pair = significance.compare(added[role].of(mask_N), added[TEACHER].of(mask_N))
             beyond = pair["difference"] - overall
             found.append({"group": str(name), "role": role, "num_rows": int(mask_N.sum()), **pair, "beyond": beyond})
     return found

@@ -18,7 +18,6 @@ from distilpeft.errors import GateError, InputError
 from distilpeft.formats import WRITERS
 from distilpeft.formats.onnx_int8 import Candidate, candidates
 from distilpeft.formats.student import Student
-from distilpeft.forms import FORMS
 from distilpeft.machine.artifact import Artifact
 from distilpeft.machine.files import sealed, write_json
 from distilpeft.machine.runtime import Runtime
@@ -27,8 +26,9 @@ from distilpeft.pair import MODEL, Loaded, architecture, load_student, save_toke
 from distilpeft.parity import Gate, Verdict
 from distilpeft.pictures import Reader
 from distilpeft.recipe import Recipe
+from distilpeft.recipe.export import FORMS
+from distilpeft.recipe.task import Embedding, QuestionAnswering, Seq2Seq
 from distilpeft.runners import MANIFEST, START, TYPES, Inputs, open_onnx
-from distilpeft.task_sections import Embedding, QuestionAnswering, Seq2Seq
 from distilpeft.tasks import TaskData, inputs_of, seq2seq
 
 CALIBRATION_BATCH = 8

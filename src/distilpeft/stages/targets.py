@@ -23,7 +23,7 @@ from distilpeft.machine.artifact import Artifact
 from distilpeft.machine.runtime import Bar, Runtime
 from distilpeft.pair import Loaded, binding, load_teacher
 from distilpeft.recipe import Recipe
-from distilpeft.recipe_faults import format_fault
+from distilpeft.recipe.distil import format_fault
 from distilpeft.soft_targets import Contents, Writer, row_hashes, shard_edges
 from distilpeft.sparse import describe, keep
 from distilpeft.tasks import TaskData, Tokens

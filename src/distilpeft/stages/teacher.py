@@ -14,12 +14,12 @@ from torch import Tensor, nn
 
 from distilpeft import models
 from distilpeft.errors import GateError
-from distilpeft.kinds import LOWER_IS_BETTER
 from distilpeft.losses import Loss
 from distilpeft.machine.artifact import Artifact
 from distilpeft.machine.runtime import Runtime
 from distilpeft.pair import load_reader, new_teacher, save_teacher, teacher_source, tokenizer_digest
 from distilpeft.recipe import Recipe
+from distilpeft.recipe.task import LOWER_IS_BETTER
 from distilpeft.scoring import validator
 from distilpeft.step import Work
 from distilpeft.tasks import TaskData, Tokens

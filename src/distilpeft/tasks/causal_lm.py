@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distilpeft.errors import GateError
-from distilpeft.task_sections import CausalLM
+from distilpeft.recipe.task import CausalLM
 from distilpeft.tasks.language_rows import check_columns, encode, faults, features, texts
 from distilpeft.tasks.next_tokens import (
     BINS,

@@ -17,8 +17,8 @@ import datasets
 import numpy as np
 from numpy.typing import NDArray
 
+from distilpeft.recipe.task import Embedding
 from distilpeft.runners import pooled
-from distilpeft.task_sections import Embedding
 from distilpeft.tasks import text_rows
 from distilpeft.tasks.next_tokens import bare
 from distilpeft.tasks.text_rows import one_each as num_positions
@@ -220,7 +220,7 @@ def _metrics(ours_ND: Doubles, theirs_NE: Doubles, shared_N: Doubles, rows_N: ND
 
 def scores(task: Embedding, names: tuple[str, ...], values_NK: Values, rows: Any) -> dict[str, dict[str, Any]]:
     """Metric → value, 95 % interval and number of rows."""
-    from distilpeft.metrics import scored
+    from distilpeft.metrics.classification import scored
 
     del task, rows
     ours_ND, theirs_NE = split(values_NK)

@@ -16,7 +16,7 @@ import numpy as np
 
 from distilpeft import pictures
 from distilpeft.errors import InputError
-from distilpeft.task_sections import ImageClassification
+from distilpeft.recipe.task import ImageClassification
 from distilpeft.tasks import text_rows
 from distilpeft.tasks.text_classification import (
     added,

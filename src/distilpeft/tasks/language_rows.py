@@ -16,7 +16,7 @@ from typing import Any
 import datasets
 
 from distilpeft.errors import InputError
-from distilpeft.task_sections import CausalLM
+from distilpeft.recipe.task import CausalLM
 from distilpeft.tasks import text_rows
 
 FEATURES = datasets.Features(

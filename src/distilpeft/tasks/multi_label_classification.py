@@ -16,7 +16,7 @@ import datasets
 import numpy as np
 from numpy.typing import NDArray
 
-from distilpeft.task_sections import MultiLabelClassification
+from distilpeft.recipe.task import MultiLabelClassification
 from distilpeft.tasks import text_rows
 from distilpeft.tasks.text_rows import logits as measured
 from distilpeft.tasks.text_rows import one_each as num_positions
@@ -196,8 +196,8 @@ def samples_f1(chosen_NC: NDArray[np.bool_], right_NC: NDArray[np.bool_]) -> Dou
 
 
 def _metrics(logits_NC: Doubles, labels_NC: NDArray[np.int64]) -> dict[str, float]:
-    from distilpeft.metrics import ece
-    from distilpeft.probabilities import softmax
+    from distilpeft.metrics.classification import ece
+    from distilpeft.metrics.probabilities import softmax
 
     chosen_NC, right_NC = logits_NC > 0, labels_NC.astype(bool)
     both_C, either_C = (chosen_NC & right_NC).sum(0), chosen_NC.sum(0) + right_NC.sum(0)
@@ -225,7 +225,7 @@ def scores(
     task: MultiLabelClassification, names: tuple[str, ...], values_NC: Values, rows: Any
 ) -> Mapping[str, dict[str, Any]]:
     """Metric → value, 95 % interval and number of rows."""
-    from distilpeft.metrics import scored
+    from distilpeft.metrics.classification import scored
 
     del task
     wide_NC, labels_NC = values_NC.astype(np.float64), _labels(rows)
@@ -241,8 +241,8 @@ def added(task: MultiLabelClassification, values_NC: Values, rows: Any) -> tuple
 
 def calibration(task: MultiLabelClassification, values_NC: Values, rows: Any) -> dict[str, list[float]] | None:
     """Mean confidence, share of right decisions and their number in each bin of confidence that has any."""
-    from distilpeft.metrics import reliability
-    from distilpeft.probabilities import softmax
+    from distilpeft.metrics.classification import reliability
+    from distilpeft.metrics.probabilities import softmax
 
     del task
     return reliability(softmax(decisions(values_NC)), _labels(rows).reshape(-1))
@@ -252,7 +252,7 @@ def against_teacher(
     task: MultiLabelClassification, values_NC: Values, teacher_NC: Values, rows: Any
 ) -> dict[str, float]:
     """KL(teacher || model) in nats per decision and the share of decisions that are the same."""
-    from distilpeft.metrics import agreement
+    from distilpeft.metrics.classification import agreement
 
     del task, rows
     ours, theirs = (np.asarray(decisions(values), dtype=np.float64) for values in (values_NC, teacher_NC))

@@ -20,9 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distilpeft.errors import InputError
+from distilpeft.metrics.answer_spans import Span, choose, exact, f1
+from distilpeft.recipe.task import QuestionAnswering
 from distilpeft.runners import TYPES, logits_of
-from distilpeft.spans import Span, choose, exact, f1
-from distilpeft.task_sections import QuestionAnswering
 from distilpeft.tasks import text_rows
 
 if TYPE_CHECKING:
@@ -309,7 +309,7 @@ def metrics(task: QuestionAnswering, values_RK: Values, rows: Any) -> dict[str, 
 
 def scores(task: QuestionAnswering, names: tuple[str, ...], values_RK: Values, rows: Any) -> dict[str, dict[str, Any]]:
     """Metric → value, 95 % interval and number of questions."""
-    from distilpeft.metrics import scored
+    from distilpeft.metrics.classification import scored
 
     found = answers_of(task, values_RK, rows)
     nats_R, window_R = _nats(values_RK, rows), rows.column("window")
@@ -340,7 +340,7 @@ def calibration(task: QuestionAnswering, values_RK: Values, rows: Any) -> dict[s
 
 def against_teacher(task: QuestionAnswering, values_RK: Values, teacher_RK: Values, rows: Any) -> dict[str, float]:
     """KL(teacher || model) in nats per start or end, and the share of both that are at the same token."""
-    from distilpeft.metrics import agreement
+    from distilpeft.metrics.classification import agreement
 
     del task
     places_S = np.arange(values_RK.shape[1] // 2)

@@ -16,7 +16,7 @@ import datasets
 import numpy as np
 from numpy.typing import NDArray
 
-from distilpeft.task_sections import Regression
+from distilpeft.recipe.task import Regression
 from distilpeft.tasks import text_rows
 from distilpeft.tasks.text_rows import logits as measured
 from distilpeft.tasks.text_rows import one_each as num_positions
@@ -179,7 +179,7 @@ def metrics(task: Regression, values_N1: Values, rows: Any) -> dict[str, float]:
 
 def scores(task: Regression, names: tuple[str, ...], values_N1: Values, rows: Any) -> dict[str, dict[str, Any]]:
     """Metric → value, 95 % interval and number of rows."""
-    from distilpeft.metrics import scored
+    from distilpeft.metrics.classification import scored
 
     del task
     values_N, labels_N = values_N1[:, 0].astype(np.float64), rows.column("label")

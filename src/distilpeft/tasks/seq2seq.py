@@ -21,9 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distilpeft.errors import GateError
-from distilpeft.kinds import ROUGE
-from distilpeft.recipe import Generate
-from distilpeft.task_sections import Seq2Seq
+from distilpeft.recipe.evaluate import Generate
+from distilpeft.recipe.task import ROUGE, Seq2Seq
 from distilpeft.tasks import text_rows
 from distilpeft.tasks.next_tokens import (
     VALUES,

@@ -14,7 +14,7 @@ import datasets
 import numpy as np
 from numpy.typing import NDArray
 
-from distilpeft.task_sections import ImageClassification, TextClassification
+from distilpeft.recipe.task import ImageClassification, TextClassification
 from distilpeft.tasks import text_rows
 from distilpeft.tasks.text_rows import class_id, texts
 from distilpeft.tasks.text_rows import logits as measured
@@ -143,8 +143,8 @@ def majority_values(task: TextClassification, train: Any, rows: Any) -> NDArray[
 
 def metrics(task: TextClassification, values_NC: Values, rows: Any) -> dict[str, float]:
     """All metrics that work without a hub."""
-    from distilpeft.metrics import FUNCTIONS
-    from distilpeft.probabilities import softmax
+    from distilpeft.metrics.classification import FUNCTIONS
+    from distilpeft.metrics.probabilities import softmax
 
     del task
     probabilities_NC = softmax(values_NC)
@@ -154,7 +154,7 @@ def metrics(task: TextClassification, values_NC: Values, rows: Any) -> dict[str,
 
 def scores(task: TextClassification, names: tuple[str, ...], values_NC: Values, rows: Any) -> dict[str, dict[str, Any]]:
     """Metric → value, 95 % interval and number of rows."""
-    from distilpeft import metrics as classifier
+    from distilpeft.metrics import classification as classifier
 
     del task
     return classifier.scores(names, values_NC.astype(np.float64), rows.column("label"))
@@ -169,8 +169,8 @@ def added(task: TextClassification, values_NC: Values, rows: Any) -> tuple[NDArr
 
 def calibration(task: TextClassification, values_NC: Values, rows: Any) -> dict[str, list[float]] | None:
     """Mean confidence, share of right answers and rows of each bin of confidence that has any."""
-    from distilpeft.metrics import reliability
-    from distilpeft.probabilities import softmax
+    from distilpeft.metrics.classification import reliability
+    from distilpeft.metrics.probabilities import softmax
 
     del task
     return reliability(softmax(values_NC), rows.column("label"))
@@ -178,7 +178,7 @@ def calibration(task: TextClassification, values_NC: Values, rows: Any) -> dict[
 
 def against_teacher(task: TextClassification, values_NC: Values, teacher_NC: Values, rows: Any) -> dict[str, float]:
     """KL(teacher || model) in nats per row and the share of rows with the same top class."""
-    from distilpeft.metrics import agreement
+    from distilpeft.metrics.classification import agreement
 
     del task, rows
     return agreement(values_NC.astype(np.float64), teacher_NC.astype(np.float64))

@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distilpeft.errors import InputError
+from distilpeft.recipe.task import Embedding, Texts
 from distilpeft.runners import TYPES
-from distilpeft.task_sections import Embedding, Texts
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -16,9 +16,9 @@ import datasets
 import numpy as np
 from numpy.typing import NDArray
 
-from distilpeft.task_sections import TokenClassification
+from distilpeft.metrics.word_spans import entities, first_tokens
+from distilpeft.recipe.task import TokenClassification
 from distilpeft.tasks import text_rows
-from distilpeft.words import entities, first_tokens
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -198,7 +198,7 @@ def majority_values(task: TokenClassification, train: Any, rows: Any) -> NDArray
 
 def sums(task: TokenClassification, values_RK: Values, rows: Any) -> Doubles:
     """What each row adds to the scores, [R, K] in the order of `SUMS`."""
-    from distilpeft.probabilities import log_softmax
+    from distilpeft.metrics.probabilities import log_softmax
 
     num_words_R = rows.column("num_words").astype(np.int64)
     log_p_NC = log_softmax(_flat(values_RK, num_words_R, len(task.labels)).astype(np.float64))
@@ -245,7 +245,7 @@ def scores(
     task: TokenClassification, names: tuple[str, ...], values_RK: Values, rows: Any
 ) -> dict[str, dict[str, Any]]:
     """Metric → value, 95 % interval and number of words; intervals by resampling rows, whose words hang together."""
-    from distilpeft.metrics import scored
+    from distilpeft.metrics.classification import scored
 
     sums_RK = sums(task, values_RK, rows)
     words = int(sums_RK[:, 0].sum())
@@ -261,8 +261,8 @@ def added(task: TokenClassification, values_RK: Values, rows: Any) -> tuple[Doub
 
 def calibration(task: TokenClassification, values_RK: Values, rows: Any) -> dict[str, list[float]] | None:
     """Mean confidence, share of right tags and words of each bin of confidence that has any."""
-    from distilpeft.metrics import reliability
-    from distilpeft.probabilities import softmax
+    from distilpeft.metrics.classification import reliability
+    from distilpeft.metrics.probabilities import softmax
 
     logits_NC = _flat(values_RK, rows.column("num_words").astype(np.int64), len(task.labels))
     labels_N = np.concatenate([np.asarray(one, dtype=np.int64) for one in rows.column("label")])
@@ -271,7 +271,7 @@ def calibration(task: TokenClassification, values_RK: Values, rows: Any) -> dict
 
 def against_teacher(task: TokenClassification, values_RK: Values, teacher_RK: Values, rows: Any) -> dict[str, float]:
     """KL(teacher || model) in nats per word and the share of words with the same tag."""
-    from distilpeft.metrics import agreement
+    from distilpeft.metrics.classification import agreement
 
     num_words_R = rows.column("num_words").astype(np.int64)
     ours, theirs = (

@@ -1,12 +1,147 @@
-"""What is wrong between the sections of a recipe, each of which is right by itself; found before anything runs."""
+"""Recipes: the one YAML file that describes a run, and the only source of settings.
+
+Each class is one section, in the order in which the stages read them; `distilpeft schema` prints them as
+JSON schema. Every value is checked here, before any weight is read; an unknown key is an error.
+Fields marked `not in the key` cannot change a result, so changing them repeats no work.
+This module imports neither torch nor transformers.
+"""
 
 from __future__ import annotations
 
 import importlib.util
 from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any, Literal, get_args
 
-from distilpeft.forms import FORMS
-from distilpeft.recipe import Distil, Recipe
+from pydantic import BaseModel, Field, field_validator
+
+from distilpeft.recipe.data import Data
+from distilpeft.recipe.distil import Distil, format_fault
+from distilpeft.recipe.evaluate import Benchmark, Evaluate
+from distilpeft.recipe.export import FORMS, LIMITS, Exactness, Export, Limits
+from distilpeft.recipe.section import IN_KEY_IF_GIVEN, NOT_IN_KEY, Count, Index, Section
+from distilpeft.recipe.student import Student
+from distilpeft.recipe.task import (
+    KINDS,
+    CausalLM,
+    Embedding,
+    ImageClassification,
+    Kind,
+    MultiLabelClassification,
+    QuestionAnswering,
+    Regression,
+    Seq2Seq,
+    TextClassification,
+    TokenClassification,
+)
+from distilpeft.recipe.teacher import Targets, Teacher
+from distilpeft.recipe.training import Fit
+
+Parallel = Literal["ddp", "fsdp2"]
+Tracker = Literal["tensorboard", "wandb", "mlflow", "trackio"]
+
+
+class Recipe(Section):
+    """A whole run, section by section in the order in which the stages read them."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_.-]*$", description="the run's folder is runs/NAME")
+    seed: Index = 17
+    deterministic: bool = Field(
+        False, description="only operations that give the same bits each time on the same hardware and versions; "
+        "slower on GPUs", json_schema_extra=IN_KEY_IF_GIVEN,
+    )  # fmt: skip
+    devices: Literal["auto", "cpu"] | Count = Field(
+        "auto", description="auto = all GPUs, a process each, or one process without any; cpu = one process without "
+        "GPUs; a number = so many GPUs, or processes where there are none", json_schema_extra=NOT_IN_KEY,
+    )  # fmt: skip
+    parallel: Parallel = Field(
+        "ddp", description="weights in training: whole in each process, or in shards over all",
+        json_schema_extra=NOT_IN_KEY,
+    )  # fmt: skip
+    task: (
+        TextClassification
+        | MultiLabelClassification
+        | Regression
+        | TokenClassification
+        | QuestionAnswering
+        | CausalLM
+        | Seq2Seq
+        | ImageClassification
+        | Embedding
+    ) = Field(discriminator="kind")
+    data: Data
+    teacher: Teacher
+    targets: Targets = Targets()
+    student: Student
+    distil: Distil
+    evaluate: Evaluate = Evaluate()
+    benchmark: Benchmark = Benchmark()
+    export: Export = Export()
+    tracking: tuple[Tracker, ...] = Field(
+        (), description="experiment trackers that see every training; each needs the extra of its name"
+    )
+
+    @field_validator("tracking")
+    @classmethod
+    def _trackers_differ(cls, trackers: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(trackers)) < len(trackers):
+            raise ValueError("the trackers must differ from each other")
+        return trackers
+
+    @property
+    def kind(self) -> Kind:
+        """What is known of the task's kind."""
+        return KINDS[self.task.kind]
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """What models are scored by."""
+        own = self.kind.metrics
+        always = (own[0], *(name for name in own if name == "accuracy"))
+        return tuple(dict.fromkeys((*always, *(self.evaluate.metrics or self.kind.scored))))
+
+    @property
+    def reads_pairs(self) -> bool:
+        """Whether a second text is read behind the first."""
+        return isinstance(self.task, QuestionAnswering) or getattr(self.task, "pair", None) is not None
+
+    @property
+    def needs_template(self) -> bool:
+        """Whether rows are rendered by the tokenizer's chat template."""
+        return isinstance(self.task, CausalLM) and (self.task.chat or self.task.messages is not None)
+
+    def exactness(self, form: str) -> Exactness:
+        """How near an export stays to the student by nature; of safetensors, `export.dtype` decides."""
+        rounded = form == "safetensors" and self.export.dtype != "fp32"
+        return "half" if rounded else FORMS[form].exactness
+
+    def limits(self, form: str) -> Limits:
+        """What an export must hold: the recipe's own limits over the form's."""
+        own = self.export.tolerance.get(form)  # type: ignore[call-overload]
+        asked = {name: value for name, value in own if value is not None} if own else {}
+        return replace(LIMITS[self.kind.family, self.exactness(form)], **asked)
+
+    def monitor(self, fit: Fit) -> str:
+        """The validation metric that picks the checkpoint."""
+        return fit.monitor or self.kind.main
+
+
+def sections_of(annotation: Any) -> list[type[BaseModel]]:
+    """The sections that a field may hold."""
+    found = [part for part in (annotation, *get_args(annotation)) if isinstance(part, type)]
+    return [part for part in found if issubclass(part, BaseModel)]
+
+
+def result_settings(section: BaseModel) -> dict[str, Any]:
+    """The section as plain data without the fields that cannot change a result (for artifact keys)."""
+    kept: dict[str, Any] = {}
+    for name, field in type(section).model_fields.items():
+        extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
+        value = getattr(section, name)
+        if extra.get("not_in_key") or (extra.get("in_key_if_given") and value == field.default):
+            continue
+        kept[name] = result_settings(value) if isinstance(value, BaseModel) else value
+    return kept
 
 
 def cross_faults(recipe: Recipe) -> Iterator[tuple[tuple[str, ...], str]]:
@@ -142,13 +277,3 @@ def _target_faults(recipe: Recipe) -> Iterator[tuple[tuple[str, ...], str]]:
     fault = format_fault(targets.format, distil)
     if fault is not None and targets.source is None:
         yield ("targets", "format"), fault
-
-
-def format_fault(form: str, distil: Distil) -> str | None:
-    """Why a form of soft targets cannot serve a loss."""
-    kind = distil.divergence.kind
-    if form == "sampled" and kind != "forward_kl":
-        return f"sampled targets estimate forward_kl and nothing else; {kind} needs top_k or full"
-    if form == "top_k" and kind == "logit_mse":
-        return "logit_mse compares single logits, but top_k keeps the tail as one class; take full or mode: online"
-    return None

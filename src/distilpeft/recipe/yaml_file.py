@@ -17,9 +17,9 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from distilpeft.errors import InputError
-from distilpeft.forms import ALIASES
-from distilpeft.recipe import Export, Recipe, sections_of
-from distilpeft.recipe_faults import cross_faults
+from distilpeft.recipe import Recipe
+from distilpeft.recipe.export import ALIASES, Export
+from distilpeft.recipe.recipe import cross_faults, sections_of
 
 Path_ = tuple[str | int, ...]
 Places = dict[Path_, str]

@@ -10,8 +10,9 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from distilpeft.recipe import Recipe, sections_of
-from distilpeft.section import NOT_IN_KEY
+from distilpeft.recipe import Recipe
+from distilpeft.recipe.recipe import sections_of
+from distilpeft.recipe.section import NOT_IN_KEY
 
 
 def markdown() -> str:

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.metrics import f1_score, matthews_corrcoef
 
-from distilpeft.probabilities import Floats, divergence, log_softmax, softmax
+from distilpeft.metrics.probabilities import Floats, divergence, log_softmax, softmax
 
 Ints = NDArray[np.int64]
 Z95 = 1.959963984540054

@@ -9,7 +9,11 @@ from __future__ import annotations
 import difflib
 import importlib.util
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator, Field, field_validator
+
+from distilpeft.recipe.section import Count, Fraction, Positive, Section
 
 Exactness = Literal["exact", "half", "int8", "int4"]
 FormName = Literal[
@@ -124,3 +128,36 @@ LIMITS: dict[tuple[str, Exactness], Limits] = {
 """Defaults by what a task's answers are (`Kind.family`) and exactness. bf16 weights alone turn about one in a hundred
 top tokens of a small language model, 4-bit ones a quarter: a limit tells a sound file of its kind from a broken one,
 and the recipe may ask for more."""
+_Form = Annotated[FormName, BeforeValidator(form_name)]
+
+
+class Tolerance(Section):
+    """How far an export may be from the student on the gate's rows. What is not given has the form's own default."""
+
+    max_abs_diff: Positive | None = Field(None, description="largest difference of a logit")
+    kl: Positive | None = Field(None, description="mean KL(student ‖ export), nats per row or token")
+    top1_agreement: Fraction | None = Field(None, description="least share of rows or tokens with the same top answer")
+    metric_kept: Fraction | None = Field(
+        None, description="least share of the student's accuracy; causal_lm: exp(− more nats per token)"
+    )
+
+
+class Export(Section):
+    """Deployable files, and how closely each must match the student before it counts."""
+
+    formats: tuple[_Form, ...] = Field(("safetensors",), min_length=1, description="the first is the run's `student`")
+    dtype: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="of safetensors")
+    int8: Literal["auto", "dynamic", "per_channel", "mixed", "static"] = Field(
+        "auto", description="how onnx-int8 is made; auto tries these in turn until one is within the tolerance"
+    )
+    calibration_rows: Count = Field(128, description="training rows that static int8 takes its ranges from")
+    tolerance: dict[_Form, Tolerance] = Field({}, description="format → what it must hold, instead of its defaults")
+    gate_rows: Count = Field(1024, description="validation rows compared with the student")
+    license: str | None = Field(None, min_length=1, description="of the student, for its card; a hub id such as mit")
+
+    @field_validator("formats")
+    @classmethod
+    def _formats_differ(cls, formats: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(formats)) < len(formats):
+            raise ValueError("the formats must differ from each other")
+        return formats

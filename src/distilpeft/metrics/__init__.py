@@ -1,0 +1,1 @@
+"""Scores, intervals and paired tests in plain numpy."""

@@ -1,0 +1,97 @@
+"""The recipe's `distil` section."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from distilpeft.recipe.section import IN_KEY_IF_GIVEN, Count, Fraction, Index, Number, Positive, Section
+from distilpeft.recipe.training import Fit, Optim
+
+
+class Divergence(Section):
+    """What the student minimises against the teacher, at the temperature; sources in the docstrings of losses.py."""
+
+    kind: Literal["forward_kl", "reverse_kl", "jsd", "skew_kl", "skew_reverse_kl", "total_variation", "logit_mse"] = (
+        "forward_kl"
+    )
+    beta: Annotated[float, Number, Field(gt=0, lt=1)] = Field(
+        0.5, description="only jsd: weight of the teacher in the mixture; for 0 or 1 use forward_kl or reverse_kl"
+    )
+    skew: Annotated[float, Number, Field(gt=0, lt=1)] = Field(
+        0.1, description="only skew_kl and skew_reverse_kl: share of a side that is mixed into the other"
+    )
+
+    @model_validator(mode="after")
+    def _only_what_is_read(self) -> Self:
+        for name, kinds in (("beta", ("jsd",)), ("skew", ("skew_kl", "skew_reverse_kl"))):
+            if name in self.model_fields_set and self.kind not in kinds:
+                raise ValueError(f"{name} is only for kind {' and '.join(kinds)}, and would do nothing here")
+        return self
+
+
+Layers = dict[Index, Index]
+
+
+class HiddenStates(Section):
+    """What layers of the student give, held against what layers of the teacher give, token by token."""
+
+    weight: Positive = Field(1.0, description="of the mean over layers")
+    loss: Literal["mse", "cosine"] = "mse"
+    layers: Layers | None = Field(
+        None, min_length=1, description="student's layer → teacher's, from 0; default: all, spread over the teacher's"
+    )
+    project: bool = Field(False, description="through a learned matrix even where both are as wide")
+
+
+class Relations(Section):
+    """How the tokens of a row are related in attention (MiniLMv2, arXiv:2012.15828)."""
+
+    weight: Positive = Field(1.0, description="of the sum over `of`")
+    of: tuple[Literal["query", "key", "value"], ...] = Field(("query", "key", "value"), min_length=1)
+    heads: Count | None = Field(None, description="relation heads; default: the teacher's attention heads")
+    layers: Layers | None = Field(
+        None, min_length=1, description="student's layer → teacher's, from 0; default: the last of both"
+    )
+
+
+class Features(Section):
+    """Terms beside the soft targets, from inside the running teacher; both models read the same tokens."""
+
+    hidden: HiddenStates | None = None
+    relations: Relations | None = None
+
+    @model_validator(mode="after")
+    def _some(self) -> Self:
+        if self.hidden is None and self.relations is None:
+            raise ValueError("give hidden, relations, or both")
+        return self
+
+
+class Distil(Section):
+    """`alpha * T^2 * D(teacher, student) + (1 - alpha) * CE` (Hinton et al. 2015, arXiv:1503.02531)."""
+
+    alpha: Fraction
+    temperature: Positive
+    divergence: Divergence = Divergence()
+    label_smoothing: Annotated[float, Number, Field(ge=0, lt=1)] = Field(
+        0.0, description="share of a label's weight that is spread evenly over all classes or tokens"
+    )
+    features: Features | None = Field(
+        None, description="also learn hidden states or relations; needs targets.mode: online",
+        json_schema_extra=IN_KEY_IF_GIVEN,
+    )  # fmt: skip
+    optim: Optim
+    fit: Fit
+    ce_only_baseline: bool = Field(True, description="also train the same student without the teacher")
+
+
+def format_fault(form: str, distil: Distil) -> str | None:
+    """Why a form of soft targets cannot serve a loss."""
+    kind = distil.divergence.kind
+    if form == "sampled" and kind != "forward_kl":
+        return f"sampled targets estimate forward_kl and nothing else; {kind} needs top_k or full"
+    if form == "top_k" and kind == "logit_mse":
+        return "logit_mse compares single logits, but top_k keeps the tail as one class; take full or mode: online"
+    return None

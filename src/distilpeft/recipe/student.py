@@ -1,0 +1,109 @@
+"""The recipe's `student` section."""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from distilpeft.errors import InputError
+from distilpeft.recipe.section import IN_KEY_IF_GIVEN, NOT_IN_KEY, Count, Index, Section
+from distilpeft.recipe.training import Lora
+
+
+def spread(depth: int, count: int) -> tuple[int, ...]:
+    """`count` of so many layers, evenly, from the first to the last; of one, the first."""
+    return tuple(round(at * (depth - 1) / (count - 1)) for at in range(count)) if count > 1 else (0,)
+
+
+class FromTeacher(Section):
+    """Take the teacher's own layers, embeddings and head, its adapter merged: exactly one of these."""
+
+    layers: tuple[Index, ...] | None = Field(None, min_length=1, description="indices of the layers to keep, from 0")
+    first: Count | None = Field(None, description="so many, from the first on", json_schema_extra=IN_KEY_IF_GIVEN)
+    last: Count | None = Field(None, description="so many, up to the last", json_schema_extra=IN_KEY_IF_GIVEN)
+    spread: Count | None = Field(
+        None, description="so many, evenly from the first to the last", json_schema_extra=IN_KEY_IF_GIVEN
+    )
+    decoder: Count | None = Field(
+        None, description="seq2seq: so many of the decoder's, chosen likewise; default: as many as of the encoder's",
+        json_schema_extra=IN_KEY_IF_GIVEN,
+    )  # fmt: skip
+
+    ffn: Count | None = Field(
+        None, description="units kept inside each feed-forward part: those with the largest weights; default: all",
+        json_schema_extra=IN_KEY_IF_GIVEN,
+    )  # fmt: skip
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Self:
+        if sum(way is not None for way in (self.layers, self.first, self.last, self.spread)) != 1:
+            raise ValueError("give exactly one of layers, first, last, spread")
+        if self.decoder is not None and self.layers is not None:
+            raise ValueError("decoder goes with first, last or spread")
+        return self
+
+    @field_validator("layers")
+    @classmethod
+    def _layers_rise(cls, layers: tuple[int, ...] | None) -> tuple[int, ...] | None:
+        if layers is not None and list(layers) != sorted(set(layers)):
+            raise ValueError("the layer indices must rise, each once")
+        return layers
+
+    def of(self, depth: int, side: str = "encoder") -> tuple[int, ...]:
+        """The indices, of a teacher of so many layers; `side` is `decoder` for those of a decoder beside an encoder.
+
+        Raises:
+            InputError: it has not so many.
+        """
+        if side == "decoder" and self.decoder is not None:
+            way = "first" if self.first else "last" if self.last else "spread"
+            return FromTeacher.model_validate({way: self.decoder}).of(depth)
+        most = self.layers[-1] + 1 if self.layers else self.first or self.last or self.spread or 0
+        if most > depth:
+            key = "layers" if self.layers else "first" if self.first else "last" if self.last else "spread"
+            what = f"layer {most - 1} does not exist" if self.layers else f"{most} are more than there are"
+            raise InputError(f"student.from_teacher.{key}: {what}; the teacher has layers 0..{depth - 1}")
+        if self.layers:
+            return self.layers
+        if self.spread:
+            return spread(depth, self.spread)
+        return tuple(range(self.first) if self.first else range(depth - (self.last or 0), depth))
+
+    def __str__(self) -> str:
+        """In words."""
+        if self.layers:
+            found = f"layers {', '.join(map(str, self.layers))}"
+        elif self.spread:
+            found = f"{self.spread} layers, spread evenly,"
+        else:
+            found = f"the first {self.first} layers" if self.first else f"the last {self.last} layers"
+        return found if self.ffn is None else f"{found} with {self.ffn} feed-forward units"
+
+
+class FromConfig(Section):
+    """Build the architecture of `model` with random weights."""
+
+    model: str = Field(min_length=1)
+    revision: str | None = None
+    overrides: dict[str, int | float | str | bool] = Field({}, description="configuration values to change")
+
+
+class Student(Section):
+    """The compact model: exactly one of `model`, `from_teacher`, `from_config`."""
+
+    model: str | None = Field(None, description="a pretrained model: hub id, local folder or package:NAME/path")
+    revision: str | None = None
+    from_teacher: FromTeacher | None = None
+    from_config: FromConfig | None = None
+    tokenizer: Literal["own", "teacher"] = Field(
+        "own", description="causal_lm: take over the teacher's, with its special tokens and chat template"
+    )
+    lora: Lora | None = Field(None, description="null = train all weights")
+    gradient_checkpointing: bool = Field(False, json_schema_extra=NOT_IN_KEY)
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> Self:
+        if sum(origin is not None for origin in (self.model, self.from_teacher, self.from_config)) != 1:
+            raise ValueError("give exactly one of model, from_teacher, from_config")
+        return self

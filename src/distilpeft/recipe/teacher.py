@@ -1,0 +1,105 @@
+"""The recipe's `teacher` and `targets` sections."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from distilpeft.recipe.section import NOT_IN_KEY, Count, Number, Positive, Section
+from distilpeft.recipe.training import Fit, Lora, Optim, Precision
+
+
+class Teacher(Section):
+    """The base model, how it is quantized, and the adapter tuned on top of it."""
+
+    model: str = Field(min_length=1, description="hub id, local folder or package:NAME/path")
+    revision: str | None = None
+    trust_remote_code: bool = Field(
+        False, description="run code that comes with the model; read it first", json_schema_extra=NOT_IN_KEY
+    )
+    quantize: Literal["nf4", "int8", "none"] = "nf4"
+    dtype: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="of weights that are not quantized")
+    lora: Lora | None = Field(Lora(), description="null = tune all weights (only with quantize: none)")
+    gradient_checkpointing: bool = Field(False, json_schema_extra=NOT_IN_KEY)
+    place: Literal["replicated", "sharded", "offloaded"] = Field(
+        "replicated", description="where the tuned teacher is while it gives soft targets: whole in each process, its "
+        "layers in shards over all processes, or its layers in main memory until each is used",
+        json_schema_extra=NOT_IN_KEY,
+    )  # fmt: skip
+    optim: Optim | None = Field(None, description="needed unless fit is null")
+    fit: Fit | None = Field(description="null = the teacher is used as it is, head and all")
+    gate: Literal["stop", "warn"] = Field("stop", description="when the tuned teacher is no better than chance")
+
+    @model_validator(mode="after")
+    def _quantized_weights_need_lora(self) -> Self:
+        if self.fit is None:
+            for name in ("optim", "lora", "gradient_checkpointing"):
+                if name in self.model_fields_set:
+                    raise ValueError(f"fit: null uses the teacher as it is; {name} would do nothing")
+            return self._placed()
+        if self.optim is None:
+            raise ValueError("give optim, or fit: null for a teacher that is used as it is")
+        if self.lora is None and self.quantize != "none":
+            raise ValueError("lora: null tunes all weights, which needs quantize: none")
+        if self.lora is None and self.dtype == "fp16":
+            raise ValueError("dtype fp16 weights cannot be tuned; use fp32 or bf16, or lora")
+        return self._placed()
+
+    def _placed(self) -> Self:
+        if self.place == "sharded" and self.quantize != "none":
+            raise ValueError("place: sharded needs quantize: none; a quantized teacher is replicated or offloaded")
+        return self
+
+    @property
+    def adapter(self) -> Lora | None:
+        """What is tuned beside the base; None of a teacher with all weights tuned, or none."""
+        return None if self.fit is None else self.lora
+
+    @property
+    def precision(self) -> Precision:
+        """In which its quantized weights are multiplied while it is tuned."""
+        return self.fit.precision if self.fit else "auto"
+
+
+class Targets(Section):
+    """The teacher's soft targets: computed once and kept, or computed in every step.
+
+    Classes are kept as all their logits. For tokens `format` says what of a position's distribution is kept.
+    """
+
+    mode: Literal["cached", "online"] = Field("cached", description="online runs the teacher in every step")
+    source: str | None = Field(
+        None, min_length=1, description="folder of soft targets made elsewhere (`distilpeft targets import`)"
+    )
+    format: Literal["auto", "full", "top_k", "sampled"] = Field(
+        "auto", description="causal_lm: full = all logits; top_k = the likeliest ids, the rest as one class; "
+        "sampled = random ids, unbiased; auto chooses by size, and says why"
+    )  # fmt: skip
+    k: Annotated[int, Number, Field(gt=0, lt=2**16)] = Field(16, description="top_k: ids kept of each position")
+    draws: Annotated[int, Number, Field(gt=0, lt=2**16)] = Field(
+        50, description="sampled: draws per position; several of one id are kept as one"
+    )
+    temperatures: tuple[Positive, ...] | None = Field(
+        None, min_length=1, description="causal_lm: temperatures the targets can be used at; default: distil's"
+    )
+    value_bits: Literal[8, 12, 16, 32] | None = Field(
+        None, description="bits of a kept log-probability, 32 = float32; default: 32 for full, else 12"
+    )
+    precision: Precision = "auto"
+    micro_batch_size: Count = Field(64, json_schema_extra=NOT_IN_KEY)
+
+    @model_validator(mode="after")
+    def _only_what_is_read(self) -> Self:
+        given = self.model_fields_set
+        formats = {"k": ("auto", "top_k"), "draws": ("auto", "sampled")}
+        for name in ("source", "format", "k", "draws", "temperatures", "value_bits"):
+            if name in given and self.mode == "online":
+                raise ValueError(f"{name} is for targets on disk, and would do nothing with mode: online")
+            if name in given and name != "source" and self.source is not None:
+                raise ValueError(f"{name} is written in the store that source names, and would do nothing here")
+            if name in given and self.format not in formats.get(name, (self.format,)):
+                raise ValueError(f"{name} is not for format {self.format}, and would do nothing here")
+        if self.temperatures is not None and len(set(self.temperatures)) < len(self.temperatures):
+            raise ValueError("the temperatures must differ from each other")
+        return self
