@@ -4,7 +4,8 @@
     python benchmarks/loss.py --device cuda        # bf16, H = 4,096, rows up to 8,192
     python benchmarks/loss.py --table              # Markdown from the result file, and into docs/losses.md
 
-Arms: `naive` makes both [rows, V] logits and lets autograd do the rest; `ours` is distilpeft.fused; `ours frozen` does
+Arms: `naive` makes both [rows, V] logits and lets autograd do the rest; `ours` is distilpeft.distillation.fused;
+`ours frozen` does
 not train the head; `liger` is the same work as `naive` (its JSD loss at beta 0 is forward KL; a mean over rows, scaled
 here to the same sum; its default chunks of 1,024 rows, not compiled). Every measurement is a process of its own on the
 CPU, where memory is that process's peak above what it held just before; arms take turns in one run, and ratios are
@@ -34,8 +35,8 @@ from numpy.linalg import norm
 from torch import nn
 from torch.nn import functional as F
 
-from distilpeft.fused import Head, linear_distil_sum
-from distilpeft.losses import Loss
+from distilpeft.distillation.fused import Head, linear_distil_sum
+from distilpeft.distillation.losses import Loss
 from distilpeft.machine.host import cpu_name
 
 RESULTS = Path(__file__).parent / "results"

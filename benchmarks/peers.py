@@ -155,7 +155,7 @@ def batches(size: dict[str, int], vocabulary: int, count: int) -> np.ndarray:
 def ours(turns: Turns, folder: Path, ids: np.ndarray, device: str) -> None:
     import torch
 
-    from distilpeft.losses import Loss
+    from distilpeft.distillation.losses import Loss
     from distilpeft.machine.runtime import Runtime
     from distilpeft.parallel import wrap
     from distilpeft.recipe.task import CausalLM

@@ -25,7 +25,7 @@ from unittest import mock
 import page
 import torch
 
-from distilpeft import sparse
+from distilpeft.distillation import sparse
 from distilpeft.machine.artifact import Artifact
 from distilpeft.machine.runtime import Runtime
 from distilpeft.pair import MODEL, load_student

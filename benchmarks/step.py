@@ -29,13 +29,13 @@ import torch
 from accelerate.utils import send_to_device
 
 from distilpeft import models
-from distilpeft.losses import Loss
+from distilpeft.data.sources import resolve
+from distilpeft.distillation.losses import Loss
 from distilpeft.machine.runtime import Runtime, device_name
 from distilpeft.parallel import wrap
 from distilpeft.recipe.student import FromTeacher
 from distilpeft.recipe.task import CausalLM
 from distilpeft.recipe.training import Fit, Optim
-from distilpeft.sources import resolve
 from distilpeft.step import Work, make_optimizer, optimizer_step
 from distilpeft.tasks import causal_lm
 

@@ -26,14 +26,14 @@ import torch
 from accelerate.utils import send_to_device
 from step import MODEL, TASK, finish, load
 
-from distilpeft.codec import Layout
-from distilpeft.fused import vocabulary_of
-from distilpeft.losses import Loss
+from distilpeft.distillation.codec import Layout
+from distilpeft.distillation.fused import vocabulary_of
+from distilpeft.distillation.losses import Loss
+from distilpeft.distillation.sparse import Sparse, describe, keep
+from distilpeft.distillation.store import Contents, SoftTargets, Writer
 from distilpeft.machine.runtime import Runtime
 from distilpeft.parallel import wrap
 from distilpeft.recipe.training import Fit, Optim
-from distilpeft.soft_targets import Contents, SoftTargets, Writer
-from distilpeft.sparse import Sparse, describe, keep
 from distilpeft.step import Work, make_optimizer, optimizer_step
 from distilpeft.tasks import causal_lm
 

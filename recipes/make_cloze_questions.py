@@ -18,8 +18,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from distilpeft.data.sources import resolve
 from distilpeft.errors import InputError
-from distilpeft.sources import resolve
 
 OUT = Path("~/.cache/distilpeft/data/cloze_questions").expanduser()
 WANTED = {"train": ("train", 1600), "validation": ("valid", 200), "test": ("test", 500)}

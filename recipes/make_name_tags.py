@@ -17,8 +17,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from distilpeft.data.sources import resolve
 from distilpeft.errors import InputError
-from distilpeft.sources import resolve
 
 OUT = Path("~/.cache/distilpeft/data/name_tags").expanduser()
 WANTED = {"train": ("train", 8000), "validation": ("valid", 800), "test": ("test", 1600)}

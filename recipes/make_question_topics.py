@@ -13,8 +13,8 @@ import json
 import sys
 from pathlib import Path
 
+from distilpeft.data.sources import resolve
 from distilpeft.errors import InputError
-from distilpeft.sources import resolve
 
 OUT = Path("~/.cache/distilpeft/data/question_topics.jsonl").expanduser()
 KINDS = ("description", "entity", "abbreviation", "person", "number", "place")

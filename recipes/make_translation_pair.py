@@ -21,8 +21,8 @@ import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import MarianConfig, MarianMTModel, PreTrainedTokenizerFast
 
+from distilpeft.data.sources import resolve
 from distilpeft.errors import InputError
-from distilpeft.sources import resolve
 
 ROWS = Path("~/.cache/distilpeft/data/english_spanish").expanduser()
 MODEL = Path("~/.cache/distilpeft/models/english_spanish").expanduser()

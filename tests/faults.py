@@ -32,11 +32,11 @@ import commands
 import inputs
 from cases import Case, Found
 
+from distilpeft.data.sources import resolve
 from distilpeft.errors import InputError
 from distilpeft.machine.artifact import Artifact
 from distilpeft.plan import Plan, make_plan
 from distilpeft.recipe.yaml_file import load_recipe
-from distilpeft.sources import resolve
 
 ROOT = Path(__file__).parents[1]
 STAGES = ("teacher", "targets", "distil", "export")
@@ -322,7 +322,7 @@ class Flips:
 
 KILL_AFTER_SHARDS = """
 import os, signal
-from distilpeft.soft_targets import Writer
+from distilpeft.distillation.store import Writer
 write = Writer.write
 def write_then_stop(self, shard, rows, measured):
     write(self, shard, rows, measured)

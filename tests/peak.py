@@ -14,7 +14,7 @@ import torch
 import transformers
 
 from distilpeft import models
-from distilpeft.losses import Loss, distil_sum
+from distilpeft.distillation.losses import Loss, distil_sum
 from distilpeft.machine.runtime import Runtime
 from distilpeft.memory import Load, Shape
 from distilpeft.parallel import wrap

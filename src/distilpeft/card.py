@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import yaml
 
-from distilpeft.data import data_sources
+from distilpeft.data.reading import data_sources
+from distilpeft.data.sources import Source, license_of, resolve
 from distilpeft.recipe import Recipe
 from distilpeft.recipe.export import FORMS
 from distilpeft.recipe.task import (
@@ -28,7 +29,6 @@ from distilpeft.recipe.task import (
     TokenClassification,
 )
 from distilpeft.snippets import snippet
-from distilpeft.sources import Source, license_of, resolve
 
 LIBRARIES = {"transformers": "transformers", "onnxruntime": "onnx", "openvino": "openvino"}
 

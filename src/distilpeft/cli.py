@@ -60,7 +60,7 @@ def run(
     missing = plan.missing()
     # torchrun's processes go on together: while others are at work here, each for itself might see another state
     if missing or num_launched() > 1 or not (plan.folder / "report.json").is_file():
-        from distilpeft.data import told_skipped
+        from distilpeft.data.reading import told_skipped
         from distilpeft.tasks import read_task_splits
 
         for line in estimate.cautions(plan.recipe):
@@ -378,9 +378,9 @@ def inspect_command(
     """Check every file of a store of soft targets, and print what it holds."""
     from rich.console import Console
 
-    from distilpeft import inspect
+    from distilpeft.distillation import inspect_store
 
-    inspect.show(path, rows, Console())
+    inspect_store.show(path, rows, Console())
 
 
 @targets_app.command("import")

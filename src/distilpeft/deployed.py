@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from distilpeft.data.pictures import FILE, Reader
 from distilpeft.errors import InputError
 from distilpeft.metrics.answer_spans import choose
 from distilpeft.metrics.probabilities import softmax
 from distilpeft.metrics.word_spans import Span, entities, first_tokens, spans_of
-from distilpeft.pictures import FILE, Reader
 from distilpeft.recipe.task import KINDS
 from distilpeft.runners import PIXELS, TransformersRunner, check_files, generate, open_runner, read_manifest
 

@@ -16,7 +16,16 @@ from rich.console import Console
 from rich.table import Table
 
 from distilpeft import __version__
-from distilpeft.data import data_sources, told_skipped
+from distilpeft.data.reading import data_sources, told_skipped
+from distilpeft.data.sources import (
+    Source,
+    known_model,
+    model_config,
+    num_layers,
+    num_parameters,
+    resolve,
+    weight_shapes,
+)
 from distilpeft.machine.host import cpu_has_bf16, gpu_memories, memory_bytes
 from distilpeft.machine.host import num_processes as processes_of
 from distilpeft.memory import BYTES, MARGIN, Load, Machine, Shape, Way, best, settings, variants
@@ -25,7 +34,6 @@ from distilpeft.recipe import Recipe
 from distilpeft.recipe.student import Student
 from distilpeft.recipe.task import CausalLM, QuestionAnswering
 from distilpeft.recipe.training import Fit, Lora
-from distilpeft.sources import Source, known_model, model_config, num_layers, num_parameters, resolve, weight_shapes
 from distilpeft.tasks import read_task_splits
 
 

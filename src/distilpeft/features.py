@@ -17,13 +17,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from distilpeft.distillation.losses import MASKED
+from distilpeft.distillation.projections import PROJECTIONS, carry
 from distilpeft.errors import InputError
-from distilpeft.losses import MASKED
 from distilpeft.models import blocks
 from distilpeft.recipe.distil import Features, HiddenStates, Relations
 
-PROJECTIONS = "feature_projections"
-"""Name under which the student carries them while it is trained; they are no part of what is saved."""
 NAMES = {
     "query": ("query", "q_proj", "q_lin", "query_proj", "q"),
     "key": ("key", "k_proj", "k_lin", "key_proj", "k"),
@@ -159,18 +158,6 @@ class FeatureLoss:
             return flat.index_add_(0, batch["at_N"], torch.ones_like(batch["at_N"], dtype=flat.dtype)).view_as(mask_BS)
         each = mask_BS.float() / mask_BS.sum(-1, keepdim=True)
         return each * (count / len(mask_BS))
-
-
-def carry(student: nn.Module, projections: dict[str, nn.Module]) -> None:
-    """Let the student carry matrices that are trained with it; `drop_projections` takes them off."""
-    device = next(student.parameters()).device
-    setattr(student, PROJECTIONS, nn.ModuleDict(projections).to(device))
-
-
-def drop_projections(student: nn.Module) -> None:
-    """Take off what only training needed."""
-    if hasattr(student, PROJECTIONS):
-        delattr(student, PROJECTIONS)
 
 
 def distance(student_BSW: Tensor, teacher_BSW: Tensor, loss: str) -> Tensor:

@@ -12,7 +12,7 @@ from typing import Any
 import datasets
 import numpy as np
 
-from distilpeft.data import load_parts
+from distilpeft.data.reading import load_parts
 from distilpeft.errors import InputError
 from distilpeft.recipe.data import Data, Split
 from distilpeft.recipe.task import KINDS

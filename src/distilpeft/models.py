@@ -23,13 +23,13 @@ import transformers
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 
-from distilpeft import pictures
+from distilpeft.data import pictures
+from distilpeft.data.sources import Source, gguf_folder, is_gguf
 from distilpeft.errors import InputError
 from distilpeft.machine.files import is_whole, seal_folder
 from distilpeft.recipe.export import FORMS
 from distilpeft.recipe.student import FromTeacher
 from distilpeft.recipe.training import Lora
-from distilpeft.sources import Source, gguf_folder, is_gguf
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 Quantize = Literal["nf4", "int8", "none"]

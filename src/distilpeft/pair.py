@@ -10,6 +10,10 @@ import numpy as np
 import torch
 
 from distilpeft import features, formats, models
+from distilpeft.data.pictures import Reader
+from distilpeft.data.sources import Source, resolve
+from distilpeft.data.vocabulary import Vocabulary, check_same
+from distilpeft.distillation.store import SoftTargets, row_hashes
 from distilpeft.errors import InputError
 from distilpeft.exported import Graph, open_exported
 from distilpeft.machine.artifact import Artifact
@@ -17,14 +21,10 @@ from distilpeft.machine.files import digest_file, digest_json, read_json, write_
 from distilpeft.machine.runtime import Runtime
 from distilpeft.models import Architecture
 from distilpeft.parallel import offload_layers, shard_layers
-from distilpeft.pictures import Reader
 from distilpeft.recipe import Recipe
 from distilpeft.recipe.recipe import result_settings
 from distilpeft.recipe.training import Precision
-from distilpeft.soft_targets import SoftTargets, row_hashes
-from distilpeft.sources import Source, resolve
 from distilpeft.tasks import TaskData, task_module
-from distilpeft.vocabulary import Vocabulary, check_same
 
 MODEL, ADAPTER, HEADS = "model", "adapter", "heads.json"
 OFFSET_POSITIONS = ("roberta", "xlm-roberta", "camembert", "mpnet")

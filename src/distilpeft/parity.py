@@ -22,11 +22,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from distilpeft.data.pictures import Reader
 from distilpeft.deployed import Deployed
 from distilpeft.errors import InputError, machine_fault
 from distilpeft.machine.host import alone
 from distilpeft.metrics.probabilities import divergence, log_softmax
-from distilpeft.pictures import Reader
 from distilpeft.recipe import Recipe
 from distilpeft.recipe.export import FORMS, Limits
 from distilpeft.runners import Runner, TransformersRunner, generate

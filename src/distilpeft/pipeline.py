@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from distilpeft import publish
+from distilpeft.distillation.store import SoftTargets
 from distilpeft.errors import GateError, InputError
 from distilpeft.machine.artifact import Artifact
 from distilpeft.machine.locks import POLL_S, Lock
@@ -35,7 +36,6 @@ from distilpeft.pair import (
 )
 from distilpeft.plan import CE_ONLY, FULL, LAST_STAGES, MAJORITY, MERGED, STUDENT, TEACHER, UNTRAINED, Plan, step_of
 from distilpeft.recipe import Recipe
-from distilpeft.soft_targets import SoftTargets
 from distilpeft.stages import audit, benchmark, bundle, compare, distil, evaluate, export, targets, teacher
 from distilpeft.step import Watch
 from distilpeft.tasks import TaskData

@@ -12,17 +12,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from distilpeft.data import data_sources
-from distilpeft.errors import InputError
-from distilpeft.machine.artifact import Artifact, artifact
-from distilpeft.machine.files import digest_file, digest_json
-from distilpeft.machine.host import machine_name
-from distilpeft.recipe import Recipe
-from distilpeft.recipe.distil import format_fault
-from distilpeft.recipe.recipe import result_settings
-from distilpeft.recipe.training import Lora
-from distilpeft.soft_targets import STORE, read_store
-from distilpeft.sources import (
+from distilpeft.data.reading import data_sources
+from distilpeft.data.sources import (
     Source,
     check_model,
     digest,
@@ -32,7 +23,16 @@ from distilpeft.sources import (
     resolve,
     weight_shapes,
 )
-from distilpeft.vocabulary import Vocabulary, check_same
+from distilpeft.data.vocabulary import Vocabulary, check_same
+from distilpeft.distillation.store import STORE, read_store
+from distilpeft.errors import InputError
+from distilpeft.machine.artifact import Artifact, artifact
+from distilpeft.machine.files import digest_file, digest_json
+from distilpeft.machine.host import machine_name
+from distilpeft.recipe import Recipe
+from distilpeft.recipe.distil import format_fault
+from distilpeft.recipe.recipe import result_settings
+from distilpeft.recipe.training import Lora
 
 FORMAT = 6
 COMPARED = 2

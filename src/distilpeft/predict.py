@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
-from distilpeft.data import chunks
+from distilpeft.data.batches import chunks
 from distilpeft.machine.runtime import Bar, Runtime
 from distilpeft.recipe.training import Precision
 

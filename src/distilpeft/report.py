@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from distilpeft import findings
-from distilpeft.data import told_skipped
+from distilpeft.data.reading import told_skipped
 from distilpeft.errors import InputError
 from distilpeft.machine.files import read_sealed, replace_link, sealed, write_json, write_text
 from distilpeft.machine.locks import Lock

@@ -21,6 +21,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from distilpeft.data.vocabulary import TYPES
 from distilpeft.errors import InputError
 from distilpeft.machine.files import digest_file, read_sealed
 from distilpeft.recipe.export import FORMS
@@ -29,7 +30,6 @@ from distilpeft.recipe.task import KINDS
 MANIFEST = "manifest.json"
 START = "decoder_start_token_id"
 PAST = "past_key_values."
-TYPES = "token_type_ids"
 DECODER = "decoder_input_ids"
 PIXELS = "pixel_values"
 Inputs = Mapping[str, NDArray[Any]]

@@ -10,7 +10,7 @@ from accelerate.utils import send_to_device
 from numpy.typing import NDArray
 from torch import nn
 
-from distilpeft.data import length_order
+from distilpeft.data.batches import length_order
 from distilpeft.machine.runtime import Bar, Runtime
 from distilpeft.pair import Loaded
 from distilpeft.predict import Measure, predict

@@ -31,9 +31,9 @@ from rich.table import Table
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from distilpeft.data import epoch_batches
+from distilpeft.data.batches import epoch_batches
+from distilpeft.distillation.losses import Loss
 from distilpeft.errors import GateError
-from distilpeft.losses import Loss
 from distilpeft.machine.runtime import Runtime
 from distilpeft.recipe.task import CausalLM
 from distilpeft.recipe.training import Fit, Optim

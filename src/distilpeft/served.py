@@ -20,12 +20,12 @@ import numpy as np
 from rich.console import Console
 from rich.progress import track
 
-from distilpeft.codec import RANGE, Kept, Layout, quantized
+from distilpeft.data.sources import model_config
+from distilpeft.distillation.codec import RANGE, Kept, Layout, quantized
+from distilpeft.distillation.store import Contents, Writer, row_hashes, shard_edges
 from distilpeft.errors import InputError
 from distilpeft.plan import Plan
 from distilpeft.recipe.distil import format_fault
-from distilpeft.soft_targets import Contents, Writer, row_hashes, shard_edges
-from distilpeft.sources import model_config
 from distilpeft.tasks import TaskData, Tokens
 
 SUM_TOLERANCE = 1e-3

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from distilpeft import batch_norm
 from distilpeft.checkpoints import Checkpoints
-from distilpeft.data import micro_batches
+from distilpeft.data.batches import micro_batches
 from distilpeft.errors import GateError
 from distilpeft.guards import listed
 from distilpeft.machine.runtime import Runtime

@@ -22,7 +22,7 @@ from torch import nn
 
 from distilpeft import batch_norm
 from distilpeft.checkpoints import Checkpoints
-from distilpeft.data import epoch_batches
+from distilpeft.data.batches import epoch_batches
 from distilpeft.errors import GateError, InputError, is_out_of_memory
 from distilpeft.guards import MOST_SKIPPED, Spikes
 from distilpeft.machine.artifact import LOG

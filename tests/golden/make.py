@@ -46,7 +46,7 @@ UNTIMED = ("benchmark", "bundle")
 
 def plans() -> dict[str, dict[str, str]]:
     """Recipe → step → artifact key, as if every model and every data set came from the hub."""
-    from distilpeft import sources
+    from distilpeft.data import sources
     from distilpeft.machine import host
     from distilpeft.plan import make_plan
     from distilpeft.recipe.yaml_file import load_recipe

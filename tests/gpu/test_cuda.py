@@ -44,8 +44,8 @@ def test_a_language_model_is_distilled_on_the_gpu(tmp_path):
 
 
 def test_the_fused_loss_is_the_eager_one_in_bf16_and_takes_a_fraction_of_its_memory():
-    from distilpeft.fused import Head, linear_distil_sum
-    from distilpeft.losses import Loss
+    from distilpeft.distillation.fused import Head, linear_distil_sum
+    from distilpeft.distillation.losses import Loss
 
     torch.manual_seed(0)
     rows, hidden, vocabulary = 4096, 512, 64_000

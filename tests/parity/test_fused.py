@@ -15,9 +15,9 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from unit.test_losses import KINDS, NAMES, reference
 
-from distilpeft import fused
-from distilpeft.fused import Head, Running, linear_distil_sum, linear_scores, rows_per_chunk, vocabulary_of
-from distilpeft.losses import Loss
+from distilpeft.distillation import fused
+from distilpeft.distillation.fused import Head, Running, linear_distil_sum, linear_scores, rows_per_chunk, vocabulary_of
+from distilpeft.distillation.losses import Loss
 from distilpeft.recipe.distil import Divergence
 
 N, H, V, TEACHER_H = 23, 16, 61, 24

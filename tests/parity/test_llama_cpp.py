@@ -15,8 +15,8 @@ from parity import test_gguf_export as tiny
 from transformers import AutoTokenizer, MistralConfig, Qwen2Config, Qwen3Config
 
 from distilpeft import models
+from distilpeft.data.sources import resolve
 from distilpeft.models import Architecture
-from distilpeft.sources import resolve
 from distilpeft.tasks import causal_lm
 
 PACKAGES = ["node-llama-cpp@3.22.1", "@node-llama-cpp/linux-x64@3.22.1"]

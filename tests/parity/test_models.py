@@ -13,11 +13,11 @@ from safetensors.torch import save_file
 from torch.nn import functional as F
 
 from distilpeft import models
+from distilpeft.data.sources import Source
 from distilpeft.errors import InputError
 from distilpeft.models import Architecture
 from distilpeft.recipe.student import FromTeacher
 from distilpeft.recipe.training import Lora
-from distilpeft.sources import Source
 
 ARCHITECTURE = Architecture("AutoModelForSequenceClassification", "SEQ_CLS", {"num_labels": 3}, train_heads=True)
 LORA = Lora(rank=4, alpha=8)

@@ -31,7 +31,7 @@ EVERY_ID = (
     "--set",
     "targets.value_bits=32",
 )
-SMALL_SHARDS = "import distilpeft.soft_targets as s\ns.SHARD_TOKENS = 600\n"
+SMALL_SHARDS = "import distilpeft.distillation.store as s\ns.SHARD_TOKENS = 600\n"
 
 
 def workspace(folder: Path, **changes: object) -> Path:

@@ -19,11 +19,11 @@ import torch
 from cases import Found
 from safetensors.torch import load_file, save_file
 
+from distilpeft.distillation.store import SoftTargets
 from distilpeft.machine.artifact import MANIFEST
 from distilpeft.machine.files import digest_file, read_sealed, sealed
 from distilpeft.plan import make_plan
 from distilpeft.recipe.yaml_file import load_recipe
-from distilpeft.soft_targets import SoftTargets
 
 
 def told(found: Found) -> str:

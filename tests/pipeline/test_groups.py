@@ -13,7 +13,7 @@ import pytest
 import tiny
 
 from distilpeft import findings
-from distilpeft.data import read_splits
+from distilpeft.data.reading import read_splits
 from distilpeft.plan import make_plan
 from distilpeft.recipe.yaml_file import load_recipe
 

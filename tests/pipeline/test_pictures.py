@@ -104,7 +104,7 @@ def test_a_teacher_of_other_sizes_sees_the_same_view():
     """The same random numbers: mirrored or not, and moved by the same share of its own height and width."""
     import numpy as np
 
-    from distilpeft.pictures import varied
+    from distilpeft.data.pictures import varied
 
     large = np.arange(3 * 32 * 32, dtype=np.int64).reshape(3, 32, 32)
     small = large[:, ::2, ::2]

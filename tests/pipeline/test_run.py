@@ -194,9 +194,9 @@ def test_online_targets_teach_the_same_student_as_cached_ones(finished):
 
 def test_cached_targets_are_the_tuned_teachers_logits_row_by_row(finished):
     """Trap 21: and not those of its base."""
+    from distilpeft.distillation.store import SoftTargets
     from distilpeft.machine.runtime import Runtime
     from distilpeft.pair import load_teacher
-    from distilpeft.soft_targets import SoftTargets
     from distilpeft.tasks import read_task_splits
 
     plan = plan_of(finished)

@@ -14,11 +14,11 @@ import torch
 import yaml
 
 from distilpeft import cli
+from distilpeft.distillation.store import SoftTargets
 from distilpeft.machine.runtime import Runtime
 from distilpeft.pair import load_teacher, teacher_source, tokenizer_digest
 from distilpeft.plan import make_plan
 from distilpeft.recipe.yaml_file import load_recipe
-from distilpeft.soft_targets import SoftTargets
 from distilpeft.tasks import TaskData
 
 K = 6

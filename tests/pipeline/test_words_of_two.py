@@ -14,11 +14,11 @@ import tiny_tasks
 from transformers import BertForTokenClassification
 
 from distilpeft import models
+from distilpeft.distillation.store import SoftTargets
 from distilpeft.machine.runtime import Runtime
 from distilpeft.pair import architecture, load_teacher, teacher_source, tokenizer_digest
 from distilpeft.plan import make_plan
 from distilpeft.recipe.yaml_file import load_recipe
-from distilpeft.soft_targets import SoftTargets
 from distilpeft.tasks import TaskData, token_classification
 
 

@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from distilpeft import batch_norm
-from distilpeft.data import epoch_batches
+from distilpeft.data.batches import epoch_batches
 from distilpeft.errors import InputError
 from distilpeft.machine.runtime import Runtime
 

@@ -18,7 +18,7 @@ import torch
 import worker
 from torch.nn import functional as F
 
-from distilpeft.data import epoch_batches
+from distilpeft.data.batches import epoch_batches
 
 WORKER = Path(__file__).parent / "worker.py"
 LR = {"sgd": 0.05, "adamw": 0.001}

@@ -15,7 +15,7 @@ import numpy as np
 import tiny
 import torch
 
-from distilpeft.losses import Loss, distil_sum
+from distilpeft.distillation.losses import Loss, distil_sum
 from distilpeft.machine.runtime import Runtime
 from distilpeft.recipe.training import Fit, Optim
 from distilpeft.step import Work

@@ -10,8 +10,8 @@ import torch
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, GPT2Config, OPTConfig
 
+from distilpeft.distillation.losses import Loss
 from distilpeft.errors import GateError, InputError
-from distilpeft.losses import Loss
 from distilpeft.recipe.task import CausalLM
 from distilpeft.tasks import causal_lm, usable
 

@@ -10,7 +10,8 @@ import datasets
 import numpy as np
 import pytest
 
-from distilpeft.data import chunks, data_sources, duplicates, epoch_batches, length_order, micro_batches, read_splits
+from distilpeft.data.batches import chunks, epoch_batches, length_order, micro_batches
+from distilpeft.data.reading import data_sources, duplicates, read_splits
 from distilpeft.errors import InputError
 from distilpeft.recipe.data import Data
 

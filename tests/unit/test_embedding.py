@@ -10,7 +10,7 @@ from scipy import stats
 from sklearn.neighbors import NearestNeighbors
 from transformers import BertModel
 
-from distilpeft.losses import Loss
+from distilpeft.distillation.losses import Loss
 from distilpeft.recipe.task import Embedding
 from distilpeft.tasks import embedding as task_
 

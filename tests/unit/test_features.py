@@ -9,8 +9,9 @@ import tiny
 import torch
 from torch import nn
 
+from distilpeft.distillation.projections import drop_projections
 from distilpeft.errors import InputError
-from distilpeft.features import FeatureLoss, attention_part, check, drop_projections, layer_map
+from distilpeft.features import FeatureLoss, attention_part, check, layer_map
 from distilpeft.recipe.distil import Features, HiddenStates, Relations
 
 TEXTS = ["good film", "the dull actor of the scene and the music", "fine", "a story"]

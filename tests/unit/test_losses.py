@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
-from distilpeft.losses import DIVERGENCES, Loss, distil_sum, value_and_grad
+from distilpeft.distillation.losses import DIVERGENCES, Loss, distil_sum, value_and_grad
 from distilpeft.recipe.distil import Distil, Divergence
 
 KINDS = [

@@ -12,8 +12,8 @@ import torch
 from sklearn import metrics as sk
 from torch.nn.functional import binary_cross_entropy_with_logits as bce
 
+from distilpeft.distillation.losses import Loss
 from distilpeft.errors import InputError
-from distilpeft.losses import Loss
 from distilpeft.recipe.task import MultiLabelClassification
 from distilpeft.tasks import multi_label_classification as task_
 from distilpeft.tasks import usable

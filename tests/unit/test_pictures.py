@@ -12,7 +12,7 @@ from PIL import Image
 from transformers.models.convnext.image_processing_pil_convnext import ConvNextImageProcessorPil
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
-from distilpeft import pictures
+from distilpeft.data import pictures
 from distilpeft.errors import InputError
 from distilpeft.recipe.task import ImageClassification
 from distilpeft.snippets import snippet

@@ -9,8 +9,8 @@ import tiny
 import torch
 from torch.nn.functional import cross_entropy, kl_div
 
+from distilpeft.distillation.losses import Loss
 from distilpeft.errors import InputError
-from distilpeft.losses import Loss
 from distilpeft.recipe.task import QuestionAnswering
 from distilpeft.tasks import Tokens, usable
 from distilpeft.tasks import question_answering as task_

@@ -12,10 +12,10 @@ import torch
 from scipy import stats
 from sklearn import metrics as sk
 
+from distilpeft.distillation.losses import Loss
+from distilpeft.distillation.store import row_hashes
 from distilpeft.errors import InputError
-from distilpeft.losses import Loss
 from distilpeft.recipe.task import Regression
-from distilpeft.soft_targets import row_hashes
 from distilpeft.tasks import regression as task_
 from distilpeft.tasks import usable
 

@@ -16,14 +16,14 @@ from sacrebleu.metrics import BLEU, CHRF
 from tiny_tasks import encoder_decoder
 from torch.nn import functional as F
 
+from distilpeft.distillation.losses import Loss
+from distilpeft.distillation.store import row_hashes
 from distilpeft.errors import GateError, InputError
-from distilpeft.losses import Loss
 from distilpeft.models import Architecture, head_modules, keep_layers
 from distilpeft.recipe.evaluate import Generate
 from distilpeft.recipe.student import FromTeacher
 from distilpeft.recipe.task import Seq2Seq
 from distilpeft.runners import TransformersRunner, write_rows
-from distilpeft.soft_targets import row_hashes
 from distilpeft.tasks import Tokens, usable
 from distilpeft.tasks import seq2seq as task_
 

@@ -12,9 +12,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distilpeft.codec import RANGE, Kept, Layout, pack, quantized, unpack
-from distilpeft.errors import InputError
-from distilpeft.soft_targets import (
+from distilpeft.distillation.codec import RANGE, Kept, Layout, pack, quantized, unpack
+from distilpeft.distillation.sparse import keep
+from distilpeft.distillation.store import (
     BEGUN,
     POSITIONS,
     ROWS,
@@ -25,7 +25,7 @@ from distilpeft.soft_targets import (
     row_hashes,
     shard_edges,
 )
-from distilpeft.sparse import keep
+from distilpeft.errors import InputError
 from distilpeft.tasks import language_rows, text_rows
 
 V = 40
@@ -249,10 +249,10 @@ def test_a_shorter_or_missing_shard_is_named(tmp_path):
 def test_shards_hold_about_as_many_tokens_and_bytes_as_they_may(monkeypatch):
     tokens, size = np.full(50, 4000), np.full(50, 100.0)
     assert shard_edges(tokens, size) == [*range(0, 50, 4), 50]
-    monkeypatch.setattr("distilpeft.soft_targets.SHARD_BYTES", 250)
+    monkeypatch.setattr("distilpeft.distillation.store.SHARD_BYTES", 250)
     assert shard_edges(tokens, size) == [*range(0, 50, 2), 50]
     assert shard_edges(np.array([99_999, 1]), np.array([1e12, 1e12])) == [0, 1, 2]
-    monkeypatch.setattr("distilpeft.soft_targets.NUM_SHARDS", 2)
+    monkeypatch.setattr("distilpeft.distillation.store.NUM_SHARDS", 2)
     assert len(shard_edges(np.full(50, 4000), np.zeros(50))) - 1 <= 3
 
 

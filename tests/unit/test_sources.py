@@ -8,8 +8,7 @@ import struct
 
 import pytest
 
-from distilpeft.errors import InputError
-from distilpeft.sources import (
+from distilpeft.data.sources import (
     Source,
     check_model,
     digest,
@@ -21,6 +20,7 @@ from distilpeft.sources import (
     resolve,
     weight_shapes,
 )
+from distilpeft.errors import InputError
 
 
 def framed(header: bytes) -> bytes:

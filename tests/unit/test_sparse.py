@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from distilpeft.codec import Layout
-from distilpeft.fused import Head, linear_distil_sum
-from distilpeft.losses import DIVERGENCES, Loss, distil_sum, value_and_grad
+from distilpeft.distillation.codec import Layout
+from distilpeft.distillation.fused import Head, linear_distil_sum
+from distilpeft.distillation.losses import DIVERGENCES, Loss, distil_sum, value_and_grad
+from distilpeft.distillation.sparse import Sparse, keep, sparse_value_and_grad
 from distilpeft.recipe.distil import Divergence
-from distilpeft.sparse import Sparse, keep, sparse_value_and_grad
 
 N, V, K = 24, 31, 5
 KINDS = [kind for kind in DIVERGENCES if kind != "logit_mse"]

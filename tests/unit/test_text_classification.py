@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tiny
 
-from distilpeft.data import duplicates, read_splits
+from distilpeft.data.reading import duplicates, read_splits
 from distilpeft.errors import InputError
 from distilpeft.recipe.data import Data
 from distilpeft.recipe.task import TextClassification

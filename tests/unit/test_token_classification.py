@@ -14,8 +14,8 @@ import torch
 from sklearn import metrics as sk
 from torch.nn.functional import cross_entropy, kl_div
 
+from distilpeft.distillation.losses import Loss
 from distilpeft.errors import InputError
-from distilpeft.losses import Loss
 from distilpeft.metrics import classification as classifier
 from distilpeft.metrics.significance import Added
 from distilpeft.recipe.task import TokenClassification

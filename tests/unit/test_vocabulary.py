@@ -12,8 +12,8 @@ import tiny_lm
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from distilpeft.data.vocabulary import Vocabulary, check_same
 from distilpeft.errors import InputError
-from distilpeft.vocabulary import Vocabulary, check_same
 
 WORDS = {"<eos>": 0, "a": 1, "b": 2, "c": 3, "d": 4}
 
@@ -33,7 +33,7 @@ def test_a_saved_tokenizer_reads_the_same_without_transformers(tmp_path, make):
 def test_reading_a_folder_imports_neither_torch_nor_transformers(tmp_path):
     tiny_lm.tokenizer().save_pretrained(str(tmp_path))
     code = (
-        "import sys; from pathlib import Path; from distilpeft.vocabulary import Vocabulary\n"
+        "import sys; from pathlib import Path; from distilpeft.data.vocabulary import Vocabulary\n"
         f"found = Vocabulary.of_folder('x', Path({str(tmp_path)!r}))\n"
         "print(len(found.tokens), 'torch' in sys.modules, 'transformers' in sys.modules)"
     )

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
+from distilpeft.data.vocabulary import TYPES
 from distilpeft.recipe import Recipe
-from distilpeft.runners import TYPES
 
 
 @dataclass(frozen=True)

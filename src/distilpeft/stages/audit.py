@@ -18,15 +18,15 @@ import torch
 from accelerate.utils import send_to_device
 from torch import Tensor
 
-from distilpeft.codec import Layout
-from distilpeft.data import chunks
-from distilpeft.fused import even_chunks, rows_per_chunk, soft_value_and_grad
-from distilpeft.losses import Loss
+from distilpeft.data.batches import chunks
+from distilpeft.distillation.codec import Layout
+from distilpeft.distillation.fused import even_chunks, rows_per_chunk, soft_value_and_grad
+from distilpeft.distillation.losses import Loss
+from distilpeft.distillation.sparse import Sparse, keep, keep_drawn_often
 from distilpeft.machine.runtime import Runtime
 from distilpeft.pair import Loaded
 from distilpeft.recipe import Recipe
 from distilpeft.recipe.distil import format_fault
-from distilpeft.sparse import Sparse, keep, keep_drawn_often
 from distilpeft.tasks import TaskData
 
 MAX_POSITIONS = 1024

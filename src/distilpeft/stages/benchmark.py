@@ -14,11 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distilpeft import timing
+from distilpeft.data.sources import Source
 from distilpeft.machine.runtime import Runtime
 from distilpeft.pair import MODEL, load_reader, teacher_source, tokenizer_digest, tokenizer_source
 from distilpeft.recipe import Recipe
 from distilpeft.runners import PIXELS
-from distilpeft.sources import Source
 from distilpeft.tasks import TaskData
 
 MOST_ROWS, MOST_PICTURES = 512, 64

@@ -13,15 +13,16 @@ import torch
 from torch import Tensor, nn
 
 from distilpeft import models
-from distilpeft.features import FeatureLoss, drop_projections
-from distilpeft.losses import Loss
+from distilpeft.distillation.losses import Loss
+from distilpeft.distillation.projections import drop_projections
+from distilpeft.distillation.sparse import Sparse
+from distilpeft.distillation.store import SoftTargets
+from distilpeft.features import FeatureLoss
 from distilpeft.machine.artifact import Artifact
 from distilpeft.machine.runtime import Runtime
 from distilpeft.pair import MODEL, load_teacher, new_student, open_targets, save_student
 from distilpeft.recipe import Recipe
 from distilpeft.scoring import Soft, soft_of, soft_of_rows, validator
-from distilpeft.soft_targets import SoftTargets
-from distilpeft.sparse import Sparse
 from distilpeft.step import Watch, Work
 from distilpeft.tasks import TaskData
 from distilpeft.tracking import tracked

@@ -13,7 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from distilpeft.data import chunks
+from distilpeft.data.batches import chunks
+from distilpeft.data.pictures import Reader
+from distilpeft.data.vocabulary import TYPES
 from distilpeft.errors import GateError, InputError
 from distilpeft.formats import WRITERS
 from distilpeft.formats.onnx_int8 import Candidate, candidates
@@ -24,11 +26,10 @@ from distilpeft.machine.runtime import Runtime
 from distilpeft.models import head_modules
 from distilpeft.pair import MODEL, Loaded, architecture, load_student, save_tokenizer
 from distilpeft.parity import Gate, Verdict
-from distilpeft.pictures import Reader
 from distilpeft.recipe import Recipe
 from distilpeft.recipe.export import FORMS
 from distilpeft.recipe.task import Embedding, QuestionAnswering, Seq2Seq
-from distilpeft.runners import MANIFEST, START, TYPES, Inputs, open_onnx
+from distilpeft.runners import MANIFEST, START, Inputs, open_onnx
 from distilpeft.tasks import TaskData, inputs_of, seq2seq
 
 CALIBRATION_BATCH = 8

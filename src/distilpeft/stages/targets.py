@@ -14,18 +14,18 @@ from accelerate.utils import send_to_device
 from numpy.typing import NDArray
 from torch import Tensor
 
-from distilpeft.codec import Kept, Layout
-from distilpeft.data import chunks, length_order
+from distilpeft.data.batches import chunks, length_order
+from distilpeft.distillation.codec import Kept, Layout
+from distilpeft.distillation.fused import Running, even_chunks, rows_per_chunk
+from distilpeft.distillation.losses import MASKED
+from distilpeft.distillation.sparse import describe, keep
+from distilpeft.distillation.store import Contents, Writer, row_hashes, shard_edges
 from distilpeft.errors import GateError
-from distilpeft.fused import Running, even_chunks, rows_per_chunk
-from distilpeft.losses import MASKED
 from distilpeft.machine.artifact import Artifact
 from distilpeft.machine.runtime import Bar, Runtime
 from distilpeft.pair import Loaded, binding, load_teacher
 from distilpeft.recipe import Recipe
 from distilpeft.recipe.distil import format_fault
-from distilpeft.soft_targets import Contents, Writer, row_hashes, shard_edges
-from distilpeft.sparse import describe, keep
 from distilpeft.tasks import TaskData, Tokens
 
 FULL_BYTES = 1 << 30

@@ -13,8 +13,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from distilpeft import models
+from distilpeft.distillation.losses import Loss
 from distilpeft.errors import GateError
-from distilpeft.losses import Loss
 from distilpeft.machine.artifact import Artifact
 from distilpeft.machine.runtime import Runtime
 from distilpeft.pair import load_reader, new_teacher, save_teacher, teacher_source, tokenizer_digest

@@ -17,8 +17,8 @@ import datasets
 import numpy as np
 from numpy.typing import NDArray
 
-from distilpeft.data import duplicates, read_splits
-from distilpeft.data import origin as data_origin
+from distilpeft.data.reading import duplicates, read_splits
+from distilpeft.data.reading import origin as data_origin
 from distilpeft.errors import InputError
 from distilpeft.machine.files import SUMS, digest_json, is_whole, seal_folder
 from distilpeft.recipe import Recipe

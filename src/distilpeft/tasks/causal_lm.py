@@ -45,8 +45,8 @@ from distilpeft.tasks.next_tokens import (
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from distilpeft.fused import Running, Soft
-    from distilpeft.losses import Loss
+    from distilpeft.distillation.fused import Running, Soft
+    from distilpeft.distillation.losses import Loss
 
 __all__ = [  # the rows' part of what every task has, and that of all language models
     "BINS",

@@ -27,7 +27,7 @@ from distilpeft.tasks.text_rows import texts
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from distilpeft.losses import Loss
+    from distilpeft.distillation.losses import Loss
 
 __all__ = ["num_positions", "texts"]  # the rows' part of what every task has
 AUTO_CLASS = "AutoModel"
@@ -106,7 +106,7 @@ def attach(task: Embedding, student: Any, width: int) -> None:
     """Give the student a learned matrix into the teacher's space, if that is wider or narrower, or if asked for."""
     from torch import nn
 
-    from distilpeft.features import carry
+    from distilpeft.distillation.projections import carry
 
     own = bare(student).config.get_text_config().hidden_size
     if own != width or task.project:
@@ -130,7 +130,7 @@ def loss_sum(model: Any, batch: dict[str, Any], loss: Loss, soft: Tensor | None)
     """1 less the cosine to the teacher's vectors, or the squared distance (mean over units); summed over rows."""
     from torch.nn import functional as F
 
-    from distilpeft.features import PROJECTIONS
+    from distilpeft.distillation.projections import PROJECTIONS
 
     del loss
     assert soft is not None, "without labels there is nothing else to learn from"

@@ -14,7 +14,7 @@ from typing import Any
 import datasets
 import numpy as np
 
-from distilpeft import pictures
+from distilpeft.data import pictures
 from distilpeft.errors import InputError
 from distilpeft.recipe.task import ImageClassification
 from distilpeft.tasks import text_rows

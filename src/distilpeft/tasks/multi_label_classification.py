@@ -25,7 +25,7 @@ from distilpeft.tasks.text_rows import texts
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from distilpeft.losses import Loss
+    from distilpeft.distillation.losses import Loss
 
 __all__ = ["num_positions", "texts"]  # the rows' part of what every task has
 AUTO_CLASS = "AutoModelForSequenceClassification"
@@ -140,7 +140,7 @@ def vocabulary(task: MultiLabelClassification, teacher: Any, max_tokens: int) ->
 
 def loss_sum(model: nn.Module, batch: dict[str, Any], loss: Loss, soft: Tensor | None) -> Tensor:
     """The loss summed over decisions."""
-    from distilpeft.losses import distil_sum
+    from distilpeft.distillation.losses import distil_sum
 
     known = None if soft is None else _no_yes(soft)
     return distil_sum(_no_yes(measured(model, batch)), batch["labels_N"].reshape(-1), known, loss)

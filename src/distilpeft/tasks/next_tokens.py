@@ -17,8 +17,8 @@ from distilpeft.errors import GateError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from distilpeft.fused import Head, Running, Soft
-    from distilpeft.losses import Loss
+    from distilpeft.distillation.fused import Head, Running, Soft
+    from distilpeft.distillation.losses import Loss
 
 BINS = 15  # of confidence; as for classes
 VALUES = ("tokens", "nats", "right", "bytes", "kl", "agree", *(f"gap_{i}" for i in range(BINS)))
@@ -56,7 +56,7 @@ def find_head(model: Any, hidden: Tensor, expected: Tensor) -> None:
     Raises:
         GateError: its logits are not a shifted, scaled and capped linear function of the last hidden state.
     """
-    from distilpeft.fused import Head
+    from distilpeft.distillation.fused import Head
 
     raw, found = model.get_output_embeddings()(hidden), []
     for shape in _shapes(model, model.config.get_text_config(decoder=True)):
@@ -94,7 +94,7 @@ def _head(make: type[Head], model: Any, shape: Shape) -> Head:
 
 def head_of(model: Any) -> Head:
     """The model's head, as `find_head` has found it."""
-    from distilpeft.fused import Head
+    from distilpeft.distillation.fused import Head
 
     own = bare(model)
     return _head(Head, own, own.logit_shape)
@@ -102,14 +102,14 @@ def head_of(model: Any) -> Head:
 
 def running(states_NH: Tensor, model: Any) -> Running:
     """What a frozen teacher knows of a batch: its hidden states at the targets, and its head."""
-    from distilpeft.fused import Running
+    from distilpeft.distillation.fused import Running
 
     return Running(states_NH, head_of(model))
 
 
 def vocabulary(task: Any, teacher: Any, max_tokens: int) -> int:
     """Numbers in a soft target: the logits of the teacher's head."""
-    from distilpeft.fused import vocabulary_of
+    from distilpeft.distillation.fused import vocabulary_of
 
     del task, max_tokens
     return vocabulary_of(head_of(teacher))
@@ -122,7 +122,7 @@ def num_positions(rows: Any) -> NDArray[np.int64]:
 
 def taught(states_NH: Tensor, model: Any, batch: dict[str, Any], loss: Loss, soft: Soft | None) -> Tensor:
     """The loss summed over targets, from the hidden states there; logits are never held at once."""
-    from distilpeft.fused import linear_distil_sum
+    from distilpeft.distillation.fused import linear_distil_sum
 
     return linear_distil_sum(states_NH, head_of(model), batch["labels_N"], soft, loss)
 
@@ -131,7 +131,7 @@ def measured(states_NH: Tensor, model: Any, batch: dict[str, Any], soft: Running
     """Sums over each row's targets, [B, K] in the order of `VALUES`; kl and agree are 0 without a teacher."""
     import torch
 
-    from distilpeft.fused import linear_scores
+    from distilpeft.distillation.fused import linear_scores
 
     found = linear_scores(states_NH, head_of(model), batch["labels_N"], soft)
     num_rows = len(batch["num_bytes_B"])

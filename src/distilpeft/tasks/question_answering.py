@@ -19,16 +19,17 @@ import datasets
 import numpy as np
 from numpy.typing import NDArray
 
+from distilpeft.data.vocabulary import TYPES
 from distilpeft.errors import InputError
 from distilpeft.metrics.answer_spans import Span, choose, exact, f1
 from distilpeft.recipe.task import QuestionAnswering
-from distilpeft.runners import TYPES, logits_of
+from distilpeft.runners import logits_of
 from distilpeft.tasks import text_rows
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from distilpeft.losses import Loss
+    from distilpeft.distillation.losses import Loss
 
 AUTO_CLASS = "AutoModelForQuestionAnswering"
 PEFT_TASK = "QUESTION_ANS"
@@ -227,7 +228,7 @@ def vocabulary(task: QuestionAnswering, teacher: Any, max_tokens: int) -> int:
 
 def loss_sum(model: nn.Module, batch: dict[str, Any], loss: Loss, soft: Tensor | None) -> Tensor:
     """The loss summed over starts and ends."""
-    from distilpeft.losses import distil_sum
+    from distilpeft.distillation.losses import distil_sum
 
     return distil_sum(place_logits(model, batch), batch["labels_N"], soft, loss)
 

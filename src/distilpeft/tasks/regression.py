@@ -25,7 +25,7 @@ from distilpeft.tasks.text_rows import texts
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from distilpeft.losses import Loss
+    from distilpeft.distillation.losses import Loss
 
 __all__ = ["num_positions", "texts"]  # the rows' part of what every task has
 AUTO_CLASS = "AutoModelForSequenceClassification"
@@ -120,7 +120,7 @@ def vocabulary(task: Regression, teacher: Any, max_tokens: int) -> int:
 
 def loss_sum(model: nn.Module, batch: dict[str, Any], loss: Loss, soft: Tensor | None) -> Tensor:
     """The loss summed over rows."""
-    from distilpeft.losses import squared_sum
+    from distilpeft.distillation.losses import squared_sum
 
     known = None if soft is None else soft.squeeze(-1)
     return squared_sum(measured(model, batch).squeeze(-1), batch["labels_N"], known, loss)

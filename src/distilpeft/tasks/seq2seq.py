@@ -49,8 +49,8 @@ from distilpeft.tasks.next_tokens import scores as scores_of
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from distilpeft.fused import Running, Soft
-    from distilpeft.losses import Loss
+    from distilpeft.distillation.fused import Running, Soft
+    from distilpeft.distillation.losses import Loss
 
 __all__ = [  # what all language models share
     "added",

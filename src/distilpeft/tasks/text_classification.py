@@ -23,7 +23,7 @@ from distilpeft.tasks.text_rows import one_each as num_positions
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from distilpeft.losses import Loss
+    from distilpeft.distillation.losses import Loss
 
 __all__ = ["num_positions", "texts"]  # the rows' part of what every task has
 AUTO_CLASS = "AutoModelForSequenceClassification"
@@ -118,7 +118,7 @@ def vocabulary(task: TextClassification, teacher: Any, max_tokens: int) -> int:
 
 def loss_sum(model: nn.Module, batch: dict[str, Any], loss: Loss, soft: Tensor | None) -> Tensor:
     """The loss summed over rows."""
-    from distilpeft.losses import distil_sum
+    from distilpeft.distillation.losses import distil_sum
 
     return distil_sum(measured(model, batch), batch["labels_N"], soft, loss)
 

@@ -12,9 +12,9 @@ import datasets
 import numpy as np
 from numpy.typing import NDArray
 
+from distilpeft.data.vocabulary import TYPES
 from distilpeft.errors import InputError
 from distilpeft.recipe.task import Embedding, Texts
-from distilpeft.runners import TYPES
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

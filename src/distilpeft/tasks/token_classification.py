@@ -23,7 +23,7 @@ from distilpeft.tasks import text_rows
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from distilpeft.losses import Loss
+    from distilpeft.distillation.losses import Loss
 
 AUTO_CLASS = "AutoModelForTokenClassification"
 PEFT_TASK = "TOKEN_CLS"
@@ -162,7 +162,7 @@ def vocabulary(task: TokenClassification, teacher: Any, max_tokens: int) -> int:
 
 def loss_sum(model: nn.Module, batch: dict[str, Any], loss: Loss, soft: Tensor | None) -> Tensor:
     """The loss summed over words."""
-    from distilpeft.losses import distil_sum
+    from distilpeft.distillation.losses import distil_sum
 
     return distil_sum(word_logits(model, batch), batch["labels_N"], soft, loss)
 

@@ -26,7 +26,7 @@ import datasets
 import numpy as np
 from numpy.typing import NDArray
 
-from distilpeft.codec import Bytes, Kept, Layout
+from distilpeft.distillation.codec import Bytes, Kept, Layout
 from distilpeft.errors import InputError
 from distilpeft.machine.files import digest_file, digest_json, fsync, read_json, read_sealed, sealed, write_json
 

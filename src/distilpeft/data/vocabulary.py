@@ -165,3 +165,6 @@ def _default(template: Any) -> str | None:
 
 def _excerpt(text: str, at: int) -> str:
     return repr(text[at : at + EXCERPT]) if text else "none at all"
+
+
+TYPES = "token_type_ids"

@@ -21,8 +21,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from distilpeft.losses import Both, Loss, value_and_grad
-from distilpeft.sparse import Sparse, sparse_value_and_grad
+from distilpeft.distillation.losses import Both, Loss, value_and_grad
+from distilpeft.distillation.sparse import Sparse, sparse_value_and_grad
 
 CHUNK_BYTES = {"cpu": 600 << 20, "cuda": 1 << 30}
 """Bytes that a chunk's logits, the student's and the teacher's, may take; fewer read the head's weights more often."""

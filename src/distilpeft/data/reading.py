@@ -10,10 +10,9 @@ from __future__ import annotations
 import codecs
 import json
 import logging
-import math
 import re
 import shutil
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,18 +20,17 @@ import datasets
 import numpy as np
 from numpy.typing import NDArray
 
+from distilpeft.data.sources import DATA_SUFFIXES, Source, resolve
 from distilpeft.errors import InputError, machine_fault
 from distilpeft.machine.files import SUMS, digest_file, digest_json, is_whole, seal_folder
 from distilpeft.machine.host import cache_folder
 from distilpeft.machine.locks import Lock
 from distilpeft.recipe.data import Data
-from distilpeft.sources import DATA_SUFFIXES, Source, resolve
 
 VERSION = datasets.__version__  # another one may read a file otherwise
 SPLITS = ("train", "validation", "test")
 RowCheck = Callable[[datasets.Dataset, NDArray[np.int64], str], datasets.Dataset]
 """Called with rows, their 1-based numbers in the source, and the source's name; gives those to use, or InputError."""
-MEGABATCH = 50  # batches among which rows of like length are grouped; 50 leaves plenty of randomness
 
 
 def data_sources(data: Data) -> dict[str, Source]:
@@ -271,44 +269,3 @@ def _sliced(data: Data, parts: dict[str, datasets.Dataset]) -> dict[str, dataset
         name: datasets.concatenate_datasets([parts[s.splitname].select(range(s.from_, s.to)) for s in spans[name]])
         for name in SPLITS
     }
-
-
-def epoch_batches(lengths_N: NDArray[np.int32], batch_size: int, seed: int, epoch: int) -> list[NDArray[np.int64]]:
-    """The global batches of one epoch: row ids, every row once, rows of like length together.
-
-    A pure function of its arguments. Rows are shuffled, cut into groups of `MEGABATCH` batches, sorted by length
-    inside a group and cut into batches, whose order is shuffled again. The last batch may be smaller.
-    """
-    rng = np.random.default_rng([seed, epoch])
-    order = rng.permutation(len(lengths_N))
-    batches: list[NDArray[np.int64]] = []
-    for start in range(0, len(order), batch_size * MEGABATCH):
-        group = order[start : start + batch_size * MEGABATCH]
-        group = group[np.argsort(lengths_N[group], kind="stable")]
-        batches += [group[i : i + batch_size] for i in range(0, len(group), batch_size)]
-    return [batches[i] for i in rng.permutation(len(batches))]
-
-
-def micro_batches(
-    batch: NDArray[np.int64], micro_batch_size: int, process: int, num_processes: int
-) -> list[NDArray[np.int64]]:
-    """This process's share of a global batch, cut into micro-batches: equally many in every process, some maybe empty.
-
-    Equally many, because shards are gathered, and statistics summed, by all processes together in each of them.
-    Processes take every n-th row, so that rows of like length, and with them the work, are spread evenly.
-    """
-    mine = batch[process::num_processes]
-    count = math.ceil(math.ceil(len(batch) / num_processes) / micro_batch_size)
-    return [mine[i * micro_batch_size : (i + 1) * micro_batch_size] for i in range(count)]
-
-
-def length_order(lengths_N: NDArray[np.int32], start: int, stop: int) -> NDArray[np.int64]:
-    """Row ids start..stop-1, longest first (so that running out of memory shows at once)."""
-    ids = np.arange(start, stop)
-    return ids[np.argsort(-lengths_N[start:stop], kind="stable")]
-
-
-def chunks(ids: NDArray[np.int64], size: int) -> Iterator[NDArray[np.int64]]:
-    """Cut row ids into pieces of `size`."""
-    for start in range(0, len(ids), size):
-        yield ids[start : start + size]

@@ -23,8 +23,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from distilpeft.codec import RANGE, Kept, Layout, quantized
-from distilpeft.losses import DIVERGENCES, MASKED, Both, Loss, cross_entropy, log_softmax, scaled
+from distilpeft.distillation.codec import RANGE, Kept, Layout, quantized
+from distilpeft.distillation.losses import DIVERGENCES, MASKED, Both, Loss, cross_entropy, log_softmax, scaled
 
 TAIL_ROUNDING = 1e-6
 """A tail of the teacher below this is float32's rounding of 1 - sum(kept): none."""

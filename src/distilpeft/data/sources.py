@@ -185,7 +185,7 @@ def model_config(source: Source) -> dict[str, Any] | None:
 
 def known_model(source: Source) -> tuple[dict[str, Any], dict[str, tuple[int, ...]]] | None:
     """Configuration and weight shapes of a hub model as published, for planning; None if it is not among the known."""
-    listed = json.loads((Path(__file__).parent / "known.json").read_text(encoding="utf-8"))
+    listed = json.loads((Path(__file__).parent / "known_models.json").read_text(encoding="utf-8"))
     config: dict[str, Any] | None = listed.get(source.name) if source.path is None else None
     if config is None:
         return None

@@ -10,9 +10,9 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from distilpeft.data.sources import model_folder, resolve
+from distilpeft.distillation.store import STORE, SoftTargets
 from distilpeft.errors import InputError
-from distilpeft.soft_targets import STORE, SoftTargets
-from distilpeft.sources import model_folder, resolve
 
 SHOWN_IDS = 6
 

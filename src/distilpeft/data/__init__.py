@@ -1,0 +1,1 @@
+"""Sources, rows, their order, pictures and token ids."""

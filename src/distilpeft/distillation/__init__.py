@@ -1,0 +1,1 @@
+"""The loss, and soft targets as tensors, bytes and files."""
