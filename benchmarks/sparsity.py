@@ -34,7 +34,7 @@ from distilpeft.plan import make_plan
 from distilpeft.recipe.yaml_file import load_recipe
 from distilpeft.scoring import measure_with, soft_of, values_of
 from distilpeft.stages import distil
-from distilpeft.tasks import TaskData
+from distilpeft.tasks.rows import TaskData
 
 HERE = Path(__file__).parent
 RESULT, PAGE = HERE / "results" / "sparsity.json", HERE.parent / "docs" / "soft-targets.md"

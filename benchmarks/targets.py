@@ -35,7 +35,7 @@ from distilpeft.machine.runtime import Runtime
 from distilpeft.parallel import wrap
 from distilpeft.recipe.training import Fit, Optim
 from distilpeft.step import Work, make_optimizer, optimizer_step
-from distilpeft.tasks import causal_lm
+from distilpeft.tasks.language import causal_lm
 
 RESULT = Path(__file__).parent / "results" / "targets_{}.json"
 PAGE = Path(__file__).parent.parent / "docs" / "soft-targets.md"

@@ -21,7 +21,7 @@ from distilpeft.parallel import wrap
 from distilpeft.recipe.task import CausalLM
 from distilpeft.recipe.training import Fit, Lora, Optim
 from distilpeft.step import Work, make_optimizer, optimizer_step
-from distilpeft.tasks import causal_lm
+from distilpeft.tasks.language import causal_lm
 
 ROWS, TOKENS = 8, 256
 

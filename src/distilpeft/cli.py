@@ -61,7 +61,7 @@ def run(
     # torchrun's processes go on together: while others are at work here, each for itself might see another state
     if missing or num_launched() > 1 or not (plan.folder / "report.json").is_file():
         from distilpeft.data.reading import told_skipped
-        from distilpeft.tasks import read_task_splits
+        from distilpeft.tasks.rows import read_task_splits
 
         for line in estimate.cautions(plan.recipe):
             console.print(line, highlight=False)

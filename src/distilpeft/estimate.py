@@ -34,7 +34,7 @@ from distilpeft.recipe import Recipe
 from distilpeft.recipe.student import Student
 from distilpeft.recipe.task import CausalLM, QuestionAnswering
 from distilpeft.recipe.training import Fit, Lora
-from distilpeft.tasks import read_task_splits
+from distilpeft.tasks.rows import read_task_splits
 
 
 @dataclass(frozen=True)

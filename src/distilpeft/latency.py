@@ -28,7 +28,7 @@ from distilpeft.recipe import Recipe
 from distilpeft.recipe.yaml_file import with_benchmark
 from distilpeft.runners import MANIFEST, read_manifest
 from distilpeft.stages import benchmark
-from distilpeft.tasks import TaskData
+from distilpeft.tasks.rows import TaskData
 from distilpeft.timing import Subject
 
 NUM_TEXTS, FILLER_ROWS, WIDE = 512, 64, 120

@@ -24,7 +24,7 @@ from distilpeft.parallel import offload_layers, shard_layers
 from distilpeft.recipe import Recipe
 from distilpeft.recipe.recipe import result_settings
 from distilpeft.recipe.training import Precision
-from distilpeft.tasks import TaskData, task_module
+from distilpeft.tasks.rows import TaskData, task_module
 
 MODEL, ADAPTER, HEADS = "model", "adapter", "heads.json"
 OFFSET_POSITIONS = ("roberta", "xlm-roberta", "camembert", "mpnet")

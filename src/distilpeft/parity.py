@@ -30,7 +30,7 @@ from distilpeft.metrics.probabilities import divergence, log_softmax
 from distilpeft.recipe import Recipe
 from distilpeft.recipe.export import FORMS, Limits
 from distilpeft.runners import Runner, TransformersRunner, generate
-from distilpeft.tasks import TaskData, Tokens, inputs_of
+from distilpeft.tasks.rows import TaskData, Tokens, inputs_of
 
 UNRANKED = ("values", "vectors")
 """What answers can be that have no likeliest class."""

@@ -38,7 +38,7 @@ from distilpeft.plan import CE_ONLY, FULL, LAST_STAGES, MAJORITY, MERGED, STUDEN
 from distilpeft.recipe import Recipe
 from distilpeft.stages import audit, benchmark, bundle, compare, distil, evaluate, export, targets, teacher
 from distilpeft.step import Watch
-from distilpeft.tasks import TaskData
+from distilpeft.tasks.rows import TaskData
 from distilpeft.timing import summary
 
 

@@ -26,6 +26,7 @@ from distilpeft.errors import InputError
 from distilpeft.machine.files import digest_file, read_sealed
 from distilpeft.recipe.export import FORMS
 from distilpeft.recipe.task import KINDS
+from distilpeft.tasks.outputs import logits_of, pooled
 
 MANIFEST = "manifest.json"
 START = "decoder_start_token_id"
@@ -227,23 +228,6 @@ class TransformersRunner:
         if pooling is not None:
             return pooled(found.last_hidden_state, tensors["attention_mask"], pooling).float().cpu().numpy(), None
         return logits_of(found).float().cpu().numpy(), getattr(found, "past_key_values", None)
-
-
-def pooled(states_BSD: Any, mask_BS: Any, pooling: str) -> Any:
-    """A vector [B, D] for each row: the mean of its hidden states, or the first."""
-    if pooling == "first":
-        return states_BSD[:, 0]
-    mask_BS1 = mask_BS[..., None].to(states_BSD.dtype)
-    return (states_BSD * mask_BS1).sum(1) / mask_BS1.sum(1)
-
-
-def logits_of(found: Any) -> Any:
-    """A transformers model's logits; those of a start and an end of an answer as [B, 2, S]."""
-    if "start_logits" not in found:
-        return found.logits
-    import torch
-
-    return torch.stack([found.start_logits, found.end_logits], dim=1)
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from distilpeft.pair import Loaded
 from distilpeft.predict import Measure, predict
 from distilpeft.recipe import Recipe
 from distilpeft.recipe.training import Precision
-from distilpeft.tasks import TaskData, Tokens
+from distilpeft.tasks.rows import TaskData, Tokens
 
 Soft = Callable[[dict[str, Any]], Any]
 """Batch on the device → what the teacher knows of it, in the task's form."""

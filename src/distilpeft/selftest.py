@@ -38,7 +38,7 @@ from distilpeft.machine.runtime import Runtime
 from distilpeft.recipe.task import CausalLM
 from distilpeft.recipe.training import Fit, Optim
 from distilpeft.step import Work
-from distilpeft.tasks import causal_lm
+from distilpeft.tasks.language import causal_lm
 from distilpeft.train import train
 
 TOLERANCE = 1e-5

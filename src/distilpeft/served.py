@@ -26,7 +26,7 @@ from distilpeft.distillation.store import Contents, Writer, row_hashes, shard_ed
 from distilpeft.errors import InputError
 from distilpeft.plan import Plan
 from distilpeft.recipe.distil import format_fault
-from distilpeft.tasks import TaskData, Tokens
+from distilpeft.tasks.rows import TaskData, Tokens
 
 SUM_TOLERANCE = 1e-3
 """Servers round: kept probabilities may sum to this much over 1, and are then scaled down."""

@@ -205,7 +205,7 @@ def run(points: Sequence[Point], console: Console, jobs: int = 1) -> int:
 
 def _compute(points: Sequence[Point], console: Console, jobs: int) -> dict[str, str]:
     """Make what is missing; returns the points that their figures have stopped, and why."""
-    from distilpeft.tasks import read_task_splits
+    from distilpeft.tasks.rows import read_task_splits
 
     read_task_splits(points[0].plan.recipe)  # bad rows are found here, before torch is even imported
     stopped: dict[Path, GateError] = {}

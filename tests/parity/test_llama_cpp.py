@@ -17,7 +17,7 @@ from transformers import AutoTokenizer, MistralConfig, Qwen2Config, Qwen3Config
 from distilpeft import models
 from distilpeft.data.sources import resolve
 from distilpeft.models import Architecture
-from distilpeft.tasks import causal_lm
+from distilpeft.tasks.language import causal_lm
 
 PACKAGES = ["node-llama-cpp@3.22.1", "@node-llama-cpp/linux-x64@3.22.1"]
 SCRIPT = Path(__file__).with_name("llama_cpp.mjs")

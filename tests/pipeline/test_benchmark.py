@@ -21,7 +21,7 @@ from distilpeft.plan import make_plan, step_of
 from distilpeft.recipe.yaml_file import load_recipe
 from distilpeft.runners import TransformersRunner
 from distilpeft.stages import benchmark
-from distilpeft.tasks import TaskData
+from distilpeft.tasks.rows import TaskData
 from distilpeft.timed import Timed, peak_bytes, resident_bytes
 
 SEEDS = ("--set", "evaluate.seeds=[3,5]")

@@ -83,7 +83,7 @@ def test_the_report_judges_every_model_by_nats_and_its_distance_from_the_teacher
 
 def test_the_figures_are_those_of_transformers_alone_over_the_exported_model(finished):
     """Trap 25: document by document, unpadded, with plain log-softmax."""
-    from distilpeft.tasks import read_task_splits
+    from distilpeft.tasks.rows import read_task_splits
 
     folder = str(finished.parent / "runs/tinylm/student")
     model, tokenizer = AutoModelForCausalLM.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
@@ -109,7 +109,7 @@ def test_the_figures_are_those_of_transformers_alone_over_the_exported_model(fin
 def test_the_distance_from_the_teacher_is_that_of_whole_logits(finished):
     from distilpeft.machine.runtime import Runtime
     from distilpeft.pair import load_teacher
-    from distilpeft.tasks import read_task_splits
+    from distilpeft.tasks.rows import read_task_splits
 
     plan = make_plan(load_recipe(finished), finished.parent / "runs")
     teacher = load_teacher(Runtime(), plan.recipe, plan.artifacts["teacher"].path, "fp32")

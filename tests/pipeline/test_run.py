@@ -75,7 +75,7 @@ def test_scores_are_what_a_plain_count_over_the_exported_model_gives(finished):
     """Trap 25: the figures of the report against transformers alone, row by row."""
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-    from distilpeft.tasks import read_task_splits
+    from distilpeft.tasks.rows import read_task_splits
 
     rows = read_task_splits(load_recipe(finished))[0]["test"]
     folder = finished.parent / "runs/tiny/student"
@@ -197,7 +197,7 @@ def test_cached_targets_are_the_tuned_teachers_logits_row_by_row(finished):
     from distilpeft.distillation.store import SoftTargets
     from distilpeft.machine.runtime import Runtime
     from distilpeft.pair import load_teacher
-    from distilpeft.tasks import read_task_splits
+    from distilpeft.tasks.rows import read_task_splits
 
     plan = plan_of(finished)
     stored = SoftTargets(plan.artifacts["targets"].path).lookup(np.arange(120)).values
@@ -284,7 +284,7 @@ def test_targets_of_another_teacher_are_refused_by_the_stage_itself(finished, tm
     from distilpeft.machine.artifact import Artifact
     from distilpeft.machine.runtime import Runtime
     from distilpeft.stages import distil
-    from distilpeft.tasks import TaskData
+    from distilpeft.tasks.rows import TaskData
 
     plan = plan_of(finished)
     teacher = plan.artifacts["teacher"]

@@ -19,7 +19,7 @@ from distilpeft.machine.runtime import Runtime
 from distilpeft.pair import load_teacher, teacher_source, tokenizer_digest
 from distilpeft.plan import make_plan
 from distilpeft.recipe.yaml_file import load_recipe
-from distilpeft.tasks import TaskData
+from distilpeft.tasks.rows import TaskData
 
 K = 6
 

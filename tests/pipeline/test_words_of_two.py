@@ -19,7 +19,8 @@ from distilpeft.machine.runtime import Runtime
 from distilpeft.pair import architecture, load_teacher, teacher_source, tokenizer_digest
 from distilpeft.plan import make_plan
 from distilpeft.recipe.yaml_file import load_recipe
-from distilpeft.tasks import TaskData, token_classification
+from distilpeft.tasks import token_classification
+from distilpeft.tasks.rows import TaskData
 
 
 def workspace(folder: Path, **changes: object) -> Path:

@@ -10,7 +10,7 @@ import torch
 from rich.console import Console
 
 from distilpeft import cli, selftest
-from distilpeft.tasks import causal_lm
+from distilpeft.tasks.language import causal_lm
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -13,7 +13,8 @@ from transformers import AutoModelForCausalLM, GPT2Config, OPTConfig
 from distilpeft.distillation.losses import Loss
 from distilpeft.errors import GateError, InputError
 from distilpeft.recipe.task import CausalLM
-from distilpeft.tasks import causal_lm, usable
+from distilpeft.tasks.language import causal_lm
+from distilpeft.tasks.rows import usable
 
 PAIRS = CausalLM(kind="causal_lm", prompt="prompt", completion="completion")
 CHAT = CausalLM(kind="causal_lm", messages="messages")

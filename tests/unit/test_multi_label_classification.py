@@ -16,7 +16,7 @@ from distilpeft.distillation.losses import Loss
 from distilpeft.errors import InputError
 from distilpeft.recipe.task import MultiLabelClassification
 from distilpeft.tasks import multi_label_classification as task_
-from distilpeft.tasks import usable
+from distilpeft.tasks.rows import usable
 
 NAMES = ("praise", "blame", "music")
 TASK = MultiLabelClassification(kind="multi_label_classification", text="text", label="moods", labels=NAMES)

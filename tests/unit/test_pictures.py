@@ -17,7 +17,7 @@ from distilpeft.errors import InputError
 from distilpeft.recipe.task import ImageClassification
 from distilpeft.snippets import snippet
 from distilpeft.tasks import image_classification as task_
-from distilpeft.tasks import usable
+from distilpeft.tasks.rows import usable
 
 RNG = np.random.default_rng(3)
 TASK = ImageClassification(kind="image_classification", image="image", label="kind", labels=("cat", "dog"))

@@ -12,8 +12,8 @@ from torch.nn.functional import cross_entropy, kl_div
 from distilpeft.distillation.losses import Loss
 from distilpeft.errors import InputError
 from distilpeft.recipe.task import QuestionAnswering
-from distilpeft.tasks import Tokens, usable
 from distilpeft.tasks import question_answering as task_
+from distilpeft.tasks.rows import Tokens, usable
 
 TASK = QuestionAnswering(
     kind="question_answering", question="question", context="context", answers="answers", stride=2, longest_answer=3

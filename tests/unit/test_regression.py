@@ -17,7 +17,7 @@ from distilpeft.distillation.store import row_hashes
 from distilpeft.errors import InputError
 from distilpeft.recipe.task import Regression
 from distilpeft.tasks import regression as task_
-from distilpeft.tasks import usable
+from distilpeft.tasks.rows import usable
 
 TASK = Regression(kind="regression", text="text", label="mood")
 RNG = np.random.default_rng(4)

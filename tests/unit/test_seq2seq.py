@@ -24,8 +24,8 @@ from distilpeft.recipe.evaluate import Generate
 from distilpeft.recipe.student import FromTeacher
 from distilpeft.recipe.task import Seq2Seq
 from distilpeft.runners import TransformersRunner, write_rows
-from distilpeft.tasks import Tokens, usable
-from distilpeft.tasks import seq2seq as task_
+from distilpeft.tasks.language import seq2seq as task_
+from distilpeft.tasks.rows import Tokens, usable
 
 TASK = Seq2Seq(kind="seq2seq", source="a", target="b")
 PAIRS = [("good film", "a great story"), ("the dull actor of the scene", "music"), ("fine", "the bad script and film")]

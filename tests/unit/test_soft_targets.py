@@ -26,7 +26,8 @@ from distilpeft.distillation.store import (
     shard_edges,
 )
 from distilpeft.errors import InputError
-from distilpeft.tasks import language_rows, text_rows
+from distilpeft.tasks import text_rows
+from distilpeft.tasks.language import rows as language_rows
 
 V = 40
 POSITIONS_R = np.array([3, 0, 5, 1, 4, 2])

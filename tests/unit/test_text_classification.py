@@ -12,7 +12,7 @@ from distilpeft.errors import InputError
 from distilpeft.recipe.data import Data
 from distilpeft.recipe.task import TextClassification
 from distilpeft.tasks import text_classification as module
-from distilpeft.tasks import usable
+from distilpeft.tasks.rows import usable
 from distilpeft.tasks.text_classification import class_ids, collate, encode, features, model_options
 from distilpeft.tasks.text_rows import class_id, texts
 

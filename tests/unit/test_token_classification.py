@@ -19,8 +19,8 @@ from distilpeft.errors import InputError
 from distilpeft.metrics import classification as classifier
 from distilpeft.metrics.significance import Added
 from distilpeft.recipe.task import TokenClassification
-from distilpeft.tasks import Tokens, usable
 from distilpeft.tasks import token_classification as task_
+from distilpeft.tasks.rows import Tokens, usable
 
 NAMES = ("O", "B-MOOD", "I-MOOD")
 TASK = TokenClassification(kind="token_classification", words="words", tags="tags", labels=NAMES)

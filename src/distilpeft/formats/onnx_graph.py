@@ -21,7 +21,8 @@ from transformers import DynamicCache
 
 from distilpeft.errors import InputError
 from distilpeft.formats.quiet import quiet
-from distilpeft.runners import DECODER, PAST, PIXELS, logits_of, pooled
+from distilpeft.runners import DECODER, PAST, PIXELS
+from distilpeft.tasks.outputs import logits_of, pooled
 
 EXTERNAL_BYTES = 1_500_000_000
 """A graph whose weights are larger keeps them in a file beside it: protobuf files end at 2 GB."""

@@ -27,7 +27,7 @@ from distilpeft.machine.runtime import Runtime
 from distilpeft.pair import Loaded
 from distilpeft.recipe import Recipe
 from distilpeft.recipe.distil import format_fault
-from distilpeft.tasks import TaskData
+from distilpeft.tasks.rows import TaskData
 
 MAX_POSITIONS = 1024
 DRAWS = 8

@@ -19,7 +19,7 @@ from distilpeft.machine.runtime import Runtime
 from distilpeft.pair import MODEL, load_reader, teacher_source, tokenizer_digest, tokenizer_source
 from distilpeft.recipe import Recipe
 from distilpeft.runners import PIXELS
-from distilpeft.tasks import TaskData
+from distilpeft.tasks.rows import TaskData
 
 MOST_ROWS, MOST_PICTURES = 512, 64
 TWINS = {"student_ce_only": "student"}

@@ -15,7 +15,7 @@ from distilpeft.machine.artifact import Artifact
 from distilpeft.metrics import significance
 from distilpeft.pair import load_reader, tokenizer_digest, tokenizer_source
 from distilpeft.recipe import Recipe
-from distilpeft.tasks import TaskData
+from distilpeft.tasks.rows import TaskData
 
 ROWS, VALUES = "rows.npz", "values.npy"
 TEACHER = "teacher"

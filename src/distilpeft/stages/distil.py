@@ -24,7 +24,7 @@ from distilpeft.pair import MODEL, load_teacher, new_student, open_targets, save
 from distilpeft.recipe import Recipe
 from distilpeft.scoring import Soft, soft_of, soft_of_rows, validator
 from distilpeft.step import Watch, Work
-from distilpeft.tasks import TaskData
+from distilpeft.tasks.rows import TaskData
 from distilpeft.tracking import tracked
 from distilpeft.train import train
 

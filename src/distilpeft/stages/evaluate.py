@@ -17,7 +17,7 @@ from distilpeft.machine.runtime import Runtime
 from distilpeft.pair import Loaded, load_reader, teacher_source, tokenizer_digest
 from distilpeft.recipe import Recipe
 from distilpeft.scoring import measure_with, soft_of, soft_of_rows, values_of
-from distilpeft.tasks import Part, TaskData, Tokens
+from distilpeft.tasks.rows import Part, TaskData, Tokens
 
 VALUES = "values.npy"
 SPEAKERS = ("teacher", "student")

@@ -30,7 +30,8 @@ from distilpeft.recipe import Recipe
 from distilpeft.recipe.export import FORMS
 from distilpeft.recipe.task import Embedding, QuestionAnswering, Seq2Seq
 from distilpeft.runners import MANIFEST, START, Inputs, open_onnx
-from distilpeft.tasks import TaskData, inputs_of, seq2seq
+from distilpeft.tasks.language import seq2seq
+from distilpeft.tasks.rows import TaskData, inputs_of
 
 CALIBRATION_BATCH = 8
 

@@ -26,7 +26,7 @@ from distilpeft.machine.runtime import Bar, Runtime
 from distilpeft.pair import Loaded, binding, load_teacher
 from distilpeft.recipe import Recipe
 from distilpeft.recipe.distil import format_fault
-from distilpeft.tasks import TaskData, Tokens
+from distilpeft.tasks.rows import TaskData, Tokens
 
 FULL_BYTES = 1 << 30
 """What `format: auto` may spend on all logits of tokens."""

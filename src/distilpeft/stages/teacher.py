@@ -22,7 +22,7 @@ from distilpeft.recipe import Recipe
 from distilpeft.recipe.task import LOWER_IS_BETTER
 from distilpeft.scoring import validator
 from distilpeft.step import Work
-from distilpeft.tasks import TaskData, Tokens
+from distilpeft.tasks.rows import TaskData, Tokens
 from distilpeft.tracking import tracked
 from distilpeft.train import train
 

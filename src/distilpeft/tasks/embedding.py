@@ -18,9 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distilpeft.recipe.task import Embedding
-from distilpeft.runners import pooled
 from distilpeft.tasks import text_rows
-from distilpeft.tasks.next_tokens import bare
+from distilpeft.tasks.language.next_tokens import bare
+from distilpeft.tasks.outputs import pooled
 from distilpeft.tasks.text_rows import one_each as num_positions
 from distilpeft.tasks.text_rows import texts
 

@@ -23,8 +23,8 @@ from distilpeft.data.vocabulary import TYPES
 from distilpeft.errors import InputError
 from distilpeft.metrics.answer_spans import Span, choose, exact, f1
 from distilpeft.recipe.task import QuestionAnswering
-from distilpeft.runners import logits_of
 from distilpeft.tasks import text_rows
+from distilpeft.tasks.outputs import logits_of
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

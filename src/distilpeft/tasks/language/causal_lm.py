@@ -18,8 +18,7 @@ from numpy.typing import NDArray
 
 from distilpeft.errors import GateError
 from distilpeft.recipe.task import CausalLM
-from distilpeft.tasks.language_rows import check_columns, encode, faults, features, texts
-from distilpeft.tasks.next_tokens import (
+from distilpeft.tasks.language.next_tokens import (
     BINS,
     PROBE_TOLERANCE,
     VALUES,
@@ -41,6 +40,7 @@ from distilpeft.tasks.next_tokens import (
     taught,
     vocabulary,
 )
+from distilpeft.tasks.language.rows import check_columns, encode, faults, features, texts
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -24,7 +24,7 @@ from distilpeft.errors import GateError
 from distilpeft.recipe.evaluate import Generate
 from distilpeft.recipe.task import ROUGE, Seq2Seq
 from distilpeft.tasks import text_rows
-from distilpeft.tasks.next_tokens import (
+from distilpeft.tasks.language.next_tokens import (
     VALUES,
     Values,
     added,
@@ -44,7 +44,7 @@ from distilpeft.tasks.next_tokens import (
     taught,
     vocabulary,
 )
-from distilpeft.tasks.next_tokens import scores as scores_of
+from distilpeft.tasks.language.next_tokens import scores as scores_of
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
