@@ -157,7 +157,7 @@ def ours(turns: Turns, folder: Path, ids: np.ndarray, device: str) -> None:
 
     from distilpeft.distillation.losses import Loss
     from distilpeft.machine.runtime import Runtime
-    from distilpeft.parallel import wrap
+    from distilpeft.models.parallel import wrap
     from distilpeft.recipe.task import CausalLM
     from distilpeft.recipe.training import Fit, Optim
     from distilpeft.step import Work, make_optimizer, optimizer_step

@@ -28,7 +28,8 @@ import torch
 from distilpeft.distillation import sparse
 from distilpeft.machine.artifact import Artifact
 from distilpeft.machine.runtime import Runtime
-from distilpeft.pair import MODEL, load_student
+from distilpeft.models.pair import MODEL
+from distilpeft.models.student import load_student
 from distilpeft.pipeline import Steps
 from distilpeft.plan import make_plan
 from distilpeft.recipe.yaml_file import load_recipe

@@ -28,11 +28,11 @@ import page
 import torch
 from accelerate.utils import send_to_device
 
-from distilpeft import models
 from distilpeft.data.sources import resolve
 from distilpeft.distillation.losses import Loss
 from distilpeft.machine.runtime import Runtime, device_name
-from distilpeft.parallel import wrap
+from distilpeft.models import cutting, loading
+from distilpeft.models.parallel import wrap
 from distilpeft.recipe.student import FromTeacher
 from distilpeft.recipe.task import CausalLM
 from distilpeft.recipe.training import Fit, Optim
@@ -50,17 +50,17 @@ LOSS = Loss(alpha=0.9, temperature=2.0)
 def load(runtime: Runtime) -> tuple[Any, Any, Any]:
     """Teacher in nf4, student in float32, tokenizer."""
     source = resolve(MODEL, "model")
-    tokenizer = models.load_tokenizer(source)
-    architecture = models.Architecture(causal_lm.AUTO_CLASS, causal_lm.PEFT_TASK, {}, train_heads=False)
+    tokenizer = loading.load_tokenizer(source)
+    architecture = loading.Architecture(causal_lm.AUTO_CLASS, causal_lm.PEFT_TASK, {}, train_heads=False)
     found = []
     for quantize in ("nf4", "none"):
-        model, _ = models.load_base(
+        model, _ = loading.load_base(
             source, architecture, quantize=quantize, dtype="fp32", device=runtime.device,
             compute_dtype=runtime.compute_dtype("auto"), pad_token_id=tokenizer.pad_token_id,
         )  # fmt: skip
         found.append(model)
     teacher, student = found
-    models.keep_layers(student, FromTeacher(layers=LAYERS))
+    cutting.keep_layers(student, FromTeacher(layers=LAYERS))
     for model in (teacher, student):
         causal_lm.prepare(TASK, model)
     return teacher.requires_grad_(False).eval(), student.train(), tokenizer

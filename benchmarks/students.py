@@ -71,7 +71,7 @@ def run(recipe: Path, seed: int, settings: list[str], runs: Path) -> dict[str, A
 
 def right(plan: Any, values: np.ndarray) -> list[int]:
     """Which test rows are right, as 0 and 1."""
-    from distilpeft.pair import load_reader, teacher_source, tokenizer_digest
+    from distilpeft.models.pair import load_reader, teacher_source, tokenizer_digest
     from distilpeft.tasks.rows import TaskData
 
     data = TaskData(plan.recipe, plan.data_digest, plan.folder / "cache")

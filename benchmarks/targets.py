@@ -32,7 +32,7 @@ from distilpeft.distillation.losses import Loss
 from distilpeft.distillation.sparse import Sparse, describe, keep
 from distilpeft.distillation.store import Contents, SoftTargets, Writer
 from distilpeft.machine.runtime import Runtime
-from distilpeft.parallel import wrap
+from distilpeft.models.parallel import wrap
 from distilpeft.recipe.training import Fit, Optim
 from distilpeft.step import Work, make_optimizer, optimizer_step
 from distilpeft.tasks.language import causal_lm

@@ -13,11 +13,11 @@ import numpy as np
 import torch
 import transformers
 
-from distilpeft import models
 from distilpeft.distillation.losses import Loss, distil_sum
 from distilpeft.machine.runtime import Runtime
 from distilpeft.memory import Load, Shape
-from distilpeft.parallel import wrap
+from distilpeft.models import loading, lora
+from distilpeft.models.parallel import wrap
 from distilpeft.recipe.task import CausalLM
 from distilpeft.recipe.training import Fit, Lora, Optim
 from distilpeft.step import Work, make_optimizer, optimizer_step
@@ -86,8 +86,8 @@ def main(kind: str, out: Path) -> None:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     adapter = Lora(rank=8, alpha=16, dropout=0.05) if kind == "half-adapter" else None
     if adapter is not None:
-        language_model = models.Architecture(causal_lm.AUTO_CLASS, causal_lm.PEFT_TASK, {}, train_heads=False)
-        model = models.add_lora(model, adapter, language_model, ["lm_head"], "teacher.lora")
+        language_model = loading.Architecture(causal_lm.AUTO_CLASS, causal_lm.PEFT_TASK, {}, train_heads=False)
+        model = lora.add_lora(model, adapter, language_model, ["lm_head"], "teacher.lora")
     if language:
         causal_lm.prepare(CausalLM(kind="causal_lm", text="text"), model)
     optim = Optim(lr=1e-4)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers import GenerationConfig
 
-from distilpeft.models import load_exported
+from distilpeft.models.loading import load_exported
 from distilpeft.recipe.export import FORMS
 from distilpeft.runners import GraphRunner, open_runner, read_manifest, write_rows
 

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from distilpeft.distillation.losses import MASKED
 from distilpeft.distillation.projections import PROJECTIONS, carry
 from distilpeft.errors import InputError
-from distilpeft.models import blocks
+from distilpeft.models.weights import blocks
 from distilpeft.recipe.distil import Features, HiddenStates, Relations
 
 NAMES = {

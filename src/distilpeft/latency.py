@@ -22,7 +22,7 @@ from distilpeft.deployed import Deployed
 from distilpeft.errors import InputError
 from distilpeft.machine.files import write_json
 from distilpeft.machine.runtime import Runtime
-from distilpeft.pair import check_lengths
+from distilpeft.models.checks import check_lengths
 from distilpeft.plan import STUDENT, Plan, make_plan, step_of
 from distilpeft.recipe import Recipe
 from distilpeft.recipe.yaml_file import with_benchmark

@@ -20,20 +20,11 @@ from distilpeft.errors import GateError, InputError
 from distilpeft.machine.artifact import Artifact
 from distilpeft.machine.locks import POLL_S, Lock
 from distilpeft.machine.runtime import Runtime, device_name
-from distilpeft.pair import (
-    MODEL,
-    Loaded,
-    check_exports,
-    check_features,
-    check_lengths,
-    check_tokenizers,
-    check_words,
-    load_export,
-    load_student,
-    load_teacher,
-    new_student,
-    open_targets,
-)
+from distilpeft.models.checks import check_lengths, check_tokenizers, check_words
+from distilpeft.models.pair import MODEL, Loaded, check_exports, check_features, load_export
+from distilpeft.models.soft_targets import open_targets
+from distilpeft.models.student import load_student, new_student
+from distilpeft.models.teacher import load_teacher
 from distilpeft.plan import CE_ONLY, FULL, LAST_STAGES, MAJORITY, MERGED, STUDENT, TEACHER, UNTRAINED, Plan, step_of
 from distilpeft.recipe import Recipe
 from distilpeft.stages import audit, benchmark, bundle, compare, distil, evaluate, export, targets, teacher

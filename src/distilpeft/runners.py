@@ -282,7 +282,7 @@ def open_runner(folder: Path, threads: int = 0) -> Runner:
         return _openvino_runner(folder / form.file, threads, start)
     import torch
 
-    from distilpeft.models import load_exported
+    from distilpeft.models.loading import load_exported
 
     if threads:
         torch.set_num_threads(threads)

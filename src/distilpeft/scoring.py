@@ -12,7 +12,7 @@ from torch import nn
 
 from distilpeft.data.batches import length_order
 from distilpeft.machine.runtime import Bar, Runtime
-from distilpeft.pair import Loaded
+from distilpeft.models.pair import Loaded
 from distilpeft.predict import Measure, predict
 from distilpeft.recipe import Recipe
 from distilpeft.recipe.training import Precision

@@ -47,8 +47,9 @@ def run(plan: Plan, source: Path, out: Path, teacher: str, console: Console) -> 
         InputError: the recipe cannot use served targets, or an answer does not fit its row; with file and line.
     """
     _check(plan, source, out)
-    from distilpeft.models import load_tokenizer
-    from distilpeft.pair import teacher_source, text_binding, tokenizer_digest
+    from distilpeft.models.loading import load_tokenizer
+    from distilpeft.models.pair import teacher_source, tokenizer_digest
+    from distilpeft.models.soft_targets import text_binding
 
     recipe, base = plan.recipe, teacher_source(plan.recipe)
     tokenizer = load_tokenizer(base)

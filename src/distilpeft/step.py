@@ -26,8 +26,8 @@ from distilpeft.data.batches import micro_batches
 from distilpeft.errors import GateError
 from distilpeft.guards import listed
 from distilpeft.machine.runtime import Runtime
-from distilpeft.models import trainable
-from distilpeft.parallel import no_sync, norm_of, whole
+from distilpeft.models.parallel import no_sync, norm_of, whole
+from distilpeft.models.weights import trainable
 from distilpeft.recipe.training import Fit, Optim
 
 Batch = dict[str, Any]

@@ -178,9 +178,10 @@ def _open(spec: dict[str, Any]) -> tuple[Runner, dict[str, Any]]:
         return runner, {}
     import torch
 
-    from distilpeft import models
     from distilpeft.machine.runtime import Runtime
-    from distilpeft.pair import load_student, load_teacher
+    from distilpeft.models import weights
+    from distilpeft.models.student import load_student
+    from distilpeft.models.teacher import load_teacher
     from distilpeft.recipe import Recipe
 
     torch.set_num_threads(threads)
@@ -193,7 +194,7 @@ def _open(spec: dict[str, Any]) -> tuple[Runner, dict[str, Any]]:
     loaded = TransformersRunner(model, caching=spec["language"])
     if spec["compiled"]:
         loaded.compile()
-    return loaded, {"num_parameters": models.num_parameters(model), "size_bytes": models.size_bytes(model)}
+    return loaded, {"num_parameters": weights.num_parameters(model), "size_bytes": weights.size_bytes(model)}
 
 
 def resident_bytes() -> int:

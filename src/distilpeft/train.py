@@ -27,8 +27,16 @@ from distilpeft.errors import GateError, InputError, is_out_of_memory
 from distilpeft.guards import MOST_SKIPPED, Spikes
 from distilpeft.machine.artifact import LOG
 from distilpeft.machine.runtime import Interrupted, Runtime
-from distilpeft.models import blocks, tuned
-from distilpeft.parallel import gather_optimizer, gather_weights, kind, load_optimizer, load_weights, unshard, wrap
+from distilpeft.models.parallel import (
+    gather_optimizer,
+    gather_weights,
+    kind,
+    load_optimizer,
+    load_weights,
+    unshard,
+    wrap,
+)
+from distilpeft.models.weights import blocks, tuned
 from distilpeft.recipe.task import LOWER_IS_BETTER
 from distilpeft.recipe.training import Fit
 from distilpeft.step import Work, lr_factor, make_optimizer, optimizer_step, steps_per_epoch, total_steps

@@ -97,8 +97,8 @@ def test_a_student_learns_in_other_precisions(tmp_path, precision):
 
 
 def test_an_offloaded_teacher_gives_the_targets_of_one_on_the_gpu_and_leaves_its_memory():
-    from distilpeft import models, parallel
     from distilpeft.machine.runtime import Runtime
+    from distilpeft.models import parallel, weights
 
     torch.manual_seed(0)
     runtime = Runtime()
@@ -115,7 +115,7 @@ def test_an_offloaded_teacher_gives_the_targets_of_one_on_the_gpu_and_leaves_its
         parallel.offload_layers(runtime, model)
         torch.cuda.reset_peak_memory_stats()
         assert torch.equal(model(ids).logits, expected)
-    layer = sum(weight.nbytes for weight in models.blocks(model)[0].parameters())
+    layer = sum(weight.nbytes for weight in weights.blocks(model)[0].parameters())
     rest = torch.cuda.memory_allocated() - base
     assert torch.cuda.max_memory_allocated() - base < rest + 2 * layer
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from distilpeft import models
 from distilpeft.data.sources import gguf_folder, model_config, num_layers, resolve
-from distilpeft.models import Architecture
+from distilpeft.models import cutting, loading
+from distilpeft.models.loading import Architecture
 from distilpeft.recipe.student import FromTeacher
 from distilpeft.recipe.task import CausalLM
 from distilpeft.tasks.language import causal_lm
@@ -32,23 +32,23 @@ def test_it_is_converted_once_and_is_the_model_that_transformers_reads(tmp_path,
     source = resolve(MODEL, "teacher.model")
     architecture = Architecture(causal_lm.AUTO_CLASS, causal_lm.PEFT_TASK, {}, train_heads=False)
     options = {"dtype": "fp32", "device": torch.device("cpu"), "pad_token_id": 2}
-    model, heads = models.load_base(source, architecture, quantize="none", **options)
+    model, heads = loading.load_base(source, architecture, quantize="none", **options)
     assert heads == ["lm_head"]
     folder = gguf_folder(source.path)
     assert num_layers(model_config(source)) == 30
     written = (folder / "model.safetensors").stat().st_mtime_ns
-    quantized, _ = models.load_base(source, architecture, quantize="nf4", **options)
+    quantized, _ = loading.load_base(source, architecture, quantize="nf4", **options)
     assert (folder / "model.safetensors").stat().st_mtime_ns == written, "converted once"
     plain = AutoModelForCausalLM.from_pretrained(
         str(source.path.parent), gguf_file=source.path.name, dtype=torch.float32
     )
-    ids = torch.tensor([models.load_tokenizer(source)(TEXT)["input_ids"]])
+    ids = torch.tensor([loading.load_tokenizer(source)(TEXT)["input_ids"]])
     with torch.no_grad():
         expected, found, rough = (one.eval()(input_ids=ids).logits[0] for one in (plain, model, quantized))
     torch.testing.assert_close(found, expected)
     nats = torch.nn.functional.cross_entropy(found[:-1], ids[0, 1:])
     assert nats < 3.0, "a language model that knows its language"
     assert (torch.nn.functional.cross_entropy(rough[:-1], ids[0, 1:]) - nats).abs() < 0.5
-    models.keep_layers(model, FromTeacher(layers=(0, 15, 29)))
+    cutting.keep_layers(model, FromTeacher(layers=(0, 15, 29)))
     causal_lm.prepare(CausalLM(kind="causal_lm", text="text"), model)
     assert model.config.num_hidden_layers == 3

@@ -24,7 +24,7 @@ from transformers import (
 
 from distilpeft.errors import InputError
 from distilpeft.formats import gguf_file
-from distilpeft.models import load_exported
+from distilpeft.models.loading import load_exported
 from distilpeft.recipe.export import FORMS
 
 SPECIAL = ["<|pad|>", "<|end|>", "<|begin|>", "<|user|>", "<|assistant|>"]

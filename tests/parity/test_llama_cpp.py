@@ -14,9 +14,9 @@ import torch
 from parity import test_gguf_export as tiny
 from transformers import AutoTokenizer, MistralConfig, Qwen2Config, Qwen3Config
 
-from distilpeft import models
 from distilpeft.data.sources import resolve
-from distilpeft.models import Architecture
+from distilpeft.models import loading
+from distilpeft.models.loading import Architecture
 from distilpeft.tasks.language import causal_lm
 
 PACKAGES = ["node-llama-cpp@3.22.1", "@node-llama-cpp/linux-x64@3.22.1"]
@@ -108,11 +108,11 @@ def test_a_real_model_gives_the_same_tokens_and_answers(llama_cpp, tmp_path, mon
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     source = resolve(MODEL, "teacher.model")
     architecture = Architecture(causal_lm.AUTO_CLASS, causal_lm.PEFT_TASK, {}, train_heads=False)
-    model, _ = models.load_base(
+    model, _ = loading.load_base(
         source, architecture, quantize="none", dtype="fp32", device=torch.device("cpu"),
         pad_token_id=2,
     )  # fmt: skip
-    words, texts = models.load_tokenizer(source), [*tiny.TEXTS, PROSE]
+    words, texts = loading.load_tokenizer(source), [*tiny.TEXTS, PROSE]
     ids_BS = torch.tensor([words(PROSE)["input_ids"]])
 
     def answers(one):

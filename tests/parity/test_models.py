@@ -12,10 +12,10 @@ import transformers
 from safetensors.torch import save_file
 from torch.nn import functional as F
 
-from distilpeft import models
 from distilpeft.data.sources import Source
 from distilpeft.errors import InputError
-from distilpeft.models import Architecture
+from distilpeft.models import cutting, loading, lora, weights
+from distilpeft.models.loading import Architecture
 from distilpeft.recipe.student import FromTeacher
 from distilpeft.recipe.training import Lora
 
@@ -31,7 +31,7 @@ def body(tmp_path_factory):
 
 def load(folder, quantize, *, bf16=False, heads=None):
     torch.manual_seed(0)
-    return models.load_base(
+    return loading.load_base(
         Source(str(folder), folder), ARCHITECTURE, quantize=quantize, dtype="fp32", device=CPU,
         compute_dtype=torch.bfloat16 if bf16 else torch.float32,
         pad_token_id=0, heads=heads,
@@ -56,7 +56,7 @@ def fit(model, steps, *, validate_at=()):
         model.train()
         loss = F.cross_entropy(model(**inputs).logits.float(), labels)
         loss.backward()
-        missing = [name for name, p in models.trainable(model).items() if p.grad is None]
+        missing = [name for name, p in weights.trainable(model).items() if p.grad is None]
         assert not missing, f"no gradient: {missing[:3]}"
         optimizer.step()
         optimizer.zero_grad()
@@ -71,8 +71,8 @@ def test_a_fresh_head_is_found_left_unquantized_and_trained(body, quantize):
     assert heads == ["classifier"]
     assert model.classifier.weight.is_floating_point()
     assert not model.bert.encoder.layer[0].attention.self.query.weight.is_floating_point()
-    tuned = models.add_lora(model, LORA, ARCHITECTURE, heads, "teacher.lora")
-    trained = set(models.trainable(tuned))
+    tuned = lora.add_lora(model, LORA, ARCHITECTURE, heads, "teacher.lora")
+    trained = set(weights.trainable(tuned))
     assert any("classifier.modules_to_save" in name for name in trained)
     assert all("lora_" in name or "modules_to_save" in name for name in trained)
     assert not any("classifier" in name and "lora_" in name for name in trained)
@@ -84,8 +84,8 @@ def test_a_pretrained_head_is_left_unquantized_and_trained_as_well(tmp_path):
     tiny.classifier(num_labels=3).save_pretrained(str(tmp_path))
     model, heads = load(tmp_path, "nf4")
     assert heads == ["classifier"]
-    tuned = models.add_lora(model, LORA, ARCHITECTURE, heads, "teacher.lora")
-    assert any("classifier.modules_to_save" in name for name in models.trainable(tuned))
+    tuned = lora.add_lora(model, LORA, ARCHITECTURE, heads, "teacher.lora")
+    assert any("classifier.modules_to_save" in name for name in weights.trainable(tuned))
 
 
 def test_a_body_module_without_weights_is_found_left_unquantized_and_trained(tmp_path):
@@ -97,8 +97,8 @@ def test_a_body_module_without_weights_is_found_left_unquantized_and_trained(tmp
     model, heads = load(tmp_path, "nf4")
     assert heads == ["classifier", "bert.pooler.dense"]
     assert model.bert.pooler.dense.weight.is_floating_point()
-    tuned = models.add_lora(model, LORA, ARCHITECTURE, heads, "teacher.lora")
-    assert any("pooler.dense.modules_to_save" in name for name in models.trainable(tuned))
+    tuned = lora.add_lora(model, LORA, ARCHITECTURE, heads, "teacher.lora")
+    assert any("pooler.dense.modules_to_save" in name for name in weights.trainable(tuned))
 
 
 @pytest.mark.parametrize("bf16", [False, True])
@@ -108,7 +108,7 @@ def test_validating_in_the_middle_does_not_stop_a_4_bit_teacher_from_learning(bo
     def losses(validate_at):
         model, heads = load(body, "nf4", bf16=bf16)
         torch.manual_seed(1)
-        return fit(models.add_lora(model, LORA, ARCHITECTURE, heads, "teacher.lora"), 12, validate_at=validate_at)
+        return fit(lora.add_lora(model, LORA, ARCHITECTURE, heads, "teacher.lora"), 12, validate_at=validate_at)
 
     validated = losses(validate_at=(0, 4))
     assert validated == losses(validate_at=())
@@ -119,14 +119,14 @@ def test_validating_in_the_middle_does_not_stop_a_4_bit_teacher_from_learning(bo
 def test_a_merged_adapter_is_the_tuned_teacher(body, tmp_path, quantize, gap):
     """Trap 24. int8 also quantizes activations in its own forward, so its merged form can only be near."""
     model, heads = load(body, quantize)
-    tuned = models.add_lora(model, LORA, ARCHITECTURE, heads, "teacher.lora")
+    tuned = lora.add_lora(model, LORA, ARCHITECTURE, heads, "teacher.lora")
     fit(tuned, 15)
     tuned.save_pretrained(str(tmp_path / "adapter"))
     inputs, _ = batch(seed=3)
     with torch.no_grad():
         expected = tuned.eval()(**inputs).logits
         untuned = load(body, quantize, heads=heads)[0].eval()(**inputs).logits
-        merged = models.merge(load(body, quantize, heads=heads)[0], tmp_path / "adapter").eval()
+        merged = lora.merge(load(body, quantize, heads=heads)[0], tmp_path / "adapter").eval()
         found = merged(**inputs).logits
     assert (expected - untuned).abs().max() > 0.1, "the adapter must matter for this test to mean anything"
     assert (found - expected).abs().max() < gap
@@ -140,20 +140,20 @@ def test_a_merged_adapter_is_the_tuned_teacher(body, tmp_path, quantize, gap):
 def test_a_loaded_adapter_differs_from_its_base(body, tmp_path):
     """Trap 21: a tuned teacher that is loaded as its base loses its tuning without a word."""
     model, heads = load(body, "nf4")
-    tuned = models.add_lora(model, LORA, ARCHITECTURE, heads, "teacher.lora")
+    tuned = lora.add_lora(model, LORA, ARCHITECTURE, heads, "teacher.lora")
     fit(tuned, 5)
     tuned.save_pretrained(str(tmp_path))
-    loaded = models.load_adapter(load(body, "nf4", heads=heads)[0], tmp_path).eval()
+    loaded = lora.load_adapter(load(body, "nf4", heads=heads)[0], tmp_path).eval()
     inputs, _ = batch()
     with torch.no_grad():
         assert torch.equal(loaded(**inputs).logits, tuned.eval()(**inputs).logits)
-    assert not models.trainable(loaded)
+    assert not weights.trainable(loaded)
 
 
 def test_kept_layers_are_the_teachers_own(body):
     model, _ = load(body, "none")
     second = model.bert.encoder.layer[1]
-    models.keep_layers(model, FromTeacher(layers=(1,)))
+    cutting.keep_layers(model, FromTeacher(layers=(1,)))
     assert list(model.bert.encoder.layer) == [second]
     assert model.config.num_hidden_layers == 1
 
@@ -161,7 +161,7 @@ def test_kept_layers_are_the_teachers_own(body):
 def test_a_layer_beyond_the_last_is_refused(body):
     model, _ = load(body, "none")
     with pytest.raises(InputError, match=r"student\.from_teacher\.layers: layer 2 does not exist.*0\.\.1"):
-        models.keep_layers(model, FromTeacher(layers=(0, 2)))
+        cutting.keep_layers(model, FromTeacher(layers=(0, 2)))
 
 
 @pytest.mark.parametrize("make", [tiny.classifier, tiny_lm.model], ids=["bert", "llama"])
@@ -169,13 +169,13 @@ def test_a_narrower_student_is_the_teacher_with_its_weakest_units_silent(make, t
     model = make(2, seed=3).eval()
     ids = torch.arange(5, 13).unsqueeze(0)
     whole = copy.deepcopy(model)
-    for block in models.blocks(whole):
+    for block in weights.blocks(whole):
         lines = {name: one for name, one in block.named_modules() if isinstance(one, torch.nn.Linear)}
         into = [one for one in lines.values() if one.out_features == 128]
         (out,) = [one for one in lines.values() if one.in_features == 128]
         strength = torch.stack([one.weight.norm(dim=1) for one in into]).prod(0) * out.weight.norm(dim=0)
         out.weight.data[:, strength.argsort()[: 128 - 40]] = 0
-    models.keep_layers(model, FromTeacher(first=2, ffn=40))
+    cutting.keep_layers(model, FromTeacher(first=2, ffn=40))
     with torch.no_grad():
         torch.testing.assert_close(model(input_ids=ids).logits, whole(input_ids=ids).logits, rtol=1e-4, atol=1e-5)
     model.save_pretrained(str(tmp_path))
@@ -184,13 +184,13 @@ def test_a_narrower_student_is_the_teacher_with_its_weakest_units_silent(make, t
     with torch.no_grad():
         torch.testing.assert_close(again(input_ids=ids).logits, model(input_ids=ids).logits)
     with pytest.raises(InputError, match=r"student\.from_teacher\.ffn: 41 are more than there are"):
-        models.keep_layers(model, FromTeacher(first=1, ffn=41))
+        cutting.keep_layers(model, FromTeacher(first=1, ffn=41))
 
 
 def test_parameters_of_a_4_bit_model_are_counted_unpacked(body):
     plain, quantized = load(body, "none")[0], load(body, "nf4")[0]
-    assert models.num_parameters(quantized) == models.num_parameters(plain)
-    assert models.size_bytes(quantized) < models.size_bytes(plain)
+    assert weights.num_parameters(quantized) == weights.num_parameters(plain)
+    assert weights.size_bytes(quantized) < weights.size_bytes(plain)
 
 
 SHAPE = {
@@ -216,16 +216,16 @@ def test_a_4_bit_teacher_of_any_family_is_tuned_merged_and_cut_into_a_student(tm
     config = transformers.AutoConfig.for_model(family, **FAMILIES[family])
     transformers.AutoModel.from_config(config).save_pretrained(str(tmp_path / "base"))
     model, heads = load(tmp_path / "base", "nf4")
-    tuned = models.add_lora(model, LORA, ARCHITECTURE, heads, "teacher.lora")
+    tuned = lora.add_lora(model, LORA, ARCHITECTURE, heads, "teacher.lora")
     losses = fit(tuned, 12)
     assert losses[-1] < losses[0]
     tuned.save_pretrained(str(tmp_path / "adapter"))
     inputs, _ = batch(seed=3)
     with torch.no_grad():
         expected = tuned.eval()(**inputs).logits
-        merged = models.merge(load(tmp_path / "base", "nf4", heads=heads)[0], tmp_path / "adapter").eval()
+        merged = lora.merge(load(tmp_path / "base", "nf4", heads=heads)[0], tmp_path / "adapter").eval()
         torch.testing.assert_close(merged(**inputs).logits, expected, atol=2e-4, rtol=1e-3)
-        models.keep_layers(merged, FromTeacher(layers=(0, 2)))
+        cutting.keep_layers(merged, FromTeacher(layers=(0, 2)))
         student = merged(**inputs).logits
         merged.save_pretrained(str(tmp_path / "student"))
         again = ARCHITECTURE.auto_class.from_pretrained(str(tmp_path / "student")).eval()
@@ -238,13 +238,13 @@ def test_a_new_head_begins_at_what_is_usual_and_a_pretrained_one_stays_as_it_is(
     tiny.save_model(tmp_path / "body")
     tiny.classifier(num_labels=len(bias)).save_pretrained(str(tmp_path / "whole"))
     options = {"num_labels": len(bias), "problem_type": "regression"}
-    shape = models.Architecture("AutoModelForSequenceClassification", "SEQ_CLS", options, train_heads=True)
+    shape = loading.Architecture("AutoModelForSequenceClassification", "SEQ_CLS", options, train_heads=True)
     found = []
     for name in ("body", "whole"):
         source = Source(str(tmp_path / name), tmp_path / name)
-        model, _ = models.load_base(
+        model, _ = loading.load_base(
             source, shape, quantize="none", dtype="fp32", device=torch.device("cpu"), pad_token_id=0
         )
-        models.start_head(model, bias)
+        weights.start_head(model, bias)
         found.append(model.classifier.bias.tolist())
     assert found == [bias, [0.0] * len(bias)]

@@ -16,7 +16,8 @@ from scipy import stats
 from distilpeft import cli, timing
 from distilpeft.errors import InputError
 from distilpeft.machine.runtime import Runtime
-from distilpeft.pair import load_student, load_teacher
+from distilpeft.models.student import load_student
+from distilpeft.models.teacher import load_teacher
 from distilpeft.plan import make_plan, step_of
 from distilpeft.recipe.yaml_file import load_recipe
 from distilpeft.runners import TransformersRunner

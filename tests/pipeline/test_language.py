@@ -108,7 +108,7 @@ def test_the_figures_are_those_of_transformers_alone_over_the_exported_model(fin
 
 def test_the_distance_from_the_teacher_is_that_of_whole_logits(finished):
     from distilpeft.machine.runtime import Runtime
-    from distilpeft.pair import load_teacher
+    from distilpeft.models.teacher import load_teacher
     from distilpeft.tasks.rows import read_task_splits
 
     plan = make_plan(load_recipe(finished), finished.parent / "runs")

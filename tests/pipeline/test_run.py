@@ -196,7 +196,7 @@ def test_cached_targets_are_the_tuned_teachers_logits_row_by_row(finished):
     """Trap 21: and not those of its base."""
     from distilpeft.distillation.store import SoftTargets
     from distilpeft.machine.runtime import Runtime
-    from distilpeft.pair import load_teacher
+    from distilpeft.models.teacher import load_teacher
     from distilpeft.tasks.rows import read_task_splits
 
     plan = plan_of(finished)
@@ -244,7 +244,7 @@ def test_no_form_of_the_teacher_loses_its_tuning(finished):
     from transformers import AutoModelForSequenceClassification
 
     from distilpeft.machine.runtime import Runtime
-    from distilpeft.pair import load_teacher
+    from distilpeft.models.teacher import load_teacher
 
     plan = plan_of(finished)
     folder = plan.artifacts["teacher"].path

@@ -13,10 +13,11 @@ import tiny_lm
 import tiny_tasks
 from transformers import BertForTokenClassification
 
-from distilpeft import models
 from distilpeft.distillation.store import SoftTargets
 from distilpeft.machine.runtime import Runtime
-from distilpeft.pair import architecture, load_teacher, teacher_source, tokenizer_digest
+from distilpeft.models import loading
+from distilpeft.models.pair import architecture, teacher_source, tokenizer_digest
+from distilpeft.models.teacher import load_teacher
 from distilpeft.plan import make_plan
 from distilpeft.recipe.yaml_file import load_recipe
 from distilpeft.tasks import token_classification
@@ -51,7 +52,7 @@ def test_the_soft_targets_of_a_row_are_those_of_its_words_whatever_the_tokens(tm
     runtime, data = Runtime("test"), TaskData(recipe, plan.data_digest, tmp_path / "cache")
     teacher = load_teacher(runtime, recipe, plan.artifacts["teacher"].path, "fp32")
     store = SoftTargets(plan.artifacts["targets"].path)
-    letters = models.load_tokenizer(tiny_source := models.Source(str(tmp_path / "bytes"), tmp_path / "bytes"))
+    letters = loading.load_tokenizer(tiny_source := loading.Source(str(tmp_path / "bytes"), tmp_path / "bytes"))
     bytewise = data.tokens("train", letters, tokenizer_digest(tiny_source))
     own = data.tokens("train", teacher.tokenizer, tokenizer_digest(teacher_source(recipe)))
     ids = np.array([5, 2, 11])

@@ -183,14 +183,14 @@ def test_a_teacher_in_shards_or_in_main_memory_teaches_and_is_judged_the_same(wo
     settings = [*PLACES[place], *MODES[mode], "targets.micro_batch_size=4", "evaluate.micro_batch_size=3"]
     moved = tmp_path / "moved.txt"
     watch = f"""
-import distilpeft.parallel as places
+import distilpeft.models.parallel as places
 for name in ("shard_layers", "offload_layers"):
     def told(runtime, model, act=getattr(places, name), name=name):
         act(runtime, model)
         print(name, file=open({str(moved)!r}, "a"))
     setattr(places, name, told)
-    import distilpeft.pair
-    setattr(distilpeft.pair, name, told)
+    import distilpeft.models.pair
+    setattr(distilpeft.models.pair, name, told)
 """
     recipe, alone = copied(workspace, tmp_path / "run"), copied(workspace, tmp_path / "alone")
     plain = [*settings, "teacher.place=replicated"]

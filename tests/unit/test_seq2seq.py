@@ -19,7 +19,8 @@ from torch.nn import functional as F
 from distilpeft.distillation.losses import Loss
 from distilpeft.distillation.store import row_hashes
 from distilpeft.errors import GateError, InputError
-from distilpeft.models import Architecture, head_modules, keep_layers
+from distilpeft.models.cutting import keep_layers
+from distilpeft.models.loading import Architecture, head_modules
 from distilpeft.recipe.evaluate import Generate
 from distilpeft.recipe.student import FromTeacher
 from distilpeft.recipe.task import Seq2Seq

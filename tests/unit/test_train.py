@@ -16,7 +16,7 @@ from torch import nn
 from distilpeft import train as train_module
 from distilpeft.errors import GateError, InputError, StoppedBySignal
 from distilpeft.machine.runtime import Runtime
-from distilpeft.parallel import wrap
+from distilpeft.models.parallel import wrap
 from distilpeft.recipe.training import Fit, Optim
 from distilpeft.step import Work, lr_factor, make_optimizer, optimizer_step, total_steps
 from distilpeft.train import State, _validate, train

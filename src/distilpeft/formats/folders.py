@@ -9,7 +9,7 @@ from typing import Any
 import transformers
 
 from distilpeft.formats.student import Student
-from distilpeft.models import DTYPES, quantization
+from distilpeft.models.loading import DTYPES, quantization
 from distilpeft.recipe.export import FORMS
 
 

@@ -24,7 +24,7 @@ from distilpeft.distillation.fused import even_chunks, rows_per_chunk, soft_valu
 from distilpeft.distillation.losses import Loss
 from distilpeft.distillation.sparse import Sparse, keep, keep_drawn_often
 from distilpeft.machine.runtime import Runtime
-from distilpeft.pair import Loaded
+from distilpeft.models.pair import Loaded
 from distilpeft.recipe import Recipe
 from distilpeft.recipe.distil import format_fault
 from distilpeft.tasks.rows import TaskData

@@ -15,7 +15,7 @@ from typing import Any
 from distilpeft import __version__, card
 from distilpeft.machine.artifact import Artifact
 from distilpeft.machine.files import digest_file, read_sealed, sealed, write_json, write_text
-from distilpeft.pair import MODEL
+from distilpeft.models.pair import MODEL
 from distilpeft.recipe import Recipe
 from distilpeft.runners import MANIFEST
 

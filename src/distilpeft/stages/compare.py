@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from distilpeft.machine.artifact import Artifact
 from distilpeft.metrics import significance
-from distilpeft.pair import load_reader, tokenizer_digest, tokenizer_source
+from distilpeft.models.pair import load_reader, tokenizer_digest, tokenizer_source
 from distilpeft.recipe import Recipe
 from distilpeft.tasks.rows import TaskData
 

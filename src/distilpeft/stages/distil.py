@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from distilpeft import models
 from distilpeft.distillation.losses import Loss
 from distilpeft.distillation.projections import drop_projections
 from distilpeft.distillation.sparse import Sparse
@@ -20,7 +19,11 @@ from distilpeft.distillation.store import SoftTargets
 from distilpeft.features import FeatureLoss
 from distilpeft.machine.artifact import Artifact
 from distilpeft.machine.runtime import Runtime
-from distilpeft.pair import MODEL, load_teacher, new_student, open_targets, save_student
+from distilpeft.models import weights
+from distilpeft.models.pair import MODEL
+from distilpeft.models.soft_targets import open_targets
+from distilpeft.models.student import new_student, save_student
+from distilpeft.models.teacher import load_teacher
 from distilpeft.recipe import Recipe
 from distilpeft.scoring import Soft, soft_of, soft_of_rows, validator
 from distilpeft.step import Watch, Work
@@ -87,7 +90,7 @@ def run(
         monitor=recipe.monitor(fit) if recipe.monitor(fit) != "kl" or alpha > 0 else recipe.kind.main,
         watch=watch,
     )
-    num_parameters = models.num_parameters(student.model)
+    num_parameters = weights.num_parameters(student.model)
     fresh = [] if recipe.student.from_teacher else getattr(student.model, "fresh", [])
     with tracked(runtime, recipe, out) as track:
         figures = train(runtime, student.model, replace(work, track=track))

@@ -14,7 +14,7 @@ from distilpeft.errors import GateError
 from distilpeft.exported import rows_at_once
 from distilpeft.machine.artifact import Artifact
 from distilpeft.machine.runtime import Runtime
-from distilpeft.pair import Loaded, load_reader, teacher_source, tokenizer_digest
+from distilpeft.models.pair import Loaded, load_reader, teacher_source, tokenizer_digest
 from distilpeft.recipe import Recipe
 from distilpeft.scoring import measure_with, soft_of, soft_of_rows, values_of
 from distilpeft.tasks.rows import Part, TaskData, Tokens

@@ -23,8 +23,9 @@ from distilpeft.formats.student import Student
 from distilpeft.machine.artifact import Artifact
 from distilpeft.machine.files import sealed, write_json
 from distilpeft.machine.runtime import Runtime
-from distilpeft.models import head_modules
-from distilpeft.pair import MODEL, Loaded, architecture, load_student, save_tokenizer
+from distilpeft.models.loading import head_modules
+from distilpeft.models.pair import MODEL, Loaded, architecture
+from distilpeft.models.student import load_student, save_tokenizer
 from distilpeft.parity import Gate, Verdict
 from distilpeft.recipe import Recipe
 from distilpeft.recipe.export import FORMS

@@ -23,7 +23,9 @@ from distilpeft.distillation.store import Contents, Writer, row_hashes, shard_ed
 from distilpeft.errors import GateError
 from distilpeft.machine.artifact import Artifact
 from distilpeft.machine.runtime import Bar, Runtime
-from distilpeft.pair import Loaded, binding, load_teacher
+from distilpeft.models.pair import Loaded
+from distilpeft.models.soft_targets import binding
+from distilpeft.models.teacher import load_teacher
 from distilpeft.recipe import Recipe
 from distilpeft.recipe.distil import format_fault
 from distilpeft.tasks.rows import TaskData, Tokens

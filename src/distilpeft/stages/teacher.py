@@ -12,12 +12,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from distilpeft import models
 from distilpeft.distillation.losses import Loss
 from distilpeft.errors import GateError
 from distilpeft.machine.artifact import Artifact
 from distilpeft.machine.runtime import Runtime
-from distilpeft.pair import load_reader, new_teacher, save_teacher, teacher_source, tokenizer_digest
+from distilpeft.models import weights
+from distilpeft.models.pair import load_reader, teacher_source, tokenizer_digest
+from distilpeft.models.teacher import new_teacher, save_teacher
 from distilpeft.recipe import Recipe
 from distilpeft.recipe.task import LOWER_IS_BETTER
 from distilpeft.scoring import validator
@@ -45,9 +46,9 @@ def run(runtime: Runtime, recipe: Recipe, data: TaskData, out: Artifact) -> dict
 
     validate = validator(runtime, recipe, data, held_out, recipe.teacher.precision)
     sizes = {
-        "num_parameters": models.num_parameters(model),
-        "num_trainable": sum(parameter.numel() for parameter in models.trainable(model).values()),
-        "size_bytes": models.size_bytes(model),
+        "num_parameters": weights.num_parameters(model),
+        "num_trainable": sum(parameter.numel() for parameter in weights.trainable(model).values()),
+        "size_bytes": weights.size_bytes(model),
     }
     if recipe.teacher.fit is None:
         figures: dict[str, Any] = {"tuned": validate(model)}

@@ -24,7 +24,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from distilpeft.machine.runtime import Runtime
-from distilpeft.models import blocks, tuned
+from distilpeft.models.weights import blocks, tuned
 
 Kind = Literal["one process", "ddp", "fsdp2"]
 

@@ -1,0 +1,1 @@
+"""Teacher and student: load, quantize, adapt, cut, save, spread over devices."""

@@ -1,0 +1,128 @@
+"""The two models of a recipe: load the tuned teacher in each of its forms, build, save and reload the student."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from distilpeft import features, formats
+from distilpeft.data.sources import Source, resolve
+from distilpeft.data.vocabulary import Vocabulary, check_same
+from distilpeft.errors import InputError
+from distilpeft.exported import Graph, open_exported
+from distilpeft.machine.files import digest_file, digest_json
+from distilpeft.machine.runtime import Runtime
+from distilpeft.models import loading
+from distilpeft.models.loading import Architecture
+from distilpeft.recipe import Recipe
+from distilpeft.tasks.rows import task_module
+
+MODEL, ADAPTER, HEADS = "model", "adapter", "heads.json"
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A frozen model ready to predict, with the tokenizer that its rows need and the digest that names it."""
+
+    model: Any
+    tokenizer: Any
+    tokenizer_digest: str
+
+
+def architecture(recipe: Recipe) -> Architecture:
+    """What the recipe's task asks of a model."""
+    task = task_module(recipe)
+    return Architecture(task.AUTO_CLASS, task.PEFT_TASK, task.model_options(recipe.task), train_heads=task.TRAIN_HEADS)
+
+
+def teacher_source(recipe: Recipe) -> Source:
+    """Where the teacher's base comes from."""
+    found = resolve(recipe.teacher.model, "teacher.model", recipe.teacher.revision)
+    return replace(found, trusted=recipe.teacher.trust_remote_code)
+
+
+def student_source(recipe: Recipe) -> Source:
+    """Where the student's weights (or configuration) and its tokenizer come from."""
+    student = recipe.student
+    if student.model is not None:
+        return resolve(student.model, "student.model", student.revision)
+    if student.from_config is not None:
+        return resolve(student.from_config.model, "student.from_config.model", student.from_config.revision)
+    return teacher_source(recipe)
+
+
+def tokenizer_source(recipe: Recipe) -> Source:
+    """Where the student's tokenizer comes from."""
+    return teacher_source(recipe) if recipe.student.tokenizer == "teacher" else student_source(recipe)
+
+
+def load_reader(recipe: Recipe, source: Source) -> Any:
+    """What makes inputs out of rows: the model's tokenizer, or how it reads pictures."""
+    return loading.load_picture_reader(source) if recipe.kind.images else loading.load_tokenizer(source)
+
+
+def check_features(recipe: Recipe) -> None:
+    """Refuse a pair whose insides cannot be held against each other; loads no weights.
+
+    Raises:
+        InputError: they read other tokens, or have no such layers.
+    """
+    settings = recipe.distil.features
+    if settings is None:
+        return
+    sources = (tokenizer_source(recipe), teacher_source(recipe))
+    if sources[0] != sources[1]:
+        ours, theirs = (Vocabulary.of_tokenizer(one.name, loading.load_tokenizer(one)) for one in sources)
+        check_same(theirs, ours, chat=recipe.needs_template)
+    overrides = recipe.student.from_config.overrides if recipe.student.from_config else {}
+    teacher = loading.configuration(teacher_source(recipe), architecture(recipe), {})
+    student = loading.configuration(student_source(recipe), architecture(recipe), overrides)
+    configs = [one.get_text_config() for one in (student, teacher)]
+    depths = [one.num_hidden_layers for one in configs]
+    if recipe.student.from_teacher is not None:
+        depths[0] = len(recipe.student.from_teacher.of(depths[1]))
+    features.check(settings, depths, configs)
+
+
+def check_exports(recipe: Recipe) -> None:
+    """Refuse forms that the student's architecture or tokenizer does not have, before it is trained; loads no weights.
+
+    Raises:
+        InputError: names the form and why.
+    """
+    overrides = recipe.student.from_config.overrides if recipe.student.from_config else {}
+    config = loading.configuration(student_source(recipe), architecture(recipe), overrides)
+    tokenizer = load_reader(recipe, tokenizer_source(recipe))
+    for form in recipe.export.formats:
+        wrong = formats.fault(form, config, tokenizer, caches=recipe.kind.caches)
+        if wrong is not None:
+            raise InputError(f"export.formats: {form}: {wrong}")
+
+
+def load_export(runtime: Runtime, recipe: Recipe, folder: Path) -> Loaded:
+    """An exported folder in its own runtime, as a frozen module."""
+    tokenizer = load_reader(recipe, Source(str(folder), folder))
+    model = open_exported(folder, runtime.device)
+    if not isinstance(model, Graph):
+        task_module(recipe).prepare(recipe.task, model)
+    return Loaded(model, tokenizer, tokenizer_digest(tokenizer_source(recipe)))
+
+
+def tokenizer_digest(source: Source) -> str:
+    """Names a tokenizer: by the content of its files, or by hub id and revision."""
+    if source.path is None:
+        return digest_json([source.name, source.revision])
+    if source.path.is_file():
+        return digest_file(source.path)
+    names = (
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "special_tokens_map.json",
+        "vocab.txt",
+        "tokenizer.model",
+        "chat_template.jinja",
+        "preprocessor_config.json",
+    )
+    files = [source.path / name for name in names]
+    return digest_json({file.name: digest_file(file) for file in files if file.is_file()})

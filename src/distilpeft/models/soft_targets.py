@@ -1,0 +1,67 @@
+"""Soft targets of a recipe: what they are bound to, and how a store is opened for the student's rows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from distilpeft.data.pictures import Reader
+from distilpeft.distillation.store import SoftTargets, row_hashes
+from distilpeft.machine.artifact import Artifact
+from distilpeft.machine.files import digest_json
+from distilpeft.models.pair import load_reader, teacher_source, tokenizer_digest, tokenizer_source
+from distilpeft.recipe import Recipe
+from distilpeft.recipe.recipe import result_settings
+from distilpeft.tasks.rows import TaskData
+
+
+def binding(recipe: Recipe, teacher: Artifact, tokenizer: Any) -> dict[str, str]:
+    """Everything that soft targets depend on besides the rows: the teacher's own files, and how it reads text."""
+    files = teacher.manifest()["files"]
+    weights = {name: entry["sha256"] for name, entry in files.items() if name.endswith(".safetensors")}
+    return {
+        "teacher": teacher.key,
+        "base": f"{recipe.teacher.model} ({str(teacher.inputs.get('base'))[:12]})",
+        "adapter": digest_json(weights)[:12],
+        "quantize": recipe.teacher.quantize,
+        "task": digest_json([result_settings(recipe.task), recipe.data.max_tokens])[:12],
+        **text_binding(tokenizer),
+    }
+
+
+def open_targets(recipe: Recipe, data: TaskData, folder: Path, teacher: Artifact | None) -> SoftTargets:
+    """A store of soft targets for the recipe's training rows.
+
+    Args:
+        recipe: names the models.
+        data: the rows.
+        folder: the store.
+        teacher: whose targets they must be; None for a store that was made elsewhere (`targets.source`).
+
+    Raises:
+        InputError: they belong to another teacher, or to other tokens; both sides are named.
+    """
+    store = SoftTargets(folder)
+    source = teacher_source(recipe)
+    tokenizer = load_reader(recipe, source)
+    if teacher is not None:
+        expected = binding(recipe, teacher, tokenizer)
+    else:
+        bound = store.store["bound"]
+        expected = {name: value for name, value in text_binding(tokenizer).items() if name in bound}
+        if not recipe.needs_template:
+            expected.pop("chat_template", None)
+    # Tokens are looked up for the student's own reading of the rows, classes for the teacher's.
+    read_by = tokenizer_source(recipe) if recipe.kind.same_tokens else source
+    rows = data.tokens("train", load_reader(recipe, read_by), tokenizer_digest(read_by))
+    store.check(expected, row_hashes(rows.dataset))
+    return store
+
+
+def text_binding(tokenizer: Any) -> dict[str, str]:
+    """How text becomes ids: the token → id map and the chat template; or how pictures are read."""
+    if isinstance(tokenizer, Reader):
+        return {"pictures": digest_json(dict(tokenizer.settings))[:12]}
+    tokens = digest_json(tokenizer.get_vocab())
+    template = tokenizer.chat_template
+    return {"vocabulary": tokens[:12], "chat_template": digest_json(template)[:12] if template else "none"}
