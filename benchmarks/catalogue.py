@@ -18,7 +18,7 @@ from typing import Any
 import page
 
 from distilpeft.machine.artifact import Artifact
-from distilpeft.plan import make_plan
+from distilpeft.planning.plan import make_plan
 from distilpeft.recipe.yaml_file import load_recipe
 
 ROOT = Path(__file__).parent.parent

@@ -53,7 +53,8 @@ def worker(options: argparse.Namespace) -> None:
     import torch.distributed as dist
 
     from distilpeft import pipeline
-    from distilpeft.plan import STUDENT, make_plan
+    from distilpeft.planning.plan import make_plan
+    from distilpeft.planning.roles import STUDENT
     from distilpeft.recipe.yaml_file import load_recipe
     from distilpeft.stages import distil
 

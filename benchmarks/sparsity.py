@@ -31,7 +31,7 @@ from distilpeft.machine.runtime import Runtime
 from distilpeft.models.pair import MODEL
 from distilpeft.models.student import load_student
 from distilpeft.pipeline import Steps
-from distilpeft.plan import make_plan
+from distilpeft.planning.plan import make_plan
 from distilpeft.recipe.yaml_file import load_recipe
 from distilpeft.scoring import measure_with, soft_of, values_of
 from distilpeft.stages import distil

@@ -22,7 +22,7 @@ import numpy as np
 import page
 
 from distilpeft.metrics import significance
-from distilpeft.plan import make_plan
+from distilpeft.planning.plan import make_plan
 from distilpeft.recipe.yaml_file import load_recipe
 
 ROOT = Path(__file__).parents[1]

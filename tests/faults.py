@@ -35,7 +35,7 @@ from cases import Case, Found
 from distilpeft.data.sources import resolve
 from distilpeft.errors import InputError
 from distilpeft.machine.artifact import Artifact
-from distilpeft.plan import Plan, make_plan
+from distilpeft.planning.plan import Plan, make_plan
 from distilpeft.recipe.yaml_file import load_recipe
 
 ROOT = Path(__file__).parents[1]

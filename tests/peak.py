@@ -15,9 +15,9 @@ import transformers
 
 from distilpeft.distillation.losses import Loss, distil_sum
 from distilpeft.machine.runtime import Runtime
-from distilpeft.memory import Load, Shape
 from distilpeft.models import loading, lora
 from distilpeft.models.parallel import wrap
+from distilpeft.planning.memory import Load, Shape
 from distilpeft.recipe.task import CausalLM
 from distilpeft.recipe.training import Fit, Lora, Optim
 from distilpeft.step import Work, make_optimizer, optimizer_step

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from distilpeft.marks import Mark, mark
-from distilpeft.plan import MAJORITY, UNTRAINED
+from distilpeft.planning.roles import MAJORITY, UNTRAINED
 from distilpeft.recipe.task import KINDS, LOWER_IS_BETTER
 
 Report = Mapping[str, Any]

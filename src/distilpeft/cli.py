@@ -48,9 +48,10 @@ def run(
     """Do everything the recipe says and is not done yet; stopped anyhow, the same command goes on."""
     from rich.console import Console
 
-    from distilpeft import estimate, launch, publish, report
+    from distilpeft import launch, publish, report
     from distilpeft.machine.host import is_first_process, num_launched
-    from distilpeft.plan import make_plan
+    from distilpeft.planning import check
+    from distilpeft.planning.plan import make_plan
     from distilpeft.recipe.yaml_file import load_recipe
 
     if until is not None and until not in STAGES:
@@ -63,7 +64,7 @@ def run(
         from distilpeft.data.reading import told_skipped
         from distilpeft.tasks.rows import read_task_splits
 
-        for line in estimate.cautions(plan.recipe):
+        for line in check.cautions(plan.recipe):
             console.print(line, highlight=False)
         _, skipped = read_task_splits(plan.recipe)  # bad rows are found here, before torch is even imported
         for line in told_skipped(skipped):
@@ -112,8 +113,8 @@ def init(  # noqa: PLR0913 - the command line's options
     student: Annotated[str | None, typer.Option(help="instead of the catalogue's")] = None,
 ) -> None:
     """Write a first recipe for your data, with the reason beside every choice; asks for what it cannot see."""
-    from distilpeft import starter
-    from distilpeft.first_look import Wishes
+    from distilpeft.planning import first_recipe
+    from distilpeft.planning.data_profile import Wishes
     from distilpeft.recipe.task import KINDS
 
     for flag, value, allowed in (
@@ -129,7 +130,7 @@ def init(  # noqa: PLR0913 - the command line's options
     wishes = Wishes(
         data, task, columns, device, size_mb, language, max_tokens, packages, teacher, student, latency_ms
     )  # fmt: skip
-    chosen = starter.write(out, wishes, _ask)
+    chosen = first_recipe.write(out, wishes, _ask)
     typer.echo(f"{out}: {chosen}")
     typer.echo(f"next: distilpeft check {out}; distilpeft run {out}")
 
@@ -159,14 +160,14 @@ def check(
     """Check a recipe and its data, and print what each stage is and what it will need. Loads no weights."""
     from rich.console import Console
 
-    from distilpeft import estimate
-    from distilpeft.memory import Machine
-    from distilpeft.plan import make_plan
+    from distilpeft.planning import check
+    from distilpeft.planning.memory import Machine
+    from distilpeft.planning.plan import make_plan
     from distilpeft.recipe.yaml_file import load_recipe
 
     machines = [Machine.of(text) for text in on or []]
     plan = make_plan(load_recipe(recipe, overrides or []), runs)
-    estimate.show(plan, Console(), machines)
+    check.show(plan, Console(), machines)
 
 
 @app.command("tune-lr")
@@ -256,7 +257,7 @@ def export(
 
     from distilpeft import launch, report
     from distilpeft.machine.host import is_first_process
-    from distilpeft.plan import make_plan
+    from distilpeft.planning.plan import make_plan
     from distilpeft.recipe.yaml_file import with_formats
 
     if not formats:
@@ -395,7 +396,7 @@ def import_command(
     """Turn log-probabilities of a served teacher into soft targets for a recipe's training rows."""
     from rich.console import Console
 
-    from distilpeft.plan import make_plan
+    from distilpeft.planning.plan import make_plan
     from distilpeft.recipe.yaml_file import load_recipe
 
     plan = make_plan(load_recipe(recipe, overrides or []), runs)

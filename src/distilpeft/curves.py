@@ -9,7 +9,7 @@ from typing import Any
 from distilpeft import charts
 from distilpeft.charts import Axis, Chart, Point, Report, Series, finite, number, spoken
 from distilpeft.marks import mark
-from distilpeft.plan import MAJORITY
+from distilpeft.planning.roles import MAJORITY
 from distilpeft.recipe.task import LOWER_IS_BETTER
 
 MOST_ROWS = 40

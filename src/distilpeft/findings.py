@@ -15,7 +15,8 @@ import numpy as np
 
 from distilpeft.machine.artifact import LOG, Artifact
 from distilpeft.metrics import significance
-from distilpeft.plan import CE_ONLY, FULL, STUDENT, TEACHER, Plan
+from distilpeft.planning.plan import Plan
+from distilpeft.planning.roles import CE_ONLY, FULL, STUDENT, TEACHER
 from distilpeft.recipe.task import KINDS, LOWER_IS_BETTER
 
 WITHIN = 0.01

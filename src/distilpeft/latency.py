@@ -23,7 +23,8 @@ from distilpeft.errors import InputError
 from distilpeft.machine.files import write_json
 from distilpeft.machine.runtime import Runtime
 from distilpeft.models.checks import check_lengths
-from distilpeft.plan import STUDENT, Plan, make_plan, step_of
+from distilpeft.planning.plan import Plan, make_plan
+from distilpeft.planning.roles import STUDENT, step_of
 from distilpeft.recipe import Recipe
 from distilpeft.recipe.yaml_file import with_benchmark
 from distilpeft.runners import MANIFEST, read_manifest

@@ -12,7 +12,7 @@ from typing import Any
 
 from distilpeft.machine.host import num_processes
 from distilpeft.machine.processes import joined
-from distilpeft.plan import Plan
+from distilpeft.planning.plan import Plan
 
 LOGS = "logs"
 

@@ -25,7 +25,8 @@ from distilpeft.models.pair import MODEL, Loaded, check_exports, check_features,
 from distilpeft.models.soft_targets import open_targets
 from distilpeft.models.student import load_student, new_student
 from distilpeft.models.teacher import load_teacher
-from distilpeft.plan import CE_ONLY, FULL, LAST_STAGES, MAJORITY, MERGED, STUDENT, TEACHER, UNTRAINED, Plan, step_of
+from distilpeft.planning.plan import Plan
+from distilpeft.planning.roles import CE_ONLY, FULL, LAST_STAGES, MAJORITY, MERGED, STUDENT, TEACHER, UNTRAINED, step_of
 from distilpeft.recipe import Recipe
 from distilpeft.stages import audit, benchmark, bundle, compare, distil, evaluate, export, targets, teacher
 from distilpeft.step import Watch

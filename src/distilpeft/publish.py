@@ -15,7 +15,7 @@ from rich.table import Table
 
 from distilpeft import charts, page, plots, report
 from distilpeft.machine.files import write_json, write_text
-from distilpeft.plan import Plan
+from distilpeft.planning.plan import Plan
 
 PAGE, PLOTS = "report.html", "plots"
 Reports = Sequence[dict[str, Any]]

@@ -18,7 +18,8 @@ from distilpeft.data.reading import told_skipped
 from distilpeft.errors import InputError
 from distilpeft.machine.files import read_sealed, replace_link, sealed, write_json, write_text
 from distilpeft.machine.locks import Lock
-from distilpeft.plan import CE_ONLY, FULL, MAJORITY, MERGED, STUDENT, TEACHER, UNTRAINED, Plan
+from distilpeft.planning.plan import Plan
+from distilpeft.planning.roles import CE_ONLY, FULL, MAJORITY, MERGED, STUDENT, TEACHER, UNTRAINED
 from distilpeft.recipe.task import KINDS, LOWER_IS_BETTER
 from distilpeft.timing import main_arm, summary
 

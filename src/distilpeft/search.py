@@ -22,7 +22,8 @@ from distilpeft.machine.files import write_json, write_text
 from distilpeft.machine.host import is_first_process, num_launched
 from distilpeft.machine.locks import POLL_S, Lock
 from distilpeft.machine.processes import spread
-from distilpeft.plan import CE_ONLY, Plan
+from distilpeft.planning.plan import Plan
+from distilpeft.planning.roles import CE_ONLY
 from distilpeft.recipe.task import LOWER_IS_BETTER
 from distilpeft.space import DISTIL, Range, Search
 from distilpeft.study import FINISHED, THOUSANDTHS, WAIT, Outcome, Study, Trial

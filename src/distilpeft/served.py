@@ -24,7 +24,7 @@ from distilpeft.data.sources import model_config
 from distilpeft.distillation.codec import RANGE, Kept, Layout, quantized
 from distilpeft.distillation.store import Contents, Writer, row_hashes, shard_edges
 from distilpeft.errors import InputError
-from distilpeft.plan import Plan
+from distilpeft.planning.plan import Plan
 from distilpeft.recipe.distil import format_fault
 from distilpeft.tasks.rows import TaskData, Tokens
 

@@ -9,7 +9,8 @@ from typing import Any
 
 from distilpeft.errors import InputError
 from distilpeft.machine.files import digest_json
-from distilpeft.plan import STUDENT, Plan, make_plan
+from distilpeft.planning.plan import Plan, make_plan
+from distilpeft.planning.roles import STUDENT
 from distilpeft.recipe import Recipe
 from distilpeft.recipe.yaml_file import load_recipe, parse_values
 from distilpeft.sweep import label_of, named, parse_over, refuse_incomparable, settings_of, shared_temperatures

@@ -25,7 +25,8 @@ from distilpeft.errors import GateError, InputError
 from distilpeft.machine.files import digest_json, write_json, write_text
 from distilpeft.machine.host import is_first_process, num_launched
 from distilpeft.machine.processes import spread
-from distilpeft.plan import CE_ONLY, LAST_STAGES, STUDENT, TEACHER, Plan, make_plan
+from distilpeft.planning.plan import Plan, make_plan
+from distilpeft.planning.roles import CE_ONLY, LAST_STAGES, STUDENT, TEACHER
 from distilpeft.recipe import Recipe
 from distilpeft.recipe.task import KINDS, LOWER_IS_BETTER
 from distilpeft.recipe.yaml_file import load_recipe, parse_values

@@ -23,7 +23,8 @@ from distilpeft.machine.artifact import Artifact
 from distilpeft.machine.files import write_json
 from distilpeft.machine.host import num_launched
 from distilpeft.marks import mark
-from distilpeft.plan import STUDENT, TEACHER, make_plan, step_of
+from distilpeft.planning.plan import make_plan
+from distilpeft.planning.roles import STUDENT, TEACHER, step_of
 from distilpeft.recipe import Recipe
 from distilpeft.recipe.yaml_file import load_recipe
 

@@ -48,7 +48,7 @@ def plans() -> dict[str, dict[str, str]]:
     """Recipe → step → artifact key, as if every model and every data set came from the hub."""
     from distilpeft.data import sources
     from distilpeft.machine import host
-    from distilpeft.plan import make_plan
+    from distilpeft.planning.plan import make_plan
     from distilpeft.recipe.yaml_file import load_recipe
 
     def from_hub(name: str, key: str, revision: str | None = None) -> Any:
@@ -90,7 +90,7 @@ def runs(folder: Path) -> dict[str, Any]:
     """Task → step → key, hashes of its files, and coarse figures; run by a process with the `PORTABLE` environment."""
     import torch
 
-    from distilpeft.plan import make_plan
+    from distilpeft.planning.plan import make_plan
     from distilpeft.recipe.yaml_file import load_recipe
 
     assert torch.backends.cpu.get_cpu_capability() == "DEFAULT", "torch was imported before its kernels were chosen"

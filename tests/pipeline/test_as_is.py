@@ -9,7 +9,7 @@ from pathlib import Path
 import commands
 import pytest
 
-from distilpeft.plan import make_plan
+from distilpeft.planning.plan import make_plan
 from distilpeft.recipe.yaml_file import load_recipe
 
 

@@ -18,7 +18,8 @@ from distilpeft.errors import InputError
 from distilpeft.machine.runtime import Runtime
 from distilpeft.models.student import load_student
 from distilpeft.models.teacher import load_teacher
-from distilpeft.plan import make_plan, step_of
+from distilpeft.planning.plan import make_plan
+from distilpeft.planning.roles import step_of
 from distilpeft.recipe.yaml_file import load_recipe
 from distilpeft.runners import TransformersRunner
 from distilpeft.stages import benchmark

@@ -14,7 +14,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from distilpeft.plan import Plan, make_plan
+from distilpeft.planning.plan import Plan, make_plan
 from distilpeft.recipe.yaml_file import load_recipe
 
 QUICK = {

@@ -22,7 +22,7 @@ from huggingface_hub import ModelCard
 
 from distilpeft import cli, runners
 from distilpeft.formats import WRITERS
-from distilpeft.plan import make_plan
+from distilpeft.planning.plan import make_plan
 from distilpeft.recipe.yaml_file import load_recipe
 
 FORMS = ["safetensors", "onnx", "onnx-int8", "bnb-nf4"]

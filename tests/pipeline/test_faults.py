@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from distilpeft.distillation.store import SoftTargets
 from distilpeft.machine.artifact import MANIFEST
 from distilpeft.machine.files import digest_file, read_sealed, sealed
-from distilpeft.plan import make_plan
+from distilpeft.planning.plan import make_plan
 from distilpeft.recipe.yaml_file import load_recipe
 
 

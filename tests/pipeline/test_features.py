@@ -10,7 +10,7 @@ import pytest
 import tiny
 from safetensors import safe_open
 
-from distilpeft.plan import make_plan
+from distilpeft.planning.plan import make_plan
 from distilpeft.recipe.yaml_file import load_recipe
 
 FEATURES = {"hidden": {"weight": 0.5}, "relations": {"weight": 2.0, "heads": 2}}

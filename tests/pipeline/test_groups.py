@@ -14,7 +14,7 @@ import tiny
 
 from distilpeft import findings
 from distilpeft.data.reading import read_splits
-from distilpeft.plan import make_plan
+from distilpeft.planning.plan import make_plan
 from distilpeft.recipe.yaml_file import load_recipe
 
 

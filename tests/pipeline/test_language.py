@@ -14,7 +14,7 @@ import yaml
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 
-from distilpeft.plan import make_plan
+from distilpeft.planning.plan import make_plan
 from distilpeft.recipe.yaml_file import load_recipe
 
 ROWS = {"rows.jsonl": tiny_lm.pairs, "chats.jsonl": tiny_lm.chats}

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from distilpeft import cli
 from distilpeft.machine.files import read_sealed
-from distilpeft.plan import make_plan
+from distilpeft.planning.plan import make_plan
 from distilpeft.recipe.yaml_file import load_recipe
 
 ROLES = [

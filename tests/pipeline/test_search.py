@@ -13,7 +13,7 @@ import commands
 import pytest
 
 from distilpeft import space
-from distilpeft.plan import make_plan
+from distilpeft.planning.plan import make_plan
 from distilpeft.recipe.yaml_file import load_recipe
 from distilpeft.study import Outcome, Study, Trial
 

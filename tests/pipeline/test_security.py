@@ -11,7 +11,7 @@ import pytest
 import tiny
 import torch
 
-from distilpeft.plan import make_plan
+from distilpeft.planning.plan import make_plan
 from distilpeft.recipe.yaml_file import load_recipe
 
 CODE = """

@@ -18,7 +18,7 @@ from distilpeft.distillation.store import SoftTargets
 from distilpeft.machine.runtime import Runtime
 from distilpeft.models.pair import teacher_source, tokenizer_digest
 from distilpeft.models.teacher import load_teacher
-from distilpeft.plan import make_plan
+from distilpeft.planning.plan import make_plan
 from distilpeft.recipe.yaml_file import load_recipe
 from distilpeft.tasks.rows import TaskData
 

@@ -21,7 +21,7 @@ from distilpeft.errors import GateError
 from distilpeft.machine.locks import POLL_S, Lock
 from distilpeft.machine.runtime import Runtime
 from distilpeft.pipeline import FINISHED, WAIT, Turn, jobs_of
-from distilpeft.plan import make_plan
+from distilpeft.planning.plan import make_plan
 from distilpeft.recipe.yaml_file import load_recipe
 from distilpeft.stages.teacher import _gate
 

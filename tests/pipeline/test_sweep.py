@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from distilpeft import sweep as grid
 from distilpeft.errors import InputError
 from distilpeft.machine.locks import Lock
-from distilpeft.plan import LAST_STAGES
+from distilpeft.planning.roles import LAST_STAGES
 
 STAGES = ("teacher", "targets", "distil", "evaluate", "export", "benchmark", "bundle")
 STUDENTS = "student.from_teacher.layers=[0],[1],[0, 1]"

@@ -11,7 +11,7 @@ import pytest
 
 from distilpeft import tune_lr
 from distilpeft.errors import GateError
-from distilpeft.plan import make_plan
+from distilpeft.planning.plan import make_plan
 from distilpeft.recipe.training import Optim
 from distilpeft.recipe.yaml_file import load_recipe
 from distilpeft.step import lr_factor

@@ -21,7 +21,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from distilpeft.plan import make_plan
+from distilpeft.planning.plan import make_plan
 from distilpeft.recipe.yaml_file import load_recipe
 
 SGD = "{kind: sgd, lr: 0.05, schedule: constant}"  # AdamW would make more of differences in rounding

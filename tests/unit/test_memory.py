@@ -12,7 +12,7 @@ import pytest
 
 from distilpeft.data.sources import Source, known_model, num_parameters
 from distilpeft.errors import InputError
-from distilpeft.memory import CONTEXT_BYTES, Load, Machine, Shape, Way, best, settings
+from distilpeft.planning.memory import CONTEXT_BYTES, Load, Machine, Shape, Way, best, settings
 
 OWN = Way("online", "ddp", "replicated", checkpointing=False, micro_batch_size=4)
 SMALL = Shape(total=1000, linear=600, layers=2, hidden=10, keys=10, ffn=40, vocabulary=20, gated=False, tied=False)

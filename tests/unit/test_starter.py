@@ -15,14 +15,16 @@ import tiny_lm
 import tiny_tasks
 import yaml
 
-from distilpeft import cli, starter
+from distilpeft import cli
 from distilpeft.errors import InputError
-from distilpeft.first_look import Wishes, look, settled, task_lines
+from distilpeft.planning import choose_models
+from distilpeft.planning.choose_models import choose
+from distilpeft.planning.data_profile import Wishes, look, settled, task_lines
+from distilpeft.planning.first_recipe import rate
 from distilpeft.recipe.student import spread
 from distilpeft.recipe.yaml_file import load_recipe
-from distilpeft.starter import choose, rate
 
-CATALOGUE = json.loads((Path(starter.__file__).parent / "catalogue.json").read_text())
+CATALOGUE = json.loads((Path(choose_models.__file__).parent / "catalogue.json").read_text())
 NAMES = {one["name"]: one for models in CATALOGUE.values() for one in models}  # some are good for two things
 
 
@@ -191,7 +193,7 @@ def test_the_largest_that_the_device_can_tune_and_the_size_allows(wishes, tokens
 
 def test_a_latency_is_kept_by_fewer_layers(monkeypatch):
     """10 GFLOP/s, half of it in use: 64 tokens through a layer of MiniLM, 1.8 million weights, take 46 ms."""
-    monkeypatch.setattr(starter, "operations_per_s", lambda: 1e10)
+    monkeypatch.setattr(choose_models, "operations_per_s", lambda: 1e10)
     wishes = Wishes("d", "text_classification", packages=True, latency_ms=100)
     assert choose(wishes, 64).layers == spread(6, 2)
     assert choose(replace(wishes, latency_ms=50), 64).layers == (0,)
@@ -205,7 +207,7 @@ def test_a_latency_is_kept_by_fewer_layers(monkeypatch):
 
 
 def test_this_machines_speed_is_measured():
-    assert 1e8 < starter.operations_per_s() < 1e14
+    assert 1e8 < choose_models.operations_per_s() < 1e14
 
 
 @pytest.mark.parametrize("size", [15, 40, 90, 200])
@@ -218,7 +220,7 @@ def test_students_keep_to_the_size(size):
             assert "no student is so small" in str(error)  # noqa: PT017
             assert kind == "causal_lm"
             continue
-        assert found.student_millions * starter.BYTES_PER_WEIGHT <= size
+        assert found.student_millions * choose_models.BYTES_PER_WEIGHT <= size
 
 
 @pytest.mark.parametrize(

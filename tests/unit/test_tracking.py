@@ -12,7 +12,7 @@ import commands
 import pytest
 
 from distilpeft import tracking
-from distilpeft.plan import make_plan
+from distilpeft.planning.plan import make_plan
 from distilpeft.recipe.yaml_file import load_recipe
 
 SHORT = ("--set", "tracking=[tensorboard]", "--until", "distil")

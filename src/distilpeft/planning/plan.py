@@ -29,6 +29,7 @@ from distilpeft.errors import InputError
 from distilpeft.machine.artifact import Artifact, artifact
 from distilpeft.machine.files import digest_file, digest_json
 from distilpeft.machine.host import machine_name
+from distilpeft.planning.roles import CE_ONLY, FULL, MAJORITY, MERGED, STUDENT, TEACHER, UNTIMED, UNTRAINED
 from distilpeft.recipe import Recipe
 from distilpeft.recipe.distil import format_fault
 from distilpeft.recipe.recipe import result_settings
@@ -37,20 +38,6 @@ from distilpeft.recipe.training import Lora
 FORMAT = 6
 COMPARED = 2
 """The format of what `compare` leaves; the other stages' is older."""
-STUDENT, CE_ONLY, UNTRAINED, TEACHER, FULL, MERGED, MAJORITY = (
-    "student", "student_ce_only", "untrained", "teacher", "teacher_full_precision", "teacher_merged", "majority",
-)  # fmt: skip
-LAST_STAGES = ("benchmark", "bundle")
-"""For the end, when nothing else is left: latency on a machine at rest, and what tells of it."""
-UNTIMED = (MAJORITY, UNTRAINED, MERGED)
-"""Roles without a latency: no model, one of the student's architecture, and one of the full-precision teacher's."""
-
-
-def step_of(role: str) -> str:
-    """The step that makes a role's weights."""
-    if role in (TEACHER, FULL, MERGED):
-        return "teacher"
-    return f"distil/{role}" if role in (STUDENT, CE_ONLY) else role.replace(":", "/")
 
 
 @dataclass(frozen=True)

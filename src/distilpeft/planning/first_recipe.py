@@ -1,18 +1,10 @@
-"""`distilpeft init`: a first recipe for the data at hand, with the reason beside every choice.
-
-Looks at the data, asks for what it cannot see, chooses teacher and student from `catalogue.json`, and settings by rules
-that are written down here. The recipe is checked before it is written. Torch-free.
-"""
+"""Write the recipe of `distilpeft init`, with the reasons for each choice."""
 
 from __future__ import annotations
 
-import json
 import math
-import re
 import tempfile
-import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,186 +12,21 @@ import datasets
 import numpy as np
 
 from distilpeft.errors import InputError
-from distilpeft.first_look import Ask, Look, Wishes, look, num_words, plain, settled, task_lines
 from distilpeft.machine.files import write_text
+from distilpeft.planning.choose_models import PATCHES, Choice, choose, memory_gb
+from distilpeft.planning.data_profile import Ask, Look, Wishes, look, num_words, plain, settled, task_lines
 from distilpeft.recipe.export import FORMS
-from distilpeft.recipe.student import spread
 from distilpeft.recipe.task import KINDS, Kind
 from distilpeft.recipe.yaml_file import load_recipe
 
 TOKENS_PER_WORD = 1.4
 """Of word pieces in English; other languages and code have more."""
-BYTES_PER_WEIGHT = 1.06
-"""Of int8 with its scales, as onnx-int8 and gguf-q8_0."""
 LONGEST = {"cpu": 512, "GPU": 2048}
 """Tokens of a row that are chosen without being asked for."""
-PATCHES = 196
-"""Of a picture of 224 x 224 points: they take memory as tokens do."""
-OPERATIONS = 2
-"""For each weight and token: a product and a sum."""
-EFFICIENCY, MEASURED_S = 0.5, 0.3
-"""Of a model's small products beside large ones, in float32; int8 graphs are faster, often twice."""
 HELD_OUT = 2000
 """Rows are enough to validate, and to test."""
-MOST_MILLIONS = {"encoder": 150.0, "decoder": 500.0, "encoder_decoder": 300.0, "image": 100.0, "embedder": 350.0}
-"""Largest teacher on a CPU."""
-MILLIONS_PER_GB = 400.0
-"""Largest teacher on a GPU: nf4 weights take 0.5 GB per 1000 million, and the rest is for what it computes."""
-STUDENT_MILLIONS = {"encoder": 90.0, "decoder": 500.0, "encoder_decoder": 130.0, "image": 30.0, "embedder": 90.0}
 STEPS = (300, 600)
 """Of the teacher and of the student, with few rows more than one epoch and with many one."""
-
-
-@dataclass(frozen=True)
-class Choice:
-    """Teacher and student, and why.
-
-    Attributes:
-        kind: of models, a part of the catalogue.
-        teacher: of the catalogue.
-        student: of the catalogue, or None: layers of the teacher.
-        layers: those, if so.
-    """
-
-    kind: str
-    teacher: dict[str, Any]
-    student: dict[str, Any] | None
-    layers: Sequence[int]
-
-    @property
-    def student_millions(self) -> float:
-        """Million weights, about."""
-        if self.student is not None:
-            return float(self.student["millions"])
-        return cut_millions(self.teacher, len(self.layers))
-
-
-def choose(wishes: Wishes, max_tokens: int) -> Choice:
-    """The largest teacher that the device can tune, and the largest student within the size that is of its kind.
-
-    Raises:
-        InputError: there is none.
-    """
-    traits = KINDS[wishes.task or "text_classification"]
-    kind = models_for(traits)
-    alike = traits.same_tokens
-    listed: list[dict[str, Any]] = json.loads((Path(__file__).parent / "catalogue.json").read_text("utf-8"))[kind]
-    most = MOST_MILLIONS[kind] if wishes.device == "cpu" else MILLIONS_PER_GB * memory_gb(wishes.device)
-    fitting = [one for one in listed if _suits(one, wishes, kind, max_tokens)]
-    unlisted = {"millions": 0, "embeddings": 0, "layers": 0, "family": None, "tokens": max_tokens}
-    by_name = {one["name"]: one for one in listed}
-    if wishes.teacher is not None:
-        teacher = by_name.get(wishes.teacher, {**unlisted, "name": wishes.teacher})
-    else:
-        able = [one for one in fitting if one["millions"] <= most]
-        if not able:
-            where = "as a package " if wishes.packages else ""
-            raise InputError(
-                f"init: no {kind} {where}for {max_tokens} tokens and --language {wishes.language} is known that fits "
-                f"on {wishes.device}; name one with --teacher"
-            )
-        teacher = max(able, key=lambda one: (one["millions"], not one["name"].startswith("package:")))
-    if wishes.student is not None:
-        return Choice(kind, teacher, by_name.get(wishes.student, {**unlisted, "name": wishes.student}), ())
-    inner = most_inner(wishes, kind, max_tokens)
-    usual = STUDENT_MILLIONS[kind] * (2 if kind == "encoder" and wishes.language == "many" else 1)  # its vocabulary
-    size = usual if wishes.size_mb is None else wishes.size_mb / BYTES_PER_WEIGHT
-    small = [
-        one
-        for one in fitting
-        if one["millions"] <= min(size, 0.6 * teacher["millions"])
-        and one["millions"] - one["embeddings"] <= inner
-        and (not alike or one["family"] == teacher["family"])
-    ]
-    if small:
-        return Choice(kind, teacher, max(small, key=lambda one: one["millions"]), ())
-    if not teacher["layers"]:
-        raise InputError(f"init: {teacher['name']} is not in the catalogue; name a student with --student")
-    return _cut(kind, teacher, wishes, size, inner, max_tokens)
-
-
-def _cut(kind: str, teacher: dict[str, Any], wishes: Wishes, size: float, inner: float, max_tokens: int) -> Choice:
-    """A student of as many layers of its teacher as size and latency allow, up to half of them."""
-    half = max(1, teacher["layers"] // 2)
-    if wishes.size_mb is None and wishes.latency_ms is None:
-        return Choice(kind, teacher, None, spread(teacher["layers"], half))
-    fast = [count for count in range(1, half + 1) if cut_millions(teacher, count) - teacher["embeddings"] <= inner]
-    if not fast:
-        raise InputError(
-            f"--latency-ms {wishes.latency_ms:g}: even one layer of {teacher['name']} is too much for rows of "
-            f"{max_tokens} tokens on this machine"
-        )
-    counts = [count for count in fast if wishes.size_mb is None or cut_millions(teacher, count) <= size]
-    if not counts:
-        least = cut_millions(teacher, 1) * BYTES_PER_WEIGHT
-        raise InputError(
-            f"--size-mb {wishes.size_mb:g}: no student is so small; {teacher['name']} with one layer takes "
-            f"{least:.0f} MB, most of it for its vocabulary"
-        )
-    return Choice(kind, teacher, None, spread(teacher["layers"], counts[-1]))
-
-
-def most_inner(wishes: Wishes, kind: str, max_tokens: int) -> float:
-    """Million weights outside the embeddings that a row may go through within the latency that is wished for.
-
-    Raises:
-        InputError: it is not for models that write, token by token, nor for GPUs, which are not here to be measured.
-    """
-    if wishes.latency_ms is None:
-        return math.inf
-    if kind in ("decoder", "encoder_decoder") or wishes.device != "cpu":
-        raise InputError("--latency-ms: is for models that read a row at once, on this machine's processors")
-    operations = wishes.latency_ms / 1e3 * operations_per_s() * EFFICIENCY
-    return operations / (OPERATIONS * max_tokens) / 1e6
-
-
-def operations_per_s() -> float:
-    """Floating-point operations of this machine's processors in matrix products, measured for a moment."""
-    side = 512
-    one = np.random.default_rng(0).random((side, side), np.float32)
-    best = math.inf
-    end = time.perf_counter() + MEASURED_S
-    while time.perf_counter() < end:
-        begin = time.perf_counter()
-        one @ one
-        best = min(best, time.perf_counter() - begin)
-    return 2 * side**3 / best
-
-
-def models_for(traits: Kind) -> str:
-    """The part of the catalogue that has models for a kind of task."""
-    if not traits.labels:
-        return "embedder"
-    if traits.images:
-        return "image"
-    return "encoder_decoder" if traits.reads_first else "decoder" if traits.language else "encoder"
-
-
-def cut_millions(model: Mapping[str, Any], layers: int) -> float:
-    """Million weights of a model of which so many layers are kept, with its embeddings."""
-    millions, embeddings = float(model["millions"]), float(model["embeddings"])
-    return embeddings + (millions - embeddings) * layers / int(model["layers"])
-
-
-def _suits(one: Mapping[str, Any], wishes: Wishes, kind: str, max_tokens: int) -> bool:
-    """Whether a model of the catalogue reads such rows. Of encoders, those for one language are better at it."""
-    if kind == "image":
-        return one["name"].startswith("package:") or not wishes.packages
-    speaks = one["languages"] == wishes.language or (kind != "encoder" and wishes.language == "en")
-    here = one["name"].startswith("package:") or not wishes.packages
-    return bool(one["tokens"] >= max_tokens and speaks and here)
-
-
-def memory_gb(device: str) -> float:
-    """Of `24GB`.
-
-    Raises:
-        InputError: it is neither that nor `cpu`.
-    """
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)GB", device, re.IGNORECASE)
-    if found is None or float(found[1]) == 0:
-        raise InputError(f"--device {device}: cpu, or a GPU's memory such as 24GB")
-    return float(found[1])
 
 
 def rate(millions: float, *, adapter: bool) -> str:

@@ -1,0 +1,1 @@
+"""Before anything runs: the plan and its keys, `check` and `init`."""

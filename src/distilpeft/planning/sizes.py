@@ -1,0 +1,170 @@
+"""Weights and bytes of a recipe's models, from configurations and file headers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from distilpeft.data.sources import (
+    Source,
+    known_model,
+    model_config,
+    num_layers,
+    num_parameters,
+    resolve,
+    weight_shapes,
+)
+from distilpeft.machine.host import cpu_has_bf16
+from distilpeft.planning.memory import BYTES, Load, Machine, Shape, Way
+from distilpeft.recipe import Recipe
+from distilpeft.recipe.student import Student
+from distilpeft.recipe.training import Fit, Lora
+
+
+@dataclass(frozen=True)
+class Size:
+    """Weights of a model: all, those in linear layers of the body (which are quantized), and its configuration."""
+
+    total: int
+    linear: Mapping[str, tuple[int, ...]]
+    layers: int
+    config: Mapping[str, Any]
+
+    @property
+    def num_linear(self) -> int:
+        """Weights in linear layers."""
+        return sum(math.prod(shape) for shape in self.linear.values())
+
+    @property
+    def shape(self) -> Shape:
+        """What its memory depends on."""
+        return Shape.of(self.config, self.total, self.num_linear, self.layers)
+
+
+def teacher_size(recipe: Recipe) -> Size | None:
+    """The teacher's size; not of image models, whose memory goes by what a picture becomes inside."""
+    if recipe.kind.images:
+        return None
+    return size_of(resolve(recipe.teacher.model, "teacher.model", recipe.teacher.revision))
+
+
+def size_of(source: Source) -> Size | None:
+    """A model's size from the headers of its files, or as it was published; None if neither is known here."""
+    shapes, config = weight_shapes(source), model_config(source)
+    if shapes is None or config is None:
+        known = known_model(source)
+        if known is None:
+            return None
+        config, shapes = known
+    linear = {
+        name: shape
+        for name, shape in shapes.items()
+        if len(shape) == 2 and "embed" not in name and not name.startswith("lm_head")
+    }
+    return Size(num_parameters(shapes), linear, num_layers(config) or 0, config)
+
+
+def cut(size: Size, layers: tuple[int, ...]) -> Size:
+    """The size left when only these layers are kept: layer weights scale with their number."""
+    in_layers = {
+        name: shape for name, shape in size.linear.items() if any(part.isdecimal() for part in name.split("."))
+    }
+    lost = sum(math.prod(shape) for shape in in_layers.values()) * (1 - len(layers) / max(size.layers, 1))
+    kept = {
+        name: shape
+        for name, shape in size.linear.items()
+        if name not in in_layers or int(next(part for part in name.split(".") if part.isdecimal())) in layers
+    }
+    return Size(size.total - round(lost), kept, len(layers), size.config)
+
+
+def _adapted(size: Size, lora: Lora) -> list[tuple[int, ...]]:
+    """Shapes of the matrices that an adapter sits on: (out, in)."""
+    targets = lora.target_modules
+    return [
+        shape
+        for name, shape in size.linear.items()
+        if isinstance(targets, str) or any(f".{name}".endswith(f".{target}.weight") for target in targets)
+    ]
+
+
+def lora_weights(size: Size, lora: Lora) -> int:
+    """Trainable weights of an adapter: rank · (in + out) for every matrix it sits on."""
+    return sum(lora.rank * sum(shape) for shape in _adapted(size, lora))
+
+
+def _inputs(size: Size, lora: Lora | None) -> int:
+    return sum(shape[1] for shape in _adapted(size, lora)) if lora else 0
+
+
+def weight_bytes(recipe: Recipe, size: Size) -> tuple[float, float]:
+    """Bytes of the teacher's base: all, and those in its layers."""
+    teacher = recipe.teacher
+    body = BYTES[teacher.dtype if teacher.quantize == "none" else teacher.quantize]
+    inside = size.num_linear * body
+    return inside + (size.total - size.num_linear) * BYTES[teacher.dtype], inside
+
+
+def teacher_load(recipe: Recipe, size: Size, kind: str) -> Load:
+    """The tuning of the teacher."""
+    teacher = recipe.teacher
+    assert teacher.fit is not None, "a teacher that is used as it is has no such load"
+    tuned = lora_weights(size, teacher.lora) if teacher.lora else size.total
+    whole, _ = weight_bytes(recipe, size)
+    return Load(
+        size.shape, whole + 4 * tuned if teacher.lora else whole, tuned, recipe.data.max_tokens,
+        teacher.fit.batch_size, _is_half(teacher.fit, kind), recipe.kind.language,
+        adapted=_inputs(size, teacher.lora), adapter_dropout=bool(teacher.lora and teacher.lora.dropout),
+    )  # fmt: skip
+
+
+def targets_load(recipe: Recipe, size: Size, machine: Machine) -> Load:
+    """The frozen teacher while it gives soft targets to be kept."""
+    whole = (size.shape, *weight_bytes(recipe, size))
+    half = _is_half(recipe.teacher.fit or recipe.distil.fit, machine.kind)
+    most = recipe.targets.micro_batch_size * machine.count  # larger ones gain nothing: no gradient waits for them
+    language = recipe.kind.language
+    return Load(size.shape, 0.0, 0, recipe.data.max_tokens, most, half, language, whole)
+
+
+def student_load(recipe: Recipe, student: Size, teacher: Size | None, kind: str) -> Load:
+    """The training of the student, with the teacher that may run beside it."""
+    fit, lora = recipe.distil.fit, recipe.student.lora
+    tuned = lora_weights(student, lora) if lora else student.total
+    beside = None if teacher is None else (teacher.shape, *weight_bytes(recipe, teacher))
+    return Load(
+        student.shape, 4.0 * student.total + (4 * tuned if lora else 0), tuned, recipe.data.max_tokens, fit.batch_size,
+        _is_half(fit, kind), recipe.kind.language, beside,
+        adapted=_inputs(student, lora), adapter_dropout=bool(lora and lora.dropout),
+    )  # fmt: skip
+
+
+def _is_half(fit: Fit, kind: str) -> bool:
+    return fit.precision in ("bf16", "fp16") or (fit.precision == "auto" and (kind == "GPU" or cpu_has_bf16()))
+
+
+def own_ways(recipe: Recipe) -> tuple[Way, Way, Way]:
+    """How the recipe tunes the teacher, keeps its soft targets, and trains the student."""
+    teacher, fit = recipe.teacher, recipe.distil.fit
+    mode = recipe.targets.mode if recipe.distil.alpha > 0 else "cached"
+    micro = [min(one.micro_batch_size, one.batch_size) for one in (teacher.fit or fit, fit)]
+    quantized = teacher.quantize != "none"
+    return (
+        Way("tune", "ddp" if quantized else recipe.parallel, "replicated", teacher.gradient_checkpointing, micro[0]),
+        Way("give", "ddp", teacher.place, checkpointing=False, micro_batch_size=recipe.targets.micro_batch_size),
+        Way(mode, recipe.parallel, teacher.place, recipe.student.gradient_checkpointing, micro[1]),
+    )
+
+
+def student_size(recipe: Recipe) -> Size | None:
+    """The student's size, if the files that tell are on this machine."""
+    student: Student = recipe.student
+    if student.from_config is not None or recipe.kind.images:
+        return None
+    if student.from_teacher is not None:
+        size = teacher_size(recipe)
+        return cut(size, student.from_teacher.of(size.layers)) if size else None
+    assert student.model is not None
+    return size_of(resolve(student.model, "student.model", student.revision))
