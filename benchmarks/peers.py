@@ -160,8 +160,8 @@ def ours(turns: Turns, folder: Path, ids: np.ndarray, device: str) -> None:
     from distilpeft.models.parallel import wrap
     from distilpeft.recipe.task import CausalLM
     from distilpeft.recipe.training import Fit, Optim
-    from distilpeft.step import Work, make_optimizer, optimizer_step
     from distilpeft.tasks.language import causal_lm
+    from distilpeft.training.step import Work, make_optimizer, optimizer_step
 
     runtime = Runtime()
     assert runtime.device.type == device, f"{runtime.device} is not {device}"

@@ -79,9 +79,9 @@ def worker(options: argparse.Namespace) -> None:
 
 def time_steps(options: argparse.Namespace, runtime: Any, model: Any, work: Any) -> None:
     """In place of the loop: its steps one by one, as they come; then once more, with and without reduction in turns."""
-    from distilpeft import step
     from distilpeft.data.batches import epoch_batches
     from distilpeft.models import parallel
+    from distilpeft.training import step
 
     wrapped, optimizer = parallel.wrap(runtime, model), step.make_optimizer(model, work.optim)
     batches = epoch_batches(work.lengths_N, work.fit.batch_size, work.seed, 0)

@@ -33,9 +33,9 @@ from distilpeft.models.student import load_student
 from distilpeft.pipeline import Steps
 from distilpeft.planning.plan import make_plan
 from distilpeft.recipe.yaml_file import load_recipe
-from distilpeft.scoring import measure_with, soft_of, values_of
 from distilpeft.stages import distil
 from distilpeft.tasks.rows import TaskData
+from distilpeft.training.scoring import measure_with, soft_of, values_of
 
 HERE = Path(__file__).parent
 RESULT, PAGE = HERE / "results" / "sparsity.json", HERE.parent / "docs" / "soft-targets.md"

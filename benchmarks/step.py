@@ -36,8 +36,8 @@ from distilpeft.models.parallel import wrap
 from distilpeft.recipe.student import FromTeacher
 from distilpeft.recipe.task import CausalLM
 from distilpeft.recipe.training import Fit, Optim
-from distilpeft.step import Work, make_optimizer, optimizer_step
 from distilpeft.tasks.language import causal_lm
+from distilpeft.training.step import Work, make_optimizer, optimizer_step
 
 RESULT = Path(__file__).parent / "results" / "step_{}.json"
 PAGE = Path(__file__).parent.parent / "docs" / "losses.md"

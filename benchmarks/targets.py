@@ -34,8 +34,8 @@ from distilpeft.distillation.store import Contents, SoftTargets, Writer
 from distilpeft.machine.runtime import Runtime
 from distilpeft.models.parallel import wrap
 from distilpeft.recipe.training import Fit, Optim
-from distilpeft.step import Work, make_optimizer, optimizer_step
 from distilpeft.tasks.language import causal_lm
+from distilpeft.training.step import Work, make_optimizer, optimizer_step
 
 RESULT = Path(__file__).parent / "results" / "targets_{}.json"
 PAGE = Path(__file__).parent.parent / "docs" / "soft-targets.md"

@@ -125,7 +125,7 @@ def signal_at(label: str, step: int, signal: str) -> str:
     """Statements that make the process send itself a signal when `label`'s training has logged `step`."""
     return f"""
 import os, signal
-import distilpeft.train as loop
+import distilpeft.training.train as loop
 log = loop._log
 def log_then_signal(runtime, work, line):
     log(runtime, work, line)

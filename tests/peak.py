@@ -20,8 +20,8 @@ from distilpeft.models.parallel import wrap
 from distilpeft.planning.memory import Load, Shape
 from distilpeft.recipe.task import CausalLM
 from distilpeft.recipe.training import Fit, Lora, Optim
-from distilpeft.step import Work, make_optimizer, optimizer_step
 from distilpeft.tasks.language import causal_lm
+from distilpeft.training.step import Work, make_optimizer, optimizer_step
 
 ROWS, TOKENS = 8, 256
 

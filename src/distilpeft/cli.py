@@ -414,8 +414,8 @@ def selftest(
     """Prove on this machine that loss and gradient are the same for every split of a batch; exit code 1 if not."""
     from rich.console import Console
 
-    from distilpeft import selftest as proof
     from distilpeft.machine.host import gpu_names
+    from distilpeft.training import selftest as proof
 
     gpus = len(gpu_names())
     chosen = processes or sorted({1, gpus or 2})

@@ -21,7 +21,7 @@ from distilpeft.machine.artifact import Artifact
 from distilpeft.machine.locks import POLL_S, Lock
 from distilpeft.machine.runtime import Runtime, device_name
 from distilpeft.models.checks import check_lengths, check_tokenizers, check_words
-from distilpeft.models.pair import MODEL, Loaded, check_exports, check_features, load_export
+from distilpeft.models.pair import MODEL, Loaded, check_exports, load_export
 from distilpeft.models.soft_targets import open_targets
 from distilpeft.models.student import load_student, new_student
 from distilpeft.models.teacher import load_teacher
@@ -29,9 +29,10 @@ from distilpeft.planning.plan import Plan
 from distilpeft.planning.roles import CE_ONLY, FULL, LAST_STAGES, MAJORITY, MERGED, STUDENT, TEACHER, UNTRAINED, step_of
 from distilpeft.recipe import Recipe
 from distilpeft.stages import audit, benchmark, bundle, compare, distil, evaluate, export, targets, teacher
-from distilpeft.step import Watch
 from distilpeft.tasks.rows import TaskData
 from distilpeft.timing import summary
+from distilpeft.training.features import check_features
+from distilpeft.training.step import Watch
 
 
 @dataclass(frozen=True)

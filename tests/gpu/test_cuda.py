@@ -81,7 +81,7 @@ def test_the_fused_loss_is_the_eager_one_in_bf16_and_takes_a_fraction_of_its_mem
 def test_the_proof_of_split_invariance_holds_on_this_gpu():
     from rich.console import Console
 
-    from distilpeft import selftest
+    from distilpeft.training import selftest
 
     assert selftest.run([1], Console(quiet=True))
 

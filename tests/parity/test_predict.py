@@ -8,8 +8,8 @@ import tiny
 import torch
 
 from distilpeft.machine.runtime import Runtime
-from distilpeft.predict import predict
 from distilpeft.tasks import text_classification
+from distilpeft.training.scoring import predict
 
 
 @pytest.fixture(scope="module")

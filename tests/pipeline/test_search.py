@@ -102,7 +102,7 @@ def test_killed_in_the_middle_of_a_trial_the_same_command_ends_in_the_same_trial
     recipe = workspace(tmp_path)
     kill = f"""
 import os, signal
-import distilpeft.train as loop
+import distilpeft.training.train as loop
 log, seen = loop._log, []
 def log_then_die(runtime, work, line):
     log(runtime, work, line)

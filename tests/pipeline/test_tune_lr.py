@@ -14,7 +14,7 @@ from distilpeft.errors import GateError
 from distilpeft.planning.plan import make_plan
 from distilpeft.recipe.training import Optim
 from distilpeft.recipe.yaml_file import load_recipe
-from distilpeft.step import lr_factor
+from distilpeft.training.step import lr_factor
 
 
 def rates(count: int = 100, low: float = 1e-6, high: float = 1e-1) -> list[float]:

@@ -14,11 +14,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from distilpeft import batch_norm
 from distilpeft.machine.runtime import Runtime
 from distilpeft.recipe.training import Fit, Optim
-from distilpeft.step import Work
-from distilpeft.train import train
+from distilpeft.training import batch_norm
+from distilpeft.training.step import Work
+from distilpeft.training.train import train
 
 ROWS, BATCH, EPOCHS = 22, 8, 2  # the last batch of an epoch has 6 rows, for 4 processes 2, 2, 1 and 1
 

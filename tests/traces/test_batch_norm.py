@@ -13,10 +13,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from distilpeft import batch_norm
 from distilpeft.data.batches import epoch_batches
 from distilpeft.errors import InputError
 from distilpeft.machine.runtime import Runtime
+from distilpeft.training import batch_norm
 
 SCRIPT = Path(__file__).parent / "norms.py"
 

@@ -9,8 +9,9 @@ import pytest
 import torch
 from rich.console import Console
 
-from distilpeft import cli, selftest
+from distilpeft import cli
 from distilpeft.tasks.language import causal_lm
+from distilpeft.training import selftest
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -18,8 +18,8 @@ import torch
 from distilpeft.distillation.losses import Loss, distil_sum
 from distilpeft.machine.runtime import Runtime
 from distilpeft.recipe.training import Fit, Optim
-from distilpeft.step import Work
-from distilpeft.train import train
+from distilpeft.training.step import Work
+from distilpeft.training.train import train
 
 ALPHA, TEMPERATURE, ROWS, BATCH, EPOCHS, SEED = 0.7, 2.0, 34, 8, 2, 5
 

@@ -7,9 +7,9 @@ import json
 import pytest
 import torch
 
-from distilpeft.checkpoints import OPTIMIZER, STATE, WEIGHTS, Checkpoints
 from distilpeft.errors import InputError
 from distilpeft.machine.artifact import LOG
+from distilpeft.training.checkpoints import OPTIMIZER, STATE, WEIGHTS, Checkpoints
 
 
 def save(folder, step: int, best_step: int = 0, keep_last: int = 2) -> Checkpoints:

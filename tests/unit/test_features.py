@@ -11,8 +11,8 @@ from torch import nn
 
 from distilpeft.distillation.projections import drop_projections
 from distilpeft.errors import InputError
-from distilpeft.features import FeatureLoss, attention_part, check, layer_map
 from distilpeft.recipe.distil import Features, HiddenStates, Relations
+from distilpeft.training.features import FeatureLoss, attention_part, check, layer_map
 
 TEXTS = ["good film", "the dull actor of the scene and the music", "fine", "a story"]
 BOTH = Features(hidden=HiddenStates(weight=0.5), relations=Relations(weight=2.0))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from distilpeft.guards import FACTOR, MOST_TOLD, WINDOW, Spikes, listed
+from distilpeft.training.loss_spikes import FACTOR, MOST_TOLD, WINDOW, Spikes
+from distilpeft.training.step import listed
 
 
 def test_a_loss_far_above_the_usual_is_told_and_one_below_the_factor_is_not():

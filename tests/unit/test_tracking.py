@@ -11,9 +11,9 @@ from unittest import mock
 import commands
 import pytest
 
-from distilpeft import tracking
 from distilpeft.planning.plan import make_plan
 from distilpeft.recipe.yaml_file import load_recipe
+from distilpeft.training import tracking
 
 SHORT = ("--set", "tracking=[tensorboard]", "--until", "distil")
 

@@ -13,13 +13,13 @@ import pytest
 import torch
 from torch import nn
 
-from distilpeft import train as train_module
 from distilpeft.errors import GateError, InputError, StoppedBySignal
 from distilpeft.machine.runtime import Runtime
 from distilpeft.models.parallel import wrap
 from distilpeft.recipe.training import Fit, Optim
-from distilpeft.step import Work, lr_factor, make_optimizer, optimizer_step, total_steps
-from distilpeft.train import State, _validate, train
+from distilpeft.training import train as train_module
+from distilpeft.training.step import Work, lr_factor, make_optimizer, optimizer_step, total_steps
+from distilpeft.training.train import State, _validate, train
 
 FIT = Fit(epochs=2, batch_size=4, micro_batch_size=2, precision="fp32")
 

@@ -6,9 +6,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from distilpeft import features, formats
+from distilpeft import formats
 from distilpeft.data.sources import Source, resolve
-from distilpeft.data.vocabulary import Vocabulary, check_same
 from distilpeft.errors import InputError
 from distilpeft.exported import Graph, open_exported
 from distilpeft.machine.files import digest_file, digest_json
@@ -60,29 +59,6 @@ def tokenizer_source(recipe: Recipe) -> Source:
 def load_reader(recipe: Recipe, source: Source) -> Any:
     """What makes inputs out of rows: the model's tokenizer, or how it reads pictures."""
     return loading.load_picture_reader(source) if recipe.kind.images else loading.load_tokenizer(source)
-
-
-def check_features(recipe: Recipe) -> None:
-    """Refuse a pair whose insides cannot be held against each other; loads no weights.
-
-    Raises:
-        InputError: they read other tokens, or have no such layers.
-    """
-    settings = recipe.distil.features
-    if settings is None:
-        return
-    sources = (tokenizer_source(recipe), teacher_source(recipe))
-    if sources[0] != sources[1]:
-        ours, theirs = (Vocabulary.of_tokenizer(one.name, loading.load_tokenizer(one)) for one in sources)
-        check_same(theirs, ours, chat=recipe.needs_template)
-    overrides = recipe.student.from_config.overrides if recipe.student.from_config else {}
-    teacher = loading.configuration(teacher_source(recipe), architecture(recipe), {})
-    student = loading.configuration(student_source(recipe), architecture(recipe), overrides)
-    configs = [one.get_text_config() for one in (student, teacher)]
-    depths = [one.num_hidden_layers for one in configs]
-    if recipe.student.from_teacher is not None:
-        depths[0] = len(recipe.student.from_teacher.of(depths[1]))
-    features.check(settings, depths, configs)
 
 
 def check_exports(recipe: Recipe) -> None:

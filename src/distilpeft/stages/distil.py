@@ -16,7 +16,6 @@ from distilpeft.distillation.losses import Loss
 from distilpeft.distillation.projections import drop_projections
 from distilpeft.distillation.sparse import Sparse
 from distilpeft.distillation.store import SoftTargets
-from distilpeft.features import FeatureLoss
 from distilpeft.machine.artifact import Artifact
 from distilpeft.machine.runtime import Runtime
 from distilpeft.models import weights
@@ -25,11 +24,12 @@ from distilpeft.models.soft_targets import open_targets
 from distilpeft.models.student import new_student, save_student
 from distilpeft.models.teacher import load_teacher
 from distilpeft.recipe import Recipe
-from distilpeft.scoring import Soft, soft_of, soft_of_rows, validator
-from distilpeft.step import Watch, Work
 from distilpeft.tasks.rows import TaskData
-from distilpeft.tracking import tracked
-from distilpeft.train import train
+from distilpeft.training.features import FeatureLoss
+from distilpeft.training.scoring import Soft, soft_of, soft_of_rows, validator
+from distilpeft.training.step import Watch, Work
+from distilpeft.training.tracking import tracked
+from distilpeft.training.train import train
 
 MOST_NAMED = 20
 """New weights whose names the manifest holds; of more their number."""

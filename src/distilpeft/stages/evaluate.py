@@ -16,8 +16,8 @@ from distilpeft.machine.artifact import Artifact
 from distilpeft.machine.runtime import Runtime
 from distilpeft.models.pair import Loaded, load_reader, teacher_source, tokenizer_digest
 from distilpeft.recipe import Recipe
-from distilpeft.scoring import measure_with, soft_of, soft_of_rows, values_of
 from distilpeft.tasks.rows import Part, TaskData, Tokens
+from distilpeft.training.scoring import measure_with, soft_of, soft_of_rows, values_of
 
 VALUES = "values.npy"
 SPEAKERS = ("teacher", "student")

@@ -21,11 +21,11 @@ from distilpeft.models.pair import load_reader, teacher_source, tokenizer_digest
 from distilpeft.models.teacher import new_teacher, save_teacher
 from distilpeft.recipe import Recipe
 from distilpeft.recipe.task import LOWER_IS_BETTER
-from distilpeft.scoring import validator
-from distilpeft.step import Work
 from distilpeft.tasks.rows import TaskData, Tokens
-from distilpeft.tracking import tracked
-from distilpeft.train import train
+from distilpeft.training.scoring import validator
+from distilpeft.training.step import Work
+from distilpeft.training.tracking import tracked
+from distilpeft.training.train import train
 
 
 def run(runtime: Runtime, recipe: Recipe, data: TaskData, out: Artifact) -> dict[str, Any]:

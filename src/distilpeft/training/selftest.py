@@ -37,9 +37,9 @@ from distilpeft.errors import GateError
 from distilpeft.machine.runtime import Runtime
 from distilpeft.recipe.task import CausalLM
 from distilpeft.recipe.training import Fit, Optim
-from distilpeft.step import Work
 from distilpeft.tasks.language import causal_lm
-from distilpeft.train import train
+from distilpeft.training.step import Work
+from distilpeft.training.train import train
 
 TOLERANCE = 1e-5
 MICRO_BATCH_SIZES = (1, 2, 3, 5, 8, 16)
@@ -230,7 +230,7 @@ def _launched(processes: int) -> dict[tuple[int, str], Trace]:
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "traces.json"
         launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-        command = [*launcher, "-m", "distilpeft.selftest", str(processes), str(out)]
+        command = [*launcher, "-m", "distilpeft.training.selftest", str(processes), str(out)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode != 0 or not out.is_file():
             reason = done.stderr.strip().splitlines()[-1:] or ["no message"]

@@ -20,15 +20,14 @@ from accelerate.utils import send_to_device
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from distilpeft import batch_norm
-from distilpeft.checkpoints import Checkpoints
 from distilpeft.data.batches import micro_batches
 from distilpeft.errors import GateError
-from distilpeft.guards import listed
 from distilpeft.machine.runtime import Runtime
 from distilpeft.models.parallel import no_sync, norm_of, whole
 from distilpeft.models.weights import trainable
 from distilpeft.recipe.training import Fit, Optim
+from distilpeft.training import batch_norm
+from distilpeft.training.checkpoints import Checkpoints
 
 Batch = dict[str, Any]
 Watch = Callable[[float, float], None]
@@ -225,3 +224,9 @@ def _check_gradients(runtime: Runtime, wrapped: nn.Module, label: str, *, first:
             f"{label}: no gradient reaches {len(deaf)} adapter tensors, such as {deaf[0]}; "
             "name the modules that take part in lora.target_modules"
         )
+
+
+def listed(rows_N: NDArray[np.int64]) -> str:
+    """Row ids for a message: the first ten, and how many there are."""
+    shown = ", ".join(map(str, rows_N[:10]))
+    return shown + (f", ... ({len(rows_N)} rows)" if len(rows_N) > 10 else "")

@@ -6,19 +6,8 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from statistics import median
 
-import numpy as np
-from numpy.typing import NDArray
-
-MOST_SKIPPED = 10
-"""Steps in a row that may be left out for not being finite."""
 WINDOW, FACTOR = 50, 5.0
 MOST_TOLD = 3
-
-
-def listed(rows_N: NDArray[np.int64]) -> str:
-    """Row ids for a message: the first ten, and how many there are."""
-    shown = ", ".join(map(str, rows_N[:10]))
-    return shown + (f", ... ({len(rows_N)} rows)" if len(rows_N) > 10 else "")
 
 
 class Spikes:

@@ -20,11 +20,8 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from distilpeft import batch_norm
-from distilpeft.checkpoints import Checkpoints
 from distilpeft.data.batches import epoch_batches
 from distilpeft.errors import GateError, InputError, is_out_of_memory
-from distilpeft.guards import MOST_SKIPPED, Spikes
 from distilpeft.machine.artifact import LOG
 from distilpeft.machine.runtime import Interrupted, Runtime
 from distilpeft.models.parallel import (
@@ -39,7 +36,10 @@ from distilpeft.models.parallel import (
 from distilpeft.models.weights import blocks, tuned
 from distilpeft.recipe.task import LOWER_IS_BETTER
 from distilpeft.recipe.training import Fit
-from distilpeft.step import Work, lr_factor, make_optimizer, optimizer_step, steps_per_epoch, total_steps
+from distilpeft.training import batch_norm
+from distilpeft.training.checkpoints import Checkpoints
+from distilpeft.training.loss_spikes import Spikes
+from distilpeft.training.step import Work, lr_factor, make_optimizer, optimizer_step, steps_per_epoch, total_steps
 
 FIRST_SCALE, SCALE_EVERY = 2.0**16, 2000
 """Of the loss in float16: halved when gradients overflow, doubled after so many steps without (arXiv:1710.03740)."""
@@ -335,3 +335,7 @@ def _losses(folder: Path) -> list[float | None]:
     log = folder / LOG
     lines = log.read_text(encoding="utf-8").splitlines() if log.is_file() else []
     return [json.loads(line)["loss"] for line in lines]
+
+
+MOST_SKIPPED = 10
+"""Steps in a row that may be left out for not being finite."""
