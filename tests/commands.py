@@ -23,7 +23,8 @@ import tiny
 import tiny_lm
 import yaml
 
-from distilpeft import cli, parity, plots, timing
+from distilpeft import cli, plots, timing
+from distilpeft.export import gate
 
 TESTS = Path(__file__).parent
 FORKS = multiprocessing.get_context("forkserver")
@@ -65,10 +66,10 @@ def arguments_of(recipe: Path, arguments: Sequence[str], verb: str = "run") -> l
 
 def answer_here(folder: Path, calls: Path, out: Path) -> str | None:
     """`parity.answered` without the seconds that a process of its own takes to import; test_export.py takes those."""
-    from distilpeft import runners
+    from distilpeft.export import gate_process
 
     try:
-        runners.answer(folder, calls, out)
+        gate_process.answer(folder, calls, out)
     except Exception as error:
         return f"{type(error).__name__}: {error}"
     return None
@@ -108,7 +109,7 @@ def run(recipe: Path, *arguments: str, verb: str = "run", own_process: bool = Fa
         patches.enter_context(mock.patch("distilpeft.timing.PAUSE_S", 0.0))
         patches.enter_context(mock.patch("distilpeft.plots.available", return_value=False))  # seconds for each run
         if not own_process:
-            patches.enter_context(mock.patch("distilpeft.parity.answered", answer_here))
+            patches.enter_context(mock.patch("distilpeft.export.gate.answered", answer_here))
         try:
             cli.main()
         except SystemExit as leaving:
@@ -196,7 +197,7 @@ def apart(commands: Sequence[tuple[Path, list[str], str, dict[str, str]]]) -> li
 
 def alone() -> None:
     """The command line with this process's arguments, without further processes for the gate and the benchmark."""
-    parity.answered = answer_here
+    gate.answered = answer_here
     timing.start_process, timing.PAUSE_S = start_here, 0.0
     plots.available = bool
     cli.main()

@@ -309,7 +309,7 @@ def predict(
     ] = None,
 ) -> None:
     """Answer texts with an exported model, as JSON lines."""
-    from distilpeft import answers
+    from distilpeft.export import predict
 
     if texts and source is not None:
         raise InputError("--input: give texts or a file of them, not both")
@@ -319,7 +319,7 @@ def predict(
             if not texts:
                 named = source not in (None, "-")
                 lines = open_files.enter_context(Path(str(source)).open(encoding="utf-8")) if named else sys.stdin
-            for line in answers.run(
+            for line in predict.run(
                 bundle, texts or [], lines, out, batch_size=batch_size, max_new_tokens=max_new_tokens
             ):
                 print(line, flush=True)
@@ -339,9 +339,9 @@ def push(
     """Upload an exported model with its card to a hub repository."""
     from rich.console import Console
 
-    from distilpeft import hub
+    from distilpeft.export import push
 
-    hub.push(bundle, repo, Console(), private=private, dry_run=dry_run)
+    push.push(bundle, repo, Console(), private=private, dry_run=dry_run)
 
 
 @app.command("report")

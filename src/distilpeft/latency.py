@@ -18,8 +18,9 @@ from rich.console import Console
 from rich.table import Table
 
 from distilpeft import report, timing
-from distilpeft.deployed import Deployed
 from distilpeft.errors import InputError
+from distilpeft.export.bundle import Deployed
+from distilpeft.export.manifest import MANIFEST, read_manifest
 from distilpeft.machine.files import write_json
 from distilpeft.machine.runtime import Runtime
 from distilpeft.models.checks import check_lengths
@@ -27,7 +28,6 @@ from distilpeft.planning.plan import Plan, make_plan
 from distilpeft.planning.roles import STUDENT, step_of
 from distilpeft.recipe import Recipe
 from distilpeft.recipe.yaml_file import with_benchmark
-from distilpeft.runners import MANIFEST, read_manifest
 from distilpeft.stages import benchmark
 from distilpeft.tasks.rows import TaskData
 from distilpeft.timing import Subject

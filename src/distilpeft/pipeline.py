@@ -17,11 +17,13 @@ import torch
 from distilpeft import publish
 from distilpeft.distillation.store import SoftTargets
 from distilpeft.errors import GateError, InputError
+from distilpeft.export.formats.writers import check_exports
+from distilpeft.export.graph_module import load_export
 from distilpeft.machine.artifact import Artifact
 from distilpeft.machine.locks import POLL_S, Lock
 from distilpeft.machine.runtime import Runtime, device_name
 from distilpeft.models.checks import check_lengths, check_tokenizers, check_words
-from distilpeft.models.pair import MODEL, Loaded, check_exports, load_export
+from distilpeft.models.pair import MODEL, Loaded
 from distilpeft.models.soft_targets import open_targets
 from distilpeft.models.student import load_student, new_student
 from distilpeft.models.teacher import load_teacher

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from distilpeft.runners import DECODER, PIXELS, Runner, TransformersRunner, open_runner
+from distilpeft.export.runtimes import DECODER, PIXELS, Runner, TransformersRunner, open_runner
 
 WARM_CALLS, WARM_S, WARM_BAND = 30, 5.0, 0.05
 """Warming up ends when the median of three calls is within 5 % of that of the three before, after 30 calls or 5 s."""

@@ -23,8 +23,8 @@ from transformers import (
 )
 
 from distilpeft.errors import InputError
-from distilpeft.formats import gguf_file
-from distilpeft.models.loading import load_exported
+from distilpeft.export.formats import gguf_file
+from distilpeft.export.runtimes import load_exported
 from distilpeft.recipe.export import FORMS
 
 SPECIAL = ["<|pad|>", "<|end|>", "<|begin|>", "<|user|>", "<|assistant|>"]

@@ -13,8 +13,10 @@ import torch
 from transformers import AutoModelForCausalLM, Gemma2Config, GPT2Config, Qwen3Config
 
 from distilpeft.errors import InputError
-from distilpeft.formats import onnx_graph, onnx_int8
-from distilpeft.runners import generate, open_onnx, through_cache
+from distilpeft.export.formats import onnx_graph, onnx_int8
+from distilpeft.export.gate_process import through_cache
+from distilpeft.export.generation import generate
+from distilpeft.export.runtimes import open_onnx
 
 SHAPES = [(1, 1), (1, 9), (3, 1), (4, 13)]
 SMALL = {"vocab_size": 61, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,

@@ -15,13 +15,13 @@ from scipy import stats
 
 from distilpeft import cli, timing
 from distilpeft.errors import InputError
+from distilpeft.export.runtimes import TransformersRunner
 from distilpeft.machine.runtime import Runtime
 from distilpeft.models.student import load_student
 from distilpeft.models.teacher import load_teacher
 from distilpeft.planning.plan import make_plan
 from distilpeft.planning.roles import step_of
 from distilpeft.recipe.yaml_file import load_recipe
-from distilpeft.runners import TransformersRunner
 from distilpeft.stages import benchmark
 from distilpeft.tasks.rows import TaskData
 from distilpeft.timed import Timed, peak_bytes, resident_bytes

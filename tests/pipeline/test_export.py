@@ -20,8 +20,9 @@ import tiny_lm
 import yaml
 from huggingface_hub import ModelCard
 
-from distilpeft import cli, runners
-from distilpeft.formats import WRITERS
+from distilpeft import cli
+from distilpeft.export import generation, runtimes
+from distilpeft.export.formats.writers import WRITERS
 from distilpeft.planning.plan import make_plan
 from distilpeft.recipe.yaml_file import load_recipe
 
@@ -208,7 +209,7 @@ def test_push_hands_the_hub_the_bundles_files_and_no_others(finished):
 def test_a_form_added_later_makes_nothing_else_again(finished):
     before = {path.name for path in finished.glob("*-*/manifest.json")} | {path.name for path in finished.glob("*-*")}
     with (
-        mock.patch("distilpeft.parity.answered", commands.answer_here),
+        mock.patch("distilpeft.export.gate.answered", commands.answer_here),
         mock.patch("distilpeft.timing.start_process", commands.start_here),
         mock.patch.object(sys, "argv", ["distilpeft", "export", str(finished), "--format", "onnx-fp16"]),
     ):
@@ -291,7 +292,8 @@ def test_int8_goes_on_to_the_next_way_until_one_holds_and_says_so(finished, caps
         tried.append(1)
         return real(GOOD, faults=["KL to the student is 9"] if len(tried) < 4 else [])
 
-    from distilpeft.parity import Gate, Verdict
+    from distilpeft.export.comparison import Verdict
+    from distilpeft.export.gate import Gate
 
     real = Verdict
     GOOD = {"max_abs_diff": 0.1, "kl": 0.0, "top1_agreement": 1.0, "metric_kept": 1.0, "rows": 8, "positions": 8}
@@ -349,7 +351,7 @@ def test_a_language_model_is_proven_through_its_cache_and_by_its_own_words(langu
 
 def test_weights_of_less_precision_need_not_write_the_very_same_tokens(language):
     """Rounded weights may turn a near tie; whether they are near enough is for the limits to say."""
-    from distilpeft.parity import Gate
+    from distilpeft.export.gate import Gate
 
     asked = []
     real = Gate.check
@@ -386,7 +388,7 @@ def test_the_cards_code_writes_what_the_student_writes(language):
 
     words = Tokenizer.from_file(str(folder / "tokenizer.json"))
     ids = words.encode("Once upon a time").ids
-    more = runners.generate(runners.open_runner(folder), ids, 64 - len(ids), (1,))
+    more = generation.generate(runtimes.open_runner(folder), ids, 64 - len(ids), (1,))
     assert done.stdout.rstrip("\n") == words.decode(ids + more).rstrip("\n")
 
 
@@ -406,7 +408,7 @@ def test_a_form_that_the_student_does_not_have_is_refused_before_anything_is_tra
 
 
 def test_a_gguf_file_whose_own_tokens_are_others_fails_the_gate(language, capsys):
-    from distilpeft.formats import gguf_file
+    from distilpeft.export.formats import gguf_file
 
     right = gguf_file._vocabulary
 

@@ -9,9 +9,9 @@ from unittest import mock
 import numpy as np
 import pytest
 
-from distilpeft import answers
-from distilpeft.deployed import answer
 from distilpeft.errors import InputError
+from distilpeft.export import predict
+from distilpeft.export.bundle import answer
 
 
 class Classifier:
@@ -36,8 +36,8 @@ class Writer:
 def lines(source, model=None, out=None, texts=(), batch_size=2):
     model = model or Classifier()
     stream = None if source is None else io.StringIO(source)
-    with mock.patch.object(answers, "Deployed", return_value=model):
-        found = answers.run("folder", texts, stream, out, batch_size=batch_size, max_new_tokens=3)
+    with mock.patch.object(predict, "Deployed", return_value=model):
+        found = predict.run("folder", texts, stream, out, batch_size=batch_size, max_new_tokens=3)
         return [json.loads(line) for line in found]
 
 

@@ -9,8 +9,8 @@ import pytest
 import tiny
 import tiny_lm
 
-from distilpeft.deployed import Deployed, answer
 from distilpeft.errors import InputError
+from distilpeft.export.bundle import Deployed, answer
 from distilpeft.machine.files import sealed
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from distilpeft import report
 from distilpeft.errors import InputError
-from distilpeft.formats import WRITERS
+from distilpeft.export.formats.writers import WRITERS
 from distilpeft.recipe.export import FORMS, LIMITS, Form, FormName
 from distilpeft.recipe.task import KINDS, LOWER_IS_BETTER
 from distilpeft.recipe.yaml_file import load_recipe, with_formats

@@ -10,8 +10,9 @@ import pytest
 import torch
 from scipy.special import log_softmax, rel_entr, softmax
 
-from distilpeft import parity
-from distilpeft.parity import Call, Gate, Verdict, compare, faults
+from distilpeft.export import gate as parity
+from distilpeft.export.comparison import Call, Verdict, compare, faults
+from distilpeft.export.gate import Gate
 from distilpeft.recipe.export import Limits
 from distilpeft.tasks import multi_label_classification, regression, text_classification
 

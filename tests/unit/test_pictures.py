@@ -14,8 +14,8 @@ from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPi
 
 from distilpeft.data import pictures
 from distilpeft.errors import InputError
+from distilpeft.export.card_code import snippet
 from distilpeft.recipe.task import ImageClassification
-from distilpeft.snippets import snippet
 from distilpeft.tasks import image_classification as task_
 from distilpeft.tasks.rows import usable
 

@@ -9,10 +9,11 @@ import pytest
 import yaml
 from rich.console import Console
 
-from distilpeft import card, findings, report
+from distilpeft import findings, report
 from distilpeft.errors import InputError
+from distilpeft.export import card
+from distilpeft.export.card_code import snippet
 from distilpeft.recipe.yaml_file import load_recipe
-from distilpeft.snippets import snippet
 
 
 def model(role, accuracy, **more):

@@ -9,8 +9,8 @@ import sys
 import numpy as np
 import pytest
 
-from distilpeft import runners
 from distilpeft.errors import InputError
+from distilpeft.export import gate_process, generation, runtimes
 from distilpeft.machine.files import sealed
 
 WIDTH = 11
@@ -22,7 +22,7 @@ class Recurrent:
     def __init__(self):
         self.calls = []
         cache = [("past_key_values.0.key", (1, 1), np.float32)]
-        self.runner = runners.GraphRunner(self.compute, cache, WIDTH)
+        self.runner = runtimes.GraphRunner(self.compute, cache, WIDTH)
 
     def compute(self, feed):
         past = feed["past_key_values.0.key"][:, 0, :, 0]
@@ -48,9 +48,9 @@ def test_going_through_the_cache_gives_what_going_at_once_gives(cut):
     asked = inputs([1, 2, 3, 4, 5, 6, 7], [3, 1, 4, 1])
     whole, _ = model.runner.run(asked)
     model.calls.clear()
-    np.testing.assert_array_equal(runners.through_cache(model.runner, asked, cut), whole)
+    np.testing.assert_array_equal(gate_process.through_cache(model.runner, asked, cut), whole)
     assert model.calls[0] == cut
-    assert set(model.calls[1 : 1 + min(runners.STEPS, 7 - cut)]) <= {1}
+    assert set(model.calls[1 : 1 + min(gate_process.STEPS, 7 - cut)]) <= {1}
     assert sum(model.calls) == 7
 
 
@@ -69,9 +69,9 @@ def test_documents_behind_each_other_do_not_see_each_other():
 def test_generation_takes_the_likeliest_token_and_stops_before_an_end():
     """From [1, 2] the sum is 3, then 6, then 12 % 11 = 1, 2, 4, 8, ..."""
     model = Recurrent()
-    assert runners.generate(model.runner, [1, 2], 5, ()) == [3, 6, 1, 2, 4]
+    assert generation.generate(model.runner, [1, 2], 5, ()) == [3, 6, 1, 2, 4]
     assert model.calls == [2, 1, 1, 1, 1]
-    assert runners.generate(model.runner, [1, 2], 5, (1,)) == [3, 6]
+    assert generation.generate(model.runner, [1, 2], 5, (1,)) == [3, 6]
 
 
 @pytest.mark.parametrize(
@@ -89,7 +89,7 @@ def test_a_folder_that_is_no_export_is_refused(tmp_path, manifest, message):
     if manifest is not None:
         (tmp_path / "manifest.json").write_text(manifest)
     with pytest.raises(InputError) as refused:
-        runners.open_runner(tmp_path)
+        runtimes.open_runner(tmp_path)
     assert message in str(refused.value)
 
 
@@ -97,12 +97,12 @@ def test_what_a_form_needs_to_run_is_named_if_it_is_not_here(tmp_path, monkeypat
     (tmp_path / "manifest.json").write_text(json.dumps(sealed({"format": "openvino", "task": "causal_lm"})))
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(InputError, match="openvino needs openvino; install it with pip"):
-        runners.open_runner(tmp_path)
+        runtimes.open_runner(tmp_path)
 
 
 def test_neither_runners_nor_deployed_models_import_torch_or_transformers():
     code = (
-        "import sys; import distilpeft.runners, distilpeft.deployed, distilpeft.answers\n"
+        "import sys; import distilpeft.export.runtimes, distilpeft.export.bundle, distilpeft.export.predict\n"
         "print(sorted({'torch', 'transformers', 'onnxruntime'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)

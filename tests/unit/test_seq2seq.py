@@ -19,12 +19,13 @@ from torch.nn import functional as F
 from distilpeft.distillation.losses import Loss
 from distilpeft.distillation.store import row_hashes
 from distilpeft.errors import GateError, InputError
+from distilpeft.export.generation import write_rows
+from distilpeft.export.runtimes import TransformersRunner
 from distilpeft.models.cutting import keep_layers
 from distilpeft.models.loading import Architecture, head_modules
 from distilpeft.recipe.evaluate import Generate
 from distilpeft.recipe.student import FromTeacher
 from distilpeft.recipe.task import Seq2Seq
-from distilpeft.runners import TransformersRunner, write_rows
 from distilpeft.tasks.language import seq2seq as task_
 from distilpeft.tasks.rows import Tokens, usable
 

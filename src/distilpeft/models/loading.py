@@ -24,7 +24,6 @@ from distilpeft.data import pictures
 from distilpeft.data.sources import Source, gguf_folder, is_gguf
 from distilpeft.errors import InputError
 from distilpeft.machine.files import is_whole, seal_folder
-from distilpeft.recipe.export import FORMS
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 Quantize = Literal["nf4", "int8", "none"]
@@ -141,20 +140,6 @@ def head_modules(architecture: Architecture, config: Any, *, trusted: bool = Fal
         return [name for name, module in model.named_modules() if module is output]
     heads = [name for name, child in model.named_children() if name != model.base_model_prefix]
     return [name for name in heads if any(True for _ in getattr(model, name).parameters())]
-
-
-def load_exported(folder: Path, manifest: Mapping[str, Any], device: torch.device) -> Any:
-    """The model that transformers makes of an exported folder, frozen."""
-    form = FORMS[manifest["format"]]
-    options: dict[str, Any] = {"dtype": "auto", "device_map": {"": device}}
-    if form.file != ".":  # GGUF, dequantized; its reader alone would miss llama3's rope scaling and odd head widths
-        config = transformers.AutoConfig.from_pretrained(str(folder))
-        options = {"gguf_file": form.file, "dtype": torch.float32, "config": config}
-    with contextlib.redirect_stderr(io.StringIO()):  # a progress bar of transformers' GGUF reader
-        model = getattr(transformers, manifest["auto_class"]).from_pretrained(str(folder), **options)
-    if form.file != ".":
-        model = model.to(device)
-    return model.requires_grad_(False).eval()
 
 
 def dequantize(model: Any) -> Any:

@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
-from distilpeft import formats
 from distilpeft.data.sources import Source, resolve
-from distilpeft.errors import InputError
-from distilpeft.exported import Graph, open_exported
 from distilpeft.machine.files import digest_file, digest_json
-from distilpeft.machine.runtime import Runtime
 from distilpeft.models import loading
 from distilpeft.models.loading import Architecture
 from distilpeft.recipe import Recipe
@@ -59,30 +54,6 @@ def tokenizer_source(recipe: Recipe) -> Source:
 def load_reader(recipe: Recipe, source: Source) -> Any:
     """What makes inputs out of rows: the model's tokenizer, or how it reads pictures."""
     return loading.load_picture_reader(source) if recipe.kind.images else loading.load_tokenizer(source)
-
-
-def check_exports(recipe: Recipe) -> None:
-    """Refuse forms that the student's architecture or tokenizer does not have, before it is trained; loads no weights.
-
-    Raises:
-        InputError: names the form and why.
-    """
-    overrides = recipe.student.from_config.overrides if recipe.student.from_config else {}
-    config = loading.configuration(student_source(recipe), architecture(recipe), overrides)
-    tokenizer = load_reader(recipe, tokenizer_source(recipe))
-    for form in recipe.export.formats:
-        wrong = formats.fault(form, config, tokenizer, caches=recipe.kind.caches)
-        if wrong is not None:
-            raise InputError(f"export.formats: {form}: {wrong}")
-
-
-def load_export(runtime: Runtime, recipe: Recipe, folder: Path) -> Loaded:
-    """An exported folder in its own runtime, as a frozen module."""
-    tokenizer = load_reader(recipe, Source(str(folder), folder))
-    model = open_exported(folder, runtime.device)
-    if not isinstance(model, Graph):
-        task_module(recipe).prepare(recipe.task, model)
-    return Loaded(model, tokenizer, tokenizer_digest(tokenizer_source(recipe)))
 
 
 def tokenizer_digest(source: Source) -> str:

@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 
 from distilpeft import timing
 from distilpeft.data.sources import Source
+from distilpeft.export.runtimes import PIXELS
 from distilpeft.machine.runtime import Runtime
 from distilpeft.models.pair import MODEL, load_reader, teacher_source, tokenizer_digest, tokenizer_source
 from distilpeft.recipe import Recipe
-from distilpeft.runners import PIXELS
 from distilpeft.tasks.rows import TaskData
 
 MOST_ROWS, MOST_PICTURES = 512, 64

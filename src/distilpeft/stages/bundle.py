@@ -12,12 +12,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from distilpeft import __version__, card
+from distilpeft import __version__
+from distilpeft.export import card
+from distilpeft.export.manifest import MANIFEST
 from distilpeft.machine.artifact import Artifact
 from distilpeft.machine.files import digest_file, read_sealed, sealed, write_json, write_text
 from distilpeft.models.pair import MODEL
 from distilpeft.recipe import Recipe
-from distilpeft.runners import MANIFEST
 
 
 def run(

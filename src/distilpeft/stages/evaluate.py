@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distilpeft.errors import GateError
-from distilpeft.exported import rows_at_once
+from distilpeft.export.graph_module import rows_at_once
 from distilpeft.machine.artifact import Artifact
 from distilpeft.machine.runtime import Runtime
 from distilpeft.models.pair import Loaded, load_reader, teacher_source, tokenizer_digest

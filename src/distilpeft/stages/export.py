@@ -17,20 +17,22 @@ from distilpeft.data.batches import chunks
 from distilpeft.data.pictures import Reader
 from distilpeft.data.vocabulary import TYPES
 from distilpeft.errors import GateError, InputError
-from distilpeft.formats import WRITERS
-from distilpeft.formats.onnx_int8 import Candidate, candidates
-from distilpeft.formats.student import Student
+from distilpeft.export.comparison import Verdict
+from distilpeft.export.formats.onnx_int8 import Candidate, candidates
+from distilpeft.export.formats.student import Student
+from distilpeft.export.formats.writers import WRITERS
+from distilpeft.export.gate import Gate
+from distilpeft.export.manifest import MANIFEST
+from distilpeft.export.runtimes import START, Inputs, open_onnx
 from distilpeft.machine.artifact import Artifact
 from distilpeft.machine.files import sealed, write_json
 from distilpeft.machine.runtime import Runtime
 from distilpeft.models.loading import head_modules
 from distilpeft.models.pair import MODEL, Loaded, architecture
 from distilpeft.models.student import load_student, save_tokenizer
-from distilpeft.parity import Gate, Verdict
 from distilpeft.recipe import Recipe
 from distilpeft.recipe.export import FORMS
 from distilpeft.recipe.task import Embedding, QuestionAnswering, Seq2Seq
-from distilpeft.runners import MANIFEST, START, Inputs, open_onnx
 from distilpeft.tasks.language import seq2seq
 from distilpeft.tasks.rows import TaskData, inputs_of
 

@@ -1,41 +1,39 @@
 """Exported folders, each in its own runtime: arrays in, arrays out.
 
 An ONNX or OpenVINO folder is opened without torch and without transformers; the other forms as any user of transformers
-would. The parity gate, evaluation, timing, `distilpeft predict` and greedy generation all come through here. Started as
-`python -m distilpeft.runners`, it answers the gate's calls in a process that has seen nothing but the exported files.
+would. The parity gate, evaluation, timing, `distilpeft predict` and greedy generation all come through here. The
+gate's own process is `gate_process`.
 
     B  rows    S  positions    P  positions in the cache    C  classes    V  vocabulary
 """
 
 from __future__ import annotations
 
+import contextlib
 import inspect
-import json
-import os
-import sys
+import io
 from collections.abc import Callable, Mapping, Sequence
-from itertools import pairwise
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from distilpeft.data.vocabulary import TYPES
 from distilpeft.errors import InputError
-from distilpeft.machine.files import digest_file, read_sealed
+from distilpeft.export.manifest import read_manifest
 from distilpeft.recipe.export import FORMS
 from distilpeft.recipe.task import KINDS
 from distilpeft.tasks.outputs import logits_of, pooled
 
-MANIFEST = "manifest.json"
+if TYPE_CHECKING:
+    import torch
+
 START = "decoder_start_token_id"
 PAST = "past_key_values."
 DECODER = "decoder_input_ids"
 PIXELS = "pixel_values"
 Inputs = Mapping[str, NDArray[Any]]
-STEPS = 4
-"""Single tokens after a cut, in calls that go through the cache; the rest follows at once."""
 
 
 class Runner(Protocol):
@@ -230,33 +228,6 @@ class TransformersRunner:
         return logits_of(found).float().cpu().numpy(), getattr(found, "past_key_values", None)
 
 
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """What an exported folder says of itself.
-
-    Raises:
-        InputError: it is none, or of a form that this version does not know.
-    """
-    if not (folder / MANIFEST).is_file():
-        raise InputError(
-            f"{folder}: no exported model here (no {MANIFEST}); give a folder such as runs/quickstart/student"
-        )
-    found = read_sealed(folder / MANIFEST, "export it again")
-    if found.get("format") not in FORMS:
-        raise InputError(f"{folder / MANIFEST}: format {found.get('format')!r} is none of {', '.join(FORMS)}")
-    return found
-
-
-def check_files(folder: Path, manifest: Mapping[str, Any], *leave: str) -> None:
-    """Compare a bundle's files with its manifest, but for those to `leave`.
-
-    Raises:
-        InputError: one is missing or altered.
-    """
-    for name, recorded in manifest.get("files", {}).items():
-        if name not in leave and (not (folder / name).is_file() or digest_file(folder / name) != recorded["sha256"]):
-            raise InputError(f"{folder / name}: missing or altered since it was exported; export it again")
-
-
 def open_runner(folder: Path, threads: int = 0) -> Runner:
     """Load an exported folder in its own runtime.
 
@@ -282,7 +253,7 @@ def open_runner(folder: Path, threads: int = 0) -> Runner:
         return _openvino_runner(folder / form.file, threads, start)
     import torch
 
-    from distilpeft.models.loading import load_exported
+    pass
 
     if threads:
         torch.set_num_threads(threads)
@@ -310,90 +281,18 @@ def _unpacked(runner: GraphRunner, inputs: Inputs) -> NDArray[Any]:
     return logits_BSV
 
 
-def through_cache(runner: Runner, inputs: Inputs, cut: int) -> NDArray[Any]:
-    """Logits [B, S, V] as generation computes them: `cut` positions at once, then one by one, then the rest."""
-    ids_BS, mask_BS = inputs["input_ids"], inputs["attention_mask"]
-    width = ids_BS.shape[1]
-    edges = [0, *range(cut, min(cut + STEPS, width) + 1), width]
-    parts, cache = [], None
-    for start, end in pairwise(edges):
-        if end > start:
-            part = {"input_ids": ids_BS[:, start:end], "attention_mask": mask_BS[:, :end]}
-            logits, cache = runner.run(part, cache)
-            parts.append(logits)
-    return np.concatenate(parts, axis=1)
+def load_exported(folder: Path, manifest: Mapping[str, Any], device: torch.device) -> Any:
+    """The model that transformers makes of an exported folder, frozen."""
+    import torch
+    import transformers
 
-
-def generate(runner: Runner, ids: Sequence[int], max_new_tokens: int, stop: Sequence[int]) -> list[int]:
-    """The likeliest continuation, token by token, up to one of the tokens in `stop`, which is left out.
-
-    Of a model that reads a source first: the likeliest answer to it.
-    """
-    if runner.start is not None:
-        source = np.array([ids], np.int64)
-        return write_rows(runner, {"input_ids": source, "attention_mask": np.ones_like(source)}, max_new_tokens, stop)[
-            0
-        ]
-    found: list[int] = []
-    cache = None
-    new = list(ids)
-    while len(found) < max_new_tokens:
-        length = len(ids) + len(found)
-        inputs = {"input_ids": np.array([new], np.int64), "attention_mask": np.ones((1, length), np.int64)}
-        logits, cache = runner.run(inputs, cache, last=True)
-        token = int(logits[0, -1].argmax())
-        if token in stop:
-            break
-        found.append(token)
-        new = [token]
-    return found
-
-
-def write_rows(runner: Runner, inputs: Inputs, max_new_tokens: int, stop: Sequence[int]) -> list[list[int]]:
-    """The likeliest answer to each source, token by token, up to one of the tokens in `stop`, which is left out.
-
-    Args:
-        runner: a model that reads a source first.
-        inputs: input_ids [B, S] and attention_mask.
-        max_new_tokens: of an answer.
-        stop: what ends one.
-    """
-    assert runner.start is not None
-    rows = len(inputs["input_ids"])
-    given = {**inputs, DECODER: np.full((rows, 1), runner.start, np.int64)}
-    found: list[list[int]] = [[] for _ in range(rows)]
-    ended_B, cache = np.zeros(rows, bool), None
-    for _ in range(max_new_tokens):
-        logits, cache = runner.run(given, cache, last=True)
-        token_B = logits[:, -1].argmax(-1)
-        ended_B |= np.isin(token_B, list(stop))
-        if ended_B.all():
-            break
-        for row in np.flatnonzero(~ended_B):
-            found[row].append(int(token_B[row]))
-        given = {"attention_mask": inputs["attention_mask"], DECODER: token_B[:, None]}
-    return found
-
-
-def answer(folder: Path, calls: Path, out: Path) -> None:
-    """Answer the gate's calls: `calls` is an .npz of arrays `N.input_ids`, ... and `N.at`, the flat positions wanted.
-
-    Leaves `N.npy` in `out`: logits [positions, C or V], float32. `N.cut` sends a call through the cache. Arrays
-    `prompt.N` are continued by `new_tokens` tokens, which go to `tokens.json`.
-    """
-    threads = int(os.environ.get("OMP_NUM_THREADS", "0"))
-    runner = open_runner(folder, threads)
-    asked = np.load(calls, allow_pickle=False)
-    numbers = sorted({int(name.split(".")[0]) for name in asked.files if name[0].isdecimal()})
-    for number in numbers:
-        call = {name.partition(".")[2]: asked[name] for name in asked.files if name.split(".")[0] == str(number)}
-        at, cut = call.pop("at"), call.pop("cut", None)
-        logits = runner.run(call)[0] if cut is None else through_cache(runner, call, int(cut))
-        np.save(out / f"{number}.npy", logits.reshape(-1, logits.shape[-1])[at], allow_pickle=False)
-    prompts = [asked[name].tolist() for name in asked.files if name.startswith("prompt.")]
-    told = [generate(runner, ids, int(asked["new_tokens"]), ()) for ids in prompts]
-    (out / "tokens.json").write_text(json.dumps(told), encoding="utf-8")
-
-
-if __name__ == "__main__":
-    answer(*map(Path, sys.argv[1:4]))
+    form = FORMS[manifest["format"]]
+    options: dict[str, Any] = {"dtype": "auto", "device_map": {"": device}}
+    if form.file != ".":  # GGUF, dequantized; its reader alone would miss llama3's rope scaling and odd head widths
+        config = transformers.AutoConfig.from_pretrained(str(folder))
+        options = {"gguf_file": form.file, "dtype": torch.float32, "config": config}
+    with contextlib.redirect_stderr(io.StringIO()):  # a progress bar of transformers' GGUF reader
+        model = getattr(transformers, manifest["auto_class"]).from_pretrained(str(folder), **options)
+    if form.file != ".":
+        model = model.to(device)
+    return model.requires_grad_(False).eval()

@@ -15,6 +15,7 @@ import yaml
 
 from distilpeft.data.reading import data_sources
 from distilpeft.data.sources import Source, license_of, resolve
+from distilpeft.export.card_code import snippet
 from distilpeft.recipe import Recipe
 from distilpeft.recipe.export import FORMS
 from distilpeft.recipe.task import (
@@ -28,7 +29,6 @@ from distilpeft.recipe.task import (
     Texts,
     TokenClassification,
 )
-from distilpeft.snippets import snippet
 
 LIBRARIES = {"transformers": "transformers", "onnxruntime": "onnx", "openvino": "openvino"}
 

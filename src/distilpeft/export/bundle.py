@@ -16,11 +16,13 @@ from numpy.typing import NDArray
 
 from distilpeft.data.pictures import FILE, Reader
 from distilpeft.errors import InputError
+from distilpeft.export.generation import generate
+from distilpeft.export.manifest import check_files, read_manifest
+from distilpeft.export.runtimes import PIXELS, TransformersRunner, open_runner
 from distilpeft.metrics.answer_spans import choose
 from distilpeft.metrics.probabilities import softmax
 from distilpeft.metrics.word_spans import Span, entities, first_tokens, spans_of
 from distilpeft.recipe.task import KINDS
-from distilpeft.runners import PIXELS, TransformersRunner, check_files, generate, open_runner, read_manifest
 
 TOKENIZER, CARD = "tokenizer.json", "README.md"
 Text = str | tuple[str, str]

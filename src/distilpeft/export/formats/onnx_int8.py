@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from distilpeft.formats.quiet import quiet
-from distilpeft.runners import Inputs
+from distilpeft.export.formats.quiet import quiet
+from distilpeft.export.runtimes import Inputs
 
 OPERATORS = {"MatMul": 1, "Gemm": 1, "Gather": 0}
 """What is quantized, and which of its inputs is the weight: matrix products and embeddings."""

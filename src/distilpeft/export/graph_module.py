@@ -16,9 +16,15 @@ import torch
 from torch import Tensor, nn
 from transformers import GenerationConfig
 
-from distilpeft.models.loading import load_exported
+from distilpeft.data.sources import Source
+from distilpeft.export.generation import write_rows
+from distilpeft.export.manifest import read_manifest
+from distilpeft.export.runtimes import GraphRunner, load_exported, open_runner
+from distilpeft.machine.runtime import Runtime
+from distilpeft.models.pair import Loaded, load_reader, tokenizer_digest, tokenizer_source
+from distilpeft.recipe import Recipe
 from distilpeft.recipe.export import FORMS
-from distilpeft.runners import GraphRunner, open_runner, read_manifest, write_rows
+from distilpeft.tasks.rows import task_module
 
 LOGITS_BYTES = 256 << 20
 """Bytes of the logits of all positions that a graph of a language model may give at once."""
@@ -97,3 +103,12 @@ def open_exported(folder: Path, device: torch.device) -> Any:
     runner = open_runner(folder, torch.get_num_threads())
     assert isinstance(runner, GraphRunner)
     return Graph(runner, device, manifest.get("eos_token_ids", ())).eval()
+
+
+def load_export(runtime: Runtime, recipe: Recipe, folder: Path) -> Loaded:
+    """An exported folder in its own runtime, as a frozen module."""
+    tokenizer = load_reader(recipe, Source(str(folder), folder))
+    model = open_exported(folder, runtime.device)
+    if not isinstance(model, Graph):
+        task_module(recipe).prepare(recipe.task, model)
+    return Loaded(model, tokenizer, tokenizer_digest(tokenizer_source(recipe)))

@@ -15,8 +15,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, TextIO
 
-from distilpeft.deployed import Deployed, Text
 from distilpeft.errors import InputError
+from distilpeft.export.bundle import Deployed, Text
 from distilpeft.recipe.task import KINDS
 
 TEXT, PROMPT, IMAGE, PAIR = "text", "prompt", "image", "pair"

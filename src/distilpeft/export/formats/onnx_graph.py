@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from distilpeft.errors import InputError
-from distilpeft.formats.quiet import quiet
-from distilpeft.runners import DECODER, PAST, PIXELS
+from distilpeft.export.formats.quiet import quiet
+from distilpeft.export.runtimes import DECODER, PAST, PIXELS
 from distilpeft.tasks.outputs import logits_of, pooled
 
 EXTERNAL_BYTES = 1_500_000_000

@@ -7,7 +7,7 @@ from pathlib import Path
 from rich.console import Console
 
 from distilpeft.errors import InputError
-from distilpeft.runners import MANIFEST, check_files, read_manifest
+from distilpeft.export.manifest import MANIFEST, check_files, read_manifest
 
 CARD = "README.md"
 

@@ -13,84 +13,31 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from itertools import cycle
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from distilpeft.data.pictures import Reader
-from distilpeft.deployed import Deployed
 from distilpeft.errors import InputError, machine_fault
+from distilpeft.export.bundle import Deployed
+from distilpeft.export.comparison import BLOCK, DISTANCE_CALLS, NUM_TEXTS, Call, Verdict, _divergence, compare, faults
+from distilpeft.export.generation import generate
+from distilpeft.export.runtimes import Runner, TransformersRunner
 from distilpeft.machine.host import alone
-from distilpeft.metrics.probabilities import divergence, log_softmax
 from distilpeft.recipe import Recipe
 from distilpeft.recipe.export import FORMS, Limits
-from distilpeft.runners import Runner, TransformersRunner, generate
 from distilpeft.tasks.rows import TaskData, Tokens, inputs_of
 
-UNRANKED = ("values", "vectors")
-"""What answers can be that have no likeliest class."""
 BATCH_SIZES = (1, 2, 3, 8, 16)
 LOGITS_BYTES, CALL_BYTES = 256 << 20, 1 << 30
 """Bytes of the logits that are compared, at most, so that of a large vocabulary fewer positions are; and of those of
 all positions of one call, if it has more than one row."""
 MAX_POSITIONS = 2048
-BLOCK = 64  # positions compared at once, in float64
-MASKED = -1e8  # see `losses`
 NEW_TOKENS = 50
 NUM_PROMPTS, PROMPT_TOKENS = 2, 16
-NUM_WORST, NUM_TEXTS, DISTANCE_CALLS = 3, 64, 16
-
-
-@dataclass(frozen=True)
-class Call:
-    """One batch: what goes in, which positions count, and what the student says there.
-
-    Attributes:
-        inputs: name → array.
-        at_N: flat positions b * S + s.
-        labels_N: the right answers.
-        rows_N: row ids.
-        logits_NV: the student's.
-        cut: send it through the cache, cut here; None sends it whole.
-        allowed_NV: which ids can be answers, where not all can.
-    """
-
-    inputs: Mapping[str, NDArray[Any]]
-    at_N: NDArray[np.int64]
-    labels_N: NDArray[Any]
-    rows_N: NDArray[np.int64]
-    logits_NV: NDArray[np.float32]
-    cut: int | None = None
-    allowed_NV: NDArray[np.bool_] | None = None
-
-    def masked(self, logits_NV: NDArray[Any]) -> NDArray[Any]:
-        """Logits with those of impossible answers out of reach."""
-        return logits_NV if self.allowed_NV is None else np.where(self.allowed_NV, logits_NV, MASKED)
-
-
-@dataclass
-class Verdict:
-    """What the gate found.
-
-    Attributes:
-        figures: see `Gate.check`.
-        faults: what is beyond its limit, in words; none if the export counts.
-        worst: (row, largest difference of a logit, KL) of the rows that differ most.
-    """
-
-    figures: dict[str, Any]
-    faults: list[str] = field(default_factory=list)
-    worst: list[tuple[int, float, float]] = field(default_factory=list)
-
-    def __str__(self) -> str:
-        told = "; ".join(self.faults)
-        rows = ", ".join(f"{row} (logit off by {gap:.3g}, KL {kl:.3g})" for row, gap, kl in self.worst)
-        return f"{told}. Validation rows that differ most: {rows}" if rows else told
 
 
 class Gate:
@@ -259,143 +206,12 @@ def gguf_tokens(file: Path) -> list[str]:
 
 def answered(folder: Path, calls: Path, out: Path) -> str | None:
     """Answer calls in a process of its own; its last words if it failed."""
-    command = [sys.executable, "-m", "distilpeft.runners", str(folder), str(calls), str(out)]
+    command = [sys.executable, "-m", "distilpeft.export.gate_process", str(folder), str(calls), str(out)]
     done = subprocess.run(command, env=alone(), capture_output=True, text=True, check=False)
     if done.returncode == 0:
         return None
     lines = done.stderr.strip().splitlines()
     return " ".join((lines[-1] if lines else f"exit code {done.returncode}").split())[:300]
-
-
-Answers = Callable[[NDArray[Any], NDArray[Any]], tuple[NDArray[Any], NDArray[Any]]]
-"""Outputs and labels of a model's positions → a distribution's logits, or a number, and the right one; see tasks."""
-
-
-def compare(calls: Sequence[Call], told: Path, family: str, answers: Answers) -> Verdict:
-    """The figures of `Gate.check` that come from logits; calls through the cache count for difference and KL only.
-
-    Args:
-        calls: with the student's logits.
-        told: folder of the export's, N.npy.
-        family: what answers are, see `Kind.family`: the metric is the share of right ones, nats per token of
-            `language`, the root mean squared error of `values`.
-        answers: the task's.
-    """
-    sums = _Compared(family, _spread(calls) if family == "values" else 1.0)
-    for number, call in enumerate(calls):
-        found_NV = np.load(told / f"{number}.npy", allow_pickle=False)
-        if found_NV.shape != call.logits_NV.shape:
-            return Verdict({}, [f"gives logits of shape {found_NV.shape}, the student of {call.logits_NV.shape}"])
-        if not np.isfinite(found_NV).all():
-            bad = call.rows_N[~np.isfinite(found_NV).all(-1)]
-            return Verdict({}, [f"gives logits that are not finite, such as for validation row {bad[0]}"])
-        one_MV, labels_M = answers(call.masked(call.logits_NV), call.labels_N)
-        two_MV, _ = answers(call.masked(found_NV), call.labels_N)
-        rows_M = np.repeat(call.rows_N, len(one_MV) // len(call.rows_N))  # several answers of a position
-        for start in range(0, len(one_MV), BLOCK):
-            part = slice(start, start + BLOCK)
-            sums.add(one_MV[part], two_MV[part], labels_M[part], rows_M[part], whole=call.cut is None)
-    return sums.verdict()
-
-
-def _spread(calls: Sequence[Call]) -> float:
-    """Standard deviation of the labels, in which numbers are compared."""
-    return float(np.concatenate([call.labels_N for call in calls]).std()) or 1.0
-
-
-def _divergence(family: str, one_NV: NDArray[Any], two_NV: NDArray[Any]) -> NDArray[np.float64]:
-    """KL(one ‖ two) of each answer, in nats; of numbers that of normal distributions of width 1 around them.
-
-    Of vectors likewise: since their length is 1, it is 1 less their cosine.
-    """
-    if family in UNRANKED:
-        half_N: NDArray[np.float64] = 0.5 * np.square(one_NV.astype(np.float64) - two_NV).sum(-1)
-        return half_N
-    return divergence(log_softmax(one_NV), log_softmax(two_NV))
-
-
-class _Compared:
-    """What is kept of every answer: largest difference, KL, row; of calls that go in whole also who is right."""
-
-    def __init__(self, family: str, unit: float) -> None:
-        self._family, self._unit = family, unit
-        self._gaps: list[NDArray[np.float64]] = []
-        self._kl: list[NDArray[np.float64]] = []
-        self._rows: list[NDArray[np.int64]] = []
-        self._agree: list[NDArray[np.bool_]] = []
-        self._ours: list[NDArray[np.float64]] = []
-        self._theirs: list[NDArray[np.float64]] = []
-
-    def add(
-        self, one_NV: NDArray[Any], two_NV: NDArray[Any], labels_N: NDArray[Any], rows_N: NDArray[np.int64], *,
-        whole: bool,
-    ) -> None:  # fmt: skip
-        """Compare some answers of a call; `whole`: it did not go through the cache."""
-        one_NV, two_NV = (array.astype(np.float64) / self._unit for array in (one_NV, two_NV))
-        self._gaps.append(np.abs(one_NV - two_NV).max(-1))
-        self._kl.append(_divergence(self._family, one_NV, two_NV))
-        self._rows.append(rows_N)
-        if whole and self._family == "vectors":
-            self._ours.append(np.ones(len(one_NV)))
-            self._theirs.append((one_NV * two_NV).sum(-1))
-        elif whole:
-            self._agree.append(one_NV.argmax(-1) == two_NV.argmax(-1))
-            self._ours.append(self._measure(one_NV, labels_N))
-            self._theirs.append(self._measure(two_NV, labels_N))
-
-    def _measure(self, answers_NV: NDArray[np.float64], labels_N: NDArray[Any]) -> NDArray[np.float64]:
-        if self._family == "values":
-            squared_N: NDArray[np.float64] = np.square(answers_NV[:, 0] - labels_N / self._unit)
-            return squared_N
-        if self._family == "language":
-            nats_N: NDArray[np.float64] = -log_softmax(answers_NV)[np.arange(len(labels_N)), labels_N]
-            return nats_N
-        right_N: NDArray[np.float64] = (answers_NV.argmax(-1) == labels_N).astype(np.float64)
-        return right_N
-
-    def _kept(self, student: float, export: float) -> float:
-        """How much of the student's metric the export keeps."""
-        if self._family == "values":
-            return float(np.sqrt(student / export)) if export else 1.0
-        if self._family == "language":
-            return float(np.exp(student - export))
-        return export / student if student else 1.0
-
-    def verdict(self) -> Verdict:
-        """The figures, and the rows that differ most."""
-        gap_N, kl_N, row_N = (np.concatenate(parts) for parts in (self._gaps, self._kl, self._rows))
-        student, export = (float(np.concatenate(parts).mean()) for parts in (self._ours, self._theirs))
-        agree = {} if self._family in UNRANKED else {"top1_agreement": float(np.concatenate(self._agree).mean())}
-        figures = {
-            "rows": len(np.unique(row_N)),
-            "positions": sum(map(len, self._ours)),
-            "max_abs_diff": float(gap_N.max()),
-            "kl": float(max(kl_N.mean(), 0.0)),
-            **agree,
-            "metric_student": student,
-            "metric_export": export,
-            "metric_kept": self._kept(student, export),
-        }
-        worst: dict[int, tuple[int, float, float]] = {}
-        for at in np.lexsort((gap_N, kl_N))[::-1]:
-            worst.setdefault(int(row_N[at]), (int(row_N[at]), float(gap_N[at]), float(kl_N[at])))
-            if len(worst) == NUM_WORST:
-                break
-        return Verdict(figures, worst=list(worst.values()))
-
-
-def faults(figures: Mapping[str, Any], limits: Limits) -> list[str]:
-    """What is beyond its limit, in words that name the recipe's key."""
-    found = []
-    for name, word in (("max_abs_diff", "a logit differs by"), ("kl", "KL to the student is")):
-        limit = getattr(limits, name)
-        if limit is not None and not figures[name] <= limit:
-            found.append(f"{word} {figures[name]:.3g} ({name} allows {limit:.3g})")
-    for name, word in (("top1_agreement", "same answer on only"), ("metric_kept", "keeps only")):
-        limit = getattr(limits, name)
-        if limit is not None and not figures[name] >= limit:
-            found.append(f"{word} {figures[name]:.2%} ({name} asks for {limit:.2%})")
-    return found
 
 
 def _common(one: Sequence[int], two: Sequence[int]) -> int:

@@ -1,0 +1,1 @@
+"""Deployable files: formats, the gate, runtimes, bundles and the model card."""

@@ -1,0 +1,148 @@
+"""Writers of exported files: one function per form, and the list of them.
+
+A writer puts the model's files into a folder and nothing else; tokenizer, manifest and card are the stage's and the
+bundle's. `onnx-int8` has candidates instead of one file: see `onnx_int8`.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from distilpeft.errors import InputError
+from distilpeft.export.formats import onnx_graph
+from distilpeft.export.formats.student import Student
+from distilpeft.models import loading
+from distilpeft.models.loading import DTYPES, quantization
+from distilpeft.models.pair import architecture, load_reader, student_source, tokenizer_source
+from distilpeft.recipe import Recipe
+from distilpeft.recipe.export import FORMS
+
+__all__ = ["WRITERS", "Student", "Writer", "fault"]
+
+
+def fault(form: str, config: Any, tokenizer: Any, *, caches: bool) -> str | None:
+    """Why a model has no such form, as far as its configuration and tokenizer tell; None if it has.
+
+    Args:
+        form: a name of `forms.FORMS`.
+        config: of transformers.
+        tokenizer: its tokenizer.
+        caches: whether it is a language model whose graph would keep a cache.
+    """
+    if form.startswith("gguf"):
+        from distilpeft.export.formats import gguf_file
+
+        return gguf_file.fault(config, json.loads(tokenizer.backend_tokenizer.to_str()))
+    if caches and FORMS[form].runtime != "transformers":
+        from distilpeft.export.formats import onnx_graph
+
+        return onnx_graph.fault(config)
+    return None
+
+
+Writer = Callable[[Student, str, Path], None]
+"""(student, form, folder): write the form's model files into the folder."""
+
+
+def write_bnb_nf4(student: Student, _: str, folder: Path) -> None:
+    """Linear layers in 4 bits with double quantization, heads in float32."""
+    _requantized(student, quantization("nf4", heads=list(student.heads)), folder)
+
+
+def write_gguf(student: Student, form: str, folder: Path) -> None:
+    """One file with weights, tokenizer and template, for llama.cpp; `formats.fault` has found nothing against it."""
+    from distilpeft.export.formats import gguf_file
+
+    model, tokenizer = student.load(), student.tokenizer
+    words = json.loads(tokenizer.backend_tokenizer.to_str())
+    special = {name: getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad", "unk")}
+    kind = form.removeprefix("gguf-")
+    path = folder / FORMS[form].file
+    gguf_file.write(model, words, special, tokenizer.chat_template, path, kind, name=student.recipe.name)
+
+
+def write_onnx(student: Student, form: str, folder: Path) -> None:
+    """The graph in float32."""
+    _write(student, folder / FORMS[form].file, torch.float32)
+
+
+def write_onnx_fp16(student: Student, form: str, folder: Path) -> None:
+    """The graph with weights and cache in float16, for GPUs; a CPU computes it in float32, slowly."""
+    _write(student, folder / FORMS[form].file, torch.float16)
+
+
+def write_openvino(student: Student, form: str, folder: Path) -> None:
+    """OpenVINO's own files, weights in float32, from the ONNX graph."""
+    import openvino
+
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        graph = Path(scratch) / "model.onnx"
+        _write(student, graph, torch.float32)
+        openvino.save_model(openvino.convert_model(str(graph)), str(folder / FORMS[form].file), compress_to_fp16=False)
+
+
+def write_safetensors(student: Student, _: str, folder: Path) -> None:
+    """All weights in `export.dtype`."""
+    student.load().to(DTYPES[student.recipe.export.dtype]).save_pretrained(str(folder))
+
+
+def write_torchao_int8(student: Student, _: str, folder: Path) -> None:
+    """Linear layers in int8, a scale for each output; activations stay float."""
+    from torchao.quantization import Int8WeightOnlyConfig
+
+    # version 2 is what torchao keeps in safetensors
+    settings = transformers.TorchAoConfig(
+        Int8WeightOnlyConfig(version=2), modules_to_not_convert=list(student.heads) or None
+    )
+    _requantized(student, settings, folder)
+
+
+WRITERS: dict[str, Writer] = {
+    "safetensors": write_safetensors,
+    "bnb-nf4": write_bnb_nf4,
+    "torchao-int8": write_torchao_int8,
+    "onnx": write_onnx,
+    "onnx-fp16": write_onnx_fp16,
+    "onnx-int8": write_onnx,  # what its candidates are made from
+    "openvino": write_openvino,
+    **{name: write_gguf for name in FORMS if name.startswith("gguf-")},
+}
+
+
+def check_exports(recipe: Recipe) -> None:
+    """Refuse forms that the student's architecture or tokenizer does not have, before it is trained; loads no weights.
+
+    Raises:
+        InputError: names the form and why.
+    """
+    overrides = recipe.student.from_config.overrides if recipe.student.from_config else {}
+    config = loading.configuration(student_source(recipe), architecture(recipe), overrides)
+    tokenizer = load_reader(recipe, tokenizer_source(recipe))
+    for form in recipe.export.formats:
+        wrong = fault(form, config, tokenizer, caches=recipe.kind.caches)
+        if wrong is not None:
+            raise InputError(f"export.formats: {form}: {wrong}")
+
+
+def _requantized(student: Student, settings: Any, folder: Path) -> None:
+    model = student.auto_class.from_pretrained(
+        str(student.folder), quantization_config=settings, dtype="auto", device_map={"": "cpu"}
+    )
+    model.save_pretrained(str(folder))
+
+
+def _write(student: Student, file: Path, dtype: torch.dtype) -> None:
+    kind = student.recipe.kind
+    shape = student.tokenizer.shape if kind.images else None
+    onnx_graph.write(
+        student.load(), file, caching=kind.caches, typed=student.typed, reads_first=kind.reads_first, shape=shape,
+        pooling=getattr(student.recipe.task, "pooling", None),
+        dtype=dtype,
+    )  # fmt: skip
