@@ -23,8 +23,9 @@ import tiny
 import tiny_lm
 import yaml
 
-from distilpeft import cli, plots, timing
+from distilpeft import cli, timing
 from distilpeft.export import gate
+from distilpeft.report import plot_files
 
 TESTS = Path(__file__).parent
 FORKS = multiprocessing.get_context("forkserver")
@@ -107,7 +108,9 @@ def run(recipe: Path, *arguments: str, verb: str = "run", own_process: bool = Fa
         patches.enter_context(mock.patch.object(sys, "argv", arguments_of(recipe, arguments, verb)))
         patches.enter_context(mock.patch("distilpeft.timing.start_process", start_here))
         patches.enter_context(mock.patch("distilpeft.timing.PAUSE_S", 0.0))
-        patches.enter_context(mock.patch("distilpeft.plots.available", return_value=False))  # seconds for each run
+        patches.enter_context(
+            mock.patch("distilpeft.report.plot_files.available", return_value=False)
+        )  # seconds for each run
         if not own_process:
             patches.enter_context(mock.patch("distilpeft.export.gate.answered", answer_here))
         try:
@@ -199,7 +202,7 @@ def alone() -> None:
     """The command line with this process's arguments, without further processes for the gate and the benchmark."""
     gate.answered = answer_here
     timing.start_process, timing.PAUSE_S = start_here, 0.0
-    plots.available = bool
+    plot_files.available = bool
     cli.main()
 
 

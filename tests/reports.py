@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 
-from distilpeft import findings
+from distilpeft.report import verdict
 
 METRICS = {
     "text_classification": ("accuracy", "macro_f1", "mcc", "ece", "log_loss"),
@@ -87,7 +87,7 @@ def _model(task, role, figures, teacher):
         "memory_bytes": int(memory) if memory else None,
         "gpu_memory_bytes": None,
         "load_s": round(0.4 + size / 1e8, 2) if memory else None,
-        "kept": findings.kept(task, main, teacher),
+        "kept": verdict.kept(task, main, teacher),
         "calibration": None if language or role == "majority" else _calibration(ece),
     }
 
@@ -254,7 +254,7 @@ def _report(name, task, table):
         "seeds": None if language else _seeds(models, task),
         "curves": {step: _curve(500, 0.69 if not language else 14.0, 0.31) for step in trained},
     }  # fmt: skip
-    return {**report, "verdict": findings.verdict(report), "not_measured": ["energy: the machine does not tell it"]}
+    return {**report, "verdict": verdict.verdict(report), "not_measured": ["energy: the machine does not tell it"]}
 
 
 def classifier(name="quickstart"):
@@ -287,7 +287,7 @@ def two_runs():
         model["size_bytes"] = int(model["size_bytes"] * 0.55)
         for score in model["scores"].values():
             score.update({name: score[name] - 0.011 for name in ("value", "low", "high")})
-    return [classifier(), {**other, "verdict": findings.verdict(other)}]
+    return [classifier(), {**other, "verdict": verdict.verdict(other)}]
 
 
 def bare():

@@ -48,11 +48,12 @@ def run(
     """Do everything the recipe says and is not done yet; stopped anyhow, the same command goes on."""
     from rich.console import Console
 
-    from distilpeft import launch, publish, report
+    from distilpeft import launch
     from distilpeft.machine.host import is_first_process, num_launched
     from distilpeft.planning import check
     from distilpeft.planning.plan import make_plan
     from distilpeft.recipe.yaml_file import load_recipe
+    from distilpeft.report import build, publish, text
 
     if until is not None and until not in STAGES:
         raise InputError(f"--until {until}: one of {', '.join(STAGES)}")
@@ -76,10 +77,10 @@ def run(
     else:
         console.print(f"{plan.recipe.name}: nothing to do, all {len(plan.steps())} steps are done.")
         if is_first_process():
-            report.save(plan, report.build(plan))
-            publish.pages(plan.folder, [report.load(plan.folder)], drawn=False)
+            build.save(plan, build.build(plan))
+            publish.pages(plan.folder, [build.load(plan.folder)], drawn=False)
     if until is None:
-        report.show(report.load(plan.folder), console)
+        text.show(build.load(plan.folder), console)
         console.print(f"Page: {plan.folder / publish.PAGE}   Model: {plan.folder / 'student'}", highlight=False)
 
 
@@ -255,20 +256,21 @@ def export(
     """Export a finished run's student in more forms; each is proven, scored, timed and bundled."""
     from rich.console import Console
 
-    from distilpeft import launch, report
+    from distilpeft import launch
     from distilpeft.machine.host import is_first_process
     from distilpeft.planning.plan import make_plan
     from distilpeft.recipe.yaml_file import with_formats
+    from distilpeft.report import build, text
 
     if not formats:
         raise InputError("--format: give at least one, such as --format onnx-int8")
-    given = report.load(run)["given"]
+    given = build.load(run)["given"]
     plan = make_plan(with_formats(given, formats, overrides or []), run.resolve().parent)
     launch.on_devices(plan.recipe.devices, launch.run_plan, (plan,), plan.folder)
     console = Console(quiet=not is_first_process())
-    report.show(report.load(plan.folder), console)
+    text.show(build.load(plan.folder), console)
     for form in formats:
-        console.print(f"{form}: {plan.folder / report.EXPORTS / ALIASES.get(form, form)}", highlight=False)
+        console.print(f"{form}: {plan.folder / build.EXPORTS / ALIASES.get(form, form)}", highlight=False)
 
 
 @app.command()
@@ -357,13 +359,13 @@ def report_command(
     """Print the reports of finished runs, and put one or several on a page."""
     from rich.console import Console
 
-    from distilpeft import publish, report
+    from distilpeft.report import build, publish, text
 
-    found = [report.load(run) for run in runs]
+    found = [build.load(run) for run in runs]
     if as_json:
-        print(report.as_json(found[0] if len(found) == 1 else found))
+        print(build.as_json(found[0] if len(found) == 1 else found))
     elif len(found) == 1:
-        report.show(found[0], Console())
+        text.show(found[0], Console())
         folder = out or runs[0]
         folder.mkdir(parents=True, exist_ok=True)
         Console().print(f"Page: {publish.pages(folder, found)}", highlight=False)

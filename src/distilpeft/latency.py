@@ -17,7 +17,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from distilpeft import report, timing
+from distilpeft import timing
 from distilpeft.errors import InputError
 from distilpeft.export.bundle import Deployed
 from distilpeft.export.manifest import MANIFEST, read_manifest
@@ -28,6 +28,7 @@ from distilpeft.planning.plan import Plan, make_plan
 from distilpeft.planning.roles import STUDENT, step_of
 from distilpeft.recipe import Recipe
 from distilpeft.recipe.yaml_file import with_benchmark
+from distilpeft.report import build, text
 from distilpeft.stages import benchmark
 from distilpeft.tasks.rows import TaskData
 from distilpeft.timing import Subject
@@ -47,7 +48,7 @@ class Target:
         self.path, self._label = path, label
         self.plan: Plan | None = None
         if (path / "report.json").is_file():
-            told = report.load(path)
+            told = build.load(path)
             self.recipe = with_benchmark(told["given"], overrides)
             self.plan = make_plan(self.recipe, path.resolve().parent)
             self._check_finished(self.plan)
@@ -235,7 +236,7 @@ def show(result: Mapping[str, Any], console: Console) -> None:
         table.add_row(*row)
     wide = Console(file=console.file, width=max(console.width, WIDE))  # a narrow one would cut figures off
     wide.print(table)
-    for line in report.timing_notes(result["repeats"][-1]):
+    for line in text.timing_notes(result["repeats"][-1]):
         console.print(line, highlight=False)
     apart = result["agreement"]
     if apart is not None:

@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 
-from distilpeft import publish
 from distilpeft.distillation.store import SoftTargets
 from distilpeft.errors import GateError, InputError
 from distilpeft.export.formats.writers import check_exports
@@ -30,9 +29,10 @@ from distilpeft.models.teacher import load_teacher
 from distilpeft.planning.plan import Plan
 from distilpeft.planning.roles import CE_ONLY, FULL, LAST_STAGES, MAJORITY, MERGED, STUDENT, TEACHER, UNTRAINED, step_of
 from distilpeft.recipe import Recipe
+from distilpeft.report import publish
+from distilpeft.report.timings import summary
 from distilpeft.stages import audit, benchmark, bundle, compare, distil, evaluate, export, targets, teacher
 from distilpeft.tasks.rows import TaskData
-from distilpeft.timing import summary
 from distilpeft.training.features import check_features
 from distilpeft.training.step import Watch
 

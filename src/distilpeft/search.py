@@ -16,7 +16,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from distilpeft import launch, publish
+from distilpeft import launch
 from distilpeft.machine.artifact import Artifact
 from distilpeft.machine.files import write_json, write_text
 from distilpeft.machine.host import is_first_process, num_launched
@@ -25,6 +25,7 @@ from distilpeft.machine.processes import spread
 from distilpeft.planning.plan import Plan
 from distilpeft.planning.roles import CE_ONLY
 from distilpeft.recipe.task import LOWER_IS_BETTER
+from distilpeft.report import publish
 from distilpeft.space import DISTIL, Range, Search
 from distilpeft.study import FINISHED, THOUSANDTHS, WAIT, Outcome, Study, Trial
 from distilpeft.sweep import settings_of, short

@@ -20,7 +20,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from distilpeft import launch, publish
+from distilpeft import launch
 from distilpeft.errors import GateError, InputError
 from distilpeft.machine.files import digest_json, write_json, write_text
 from distilpeft.machine.host import is_first_process, num_launched
@@ -30,7 +30,8 @@ from distilpeft.planning.roles import CE_ONLY, LAST_STAGES, STUDENT, TEACHER
 from distilpeft.recipe import Recipe
 from distilpeft.recipe.task import KINDS, LOWER_IS_BETTER
 from distilpeft.recipe.yaml_file import load_recipe, parse_values
-from distilpeft.timing import summary
+from distilpeft.report import publish
+from distilpeft.report.timings import summary
 
 
 @dataclass(frozen=True)

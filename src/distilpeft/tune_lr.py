@@ -16,17 +16,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from distilpeft import launch, plots
-from distilpeft.charts import Axis, Chart, Point, Series, number
+from distilpeft import launch
 from distilpeft.errors import GateError, InputError
 from distilpeft.machine.artifact import Artifact
 from distilpeft.machine.files import write_json
 from distilpeft.machine.host import num_launched
-from distilpeft.marks import mark
 from distilpeft.planning.plan import make_plan
 from distilpeft.planning.roles import STUDENT, TEACHER, step_of
 from distilpeft.recipe import Recipe
 from distilpeft.recipe.yaml_file import load_recipe
+from distilpeft.report import plot_files
+from distilpeft.report.charts import Axis, Chart, Point, Series, number
+from distilpeft.report.markers import mark
 
 WINDOW = 20
 """A twentieth of the steps on either side is averaged over."""
@@ -175,4 +176,4 @@ def save(found: Found, stage: str, folder: Path) -> list[Path]:
                        Series("suggested", best, None, "ring")),
         ("lr", "loss"), tuple((number(point.x), number(point.y)) for point in shown),
     )  # fmt: skip
-    return [*plots.draw([chart], folder), file]
+    return [*plot_files.draw([chart], folder), file]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import reports
 
-from distilpeft import page
+from distilpeft.report.page import page
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="the package selenium is not installed")
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

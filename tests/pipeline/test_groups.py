@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 import tiny
 
-from distilpeft import findings
 from distilpeft.data.reading import read_splits
 from distilpeft.planning.plan import make_plan
 from distilpeft.recipe.yaml_file import load_recipe
+from distilpeft.report import verdict
 
 
 def workspace(folder: Path, **changes: object) -> Path:
@@ -83,16 +83,16 @@ def report(*gaps: dict) -> dict:
 
 
 def test_a_group_that_loses_more_than_the_margin_is_warned_of_and_others_are_not():
-    assert findings.losing(report(gap("north", 0.01), gap("south", -0.05), gap("south", -0.3, "student_ce_only"))) == [
+    assert verdict.losing(report(gap("north", 0.01), gap("south", -0.05), gap("south", -0.3, "student_ce_only"))) == [
         "Warning: place south loses more than the rest: student less teacher -6.00 on its 80 rows (95 % -8.00 to "
         "-4.00), -1.00 on all."
     ]
-    (line,) = findings.losing(report(gap("south", -0.03, "export:onnx")))
+    (line,) = verdict.losing(report(gap("south", -0.03, "export:onnx")))
     assert "export:onnx less teacher" in line
-    assert findings.losing(report(gap("south", -0.019))) == [
+    assert verdict.losing(report(gap("south", -0.019))) == [
         "No place loses more than 2 points beyond what all rows lose."
     ]
-    assert findings.losing({**report(), "groups": None}) == []
+    assert verdict.losing({**report(), "groups": None}) == []
 
 
 @pytest.mark.parametrize(

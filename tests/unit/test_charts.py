@@ -9,8 +9,9 @@ import reports
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distilpeft import axes, charts, curves
-from distilpeft.charts import Point, front
+from distilpeft.report import charts, training_charts
+from distilpeft.report.charts import Point, front
+from distilpeft.report.page import scales
 
 PLACES = st.lists(st.tuples(st.integers(1, 9), st.integers(1, 9)), min_size=1, max_size=12)
 
@@ -100,24 +101,24 @@ def test_without_figures_there_is_no_chart_and_that_is_said():
 
 
 def test_training_has_a_loss_a_gradient_and_a_validation_chart_for_every_model():
-    found = curves.training(reports.classifier(), "")
+    found = training_charts.training(reports.classifier(), "")
     assert len(found) == len({chart.name for chart in found}) == 9
     loss = next(chart for chart in found if "loss" in chart.title)
     assert loss.series[0].points[0].x == 2
 
 
 def test_the_calibration_chart_has_its_bins_and_the_diagonal():
-    found = curves.calibration(reports.classifier(), "")
+    found = training_charts.calibration(reports.classifier(), "")
     assert found
     assert all(series_of(chart, "guide") for chart in found)
-    assert curves.calibration(reports.language_model(), "") == []
+    assert training_charts.calibration(reports.language_model(), "") == []
 
 
 @given(
     st.floats(1e-6, 1e6), st.floats(1e-6, 1e6), st.booleans(), st.integers(3, 9),
 )  # fmt: skip
 def test_ticks_are_within_the_scale_and_rise(one, two, log, count):
-    found = axes.scale([one, two], 0.0, 100.0, log)
+    found = scales.scale([one, two], 0.0, 100.0, log)
     ticks = found.ticks(count)
     assert ticks == sorted(set(ticks))
     assert all(-0.1 <= found(tick) <= 100.1 for tick in ticks)
@@ -127,14 +128,14 @@ def test_ticks_are_within_the_scale_and_rise(one, two, log, count):
 @pytest.mark.parametrize("name", ["classifier", "language_model"])
 def test_labels_lie_on_no_other_label(name):
     """The plot's hardest part, at the size it is drawn in."""
-    from distilpeft import sections, svg
+    from distilpeft.report.page import sections, svg
 
     (chart,) = charts.latency([getattr(reports, name)()])
     plot = svg._plot(chart, sections.WIDE)
     places = [(one.label, *plot.at(one.points[0])) for one in series_of(chart, "points")]
     font = sections.WIDE.font
-    labels = axes.place(places, [], (plot.x.start, plot.y.end, sections.WIDE.width, plot.y.start), font)
-    boxes = [(one.x, one.y - font * 0.8, one.x + len(one.text) * font * axes.LETTER, one.y) for one in labels]
+    labels = scales.place(places, [], (plot.x.start, plot.y.end, sections.WIDE.width, plot.y.start), font)
+    boxes = [(one.x, one.y - font * 0.8, one.x + len(one.text) * font * scales.LETTER, one.y) for one in labels]
     for at, box in enumerate(boxes):
         assert 0 <= box[0] <= box[2] <= sections.WIDE.width
         for other in boxes[at + 1 :]:

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from distilpeft import findings
+from distilpeft.report import verdict as findings
 
 
 def model(form, score, ms, size, kept, metric="accuracy"):

@@ -7,12 +7,12 @@ from unittest import mock
 
 import pytest
 
-from distilpeft import report
 from distilpeft.errors import InputError
 from distilpeft.export.formats.writers import WRITERS
 from distilpeft.recipe.export import FORMS, LIMITS, Form, FormName
 from distilpeft.recipe.task import KINDS, LOWER_IS_BETTER
 from distilpeft.recipe.yaml_file import load_recipe, with_formats
+from distilpeft.report import text
 
 pytestmark = pytest.mark.usefixtures("workplace")
 
@@ -98,5 +98,5 @@ def test_forms_that_a_finished_recipe_cannot_have_are_refused(formats, overrides
 
 def test_every_metric_of_every_kind_has_a_title_and_a_direction():
     for kind in KINDS.values():
-        assert set(kind.metrics) <= set(report.TITLES)
+        assert set(kind.metrics) <= set(text.TITLES)
         assert kind.main not in LOWER_IS_BETTER or kind.language, "shares of the teacher's score are ratios"

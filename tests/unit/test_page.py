@@ -9,7 +9,7 @@ from html.parser import HTMLParser
 import pytest
 import reports
 
-from distilpeft import page
+from distilpeft.report.page import page
 
 VOID = {"meta", "br", "path", "circle", "rect", "polygon", "img", "line", "link", "input", "hr"}
 CASES = {

@@ -8,17 +8,17 @@ from unittest import mock
 import pytest
 import reports
 
-from distilpeft import plots
-from distilpeft.charts import Axis, Chart, Point, Series
-from distilpeft.marks import mark
+from distilpeft.report import plot_files
+from distilpeft.report.charts import Axis, Chart, Point, Series
+from distilpeft.report.markers import mark
 
 
 def test_every_chart_is_a_png_and_an_svg(tmp_path):
     pytest.importorskip("matplotlib")
     report = reports.classifier()
     report["models"] = [m for m in report["models"] if m["role"] in ("student", "teacher", "export:onnx", "majority")]
-    files = plots.write([report], tmp_path)
-    names = {chart.name for chart in plots.every([report])}
+    files = plot_files.write([report], tmp_path)
+    names = {chart.name for chart in plot_files.every([report])}
     assert {file.name for file in files} == {f"{name}.{kind}" for name in names for kind in ("png", "svg")}
     assert sorted(tmp_path.iterdir()) == sorted(files)
     assert (tmp_path / "latency.png").read_bytes().startswith(b"\x89PNG")
@@ -30,19 +30,19 @@ def test_every_chart_is_a_png_and_an_svg(tmp_path):
 def test_the_same_report_makes_the_same_files(tmp_path):
     pytest.importorskip("matplotlib")
     report = reports.language_model()
-    (chart, *_) = plots.every([report])
+    (chart, *_) = plot_files.every([report])
     digests = []
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
-        with mock.patch.object(plots, "every", return_value=[chart]):
-            files = plots.write([report], tmp_path / name)
+        with mock.patch.object(plot_files, "every", return_value=[chart]):
+            files = plot_files.write([report], tmp_path / name)
         digests.append([hashlib.sha256(file.read_bytes()).hexdigest() for file in files])
     assert digests[0] == digests[1]
 
 
 def test_without_matplotlib_there_are_no_files_and_no_fault(tmp_path):
     with mock.patch("importlib.util.find_spec", return_value=None):
-        assert plots.write([reports.classifier()], tmp_path) == []
+        assert plot_files.write([reports.classifier()], tmp_path) == []
     assert list(tmp_path.iterdir()) == []
 
 
@@ -53,14 +53,14 @@ def test_a_single_point_may_lie_on_a_power_of_ten(tmp_path, x, log):
     chart = Chart(
         "one", "one", Axis("x", log), Axis("y"), (Series("a", (point, point), mark("student")),), ("x", "y"), ()
     )
-    assert plots.draw([chart], tmp_path)
+    assert plot_files.draw([chart], tmp_path)
 
 
 def test_axes_leave_room_around_their_values():
-    low, high = plots.room([1.0, 100.0], log=True)
+    low, high = plot_files.room([1.0, 100.0], log=True)
     assert 0.5 < low < 1.0
     assert 100.0 < high < 200.0
-    assert plots.room([0.0, 10.0], log=False) == pytest.approx((-0.5, 10.5))
+    assert plot_files.room([0.0, 10.0], log=False) == pytest.approx((-0.5, 10.5))
     for log in (True, False):
-        low, high = plots.room([3.0], log=log)
+        low, high = plot_files.room([3.0], log=log)
         assert low < 3.0 < high

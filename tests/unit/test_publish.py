@@ -12,8 +12,9 @@ import pytest
 import reports
 from rich.console import Console
 
-from distilpeft import cli, plots, publish
+from distilpeft import cli
 from distilpeft.machine.files import sealed
+from distilpeft.report import plot_files, publish
 
 
 @pytest.fixture
@@ -29,7 +30,7 @@ def runs(tmp_path) -> list[Path]:
 
 @pytest.fixture(autouse=True)
 def few_plots():
-    with mock.patch.object(plots, "write", return_value=[]) as write:
+    with mock.patch.object(plot_files, "write", return_value=[]) as write:
         yield write
 
 

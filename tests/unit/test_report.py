@@ -9,11 +9,12 @@ import pytest
 import yaml
 from rich.console import Console
 
-from distilpeft import findings, report
 from distilpeft.errors import InputError
 from distilpeft.export import card
 from distilpeft.export.card_code import snippet
 from distilpeft.recipe.yaml_file import load_recipe
+from distilpeft.report import build, verdict
+from distilpeft.report import text as text_
 
 
 def model(role, accuracy, **more):
@@ -103,7 +104,7 @@ def small():
 
 
 def test_the_sentences_say_what_the_figures_mean():
-    assert report.sentences(small()) == [
+    assert text_.sentences(small()) == [
         "The student keeps 90.0% of the teacher's accuracy (200 test rows).",
         "Distilling closed 25% of the gap that training on labels alone leaves.",
         "Quantizing the teacher to nf4 changed its accuracy by -1.25 points "
@@ -123,19 +124,19 @@ def test_the_sentences_say_what_the_figures_mean():
 
 
 def test_of_a_teacher_that_scores_nothing_no_share_can_be_kept():
-    assert findings.kept("text_classification", 0.5, 0.0) is None
-    assert findings.kept("text_classification", 0.4, 0.5) == 0.8
-    assert findings.kept("causal_lm", 3.0, 3.0) == 1.0
-    assert "there is nothing to keep" in report.sentences({**small(), "student_vs_teacher": None})[0]
+    assert verdict.kept("text_classification", 0.5, 0.0) is None
+    assert verdict.kept("text_classification", 0.4, 0.5) == 0.8
+    assert verdict.kept("causal_lm", 3.0, 3.0) == 1.0
+    assert "there is nothing to keep" in text_.sentences({**small(), "student_vs_teacher": None})[0]
 
 
 def test_a_gap_that_is_not_there_cannot_be_closed():
     found = {**small(), "ce_gap_closed": -3.4}
-    assert "Distilling did not close the gap that training on labels alone leaves: it is wider." in report.sentences(
+    assert "Distilling did not close the gap that training on labels alone leaves: it is wider." in text_.sentences(
         found
     )
     found = {**small(), "ce_gap_closed": None}
-    assert "there was no gap to close" in report.sentences(found)[1]
+    assert "there was no gap to close" in text_.sentences(found)[1]
 
 
 def test_without_a_baseline_a_quantized_teacher_or_duplicates_nothing_is_said_of_them():
@@ -150,24 +151,24 @@ def test_without_a_baseline_a_quantized_teacher_or_duplicates_nothing_is_said_of
     found["models"] = [entry for entry in found["models"] if entry["role"] != "student_ce_only"]
     found["rows"] = {"train": 10, "truncated": 0, "duplicates": {"train/test": 0}, "skipped": {}}
     found["comparisons"] = []
-    assert report.sentences(found) == [
+    assert text_.sentences(found) == [
         "The student keeps 90.0% of the teacher's accuracy (200 test rows).",
         "0 of 10 training rows were cut to 64 tokens.",
     ]
 
 
 def test_the_table_has_a_cell_for_every_column_and_a_dash_for_what_was_not_measured():
-    rows = {row[0]: row for row in report.table_rows(small())}
+    rows = {row[0]: row for row in text_.table_rows(small())}
     assert rows["student"] == (
         "student", "0.8100 (0.76-0.86)", "22.7M", "90.9MB", "4.3/5.0", "512MB", "152", "-", "-", "0.0512", "-",
     )  # fmt: skip
     assert rows["majority"] == ("majority", "0.5000 (0.45-0.55)", *["-"] * 9)
-    assert all(len(row) == len(report.columns(small())) for row in rows.values())
+    assert all(len(row) == len(text_.columns(small())) for row in rows.values())
 
 
 def test_the_table_on_the_terminal_fits_into_80_characters():
     console = Console(file=io.StringIO(), width=80)
-    report.show(small(), console)
+    text_.show(small(), console)
     shown = console.file.getvalue()
     assert max(map(len, shown.splitlines())) <= 80
     for cell in ("student_ce_only", "0.8100 (0.76-0.86)", "90.9MB", "4.3/5.0", "512MB"):
@@ -176,12 +177,12 @@ def test_the_table_on_the_terminal_fits_into_80_characters():
 
 
 def test_the_markdown_holds_every_sentence_and_a_well_formed_table():
-    text = report.markdown(small())
+    text = text_.markdown(small())
     lines = text.splitlines()
     assert lines[0] == "# small"
-    for sentence in report.sentences(small()):
+    for sentence in text_.sentences(small()):
         assert f"- {sentence}" in lines
-    start = lines.index(" | ".join(report.columns(small())))
+    start = lines.index(" | ".join(text_.columns(small())))
     assert [line.count(" | ") for line in lines[start : start + 6]] == [10] * 6
     assert "Measured on cpu, 2 threads; Python 3.11, torch 2.11, peft 0.18." in lines
     assert "- onnx-int8, dynamic: KL to the student is 0.1" in lines
@@ -193,18 +194,18 @@ def test_the_markdown_holds_every_sentence_and_a_well_formed_table():
 
 
 def test_the_report_as_json_is_the_report():
-    assert json.loads(report.as_json(small())) == small()
+    assert json.loads(build.as_json(small())) == small()
 
 
 def test_a_folder_without_a_report_is_refused_with_what_to_give(tmp_path):
     with pytest.raises(InputError, match=r"no report\.json here; give a run's folder"):
-        report.load(tmp_path)
+        build.load(tmp_path)
 
 
 def test_a_damaged_report_is_refused_with_what_to_do(tmp_path):
     (tmp_path / "report.json").write_text("{")
     with pytest.raises(InputError, match=r"report\.json: cannot be read .*run the recipe again"):
-        report.load(tmp_path)
+        build.load(tmp_path)
 
 
 def rendered(*overrides, form="safetensors"):
@@ -300,11 +301,11 @@ def test_the_markdown_says_what_soft_targets_on_disk_cost():
         "audit": {"positions": 9, "loss_per_token": 1.5, "forms": [form, other]},
         "measured": {"bytes": 5e6, "bytes_per_token": 57.25, "ids_per_token": 12.3, "captured_mass": 0.91},
     }  # fmt: skip
-    titles, first, second = report.audit_rows(found)
+    titles, first, second = text_.audit_rows(found)
     assert first[:3] == ("sampled 50 (in use)", "57.2", "+0.0012 ± 0.0010")
     assert second[0] == "top_k 16"
     assert len(titles) == len(first)
-    (said,) = report._stored(found)
+    (said,) = text_._stored(found)
     assert "57.2 bytes per token, 5.0 MB; 12.3 ids hold 91.0% of" in said
 
 

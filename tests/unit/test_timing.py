@@ -18,8 +18,10 @@ import pytest
 
 from distilpeft import timing
 from distilpeft.errors import InputError
+from distilpeft.report import timings
+from distilpeft.report.timings import summary
 from distilpeft.timed import Rows
-from distilpeft.timing import ArmError, Subject, Wanted, measure, ratio, summary
+from distilpeft.timing import ArmError, Subject, Wanted, measure, ratio
 
 SPEED = {"student": 0.010, "student_ce_only": 0.010, "teacher": 0.030, "export:onnx": 0.004}
 WANTED = Wanted(
@@ -338,7 +340,7 @@ def test_every_setting_is_an_arm_of_its_own_and_compared_with_its_own_reference(
     found = measured("teacher", "student", wanted=wanted)
     assert len(found["arms"]) == 2 * 2 * 3
     assert arm(found, "student", device="cpu", threads=1, compiled=True)["cells"][0]["ratio"]["value"] == 2.0
-    shown = timing.main_arm(found, "student")
+    shown = timings.main_arm(found, "student")
     assert (shown["device"], shown["threads"], shown["compiled"]) == ("cuda", 2, False)
 
 

@@ -10,9 +10,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from distilpeft.marks import Mark, mark
 from distilpeft.planning.roles import MAJORITY, UNTRAINED
 from distilpeft.recipe.task import KINDS, LOWER_IS_BETTER
+from distilpeft.report.markers import Mark, mark
 
 Report = Mapping[str, Any]
 Model = Mapping[str, Any]

@@ -6,11 +6,11 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from distilpeft import charts
-from distilpeft.charts import Axis, Chart, Point, Report, Series, finite, number, spoken
-from distilpeft.marks import mark
 from distilpeft.planning.roles import MAJORITY
 from distilpeft.recipe.task import LOWER_IS_BETTER
+from distilpeft.report import charts
+from distilpeft.report.charts import Axis, Chart, Point, Report, Series, finite, number, spoken
+from distilpeft.report.markers import mark
 
 MOST_ROWS = 40
 PANELS = {"loss": ("Loss", "loss", False), "grad_norm": ("Gradient norm", "gradient norm before clipping", True)}

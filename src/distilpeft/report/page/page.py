@@ -8,9 +8,10 @@ from html import escape
 from importlib import resources
 from typing import Any
 
-from distilpeft import charts, curves, sections, tables
-from distilpeft.charts import Report
-from distilpeft.markup import section
+from distilpeft.report import charts, training_charts
+from distilpeft.report.charts import Report
+from distilpeft.report.page import sections, tables
+from distilpeft.report.page.markup import section
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
 
@@ -39,7 +40,7 @@ def render(reports: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _file(name: str) -> str:
-    return resources.files("distilpeft").joinpath(name).read_text(encoding="utf-8")
+    return resources.files("distilpeft.report.page").joinpath(name).read_text(encoding="utf-8")
 
 
 def _header(reports: Sequence[Report], called: Sequence[str]) -> str:
@@ -111,8 +112,9 @@ def _own(at: int, reports: Sequence[Report], called: Sequence[str]) -> str:
         own("groups", "Groups", tables.groups(report), lead="Paired on the same rows; last, by how much more than "
             "on all rows."),
         costs,
-        own("training", "Training", sections.grid(curves.training(report, prefix))),
-        own("calibration", "Calibration", sections.grid(curves.calibration(report, prefix)), lead="Whether answers "
+        own("training", "Training", sections.grid(training_charts.training(report, prefix))),
+        own("calibration", "Calibration", sections.grid(training_charts.calibration(report, prefix)),
+            lead="Whether answers "
             "given with a confidence are right as often as it says."),
         own("exports", "Exports", sections.exports(report), lead="Each was opened in its own runtime, in a process of "
             "its own, and held against the student on validation rows before it counted."),

@@ -13,9 +13,10 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from distilpeft import charts, page, plots, report
 from distilpeft.machine.files import write_json, write_text
 from distilpeft.planning.plan import Plan
+from distilpeft.report import build, charts, plot_files, text
+from distilpeft.report.page import page
 
 PAGE, PLOTS = "report.html", "plots"
 Reports = Sequence[dict[str, Any]]
@@ -23,8 +24,8 @@ Reports = Sequence[dict[str, Any]]
 
 def finish(plan: Plan) -> None:
     """Write everything that a finished run shows."""
-    report.finish(plan)
-    pages(plan.folder, [report.load(plan.folder)])
+    build.finish(plan)
+    pages(plan.folder, [build.load(plan.folder)])
 
 
 def pages(folder: Path, reports: Reports, *, drawn: bool = True) -> Path:
@@ -32,7 +33,7 @@ def pages(folder: Path, reports: Reports, *, drawn: bool = True) -> Path:
     write_text(folder / PAGE, page.render(reports))
     if drawn:
         (folder / PLOTS).mkdir(exist_ok=True)
-        plots.write(reports, folder / PLOTS)
+        plot_files.write(reports, folder / PLOTS)
     return folder / PAGE
 
 
@@ -60,10 +61,10 @@ def _table(reports: Sequence[tuple[str, dict[str, Any]]]) -> Table:
     """Every model of every run."""
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     first = reports[0][1]
-    titles = report.columns(first)[: report.ON_TERMINAL]
+    titles = text.columns(first)[: text.ON_TERMINAL]
     for index, title in enumerate(("run", *titles)):
         table.add_column(title, justify="left" if index < 2 else "right", no_wrap=True)
     for name, one in reports:
-        for row in report.table_rows(one):
+        for row in text.table_rows(one):
             table.add_row(name, *row[: len(titles)])
     return table

@@ -9,12 +9,12 @@ from typing import Any
 
 import yaml
 
-from distilpeft import report as reports_
-from distilpeft import tables
-from distilpeft.charts import Chart, Report, number, spoken
-from distilpeft.markup import details, listed, notes, plain
 from distilpeft.recipe.task import KINDS
-from distilpeft.svg import Paper, draw, swatch
+from distilpeft.report import text
+from distilpeft.report.charts import Chart, Report, number, spoken
+from distilpeft.report.page import tables
+from distilpeft.report.page.markup import details, listed, notes, plain
+from distilpeft.report.page.svg import Paper, draw, swatch
 
 WIDE, TALL = Paper(1000, 500, 14, labels=True), Paper(380, 400, 13)
 MIDDLE, SMALL = Paper(520, 380, 13.5), Paper(380, 270, 13)
@@ -62,7 +62,7 @@ def key_figures(report: Report) -> str:
     tiles = "".join(_tiles(model, teacher, report)) if model and teacher else ""
     title = f'<p class="lead">{escape(model["role"])} beside its teacher</p>' if model else ""
     told = set(report["verdict"].get("sentences") or ())
-    lines = [line for line in reports_.sentences(dict(report)) if line not in told]
+    lines = [line for line in text.sentences(dict(report)) if line not in told]
     return f'{title}<div class="tiles">{tiles}</div>{notes(lines)}'
 
 
@@ -143,7 +143,7 @@ def exports(report: Report) -> str:
 
 def soft_targets(report: Report) -> str:
     """What soft targets on disk cost against the whole distribution."""
-    titles, *rows = reports_.audit_rows(dict(report)) or [()]
+    titles, *rows = text.audit_rows(dict(report)) or [()]
     return plain(titles, rows, "What soft targets on disk cost") if rows else ""
 
 
@@ -154,7 +154,7 @@ def benchmark(report: Report) -> str:
         return ""
     noise = found.get("noise") or {}
     quiet = ", ".join(noise.get("unsteady") or ())
-    lines = [*reports_.timing_notes(found), *([f"Not steady when measuring began: {quiet}."] if quiet else [])]
+    lines = [*text.timing_notes(found), *([f"Not steady when measuring began: {quiet}."] if quiet else [])]
     kind = "notes warn" if noise.get("noisy") else "notes"
     return notes(lines, kind) + tables.cells(found) + tables.processes(found)
 

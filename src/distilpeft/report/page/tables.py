@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from distilpeft import report as reports_
-from distilpeft.charts import Model, Report, number, spoken
-from distilpeft.marks import mark
-from distilpeft.markup import Cell, Column, plain, table
 from distilpeft.recipe.task import KINDS, LOWER_IS_BETTER
-from distilpeft.svg import swatch
+from distilpeft.report import text
+from distilpeft.report.charts import Model, Report, number, spoken
+from distilpeft.report.markers import mark
+from distilpeft.report.page.markup import Cell, Column, plain, table
+from distilpeft.report.page.svg import swatch
 
 MEGA = 1e6
 Made = tuple[Column, Callable[[Model], Cell]]
@@ -142,7 +142,7 @@ def seeds(report: Report) -> str:
     """The main score of every seed."""
     if not report.get("seeds"):
         return ""
-    titles, *rows = reports_.seed_rows(dict(report))
+    titles, *rows = text.seed_rows(dict(report))
     return plain(titles, rows, f"{spoken(report['metric'])} of every seed")
 
 
@@ -150,7 +150,7 @@ def groups(report: Report) -> str:
     """The main score in each group of rows."""
     if not report.get("groups"):
         return ""
-    titles, *rows = reports_.group_rows(dict(report))
+    titles, *rows = text.group_rows(dict(report))
     return plain(titles, rows, f"{spoken(report['metric'])} by {report['groups']['column']}")
 
 

@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from distilpeft import charts, curves
-from distilpeft.charts import Chart, Series
-from distilpeft.marks import COLOURS, SHAPES, Mark
+from distilpeft.report import charts, training_charts
+from distilpeft.report.charts import Chart, Series
+from distilpeft.report.markers import COLOURS, SHAPES, Mark
 
 DPI, SIZE_IN = 160, (7.2, 4.6)
 SETTINGS = {"svg.hashsalt": "distilpeft", "svg.fonttype": "none", "font.size": 10, "axes.spines.top": False,
@@ -43,7 +43,7 @@ def every(reports: Sequence[Mapping[str, Any]]) -> list[Chart]:
     joint = [*charts.latency(reports), *charts.memory(reports), *charts.size(reports)]
     for at, report in enumerate(reports):
         prefix = f"r{at + 1}-" if len(reports) > 1 else ""
-        joint += [*curves.training(report, prefix), *curves.calibration(report, prefix)]
+        joint += [*training_charts.training(report, prefix), *training_charts.calibration(report, prefix)]
     return joint
 
 

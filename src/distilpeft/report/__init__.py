@@ -1,0 +1,1 @@
+"""The figures of a run joined: verdict, text, charts and page."""
