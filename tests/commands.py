@@ -23,7 +23,8 @@ import tiny
 import tiny_lm
 import yaml
 
-from distilpeft import cli, timing
+from distilpeft import cli
+from distilpeft.benchmark import measure
 from distilpeft.export import gate
 from distilpeft.report import plot_files
 
@@ -80,8 +81,8 @@ def start_here(spec: Path, environment: dict[str, str]) -> tuple[object, object]
     """`timing.start_process` likewise: the model in this very process."""
     import torch
 
-    from distilpeft.timed import Timed
-    from distilpeft.timing import ArmError
+    from distilpeft.benchmark.measure import ArmError
+    from distilpeft.benchmark.model_process import Timed
 
     del environment
     loaded: list[Timed] = []
@@ -106,8 +107,8 @@ def run(recipe: Path, *arguments: str, verb: str = "run", own_process: bool = Fa
     """
     with contextlib.ExitStack() as patches:
         patches.enter_context(mock.patch.object(sys, "argv", arguments_of(recipe, arguments, verb)))
-        patches.enter_context(mock.patch("distilpeft.timing.start_process", start_here))
-        patches.enter_context(mock.patch("distilpeft.timing.PAUSE_S", 0.0))
+        patches.enter_context(mock.patch("distilpeft.benchmark.measure.start_process", start_here))
+        patches.enter_context(mock.patch("distilpeft.benchmark.measure.PAUSE_S", 0.0))
         patches.enter_context(
             mock.patch("distilpeft.report.plot_files.available", return_value=False)
         )  # seconds for each run
@@ -201,7 +202,7 @@ def apart(commands: Sequence[tuple[Path, list[str], str, dict[str, str]]]) -> li
 def alone() -> None:
     """The command line with this process's arguments, without further processes for the gate and the benchmark."""
     gate.answered = answer_here
-    timing.start_process, timing.PAUSE_S = start_here, 0.0
+    measure.start_process, measure.PAUSE_S = start_here, 0.0
     plot_files.available = bool
     cli.main()
 

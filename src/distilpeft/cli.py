@@ -292,9 +292,9 @@ def benchmark(
 
     if num_launched() > 1:
         raise InputError("distilpeft benchmark starts a process for each model itself; run it without torchrun")
-    from distilpeft import latency
+    from distilpeft.benchmark import rerun
 
-    latency.run(targets, overrides or [], repeats=repeats, texts=texts, out=out, console=Console())
+    rerun.run(targets, overrides or [], repeats=repeats, texts=texts, out=out, console=Console())
 
 
 @app.command()

@@ -13,7 +13,10 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from distilpeft import cli, timing
+from distilpeft import cli
+from distilpeft.benchmark import measure
+from distilpeft.benchmark import subjects as subjects_
+from distilpeft.benchmark.model_process import Timed, peak_bytes, resident_bytes
 from distilpeft.errors import InputError
 from distilpeft.export.runtimes import TransformersRunner
 from distilpeft.machine.runtime import Runtime
@@ -22,9 +25,7 @@ from distilpeft.models.teacher import load_teacher
 from distilpeft.planning.plan import make_plan
 from distilpeft.planning.roles import step_of
 from distilpeft.recipe.yaml_file import load_recipe
-from distilpeft.stages import benchmark
 from distilpeft.tasks.rows import TaskData
-from distilpeft.timed import Timed, peak_bytes, resident_bytes
 
 SEEDS = ("--set", "evaluate.seeds=[3,5]")
 TIMED = ["student_ce_only", "student", "teacher", "teacher_full_precision", "export:safetensors"]
@@ -46,7 +47,7 @@ def verb(*arguments: str, own_process: bool = False) -> None:
         if own_process:
             cli.main()
         else:
-            with mock.patch.object(timing, "start_process", commands.start_here):
+            with mock.patch.object(measure, "start_process", commands.start_here):
                 cli.main()
 
 
@@ -145,9 +146,9 @@ def test_teacher_and_student_load_in_processes_of_their_own(finished, tmp_path):
     plan = make_plan(load_recipe(finished.parent.parent / "tiny.yaml"), finished.parent)
     data = TaskData(plan.recipe, plan.data_digest, finished / "cache")
     folders = {role: plan.artifacts[step_of(role)].path for role in ("teacher", "student")}
-    subjects = benchmark.subjects(plan.recipe, data, folders, tmp_path)
+    subjects = subjects_.subjects(plan.recipe, data, folders, tmp_path)
     runtime = Runtime()
-    found = timing.measure(subjects, benchmark.wanted(plan.recipe, "cpu"), "student", runtime.say, runtime.bar)
+    found = measure.measure(subjects, subjects_.wanted(plan.recipe, "cpu"), "student", runtime.say, runtime.bar)
     assert found["skipped"] == []
     assert [arm["role"] for arm in found["arms"]] == ["teacher", "student"]
     for arm in found["arms"]:
@@ -201,7 +202,8 @@ def test_a_process_ends_when_nobody_asks_it_any_more(finished, tmp_path):
     }  # fmt: skip
     (tmp_path / "spec.json").write_text(json.dumps(spec))
     child = subprocess.run(
-        [sys.executable, "-m", "distilpeft.timed", str(tmp_path / "spec.json")], input='{"do": "load"}\n',
+        [sys.executable, "-m", "distilpeft.benchmark.model_process", str(tmp_path / "spec.json")],
+        input='{"do": "load"}\n',
         capture_output=True, text=True, timeout=120, check=True,
     )  # fmt: skip
     told = json.loads(child.stdout)

@@ -210,7 +210,7 @@ def test_a_form_added_later_makes_nothing_else_again(finished):
     before = {path.name for path in finished.glob("*-*/manifest.json")} | {path.name for path in finished.glob("*-*")}
     with (
         mock.patch("distilpeft.export.gate.answered", commands.answer_here),
-        mock.patch("distilpeft.timing.start_process", commands.start_here),
+        mock.patch("distilpeft.benchmark.measure.start_process", commands.start_here),
         mock.patch.object(sys, "argv", ["distilpeft", "export", str(finished), "--format", "onnx-fp16"]),
     ):
         cli.main()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from distilpeft.energy import Meter
+from distilpeft.benchmark.energy import Meter
 
 
 def zone(folder: Path, name: str, microjoules: int, most: int = 1_000_000) -> Path:

@@ -16,12 +16,14 @@ from unittest import mock
 import numpy as np
 import pytest
 
-from distilpeft import timing
+from distilpeft.benchmark import measure as timing
+from distilpeft.benchmark import ratios
+from distilpeft.benchmark.measure import ArmError, Subject, Wanted, measure
+from distilpeft.benchmark.model_process import Rows
+from distilpeft.benchmark.ratios import ratio
 from distilpeft.errors import InputError
 from distilpeft.report import timings
 from distilpeft.report.timings import summary
-from distilpeft.timed import Rows
-from distilpeft.timing import ArmError, Subject, Wanted, measure, ratio
 
 SPEED = {"student": 0.010, "student_ce_only": 0.010, "teacher": 0.030, "export:onnx": 0.004}
 WANTED = Wanted(
@@ -199,15 +201,15 @@ def kept(seconds, lengths=None):
 
 def test_a_round_in_which_the_machine_slowed_down_one_model_more_than_the_other_is_not_in_the_ratio():
     base, own = kept([[0.020]] * 12), kept([[0.010]] * 6 + [[0.017]] * 6)
-    found = timing._ratio(base, own)
+    found = ratios._ratio(base, own)
     assert (found["value"], found["low"], found["high"], found["rounds"]) == (2.0, 2.0, 2.0, 6)
     assert found["of_all_rounds"] == pytest.approx((2 + 20 / 17) / 2, abs=1e-3)
-    assert timing._ratio(own, base)["rounds"] == 6, "whichever of the two it was"
+    assert ratios._ratio(own, base)["rounds"] == 6, "whichever of the two it was"
 
 
 def test_tokens_after_the_prompt_have_rounds_of_their_own_at_pace():
     base, own = ({"decode": [[one * 2, one, one]] * 3 + [[one * more] * 3] * 3} for one, more in ((0.2, 1), (0.1, 2)))
-    found = timing._decode_ratio(base, own)
+    found = ratios._decode_ratio(base, own)
     assert (found["value"], found["rounds"], found["of_all_rounds"]) == (2.0, 3, 1.5)
 
 
@@ -218,8 +220,8 @@ def test_a_model_that_takes_longer_on_longer_rows_is_at_its_pace_on_them_too():
         [(0.004 + 0.001 * one) * (1.5 if turn in (5, 10) else 1) for one in each] for turn, each in enumerate(lengths)
     ]
     rounds[20][0] = 50.0  # one strange call is not the machine's pace
-    assert [turn for turn, good in enumerate(timing.at_pace(rounds, lengths)) if not good] == [5, 10]
-    paces = timing.paces(rounds, lengths)
+    assert [turn for turn, good in enumerate(ratios.at_pace(rounds, lengths)) if not good] == [5, 10]
+    paces = ratios.paces(rounds, lengths)
     assert paces[[turn for turn in range(40) if turn not in (5, 10)]] == pytest.approx(1, abs=0.08)
     assert paces[[5, 10]] == pytest.approx(1.5, abs=0.03)
 
@@ -236,7 +238,7 @@ def test_rows_of_many_lengths_do_not_make_a_machine_noisy():
 
 
 def test_where_the_machine_was_hardly_ever_at_its_pace_all_rounds_count():
-    assert timing._ratio(kept([[1.0]] * 40), kept([[1.0]] * 5 + [[2.0]] * 35))["rounds"] == 40
+    assert ratios._ratio(kept([[1.0]] * 40), kept([[1.0]] * 5 + [[2.0]] * 35))["rounds"] == 40
 
 
 def test_two_models_of_one_architecture_tell_how_far_the_figures_can_be_trusted():
@@ -270,7 +272,7 @@ def test_a_p99_is_told_only_of_enough_calls():
     cells = arm(measured("student"), "student")["cells"]
     assert cells[1]["num_calls"] < 100
     assert cells[1]["latency_ms"]["p99"] is None
-    found = timing._quantiles([0.01] * 99 + [0.02])
+    found = ratios._quantiles([0.01] * 99 + [0.02])
     assert found["p99"] is not None
     assert found["p50"] <= found["p90"] <= found["p95"] <= found["p99"] <= found["max"] == 20.0
 
@@ -280,7 +282,7 @@ def test_strange_calls_stay_in_and_are_counted():
         "rounds": [[0.01, 0.011, 0.0105], [0.01, 0.5, 0.0102]], "decode": [[], []], "tokens": 60, "joules": 0.6,
         "warmup_calls": 6, "stable": True, "first_s": 0.1, "memory_bytes": 5,
     }  # fmt: skip
-    cell = timing._cell(1, "data", kept, None)
+    cell = ratios._cell(1, "data", kept, None)
     assert (cell["outliers"], cell["num_calls"], cell["latency_ms"]["max"]) == (1, 6, 500.0)
     assert cell["mean_tokens"] == 10
     assert cell["joules_per_row"] == pytest.approx(0.1)
@@ -308,7 +310,7 @@ def test_prompts_and_tokens_after_them_are_told_apart():
         "warmup_calls": 6, "stable": True, "first_s": 0.1, "memory_bytes": 5,
     }  # fmt: skip
     base = {**kept, "decode": [[0.03, 0.06]] * 3}
-    cell = timing._cell(2, "data", kept, base)
+    cell = ratios._cell(2, "data", kept, base)
     assert cell["decode"]["ms_per_token"]["p50"] == 15.0
     assert cell["decode"]["tokens_per_s"] == pytest.approx(2 / 0.015, abs=0.01)
     assert cell["decode_ratio"]["value"] == 3.0

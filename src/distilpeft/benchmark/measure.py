@@ -21,29 +21,19 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import mean, median
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from distilpeft.energy import Meter
+from distilpeft.benchmark.energy import Meter
+from distilpeft.benchmark.ratios import _cell, _ratio, at_pace, paces
 from distilpeft.errors import InputError
 from distilpeft.machine.host import alone, busy_s, machine_name, num_cpus
 
 TURN_S, MOST_CALLS, PAUSE_S = 0.1, 20, 0.05
 """A turn's length; and a rest before it, in which the threads of the model before give up waiting for work, busily."""
-PACE = 1.2
-"""A round counts for a ratio if both models took at most 1.2 times as long, for the length of its rows, as in their
-fastest tenth of rounds.
-Virtual machines change their pace for seconds, and not by the same factor for every model: on one, int8 took 1.7 times
-as long for 10 s and an eager model 1.2 times, while memory and each processor by itself were as fast as before."""
-FEWEST = 0.25
-"""If fewer rounds were at pace than this share, all count."""
 MOST_ROUNDS = 4
 """A cell is measured until its ratios are as precise as asked for, but in at most four times the rounds asked for."""
-RESAMPLES = 2000
-ENOUGH_FOR_P99 = 100
 SPREAD, BAND, OTHERS = 0.15, 0.05, 0.1
 """Noisy: the reference's rounds spread over more than 15 % (quartiles), two models of one architecture differ by more
 than 5 %, or other processes take more than 10 % of the processors."""
@@ -204,7 +194,8 @@ def start_process(
     """Start `timed`; returns how to ask it, and how to end it."""
     words = tempfile.TemporaryFile(mode="w+", encoding="utf-8", errors="replace")  # noqa: SIM115 - closed by `close`
     child = subprocess.Popen(
-        [sys.executable, "-m", "distilpeft.timed", str(spec)], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        [sys.executable, "-m", "distilpeft.benchmark.model_process", str(spec)],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE,
         stderr=words, env=dict(environment), text=True,
     )  # fmt: skip
     assert child.stdin is not None
@@ -337,115 +328,6 @@ def _figures(arm: Arm, arms: Sequence[Arm], reference: str, wanted: Wanted) -> d
             for at, (size, length) in enumerate(wanted.cells)
         ],
     }
-
-
-def _cell(size: int, length: int | str, kept: Mapping[str, Any], base: Mapping[str, Any] | None) -> dict[str, Any]:
-    seconds = [one for turn in kept["rounds"] for one in turn]
-    rounds = [median(turn) for turn in kept["rounds"]]
-    tokens = kept["tokens"] / (len(seconds) * size)
-    rows_per_s = size / median(rounds)
-    q1, q3 = np.percentile(seconds, [25, 75])
-    decode = [one for turn in kept["decode"] for one in turn]
-    return {
-        "batch_size": size,
-        "length": length,
-        "mean_tokens": round(tokens, 2),
-        "num_calls": len(seconds),
-        "warmup_calls": kept["warmup_calls"],
-        "stable": kept["stable"],
-        "first_call_ms": round(kept["first_s"] * 1000, 3),
-        "memory_bytes": kept["memory_bytes"],
-        "latency_ms": _quantiles(seconds),
-        "outliers": int(sum(one > q3 + 3 * (q3 - q1) for one in seconds)),
-        "round_ms": [round(one * 1000, 4) for one in rounds],
-        "rows_per_s": round(rows_per_s, 3),
-        "tokens_per_s": round(rows_per_s * tokens, 2),
-        "decode": _decode(decode, size) if decode else None,
-        "ratio": _ratio(base, kept) if base is not None else None,
-        "decode_ratio": _decode_ratio(base, kept) if base is not None and decode else None,
-        "joules_per_row": round(kept["joules"] / (len(seconds) * size), 5) if kept["joules"] else None,
-    }
-
-
-def _decode(seconds: Sequence[float], size: int) -> dict[str, Any]:
-    p50, p95 = np.percentile(seconds, [50, 95]) * 1000
-    return {
-        "ms_per_token": {"p50": round(float(p50), 3), "p95": round(float(p95), 3)},
-        "tokens_per_s": round(size / float(p50) * 1000, 2),
-    }
-
-
-def _ratio(base: Mapping[str, Any], kept: Mapping[str, Any]) -> dict[str, float]:
-    """How many times as fast as the base, over the rounds in which both were at pace."""
-    good = at_pace(base["rounds"], base["lengths"]) & at_pace(kept["rounds"], kept["lengths"])
-    return ratio(base["rounds"], kept["rounds"], good)
-
-
-def _decode_ratio(base: Mapping[str, Any], kept: Mapping[str, Any]) -> dict[str, float]:
-    theirs, own = ([[median(turn)] for turn in one["decode"]] for one in (base, kept))
-    alike = [[1]] * len(own)  # a token more, whatever the row
-    return ratio(theirs, own, at_pace(theirs, alike) & at_pace(own, alike))
-
-
-def _quantiles(seconds: Sequence[float]) -> dict[str, float | None]:
-    named = dict(zip(("p50", "p90", "p95", "p99"), np.percentile(seconds, [50, 90, 95, 99]) * 1000, strict=True))
-    found: dict[str, float | None] = {name: round(float(value), 3) for name, value in named.items()}
-    if len(seconds) < ENOUGH_FOR_P99:
-        found["p99"] = None  # it would be the maximum under another name
-    return {**found, "mean": round(mean(seconds) * 1000, 3), "max": round(max(seconds) * 1000, 3)}
-
-
-def ratio(base: Sequence[Sequence[float]], own: Sequence[Sequence[float]], good: NDArray[np.bool_]) -> dict[str, float]:
-    """How many times as fast as the base, call by call on the same rows.
-
-    Args:
-        base: seconds of the base's calls in each round.
-        own: of the model; a round's calls of both begin with the same rows, the faster model may have made more.
-        good: the rounds that count; if they are fewer than `FEWEST`, all do.
-
-    Returns:
-        `value`, the median over rounds of the median of base ÷ own, and its 95 % bootstrap interval over rounds, `low`
-        and `high`. `rounds` is how many counted; `of_all_rounds` is over all.
-    """
-    pairs = zip(base, own, strict=True)
-    each = np.array([np.median([b / o for b, o in zip(one, two, strict=False)]) for one, two in pairs])
-    kept = each[good] if good.sum() >= FEWEST * len(each) else each
-    draws = np.random.default_rng(0).integers(0, len(kept), (RESAMPLES, len(kept)))
-    low, high = np.percentile(np.median(kept[draws], axis=1), [2.5, 97.5])
-    return {
-        "value": round(float(np.median(kept)), 4), "low": round(float(low), 4), "high": round(float(high), 4),
-        "rounds": len(kept), "of_all_rounds": round(float(np.median(each)), 4),
-    }  # fmt: skip
-
-
-def at_pace(rounds: Sequence[Sequence[float]], lengths: Sequence[Sequence[int]]) -> NDArray[np.bool_]:
-    """Which rounds of a model ran at the machine's own pace: see `PACE` and `paces`."""
-    each = paces(rounds, lengths)
-    found: NDArray[np.bool_] = each <= PACE * np.percentile(each, 10)
-    return found
-
-
-def paces(rounds: Sequence[Sequence[float]], lengths: Sequence[Sequence[int]]) -> NDArray[np.float64]:
-    """How long a model took in each round, relative to what it takes for rows of that length.
-
-    Args:
-        rounds: seconds of the calls of each round.
-        lengths: positions of the longest row of each call.
-
-    Returns:
-        The median of each round. What a length takes is a straight line through the medians of up to eight groups of
-        calls of like length, so that calls that took strangely long do not bend it.
-    """
-    seconds, positions = (np.concatenate([np.asarray(turn, float) for turn in one]) for one in (rounds, lengths))
-    order = np.argsort(positions, kind="stable")
-    groups = [part for part in np.array_split(order, min(8, len(order))) if len(part)]
-    at, took = (np.array([np.median(one[part]) for part in groups]) for one in (positions, seconds))
-    slope, base = 0.0, float(np.median(seconds))
-    if at[0] < at[-1]:
-        slope, base = np.polyfit(at, took, 1)
-    expected = np.maximum(base + slope * positions, seconds.min())
-    ends = np.cumsum([len(turn) for turn in rounds])[:-1]
-    return np.array([np.median(part) for part in np.split(seconds / expected, ends)])
 
 
 def _noise(arms: Sequence[Arm], reference: str, others: float | None, precision: float | None) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """One model in a process of its own, timed call by call at its parent's word.
 
-Started as `python -m distilpeft.timed SPEC.json`; commands come in as JSON lines, answers go out likewise. An exported
+Started as `python -m distilpeft.benchmark.model_process SPEC.json`; commands and answers are JSON
+lines. An exported
 folder is opened in its own runtime and nothing else is imported, so that the memory of the process is what a deployment
 needs; the run's other models load as the run itself loads them. The process ends when its parent does.
 

@@ -17,7 +17,9 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from distilpeft import timing
+from distilpeft.benchmark import measure, subjects
+from distilpeft.benchmark import subjects as subjects_
+from distilpeft.benchmark.measure import Subject
 from distilpeft.errors import InputError
 from distilpeft.export.bundle import Deployed
 from distilpeft.export.manifest import MANIFEST, read_manifest
@@ -29,9 +31,7 @@ from distilpeft.planning.roles import STUDENT, step_of
 from distilpeft.recipe import Recipe
 from distilpeft.recipe.yaml_file import with_benchmark
 from distilpeft.report import build, text
-from distilpeft.stages import benchmark
 from distilpeft.tasks.rows import TaskData
-from distilpeft.timing import Subject
 
 NUM_TEXTS, FILLER_ROWS, WIDE = 512, 64, 120
 
@@ -82,7 +82,7 @@ class Target:
         folders = {role: self.plan.artifacts[step_of(role)].path for role in self.plan.timed()}
         return [
             replace(one, label=self._named(one.role), twin=self._named(one.twin) if one.twin else None)
-            for one in benchmark.subjects(self.recipe, data, folders, scratch)
+            for one in subjects.subjects(self.recipe, data, folders, scratch)
         ]
 
     def _bundle(self, scratch: Path, texts: Sequence[str] | None) -> Subject:
@@ -94,7 +94,7 @@ class Target:
             rows = list(np.random.default_rng(0).integers(0, words, (FILLER_ROWS, 64)))
         (name,) = self.scores
         file = scratch / f"{len(list(scratch.iterdir()))}.npz"
-        benchmark.save_rows(file, rows, deployed.manifest["pad_token_id"])
+        subjects.save_rows(file, rows, deployed.manifest["pad_token_id"])
         return Subject(deployed.manifest["format"], self.path.resolve(), None, file, label=name)
 
 
@@ -128,11 +128,11 @@ def run(
         subjects = [one for target in targets for one in target.subjects(Path(scratch), lines)]
         names = [one.name for one in subjects]
         reference = next((one.name for one in subjects if one.role == STUDENT), names[0])
-        wanted = benchmark.wanted(recipe, runtime.device.type)
+        wanted = subjects_.wanted(recipe, runtime.device.type)
         for repeat in range(repeats):
             if repeats > 1:
                 runtime.say(f"repeat {repeat + 1} of {repeats}")
-            measured.append(timing.measure(subjects, wanted, reference, runtime.say, runtime.bar))
+            measured.append(measure.measure(subjects, wanted, reference, runtime.say, runtime.bar))
     result = {"targets": [str(path) for path in paths], "scores": scores, "agreement": agreement(measured),
               "settings": recipe.benchmark.model_dump(mode="json"), "environment": runtime.environment(),
               "repeats": measured}  # fmt: skip

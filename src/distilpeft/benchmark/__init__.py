@@ -1,0 +1,1 @@
+"""Latency, throughput and memory, model by model, in turns."""

@@ -1,0 +1,71 @@
+"""Which models a run times, on which rows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from distilpeft.benchmark import measure
+from distilpeft.data.sources import Source
+from distilpeft.export.runtimes import PIXELS
+from distilpeft.models.pair import MODEL, load_reader, teacher_source, tokenizer_digest, tokenizer_source
+from distilpeft.recipe import Recipe
+from distilpeft.tasks.rows import TaskData
+
+MOST_ROWS, MOST_PICTURES = 512, 64
+TWINS = {"student_ce_only": "student"}
+
+
+def wanted(recipe: Recipe, device: str) -> measure.Wanted:
+    """What the recipe's `benchmark` section asks for; `device` is what `auto` means here."""
+    settings = recipe.benchmark
+    return measure.Wanted(
+        batch_sizes=sorted(settings.batch_sizes), lengths=settings.lengths,
+        devices=list(dict.fromkeys(device if one == "auto" else one for one in settings.devices)),
+        threads=measure.threads_of(settings.threads), rounds=settings.rounds, precision=settings.precision,
+        new_tokens=settings.new_tokens, compiled=settings.compile, language=recipe.kind.language,
+    )  # fmt: skip
+
+
+def subjects(recipe: Recipe, data: TaskData, folders: Mapping[str, Path], scratch: Path) -> list[measure.Subject]:
+    """The run's models as what is timed, with rows for each of its tokenizers in `scratch`."""
+    plain = recipe.model_dump(mode="json", exclude_unset=True)
+    files: dict[str, Path] = {}
+    found = []
+    for role, folder in folders.items():
+        taught = role.startswith("teacher")
+        source = teacher_source(recipe) if taught else tokenizer_source(recipe)
+        digest = tokenizer_digest(source)
+        if digest not in files:
+            files[digest] = scratch / f"{recipe.name}-{digest[:16]}.npz"
+            _write_rows(recipe, data, source, files[digest])
+        known = None if role.startswith("export:") else plain
+        where = folder if taught else folder / MODEL
+        found.append(measure.Subject(role, where, known, files[digest], TWINS.get(role)))
+    return found
+
+
+def _write_rows(recipe: Recipe, data: TaskData, source: Source, file: Path) -> None:
+    """Some rows of the evaluation split as one model's token ids; the same rows for every model."""
+    tokenizer = load_reader(recipe, source)
+    split = data.tokens(recipe.evaluate.split, tokenizer, tokenizer_digest(source))
+    rows = split.dataset
+    chosen = np.random.default_rng(0).permutation(len(rows))[:MOST_ROWS]
+    if recipe.kind.images:
+        batch = split.load_batch(chosen[:MOST_PICTURES])
+        np.savez(file, **{PIXELS: batch["inputs"][PIXELS].numpy()})
+        return
+    found = []
+    for row in rows.select(chosen.tolist()):
+        ends = np.cumsum(row["segments"])[:-1].tolist() if "segments" in row else []  # of texts packed into a row
+        found += np.split(np.asarray(row["input_ids"], np.int64), ends)
+    save_rows(file, found, tokenizer.pad_token_id)
+
+
+def save_rows(file: Path, rows: Sequence[NDArray[np.int64]], pad: int | None) -> None:
+    """Write what `timed.Rows` reads; a model without a padding token gets 0, behind the mask."""
+    kept = [ids for ids in rows if len(ids)]
+    np.savez(file, ids=np.concatenate(kept), ends=np.cumsum([len(ids) for ids in kept]), pad=np.int64(pad or 0))
