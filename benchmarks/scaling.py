@@ -52,22 +52,22 @@ def worker(options: argparse.Namespace) -> None:
     import torch
     import torch.distributed as dist
 
-    from distilpeft import pipeline
+    from distilpeft.pipeline import chain
+    from distilpeft.pipeline.stages import distil
     from distilpeft.planning.plan import make_plan
     from distilpeft.planning.roles import STUDENT
     from distilpeft.recipe.yaml_file import load_recipe
-    from distilpeft.stages import distil
 
     torch.set_num_threads(1)
     plan = make_plan(load_recipe(Path(options.recipe), options.set), Path(options.runs))
-    runtime = pipeline.runtime_of(plan.recipe)
+    runtime = chain.runtime_of(plan.recipe)
     made = plan.artifacts
     steps = functools.partial(time_steps, options)
     with tempfile.TemporaryDirectory() as folder, mock.patch.object(distil, "train", steps):
         out = mock.Mock(partial=Path(folder), path=Path(folder) / made[f"distil/{STUDENT}"].path.name)
         with contextlib.suppress(Enough):
             distil.run(
-                runtime, plan.recipe, pipeline.Steps(plan, runtime)._data, alpha=plan.recipe.distil.alpha,
+                runtime, plan.recipe, chain.Steps(plan, runtime)._data, alpha=plan.recipe.distil.alpha,
                 teacher=made["teacher"], targets=made["targets"].path, out=out,
             )  # fmt: skip
     found = {"processes": runtime.accelerator.num_processes, **FOUND}

@@ -30,10 +30,10 @@ from distilpeft.machine.artifact import Artifact
 from distilpeft.machine.runtime import Runtime
 from distilpeft.models.pair import MODEL
 from distilpeft.models.student import load_student
-from distilpeft.pipeline import Steps
+from distilpeft.pipeline.chain import Steps
+from distilpeft.pipeline.stages import distil
 from distilpeft.planning.plan import make_plan
 from distilpeft.recipe.yaml_file import load_recipe
-from distilpeft.stages import distil
 from distilpeft.tasks.rows import TaskData
 from distilpeft.training.scoring import measure_with, soft_of, values_of
 

@@ -30,7 +30,7 @@ from distilpeft.report import plot_files
 
 TESTS = Path(__file__).parent
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["distilpeft.pipeline"])
+FORKS.set_forkserver_preload(["distilpeft.pipeline.chain"])
 
 
 @dataclass

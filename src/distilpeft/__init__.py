@@ -1,7 +1,7 @@
 """distilpeft: one recipe in; a small, fast, proven model out.
 
 A large quantized teacher is tuned with LoRA, its soft logits are distilled into a compact student, both are
-measured, and the student is exported. Start at `distilpeft.pipeline`; settings live in `distilpeft.recipe.recipe`.
+measured, and the student is exported. Start at `distilpeft.pipeline`; settings live in `distilpeft.recipe`.
 Importing this package imports nothing heavy.
 """
 

@@ -48,8 +48,8 @@ def run(
     """Do everything the recipe says and is not done yet; stopped anyhow, the same command goes on."""
     from rich.console import Console
 
-    from distilpeft import launch
     from distilpeft.machine.host import is_first_process, num_launched
+    from distilpeft.pipeline import launch
     from distilpeft.planning import check
     from distilpeft.planning.plan import make_plan
     from distilpeft.recipe.yaml_file import load_recipe
@@ -184,7 +184,7 @@ def tune_lr(
     """Let the learning rate of a stage rise until the loss does, and suggest one; with a plot."""
     if stage not in ("distil", "teacher"):
         raise InputError(f"--stage {stage}: distil or teacher")
-    from distilpeft import tune_lr as tuning
+    from distilpeft.tuning import tune_lr as tuning
 
     found, files = tuning.run(recipe, overrides or [], runs, stage=stage, steps=steps, low=low, high=high)
     typer.echo(f"{stage}: {found.words}; {', '.join(map(str, files))}")
@@ -220,17 +220,18 @@ def sweep(
         raise InputError("--jobs: torchrun spreads every training over its processes already; use one of the two")
     console = Console(quiet=not is_first_process())
     if search:
-        from distilpeft import search as searcher
-        from distilpeft import space
+        from distilpeft.tuning import search as searcher
+        from distilpeft.tuning import search_space
 
-        asked = space.make(recipe, search, over or [], overrides or [], runs, trials or 20, storage)
+        asked = search_space.make(recipe, search, over or [], overrides or [], runs, trials or 20, storage)
         code = searcher.run(asked, console, jobs)
     elif trials is not None or storage is not None:
         raise InputError("--trials and --storage belong to a search; give --search KEY=LOW..HIGH")
     else:
-        from distilpeft import sweep as grid
+        from distilpeft.tuning import sweep as grid
+        from distilpeft.tuning import sweep_points
 
-        code = grid.run(grid.points(recipe, over or [], overrides or [], runs), console, jobs)
+        code = grid.run(sweep_points.points(recipe, over or [], overrides or [], runs), console, jobs)
     if code:
         raise typer.Exit(code)
 
@@ -256,8 +257,8 @@ def export(
     """Export a finished run's student in more forms; each is proven, scored, timed and bundled."""
     from rich.console import Console
 
-    from distilpeft import launch
     from distilpeft.machine.host import is_first_process
+    from distilpeft.pipeline import launch
     from distilpeft.planning.plan import make_plan
     from distilpeft.recipe.yaml_file import with_formats
     from distilpeft.report import build, text
@@ -402,9 +403,9 @@ def import_command(
     from distilpeft.recipe.yaml_file import load_recipe
 
     plan = make_plan(load_recipe(recipe, overrides or []), runs)
-    from distilpeft import served
+    from distilpeft.pipeline import served_targets
 
-    served.run(plan, answers, out, teacher, Console(stderr=True))
+    served_targets.run(plan, answers, out, teacher, Console(stderr=True))
 
 
 @app.command()

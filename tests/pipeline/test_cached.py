@@ -216,7 +216,7 @@ def test_targets_are_made_again_for_what_they_depend_on_and_for_nothing_else(onl
 
 
 def test_every_row_and_every_seed_has_random_numbers_of_its_own():
-    from distilpeft.stages.targets import uniforms
+    from distilpeft.pipeline.stages.targets import uniforms
 
     np.testing.assert_array_equal(uniforms(1, 5, 2, 3), uniforms(1, 5, 2, 3))
     for other in (uniforms(1, 6, 2, 3), uniforms(2, 5, 2, 3)):

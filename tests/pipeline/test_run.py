@@ -283,7 +283,7 @@ def test_targets_of_another_teacher_are_refused_by_the_stage_itself(finished, tm
     from distilpeft.errors import InputError
     from distilpeft.machine.artifact import Artifact
     from distilpeft.machine.runtime import Runtime
-    from distilpeft.stages import distil
+    from distilpeft.pipeline.stages import distil
     from distilpeft.tasks.rows import TaskData
 
     plan = plan_of(finished)

@@ -12,10 +12,10 @@ from unittest import mock
 import commands
 import pytest
 
-from distilpeft import space
 from distilpeft.planning.plan import make_plan
 from distilpeft.recipe.yaml_file import load_recipe
-from distilpeft.study import Outcome, Study, Trial
+from distilpeft.tuning import search_space
+from distilpeft.tuning.optuna_study import Outcome, Study, Trial
 
 SPACE = ("--search", "distil.optim.lr=1e-4..1e-2:log", "--search", "distil.alpha=0.1..0.9")
 OVER = ("--over", "distil.temperature=1,2")
@@ -88,7 +88,7 @@ def test_the_best_trial_is_what_a_run_with_its_settings_is(finished):
 
 def test_a_finished_search_asks_nothing_and_needs_no_torch(finished, capsys):
     before = trials_of(finished)
-    with mock.patch.dict("sys.modules", {"distilpeft.pipeline": None}):  # what computes cannot even be imported
+    with mock.patch.dict("sys.modules", {"distilpeft.pipeline.chain": None}):  # what computes cannot even be imported
         assert search(finished, *FIVE) == 0
     said = capsys.readouterr().out
     assert "nothing to do: all 5 trials are done" in said
@@ -223,7 +223,9 @@ def test_a_search_without_a_result_says_so_and_ends_with_the_gates_exit_code(tmp
 
 
 def study_of(recipe: Path) -> Study:
-    return Study(space.make(recipe, ["distil.alpha=0.1..0.9"], [], ["distil.fit.monitor=log_loss"], recipe.parent, 9))
+    return Study(
+        search_space.make(recipe, ["distil.alpha=0.1..0.9"], [], ["distil.fit.monitor=log_loss"], recipe.parent, 9)
+    )
 
 
 def test_a_trial_is_hopeless_if_it_is_worse_than_the_median_at_its_point(tmp_path):

@@ -20,10 +20,10 @@ import pytest
 from distilpeft.errors import GateError
 from distilpeft.machine.locks import POLL_S, Lock
 from distilpeft.machine.runtime import Runtime
-from distilpeft.pipeline import FINISHED, WAIT, Turn, jobs_of
+from distilpeft.pipeline.jobs import FINISHED, WAIT, Turn, jobs_of
+from distilpeft.pipeline.stages.teacher import _gate
 from distilpeft.planning.plan import make_plan
 from distilpeft.recipe.yaml_file import load_recipe
-from distilpeft.stages.teacher import _gate
 
 SHORT = ("--until", "distil")
 UNTIL_TEACHER = ("--until", "teacher")
@@ -110,7 +110,7 @@ def test_a_signal_where_nothing_is_to_be_saved_ends_the_command_at_once(tmp_path
     recipe = commands.workspace(tmp_path)
     before = f"""
 import os, signal, time
-from distilpeft.stages import teacher
+from distilpeft.pipeline.stages import teacher
 def run(*_):
     os.kill(os.getpid(), signal.{name})
     time.sleep(60)

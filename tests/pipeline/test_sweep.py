@@ -18,10 +18,10 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file
 
-from distilpeft import sweep as grid
 from distilpeft.errors import InputError
 from distilpeft.machine.locks import Lock
 from distilpeft.planning.roles import LAST_STAGES
+from distilpeft.tuning import sweep_points, sweep_table
 
 STAGES = ("teacher", "targets", "distil", "evaluate", "export", "benchmark", "bundle")
 STUDENTS = "student.from_teacher.layers=[0],[1],[0, 1]"
@@ -261,7 +261,7 @@ def test_options_that_cannot_be_swept_are_refused_in_one_line_before_anything_ru
 
 def test_the_table_on_the_terminal_shows_every_point_within_80_characters(finished):
     console = Console(file=io.StringIO(), width=80)
-    grid.show(joint_of(finished), console)
+    sweep_table.show(joint_of(finished), console)
     said = console.file.getvalue()
     assert all(len(line) <= 80 for line in said.splitlines())
     assert said.count("temperature") >= 6
@@ -273,7 +273,7 @@ def test_the_table_on_the_terminal_shows_every_point_within_80_characters(finish
     [({"format": "sampled"}, 1), ({"format": "full"}, 1), ({"format": "top_k", "temperatures": [1, 2, 4]}, 1)],
 )
 def test_temperatures_of_a_language_model_share_one_cache(tmp_path, targets, caches):
-    points = grid.points(
+    points = sweep_points.points(
         commands.language_workspace(tmp_path, mode="cached", **targets),
         ["distil.temperature=4,1"],
         [],
@@ -288,12 +288,12 @@ def test_temperatures_of_a_language_model_share_one_cache(tmp_path, targets, cac
 def test_a_temperature_that_the_recipes_targets_do_not_list_is_refused(tmp_path):
     recipe = commands.language_workspace(tmp_path, mode="cached", format="top_k", temperatures=[1, 2])
     with pytest.raises(InputError, match=r"at distil.temperature=8: .* only 1, 2 are listed"):
-        grid.points(recipe, ["distil.temperature=1,8"], [], tmp_path / "runs")
+        sweep_points.points(recipe, ["distil.temperature=1,8"], [], tmp_path / "runs")
 
 
 def test_a_student_by_its_name_alone_is_a_pretrained_model(tmp_path):
     recipe = commands.language_workspace(tmp_path, mode="cached", format="full")
     base = tmp_path / "base"
-    points = grid.points(recipe, [f"student={base},{{from_teacher: {{layers: [1]}}}}"], [], tmp_path / "runs")
+    points = sweep_points.points(recipe, [f"student={base},{{from_teacher: {{layers: [1]}}}}"], [], tmp_path / "runs")
     assert points[0].plan.recipe.student.model == str(base)
     assert points[1].plan.recipe.student.from_teacher.layers == (1,)

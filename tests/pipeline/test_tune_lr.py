@@ -9,12 +9,12 @@ import math
 import commands
 import pytest
 
-from distilpeft import tune_lr
 from distilpeft.errors import GateError
 from distilpeft.planning.plan import make_plan
 from distilpeft.recipe.training import Optim
 from distilpeft.recipe.yaml_file import load_recipe
 from distilpeft.training.step import lr_factor
+from distilpeft.tuning import tune_lr
 
 
 def rates(count: int = 100, low: float = 1e-6, high: float = 1e-1) -> list[float]:
@@ -102,7 +102,7 @@ def test_a_fault_of_an_earlier_stage_is_told_though_an_interrupted_test_has_left
     def fail(*_: object) -> None:
         raise GateError("the tuned teacher is no teacher")
 
-    monkeypatch.setattr("distilpeft.launch.make", fail)
+    monkeypatch.setattr("distilpeft.pipeline.launch.make", fail)
     assert commands.run(recipe, verb="tune-lr") == 3
     assert "the tuned teacher is no teacher" in capsys.readouterr().err
 

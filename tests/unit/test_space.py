@@ -7,9 +7,9 @@ from pathlib import Path
 import commands
 import pytest
 
-from distilpeft import space
 from distilpeft.errors import InputError
-from distilpeft.space import Range
+from distilpeft.tuning import search_space
+from distilpeft.tuning.search_space import Range
 
 
 @pytest.fixture(scope="module")
@@ -18,7 +18,7 @@ def recipe(tmp_path_factory) -> Path:
 
 
 def make(recipe, *ranges, over=(), overrides=(), trials=5):
-    return space.make(recipe, ranges, over, overrides, recipe.parent / "runs", trials)
+    return search_space.make(recipe, ranges, over, overrides, recipe.parent / "runs", trials)
 
 
 def test_ranges_are_read_as_the_recipe_reads_numbers(recipe):
@@ -85,7 +85,7 @@ def test_a_search_is_named_by_its_space_and_by_what_its_students_depend_on(recip
 
 def test_the_recipes_own_values_are_known_where_the_space_has_them(recipe):
     def own(*ranges, over=()):
-        return space.own_values(make(recipe, *ranges, over=over))
+        return search_space.own_values(make(recipe, *ranges, over=over))
 
     assert own("distil.optim.lr=1e-3..1e-2", over=["distil.temperature=1,2"]) == {
         "distil.optim.lr": 0.005, "distil.temperature": 2,

@@ -10,8 +10,8 @@ import commands
 import pytest
 from rich.console import Console
 
-from distilpeft import sweep as grid
 from distilpeft.recipe.yaml_file import parse_values
+from distilpeft.tuning import sweep_points, sweep_table
 
 
 @pytest.fixture(scope="module")
@@ -19,11 +19,11 @@ def base(tmp_path_factory) -> Path:
     return tmp_path_factory.mktemp("language")
 
 
-def points(base: Path, targets: dict, *over: str) -> list[grid.Point]:
-    return grid.points(commands.language_workspace(base, **targets), over, [], base / "runs")
+def points(base: Path, targets: dict, *over: str) -> list[sweep_points.Point]:
+    return sweep_points.points(commands.language_workspace(base, **targets), over, [], base / "runs")
 
 
-def caches(found: list[grid.Point]) -> list[str]:
+def caches(found: list[sweep_points.Point]) -> list[str]:
     return [made.key for point in found if (made := point.plan.artifacts.get("targets")) is not None]
 
 
@@ -87,26 +87,26 @@ JOINT = {
 
 def test_language_models_show_the_kl_to_the_teacher_within_80_characters():
     console = Console(file=io.StringIO(), width=80)
-    grid.show(JOINT, console)
+    sweep_table.show(JOINT, console)
     lines = console.file.getvalue().splitlines()
     assert max(map(len, lines)) <= 80
     (row,) = [line.split() for line in lines if "temperature=2" in line]
     assert row == ["temperature=2", "2.5000", "2.3456", "(2.01-2.99)", "0.1234", "1234.5MB", "1234.5", "speed+size"]
-    assert "| KL |" in grid.markdown(JOINT)
-    (teacher,) = [line.split(" | ") for line in grid.markdown(JOINT).splitlines() if line.startswith("teacher")]
+    assert "| KL |" in sweep_table.markdown(JOINT)
+    (teacher,) = [line.split(" | ") for line in sweep_table.markdown(JOINT).splitlines() if line.startswith("teacher")]
     assert teacher[3] == "-"
 
 
 def test_only_what_is_true_is_said_of_the_rows_that_picked_and_of_what_was_shared():
-    said = grid.sentences(JOINT)
+    said = sweep_table.sentences(JOINT)
     assert said[0] == "2 points made 7 artifacts instead of 12: one teacher (86400 s)."
     assert said[1].endswith("distil.temperature=4. The test rows picked nothing.")
     joint = {**copy.deepcopy(JOINT), "split": "validation", "caches": 2}
-    assert grid.sentences(joint)[0].endswith("one teacher (86400 s), 2 caches of soft targets.")
-    assert "picked nothing" not in " ".join(grid.sentences(joint))
+    assert sweep_table.sentences(joint)[0].endswith("one teacher (86400 s), 2 caches of soft targets.")
+    assert "picked nothing" not in " ".join(sweep_table.sentences(joint))
 
 
 def test_a_front_holds_what_no_other_point_beats():
-    assert grid.pareto([1, 2, 3, 3], [0.5, 0.7, 0.6, 0.7], lower_is_better=False) == [True, True, False, False]
-    assert grid.pareto([1, 2, 3], [5.0, 4.0, 3.0], lower_is_better=True) == [True, True, True]
-    assert grid.pareto([1, 1], [2.0, 2.0], lower_is_better=True) == [True, True]
+    assert sweep_table.pareto([1, 2, 3, 3], [0.5, 0.7, 0.6, 0.7], lower_is_better=False) == [True, True, False, False]
+    assert sweep_table.pareto([1, 2, 3], [5.0, 4.0, 3.0], lower_is_better=True) == [True, True, True]
+    assert sweep_table.pareto([1, 1], [2.0, 2.0], lower_is_better=True) == [True, True]

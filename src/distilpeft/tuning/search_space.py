@@ -13,7 +13,14 @@ from distilpeft.planning.plan import Plan, make_plan
 from distilpeft.planning.roles import STUDENT
 from distilpeft.recipe import Recipe
 from distilpeft.recipe.yaml_file import load_recipe, parse_values
-from distilpeft.sweep import label_of, named, parse_over, refuse_incomparable, settings_of, shared_temperatures
+from distilpeft.tuning.sweep_points import (
+    label_of,
+    named,
+    parse_over,
+    refuse_incomparable,
+    settings_of,
+    shared_temperatures,
+)
 
 DISTIL = f"distil/{STUDENT}"
 

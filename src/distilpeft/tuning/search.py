@@ -16,19 +16,19 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from distilpeft import launch
 from distilpeft.machine.artifact import Artifact
 from distilpeft.machine.files import write_json, write_text
 from distilpeft.machine.host import is_first_process, num_launched
 from distilpeft.machine.locks import POLL_S, Lock
 from distilpeft.machine.processes import spread
+from distilpeft.pipeline import launch
 from distilpeft.planning.plan import Plan
 from distilpeft.planning.roles import CE_ONLY
 from distilpeft.recipe.task import LOWER_IS_BETTER
 from distilpeft.report import publish
-from distilpeft.space import DISTIL, Range, Search
-from distilpeft.study import FINISHED, THOUSANDTHS, WAIT, Outcome, Study, Trial
-from distilpeft.sweep import settings_of, short
+from distilpeft.tuning.optuna_study import FINISHED, THOUSANDTHS, WAIT, Outcome, Study, Trial
+from distilpeft.tuning.search_space import DISTIL, Range, Search
+from distilpeft.tuning.sweep_points import settings_of, short
 
 
 def run(search: Search, console: Console, jobs: int = 1) -> int:
@@ -85,16 +85,17 @@ def _compute(search: Search, console: Console, jobs: int) -> None:
 
 def finish_search(search: Search) -> None:
     """Make the trials that are left and all that the best one needs, by all processes together."""
-    from distilpeft import pipeline
+    from distilpeft.pipeline import chain
+    from distilpeft.pipeline.jobs import jobs_of
 
-    runtime = pipeline.runtime_of(search.corner.recipe)
+    runtime = chain.runtime_of(search.corner.recipe)
     study = _make_trials(search, runtime)
     if study is not None:
         save(search, study)  # a gate may still stop the best one
     values = runtime.value_from_main(study.values(best) if study and (best := study.best()) else None)
     if values is not None:
-        jobs_left = pipeline.jobs_of(search.plan(values))
-        for error in pipeline.do(jobs_left, runtime).values():
+        jobs_left = jobs_of(search.plan(values))
+        for error in chain.do(jobs_left, runtime).values():
             raise error
 
 
@@ -105,9 +106,9 @@ def make_trials(number: int, search: Search) -> None:
         number: which worker this is.
         search: what is searched.
     """
-    from distilpeft import pipeline
+    from distilpeft.pipeline import chain
 
-    _make_trials(search, pipeline.runtime_of(search.corner.recipe, f"[{number}] "))
+    _make_trials(search, chain.runtime_of(search.corner.recipe, f"[{number}] "))
 
 
 def _make_trials(search: Search, runtime: Any) -> Study | None:
@@ -144,7 +145,8 @@ class Pruned(Exception):
 
 def _try(search: Search, runtime: Any, values: Mapping[str, Any], trial: Trial | None) -> Outcome:
     """Train the student of one setting."""
-    from distilpeft import pipeline
+    from distilpeft.pipeline import chain
+    from distilpeft.pipeline.jobs import jobs_of
 
     plan = search.plan(values)
     made = plan.artifacts[DISTIL]
@@ -154,8 +156,8 @@ def _try(search: Search, runtime: Any, values: Mapping[str, Any], trial: Trial |
             raise Pruned
 
     try:
-        jobs = [job for job in pipeline.jobs_of(plan, "distil") if job.step != f"distil/{CE_ONLY}"]
-        stopped = pipeline.do(jobs, runtime, watch)
+        jobs = [job for job in jobs_of(plan, "distil") if job.step != f"distil/{CE_ONLY}"]
+        stopped = chain.do(jobs, runtime, watch)
     except Pruned:
         if runtime.is_main:
             _drop(plan, made)

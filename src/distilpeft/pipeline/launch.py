@@ -35,13 +35,13 @@ def on_devices(devices: str | int, function: Callable[..., Any], arguments: Sequ
 
 def make(plan: Plan, steps: Sequence[str]) -> None:
     """`pipeline.make`, likewise."""
-    from distilpeft import pipeline
+    from distilpeft.pipeline import chain
 
-    pipeline.make(plan, steps)
+    chain.make(plan, steps)
 
 
 def run_plan(plan: Plan, until: str | None = None) -> None:
     """`pipeline.run`, which imports torch only where it is called."""
-    from distilpeft import pipeline
+    from distilpeft.pipeline import chain
 
-    pipeline.run(plan, until)
+    chain.run(plan, until)

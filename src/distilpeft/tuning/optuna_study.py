@@ -19,7 +19,7 @@ from distilpeft.errors import InputError
 from distilpeft.machine.files import write_text
 from distilpeft.machine.locks import POLL_S, Lock
 from distilpeft.recipe.task import LOWER_IS_BETTER
-from distilpeft.space import Range, Search, Space, own_values
+from distilpeft.tuning.search_space import Range, Search, Space, own_values
 
 THOUSANDTHS = 1000
 """Validations are reported by the share of the training that is done, so that trials of different length compare."""

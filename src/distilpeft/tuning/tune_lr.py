@@ -16,11 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from distilpeft import launch
 from distilpeft.errors import GateError, InputError
 from distilpeft.machine.artifact import Artifact
 from distilpeft.machine.files import write_json
 from distilpeft.machine.host import num_launched
+from distilpeft.pipeline import launch
 from distilpeft.planning.plan import make_plan
 from distilpeft.planning.roles import STUDENT, TEACHER, step_of
 from distilpeft.recipe import Recipe

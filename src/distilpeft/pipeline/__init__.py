@@ -1,0 +1,1 @@
+"""One run: the chain of stages, and which process does which step."""

@@ -1,0 +1,154 @@
+"""The points of a sweep: parsed from `--over`, named, and checked for comparability."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from distilpeft.errors import InputError
+from distilpeft.planning.plan import Plan, make_plan
+from distilpeft.recipe import Recipe
+from distilpeft.recipe.yaml_file import load_recipe, parse_values
+
+
+@dataclass(frozen=True)
+class Point:
+    """One setting of the swept keys.
+
+    Attributes:
+        values: key → value.
+        plan: what there is to do.
+    """
+
+    values: Mapping[str, Any]
+    plan: Plan
+
+    @property
+    def label(self) -> str:
+        """The values, shortly."""
+        return label_of(self.values)
+
+
+def short(value: Any) -> str:
+    """A value in a table."""
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{key}: {short(one)}" for key, one in value.items()) + "}"
+    return "[" + ", ".join(map(short, value)) + "]" if isinstance(value, list | tuple) else str(value)
+
+
+def points(recipe: Path, over: Sequence[str], overrides: Sequence[str], runs: Path) -> list[Point]:
+    """Every combination of the swept values, checked as a run checks it.
+
+    Args:
+        recipe: the file.
+        over: `KEY=V1,V2` for each swept key.
+        overrides: `KEY=VALUE` for all points.
+        runs: the folder of all runs.
+
+    Raises:
+        InputError: an option cannot be read, or a point is no good recipe; the option is named.
+    """
+    swept = dict(parse_over(text) for text in over)
+    if len(swept) < len(over):
+        raise InputError("--over: a key is given twice")
+    if not swept:
+        raise InputError("--over: give at least one key with its values, such as --over distil.temperature=1,2,4")
+    values = [dict(zip(swept, combined, strict=True)) for combined in itertools.product(*swept.values())]
+    settings = [[*overrides, *settings_of(point)] for point in values]
+    recipes = []
+    for point, given in zip(values, settings, strict=True):
+        with named("--over", point):
+            recipes.append(load_recipe(recipe, given))
+    refuse_incomparable("--over", values, recipes)
+    shared = shared_temperatures(recipes)
+    found = []
+    for point, given, own in zip(values, settings, recipes, strict=True):
+        whole = [*given, *shared] if shared and _keeps_some(own) else given
+        with named("--over", point):
+            found.append(Point(point, make_plan(load_recipe(recipe, whole), runs)))
+    return found
+
+
+@contextmanager
+def named(option: str, values: Mapping[str, Any]) -> Iterator[None]:
+    """Let faults name the option and the values."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{option}, at {label_of(values)}: {error}") from None
+
+
+def label_of(values: Mapping[str, Any]) -> str:
+    """Values in a line."""
+    return ", ".join(f"{key}={short(value)}" for key, value in values.items())
+
+
+def settings_of(values: Mapping[str, Any]) -> list[str]:
+    """Values as overrides of a recipe."""
+    return [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in values.items()]  # JSON is YAML
+
+
+def refuse_incomparable(option: str, values: Sequence[Mapping[str, Any]], recipes: Sequence[Recipe]) -> None:
+    """Refuse points that are one and the same, or that no single figure can rank.
+
+    Raises:
+        InputError: there are some; `option` is what to call them by.
+    """
+    seen: list[tuple[Mapping[str, Any], dict[str, Any]]] = []
+    for point, recipe in zip(values, recipes, strict=True):
+        whole = recipe.model_dump()
+        same = next((other for other, known in seen if known == whole), None)
+        if same is not None:
+            raise InputError(
+                f"{option}, at {label_of(point)}: the same recipe as at {label_of(same)}; one key hides another"
+            )
+        seen.append((point, whole))
+    for what, found in (
+        ("distil.fit.monitor", {recipe.monitor(recipe.distil.fit) for recipe in recipes}),
+        ("evaluate.split", {recipe.evaluate.split for recipe in recipes}),
+        ("task.kind", {recipe.task.kind for recipe in recipes}),
+    ):
+        if len(found) > 1:
+            raise InputError(f"{option}: {what} is {' or '.join(sorted(found))}, and such points cannot be compared")
+
+
+def parse_over(text: str) -> tuple[str, list[Any]]:
+    """Read `KEY=V1,V2`.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    key, found, values = text.partition("=")
+    here = f"--over {text}"
+    if not found or not key or not values.strip():
+        raise InputError(f"{here}: write it as key=value,value")
+    if key == "name":
+        raise InputError(f"{here}: the points of a sweep share one folder, which the name is")
+    parsed = parse_values(values, here)
+    try:
+        json.dumps(parsed)
+    except TypeError as error:  # YAML has dates and sets, recipes do not
+        raise InputError(f"{here}: no recipe holds such a value: {error}") from None
+    if key == "student":
+        parsed = [{"model": value} if isinstance(value, str) else value for value in parsed]
+    if any(value == other for value, other in itertools.combinations(parsed, 2)):
+        raise InputError(f"{here}: a value is given twice")
+    return key, parsed
+
+
+def _keeps_some(recipe: Recipe) -> bool:
+    """Whether the point's cache serves only temperatures that are listed, and the recipe leaves the list open."""
+    targets = recipe.targets
+    cached = targets.mode == "cached" and targets.source is None and recipe.distil.alpha > 0
+    return recipe.kind.language and cached and targets.format != "full" and targets.temperatures is None
+
+
+def shared_temperatures(recipes: Sequence[Recipe]) -> list[str]:
+    """What to set so that one cache serves every temperature of the sweep."""
+    found = sorted({recipe.distil.temperature for recipe in recipes if _keeps_some(recipe)})
+    return settings_of({"targets.temperatures": found}) if len(found) > 1 else []

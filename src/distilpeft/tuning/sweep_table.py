@@ -1,0 +1,191 @@
+"""The joint table of a sweep."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from distilpeft.planning.roles import CE_ONLY, STUDENT, TEACHER
+from distilpeft.recipe.task import KINDS, LOWER_IS_BETTER
+from distilpeft.report.timings import summary
+from distilpeft.tuning.sweep_points import Point, label_of, short
+
+
+def table(
+    points: Sequence[Point], failed: Mapping[str, str], every_point: Sequence[Point] | None = None
+) -> dict[str, Any]:
+    """Everything that the sweep has found.
+
+    Args:
+        points: those that are done.
+        failed: label → reason.
+        every_point: those that are not done, too; default: `points`.
+    """
+    recipe = points[0].plan.recipe
+    metric = recipe.kind.main
+    rows = [_row(point) for point in points]
+    monitors = {row["monitor"] for row in rows}
+    sign = -1 if rows[0]["monitor"] in LOWER_IS_BETTER else 1
+    best = max(range(len(rows)), key=lambda index: sign * rows[index]["validation"])
+    for front, cost in (("pareto_latency", "latency_ms"), ("pareto_size", "size_bytes")):
+        scores = [row["score"]["value"] for row in rows]
+        marks = pareto([row[cost] for row in rows], scores, lower_is_better=metric in LOWER_IS_BETTER)
+        for row, mark in zip(rows, marks, strict=True):
+            row[front] = mark
+    every = [made.path.name for point in points for made in point.plan.artifacts.values()]
+    return {
+        "recipe": recipe.name,
+        "task": recipe.task.kind,
+        "metric": metric,
+        "split": recipe.evaluate.split,
+        "monitors": sorted(monitors),
+        "points": rows,
+        "best_by_validation": best,
+        "others": _others(points, every_point or points),
+        "failed": dict(failed),
+        "artifacts": {"made": len(set(every)), "without_sharing": len(every)},
+        "teachers": len({point.plan.artifacts["teacher"].key for point in points}),
+        "caches": len({made.key for point in points if (made := point.plan.artifacts.get("targets")) is not None}),
+    }
+
+
+def _row(point: Point) -> dict[str, Any]:
+    figures = {step: made.figures() for step, made in point.plan.artifacts.items()}
+    trained, scored = (figures[f"{stage}/{STUDENT}"] for stage in ("distil", "evaluate"))
+    timed = summary(figures["benchmark"], STUDENT)
+    assert timed is not None, "the student is the benchmark's reference"
+    recipe = point.plan.recipe
+    return {
+        "values": dict(point.values),
+        "monitor": recipe.monitor(recipe.distil.fit),
+        "validation": trained["best_value"],
+        "score": scored["scores"][recipe.kind.main],
+        "scores": scored["scores"],
+        "against_teacher": scored["against_teacher"],
+        "num_parameters": timed["num_parameters"],
+        "size_bytes": timed["size_bytes"],
+        "latency_ms": timed["latency_ms"]["p50"],
+        "seconds": trained["seconds"],
+        "artifact": point.plan.artifacts[f"distil/{STUDENT}"].path.name,
+    }
+
+
+def _others(points: Sequence[Point], every: Sequence[Point]) -> list[dict[str, Any]]:
+    """The teachers and CE-only students beside the points, each once, with the values that set it apart."""
+    found: dict[str, dict[str, Any]] = {}
+    for point in points:
+        for role, trained in ((TEACHER, "teacher"), (CE_ONLY, f"distil/{CE_ONLY}")):
+            made = point.plan.artifacts
+            if trained not in made or made[trained].path.name in found:
+                continue
+            users = [one for one in every if _name_of(one, trained) == made[trained].path.name]
+            scored = made[f"evaluate/{role}"].figures()
+            timed = summary(made["benchmark"].figures(), role) or {}
+            found[made[trained].path.name] = {
+                "role": role,
+                "values": {
+                    key: value
+                    for key, value in point.values.items()
+                    if len(users) < len(every) and all(one.values[key] == value for one in users)
+                },
+                "score": scored["scores"][point.plan.recipe.kind.main],
+                "against_teacher": scored.get("against_teacher"),
+                "num_parameters": timed.get("num_parameters", 0),
+                "size_bytes": timed.get("size_bytes", 0),
+                "latency_ms": timed["latency_ms"]["p50"] if timed else None,
+                "seconds": made[trained].figures()["seconds"],
+            }
+    return list(found.values())
+
+
+def _name_of(point: Point, step: str) -> str | None:
+    made = point.plan.artifacts.get(step)
+    return made.path.name if made is not None else None
+
+
+def pareto(costs: Sequence[float], scores: Sequence[float], *, lower_is_better: bool) -> list[bool]:
+    """Which points no other beats: cheaper without being worse, or better without being dearer."""
+    sign = -1 if lower_is_better else 1
+    own = [(cost, -sign * score) for cost, score in zip(costs, scores, strict=True)]
+    return [not any(a <= c and b <= d and (a, b) != (c, d) for a, b in own) for c, d in own]
+
+
+def sentences(joint: Mapping[str, Any]) -> list[str]:
+    """What the table means."""
+    made, best = joint["artifacts"], joint["points"][joint["best_by_validation"]]
+    seconds = sum(row["seconds"] for row in joint["others"] if row["role"] == TEACHER)
+    shared = [f"{_counted(joint['teachers'], 'teacher')} ({seconds:.0f} s)"]
+    if joint["caches"]:
+        shared.append(f"{_counted(joint['caches'], 'cache')} of soft targets")
+    fair = f" The {joint['split']} rows picked nothing." if joint["split"] != "validation" else ""
+    return [
+        f"{_counted(len(joint['points']), 'point')} made {made['made']} artifacts instead of "
+        f"{made['without_sharing']}: {', '.join(shared)}.",
+        f"Best by validation {best['monitor']} ({best['validation']:.4f}): {label_of(best['values'])}.{fair}",
+    ]
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"one {noun}" if count == 1 else f"{count} {noun}s"
+
+
+COLUMNS = ("point", "valid.", "test (95 %)", "KL", "params", "size", "ms p50", "train s", "front")
+ON_TERMINAL = frozenset({"point", "valid.", "test (95 %)", "KL", "size", "ms p50", "front"})
+"""What fits into 80 characters."""
+
+
+def columns(joint: Mapping[str, Any]) -> tuple[str, ...]:
+    """The titles of the table; KL to the teacher is measured for tokens, on the evaluation rows."""
+    return tuple(title for title in COLUMNS if title != "KL" or KINDS[joint["task"]].language)
+
+
+def cells(joint: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """The table: points, then teachers and baselines."""
+    titles = columns(joint)
+    rows: list[tuple[str, ...]] = []
+    for row in [*joint["points"], *joint["others"]]:
+        values = ", ".join(f"{key.rpartition('.')[2]}={short(value)}" for key, value in row["values"].items())
+        marks = [word for name, word in (("latency", "speed"), ("size", "size")) if row.get(f"pareto_{name}")]
+        score, against = row["score"], row["against_teacher"]
+        found = (
+            " ".join(part for part in (row.get("role", ""), values) if part),
+            f"{row['validation']:.4f}" if "validation" in row else "-",
+            f"{score['value']:.4f} ({score['low']:.2f}-{score['high']:.2f})",
+            f"{against['kl']:.4f}" if against else "-",
+            f"{row['num_parameters'] / 1e6:.1f}M",
+            f"{row['size_bytes'] / 1e6:.1f}MB",
+            f"{row['latency_ms']:.1f}" if row["latency_ms"] is not None else "-",
+            f"{row['seconds']:.0f}",
+            "+".join(marks) or "-",
+        )
+        rows.append(tuple(cell for title, cell in zip(COLUMNS, found, strict=True) if title in titles))
+    return rows
+
+
+def markdown(joint: Mapping[str, Any]) -> str:
+    """The sweep as Markdown."""
+    titles = columns(joint)
+    lines = [f"# Sweep of {joint['recipe']}", "", *(f"- {line}" for line in sentences(joint)), ""]
+    lines += [" | ".join(titles), " | ".join("---" for _ in titles), *(" | ".join(row) for row in cells(joint))]
+    note = f"Test metric: {joint['metric']}. Front: no other point is both better and cheaper."
+    return "\n".join([*lines, "", note]) + "\n"
+
+
+def show(joint: Mapping[str, Any], console: Console) -> None:
+    """Print the table and what it means."""
+    shown = Table(title=f"sweep of {joint['recipe']}", title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    titles = columns(joint)
+    shown_columns = [index for index, title in enumerate(titles) if title in ON_TERMINAL]
+    for index in shown_columns:
+        left: Any = {"justify": "left", "overflow": "fold", "min_width": 13}
+        shown.add_column(titles[index], **(left if index == 0 else {"justify": "right", "no_wrap": True}))
+    for number, row in enumerate(cells(joint)):
+        style = "bold" if number == joint["best_by_validation"] else None
+        shown.add_row(*(row[index] for index in shown_columns), style=style)
+    console.print(shown)
+    for line in sentences(joint):
+        console.print(line, highlight=False)
