@@ -28,9 +28,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import commands
-import inputs
-from cases import Case, Found
+from support import commands, inputs
+from support.cases import Case, Found
 
 from distilpeft.data.sources import resolve
 from distilpeft.errors import InputError

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 
-import commands
 import pytest
 import torch
 import transformers
 from safetensors.torch import load_file
+from support import commands
 from torch import nn
 from torch.nn import functional as F
 

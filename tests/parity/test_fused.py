@@ -8,12 +8,12 @@ import accelerate
 import bitsandbytes
 import peft
 import pytest
-import tiny_lm
 import torch
+from support import tiny_lm
+from support.references import KINDS, NAMES, reference
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
-from unit.test_losses import KINDS, NAMES, reference
 
 from distilpeft.distillation import fused
 from distilpeft.distillation.fused import Head, Running, linear_distil_sum, linear_scores, rows_per_chunk, vocabulary_of

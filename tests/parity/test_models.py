@@ -5,11 +5,10 @@ from __future__ import annotations
 import copy
 
 import pytest
-import tiny
-import tiny_lm
 import torch
 import transformers
 from safetensors.torch import save_file
+from support import tiny, tiny_lm
 from torch.nn import functional as F
 
 from distilpeft.data.sources import Source

@@ -7,9 +7,8 @@ import copy
 import numpy as np
 import onnx
 import pytest
-import tiny
-import tiny_lm
 import torch
+from support import tiny, tiny_lm
 from transformers import AutoModelForCausalLM, Gemma2Config, GPT2Config, Qwen3Config
 
 from distilpeft.errors import InputError

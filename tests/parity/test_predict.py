@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import tiny
 import torch
+from support import tiny
 
 from distilpeft.machine.runtime import Runtime
 from distilpeft.tasks import text_classification

@@ -6,8 +6,8 @@ import json
 import shutil
 from pathlib import Path
 
-import commands
 import pytest
+from support import commands
 
 from distilpeft.planning.plan import make_plan
 from distilpeft.recipe.yaml_file import load_recipe

@@ -8,10 +8,10 @@ import sys
 from pathlib import Path
 from unittest import mock
 
-import commands
 import numpy as np
 import pytest
 from scipy import stats
+from support import commands
 
 from distilpeft import cli
 from distilpeft.benchmark import measure

@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-import reports
+from support import reports
 
 from distilpeft.report.page import page
 

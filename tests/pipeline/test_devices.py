@@ -10,8 +10,8 @@ import threading
 import time
 from pathlib import Path
 
-import commands
 import pytest
+from support import commands
 
 from distilpeft.planning.plan import make_plan
 from distilpeft.recipe.yaml_file import load_recipe

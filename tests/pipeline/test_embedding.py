@@ -8,14 +8,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-import commands
-import equality
 import numpy as np
 import pytest
-import tiny
-import tiny_tasks
 import torch
 import transformers
+from support import commands, equality, tiny, tiny_tasks
 
 FORMS = ("safetensors", "onnx", "onnx-int8")
 TEXTS = ["the good film", "a story and the music of a scene", "dull"]

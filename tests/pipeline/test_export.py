@@ -11,14 +11,12 @@ import venv
 from pathlib import Path
 from unittest import mock
 
-import commands
 import numpy as np
 import onnx
 import pytest
-import tiny
-import tiny_lm
 import yaml
 from huggingface_hub import ModelCard
+from support import commands, tiny, tiny_lm
 
 from distilpeft import cli
 from distilpeft.export import generation, runtimes

@@ -9,15 +9,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-import commands
 import faults
-import inputs
 import numpy as np
 import pytest
-import tiny
 import torch
-from cases import Found
 from safetensors.torch import load_file, save_file
+from support import commands, inputs, tiny
+from support.cases import Found
 
 from distilpeft.distillation.store import SoftTargets
 from distilpeft.machine.artifact import MANIFEST
@@ -212,7 +210,7 @@ def test_a_read_only_folder_is_one_line_and_nothing_is_written(tmp_path):
     runs.mkdir()
     script = f'mount --bind "{runs}" "{runs}" && mount -o remount,ro,bind "{runs}" && exec "$0" "$@"'
     command = [sys.executable, "-m", "distilpeft", "run", str(recipe), "--runs", str(runs)]
-    source = str(Path(tiny.__file__).parents[1] / "src")
+    source = str(Path(tiny.__file__).parents[2] / "src")
     done = subprocess.run(
         ["unshare", "-rm", "sh", "-c", script, *command], capture_output=True, text=True, check=False,
         env={**os.environ, "PYTHONPATH": source},

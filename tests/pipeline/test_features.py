@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 
-import commands
-import equality
 import pytest
-import tiny
 from safetensors import safe_open
+from support import commands, equality, tiny
 
 from distilpeft.planning.plan import make_plan
 from distilpeft.recipe.yaml_file import load_recipe

@@ -7,10 +7,9 @@ import json
 import random
 from pathlib import Path
 
-import commands
 import numpy as np
 import pytest
-import tiny
+from support import commands, tiny
 
 from distilpeft.data.reading import read_splits
 from distilpeft.planning.plan import make_plan

@@ -6,11 +6,10 @@ import copy
 import json
 from pathlib import Path
 
-import commands
 import pytest
-import tiny
 import torch
 from safetensors.torch import load_file
+from support import commands, tiny
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 

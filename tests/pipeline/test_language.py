@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import commands
 import numpy as np
 import pytest
-import tiny_lm
 import torch
 import yaml
 from safetensors.torch import load_file
+from support import commands, tiny_lm
 from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 
 from distilpeft.planning.plan import make_plan

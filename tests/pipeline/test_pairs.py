@@ -9,12 +9,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-import commands
-import equality
 import pytest
-import tiny
 import torch
 import yaml
+from support import commands, equality, tiny
 
 PAIRS = [(one, two) for one, two, _ in tiny.pairs(12, seed=9)]
 

@@ -8,14 +8,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-import commands
-import equality
 import pytest
-import tiny_tasks
 import torch
 import transformers
 from PIL import Image
 from sklearn.datasets import load_digits
+from support import commands, equality, tiny_tasks
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
 FORMS = ("safetensors", "onnx", "onnx-int8")

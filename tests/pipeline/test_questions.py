@@ -8,9 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-import commands
 import pytest
-import tiny_tasks
+from support import commands, tiny_tasks
 
 LONG = "the film and a story of the actor and the scene of a script and music of the superb actor and a awful film"
 ASKED = [("good", "the lovely film"), ("bad", "a film and the dull music"), ("good", LONG), ("bad", LONG)]

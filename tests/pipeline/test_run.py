@@ -8,11 +8,11 @@ import sys
 from pathlib import Path
 from unittest import mock
 
-import commands
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from support import commands
 
 from distilpeft import cli
 from distilpeft.machine.files import read_sealed
@@ -187,7 +187,7 @@ def test_online_targets_teach_the_same_student_as_cached_ones(finished):
         != plan_of(finished, "targets.mode=online").artifacts["distil/student"].path
     )
     # AdamW makes steps of rounding where a gradient is next to 0 (2.7e-4 in attention keys on one CPU). Targets of
-    # other rows move weights by its lr, 5e-3, in every step; with SGD tests/equality.py asks for 1e-6.
+    # other rows move weights by its lr, 5e-3, in every step; with SGD tests/support/equality.py asks for 1e-6.
     for name, tensor in cached.items():
         torch.testing.assert_close(online[name], tensor, rtol=1e-3, atol=1e-3)
 

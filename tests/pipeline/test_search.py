@@ -9,8 +9,8 @@ import signal
 from pathlib import Path
 from unittest import mock
 
-import commands
 import pytest
+from support import commands
 
 from distilpeft.planning.plan import make_plan
 from distilpeft.recipe.yaml_file import load_recipe

@@ -6,10 +6,9 @@ import json
 import zipfile
 from pathlib import Path
 
-import commands
 import pytest
-import tiny
 import torch
+from support import commands, tiny
 
 from distilpeft.planning.plan import make_plan
 from distilpeft.recipe.yaml_file import load_recipe

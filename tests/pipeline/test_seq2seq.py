@@ -9,10 +9,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import commands
 import pytest
-import tiny_tasks
 import transformers
+from support import commands, tiny_tasks
 
 FORMS = ("safetensors", "onnx", "onnx-int8")
 TEXTS = ["good film", "the story of", "music"]

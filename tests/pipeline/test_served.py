@@ -6,12 +6,11 @@ import sys
 from pathlib import Path
 from unittest import mock
 
-import commands
 import numpy as np
 import pytest
-import tiny_lm
 import torch
 import yaml
+from support import commands, tiny_lm
 
 from distilpeft import cli
 from distilpeft.distillation.store import SoftTargets

@@ -14,8 +14,8 @@ from contextlib import nullcontext
 from pathlib import Path
 from unittest import mock
 
-import commands
 import pytest
+from support import commands
 
 from distilpeft.errors import GateError
 from distilpeft.machine.locks import POLL_S, Lock

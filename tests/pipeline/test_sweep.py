@@ -12,11 +12,11 @@ import sys
 import time
 from pathlib import Path
 
-import commands
 import pytest
 import torch
 from rich.console import Console
 from safetensors.torch import load_file
+from support import commands
 
 from distilpeft.errors import InputError
 from distilpeft.machine.locks import Lock
@@ -149,7 +149,7 @@ def lock_of_a_training(run: Path) -> Lock:
 
 def start(recipe: Path, *arguments: str) -> subprocess.Popen[str]:
     """The sweep as a process of its own, which times its models by itself."""
-    code = f"import sys; sys.path.insert(0, {str(commands.TESTS)!r}); import commands; commands.alone()"
+    code = f"import sys; sys.path.insert(0, {str(commands.TESTS)!r}); from support import commands; commands.alone()"
     argv = [sys.executable, "-c", code, *commands.arguments_of(recipe, arguments, "sweep")[1:]]
     return subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 

@@ -9,13 +9,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-import commands
-import equality
 import numpy as np
 import pytest
 import torch
 import yaml
-from tiny_tasks import MAIN, MOODS, TAGS, TASKS, workspace
+from support import commands, equality
+from support.tiny_tasks import MAIN, MOODS, TAGS, TASKS, workspace
 
 SENTENCES = ["the good film and the dull music", "a superb story", "the script of an awful actor", "the film"]
 

@@ -6,8 +6,8 @@ import itertools
 import json
 import math
 
-import commands
 import pytest
+from support import commands
 
 from distilpeft.errors import GateError
 from distilpeft.planning.plan import make_plan

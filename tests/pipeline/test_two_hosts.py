@@ -16,10 +16,10 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import commands
 import pytest
 import torch
 from safetensors.torch import load_file
+from support import commands
 
 from distilpeft.planning.plan import make_plan
 from distilpeft.recipe.yaml_file import load_recipe

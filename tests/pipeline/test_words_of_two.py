@@ -6,11 +6,8 @@ import json
 import random
 from pathlib import Path
 
-import commands
 import numpy as np
-import tiny
-import tiny_lm
-import tiny_tasks
+from support import commands, tiny, tiny_lm, tiny_tasks
 from transformers import BertForTokenClassification
 
 from distilpeft.distillation.store import SoftTargets

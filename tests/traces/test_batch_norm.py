@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import commands
-import norms
 import numpy as np
 import pytest
 import torch
+from support import commands, norms
 from torch import nn
 from torch.nn import functional as F
 
@@ -18,7 +17,7 @@ from distilpeft.errors import InputError
 from distilpeft.machine.runtime import Runtime
 from distilpeft.training import batch_norm
 
-SCRIPT = Path(__file__).parent / "norms.py"
+SCRIPT = Path(norms.__file__)
 
 
 def reference(frozen: bool = False) -> tuple[list[tuple[float, float]], dict[str, torch.Tensor]]:

@@ -11,12 +11,11 @@ import json
 import shutil
 from pathlib import Path
 
-import commands
 import pytest
-import tiny_lm
 import torch
 import yaml
 from safetensors.torch import load_file
+from support import commands, tiny_lm
 
 from distilpeft.planning.plan import make_plan
 from distilpeft.recipe.yaml_file import load_recipe

@@ -10,17 +10,15 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import commands
 import numpy as np
 import pytest
-import tiny
 import torch
-import worker
+from support import commands, tiny, worker
 from torch.nn import functional as F
 
 from distilpeft.data.batches import epoch_batches
 
-WORKER = Path(__file__).parent / "worker.py"
+WORKER = Path(worker.__file__)
 LR = {"sgd": 0.05, "adamw": 0.001}
 
 

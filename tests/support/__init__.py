@@ -1,0 +1,1 @@
+"""What tests share: tiny models and data, and ways to run commands."""

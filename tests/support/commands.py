@@ -1,0 +1,219 @@
+"""Run the command line inside this process, or in processes of its own.
+
+A process of its own is forked from a server that has the libraries imported and nothing else done: real enough to be
+killed, and without the seconds that importing torch costs each time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import multiprocessing
+import os
+import runpy
+import socket
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from unittest import mock
+
+import yaml
+
+from distilpeft import cli
+from distilpeft.benchmark import measure
+from distilpeft.export import gate
+from distilpeft.report import plot_files
+from support import tiny, tiny_lm
+
+TESTS = Path(__file__).parents[1]
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["distilpeft.pipeline.chain"])
+
+
+@dataclass
+class Done:
+    """How a process ended: its exit code (minus the signal's number if it was killed) and all it printed."""
+
+    returncode: int
+    output: str
+
+
+def workspace(folder: Path, count: int = 200, noise: float = 0.0, **changes: object) -> Path:
+    """A base model, rows and a recipe in `folder`; returns the recipe's path."""
+    if not (folder / "base").exists():
+        tiny.save_pretrained(folder / "base")
+        tiny.write_csv(folder / "rows.csv", count, noise=noise)
+    path = folder / "tiny.yaml"
+    path.write_text(yaml.safe_dump(tiny.recipe_tree(folder, **changes)))
+    return path
+
+
+def language_workspace(folder: Path, **targets: object) -> Path:
+    """The same for a language model, with these settings of `targets`; for plans: nothing is computed with it."""
+    if not (folder / "base").exists():
+        tiny_lm.model().save_pretrained(str(folder / "base"))
+        tiny_lm.tokenizer().save_pretrained(str(folder / "base"))
+        tiny_lm.write_jsonl(folder / "rows.jsonl", tiny_lm.pairs(20))
+    path = folder / "tiny.yaml"
+    path.write_text(yaml.safe_dump(tiny_lm.recipe_tree(folder, targets=targets)))
+    return path
+
+
+def arguments_of(recipe: Path, arguments: Sequence[str], verb: str = "run") -> list[str]:
+    return ["distilpeft", verb, str(recipe), "--runs", str(recipe.parent / "runs"), *arguments]
+
+
+def answer_here(folder: Path, calls: Path, out: Path) -> str | None:
+    """`parity.answered` without the seconds that a process of its own takes to import; test_export.py takes those."""
+    from distilpeft.export import gate_process
+
+    try:
+        gate_process.answer(folder, calls, out)
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return None
+
+
+def start_here(spec: Path, environment: dict[str, str]) -> tuple[object, object]:
+    """`timing.start_process` likewise: the model in this very process."""
+    import torch
+
+    from distilpeft.benchmark.measure import ArmError
+    from distilpeft.benchmark.model_process import Timed
+
+    del environment
+    loaded: list[Timed] = []
+
+    def ask(command: dict[str, object]) -> dict[str, object]:
+        try:
+            if not loaded:
+                # with another number of threads, what is trained later would sum in another order
+                loaded.append(Timed({**json.loads(spec.read_text()), "threads": torch.get_num_threads()}))
+            return json.loads(json.dumps(loaded[0].answer(json.loads(json.dumps(command)))))
+        except Exception as error:
+            raise ArmError(f"{type(error).__name__}: {error}") from None
+
+    return ask, loaded.clear
+
+
+def run(recipe: Path, *arguments: str, verb: str = "run", own_process: bool = False) -> int:
+    """`distilpeft run` (or another verb) in this process; returns the exit code.
+
+    `own_process`: let the gate of exports start one, as it does outside of tests. Those of the benchmark are in
+    test_benchmark.py.
+    """
+    with contextlib.ExitStack() as patches:
+        patches.enter_context(mock.patch.object(sys, "argv", arguments_of(recipe, arguments, verb)))
+        patches.enter_context(mock.patch("distilpeft.benchmark.measure.start_process", start_here))
+        patches.enter_context(mock.patch("distilpeft.benchmark.measure.PAUSE_S", 0.0))
+        patches.enter_context(
+            mock.patch("distilpeft.report.plot_files.available", return_value=False)
+        )  # seconds for each run
+        if not own_process:
+            patches.enter_context(mock.patch("distilpeft.export.gate.answered", answer_here))
+        try:
+            cli.main()
+        except SystemExit as leaving:
+            return int(leaving.code or 0)
+    return 0
+
+
+def run_apart(recipe: Path, *arguments: str, before: str = "", verb: str = "run") -> Done:
+    """`distilpeft run` (or another verb) in a process of its own, after the Python statements `before`."""
+    return apart([(recipe.parent / "output.txt", arguments_of(recipe, arguments, verb), before, {})])[0]
+
+
+def signal_at(label: str, step: int, signal: str) -> str:
+    """Statements that make the process send itself a signal when `label`'s training has logged `step`."""
+    return f"""
+import os, signal
+import distilpeft.training.train as loop
+log = loop._log
+def log_then_signal(runtime, work, line):
+    log(runtime, work, line)
+    if work.label == {label!r} and line["step"] == {step}:
+        os.kill(os.getpid(), signal.{signal})
+loop._log = log_then_signal
+"""
+
+
+def joined(recipe: Path, processes: int, *arguments: str, verb: str = "run", before: str = "") -> list[Done]:
+    """`distilpeft run` (or another verb) as processes joined as torchrun joins them, after the statements `before`."""
+    argv = arguments_of(recipe, arguments, verb)
+    return apart([(recipe.parent / f"output{i}.txt", argv, before, ranks) for i, ranks in ranked(processes)])
+
+
+def side_by_side(recipe: Path, *arguments: str, verb: str, count: int = 2) -> list[Done]:
+    """The same command several times at once, as from several terminals."""
+    argv = arguments_of(recipe, arguments, verb)
+    return apart([(recipe.parent / f"output{i}.txt", argv, "", {}) for i in range(count)])
+
+
+def ranked(processes: int) -> list[tuple[int, dict[str, str]]]:
+    """The environment that torchrun would give each process."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    common = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
+    return [(rank, {**common, "RANK": str(rank), "LOCAL_RANK": str(rank)}) for rank in range(processes)]
+
+
+def run_script(script: Path, settings: dict[str, object], folder: Path, processes: int) -> dict[str, object]:
+    """Run `script SETTINGS.json OUT.json` as joined processes."""
+    (folder / "settings.json").write_text(json.dumps(settings))
+    argv = [str(script), str(folder / "settings.json"), str(folder / "out.json")]
+    done = apart([(folder / f"output{rank}.txt", argv, "", ranks) for rank, ranks in ranked(processes)])
+    assert all(one.returncode == 0 for one in done), "\n".join(one.output[-2000:] for one in done)
+    return json.loads((folder / "out.json").read_text())
+
+
+def torchrun(script: Path, settings: dict[str, object], folder: Path, processes: int) -> dict[str, object]:
+    """The same through the real launcher."""
+    (folder / "settings.json").write_text(json.dumps(settings))
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(processes), "--standalone"]
+    paths = [str(folder / "settings.json"), str(folder / "out.json")]
+    done = subprocess.run(
+        [*launcher, str(script), *paths],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS), str(TESTS.parent / "src")])},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads((folder / "out.json").read_text())
+
+
+def apart(commands: Sequence[tuple[Path, list[str], str, dict[str, str]]]) -> list[Done]:
+    """Run commands side by side: (file for the output, argv, statements before, environment)."""
+    processes = [FORKS.Process(target=_child, args=command) for command in commands]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(timeout=300)
+    return [
+        Done(process.exitcode, command[0].read_text()) for process, command in zip(processes, commands, strict=True)
+    ]
+
+
+def alone() -> None:
+    """The command line with this process's arguments, without further processes for the gate and the benchmark."""
+    gate.answered = answer_here
+    measure.start_process, measure.PAUSE_S = start_here, 0.0
+    plot_files.available = bool
+    cli.main()
+
+
+def _child(output: Path, argv: list[str], before: str, environment: dict[str, str]) -> None:
+    handle = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(handle, 1)
+    os.dup2(handle, 2)
+    os.environ.update(environment)
+    sys.argv = argv
+    exec(before, {})
+    if argv[0].endswith(".py"):
+        runpy.run_path(argv[0], run_name="__main__")
+    else:
+        alone()
