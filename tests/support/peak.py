@@ -20,10 +20,11 @@ from distilpeft.models.parallel import wrap
 from distilpeft.planning.memory import Load, Shape
 from distilpeft.recipe.task import CausalLM
 from distilpeft.recipe.training import Fit, Lora, Optim
-from distilpeft.tasks.language import causal_lm
+from distilpeft.tasks.language.causal_lm import CausalLMTask
 from distilpeft.training.step import Work, make_optimizer, optimizer_step
 
 ROWS, TOKENS = 8, 256
+LANGUAGE = CausalLMTask(CausalLM(kind="causal_lm", text="text"))
 
 
 def status(field: str) -> int:
@@ -60,7 +61,7 @@ def main(kind: str, out: Path) -> None:
     if language:
         rows = {"input_ids": ids.tolist(), "target": [[False] + [True] * (TOKENS - 1)] * ROWS,
                 "segments": [[TOKENS]] * ROWS, "num_bytes": [TOKENS] * ROWS}  # fmt: skip
-        batch = causal_lm.collate(rows, transformers.PreTrainedTokenizerBase())
+        batch = LANGUAGE.collate(rows, transformers.PreTrainedTokenizerBase())
     else:
         batch = {
             "inputs": {"input_ids": ids, "attention_mask": torch.ones_like(ids)},
@@ -70,7 +71,7 @@ def main(kind: str, out: Path) -> None:
     def loss_sum(bare: torch.nn.Module, given: dict) -> torch.Tensor:
         with runtime.autocast(precision):
             if language:
-                return causal_lm.loss_sum(bare, given, Loss(), None)
+                return LANGUAGE.loss_sum(bare, given, Loss(), None)
             return distil_sum(bare(**given["inputs"]).logits, given["labels_N"], None, Loss())
 
     before = status("VmRSS")
@@ -86,10 +87,10 @@ def main(kind: str, out: Path) -> None:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     adapter = Lora(rank=8, alpha=16, dropout=0.05) if kind == "half-adapter" else None
     if adapter is not None:
-        language_model = loading.Architecture(causal_lm.AUTO_CLASS, causal_lm.PEFT_TASK, {}, train_heads=False)
+        language_model = loading.Architecture(LANGUAGE.auto_class, LANGUAGE.peft_task, {}, train_heads=False)
         model = lora.add_lora(model, adapter, language_model, ["lm_head"], "teacher.lora")
     if language:
-        causal_lm.prepare(CausalLM(kind="causal_lm", text="text"), model)
+        LANGUAGE.prepare(model)
     optim = Optim(lr=1e-4)
     fit = Fit(epochs=1, batch_size=ROWS, micro_batch_size=ROWS, precision=precision)
     work = Work(

@@ -10,7 +10,7 @@ import torch
 from rich.console import Console
 
 from distilpeft import cli
-from distilpeft.tasks.language import causal_lm
+from distilpeft.tasks.language.causal_lm import CausalLMTask
 from distilpeft.training import selftest
 
 
@@ -50,48 +50,48 @@ def wrong(capsys) -> bool:
 def test_a_mean_of_means_is_found(monkeypatch, capsys):
     """Trap 3."""
     few(monkeypatch)
-    plain = causal_lm.loss_sum
+    plain = CausalLMTask.loss_sum
 
-    def mean(model, batch, *how):
-        return plain(model, batch, *how) / max(1, causal_lm.count_rows(batch)) * 8
+    def mean(task, model, batch, *how):
+        return plain(task, model, batch, *how) / max(1, task.count_rows(batch)) * 8
 
-    monkeypatch.setattr(causal_lm, "loss_sum", mean)
+    monkeypatch.setattr(CausalLMTask, "loss_sum", mean)
     assert wrong(capsys)
 
 
 def test_a_mask_that_is_not_shifted_with_the_labels_is_found(monkeypatch, capsys):
     """Trap 7."""
     few(monkeypatch)
-    plain = causal_lm.collate
+    plain = CausalLMTask.collate
 
-    def unshifted(rows, tokenizer):
-        batch = plain(rows, tokenizer)
+    def unshifted(task, rows, tokenizer):
+        batch = plain(task, rows, tokenizer)
         return {**batch, "at_N": batch["at_N"] + 1}
 
-    monkeypatch.setattr(causal_lm, "collate", unshifted)
+    monkeypatch.setattr(CausalLMTask, "collate", unshifted)
     assert wrong(capsys)
 
 
 def test_attention_across_packed_documents_is_found(monkeypatch, capsys):
     few(monkeypatch)
-    plain = causal_lm.collate
+    plain = CausalLMTask.collate
 
-    def leaking(rows, tokenizer):
-        batch = plain(rows, tokenizer)
+    def leaking(task, rows, tokenizer):
+        batch = plain(task, rows, tokenizer)
         ids = batch["inputs"]["input_ids"]
         return {**batch, "inputs": {"input_ids": ids, "position_ids": torch.arange(ids.shape[1]).expand_as(ids)}}
 
-    monkeypatch.setattr(causal_lm, "collate", leaking)
+    monkeypatch.setattr(CausalLMTask, "collate", leaking)
     assert wrong(capsys)
 
 
 def test_a_missing_temperature_squared_is_found(monkeypatch, capsys):
     """Trap 6."""
     few(monkeypatch)
-    plain = causal_lm.loss_sum
+    plain = CausalLMTask.loss_sum
     monkeypatch.setattr(
-        causal_lm, "loss_sum",
-        lambda model, batch, loss, soft: plain(model, batch, loss, soft) / selftest.LOSS.temperature**2,
+        CausalLMTask, "loss_sum",
+        lambda task, *given: plain(task, *given) / selftest.LOSS.temperature**2,
     )  # fmt: skip
     assert wrong(capsys)
 

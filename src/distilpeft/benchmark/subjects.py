@@ -56,7 +56,7 @@ def _write_rows(recipe: Recipe, data: TaskData, source: Source, file: Path) -> N
     chosen = np.random.default_rng(0).permutation(len(rows))[:MOST_ROWS]
     if recipe.kind.images:
         batch = split.load_batch(chosen[:MOST_PICTURES])
-        np.savez(file, **{PIXELS: batch["inputs"][PIXELS].numpy()})
+        np.savez(file, **{PIXELS: batch["inputs"][PIXELS].numpy()})  # type: ignore[arg-type]
         return
     found = []
     for row in rows.select(chosen.tolist()):

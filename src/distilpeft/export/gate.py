@@ -16,7 +16,7 @@ import tempfile
 from collections.abc import Sequence
 from itertools import cycle
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -29,7 +29,7 @@ from distilpeft.export.runtimes import Runner, TransformersRunner
 from distilpeft.machine.host import alone
 from distilpeft.recipe import Recipe
 from distilpeft.recipe.export import FORMS, Limits
-from distilpeft.tasks.rows import TaskData, Tokens, inputs_of
+from distilpeft.tasks.rows import TaskData, Tokens
 
 BATCH_SIZES = (1, 2, 3, 8, 16)
 LOGITS_BYTES, CALL_BYTES = 256 << 20, 1 << 30
@@ -75,7 +75,7 @@ class Gate:
             ids = ids[: max(1, CALL_BYTES // (4 * width * int(rows.lengths_N[ids].max())))]
             start = int(ids[-1]) + 1
             batch = rows.load_batch(ids)
-            inputs = {name: tensor.numpy() for name, tensor in inputs_of(self._data, self._student, batch).items()}
+            inputs = {name: tensor.numpy() for name, tensor in self._data.task.inputs(self._student, batch).items()}
             labels_N = batch["labels_N"].numpy()
             if "at_N" in batch:
                 at_N, rows_N = batch["at_N"].numpy(), ids[batch["rows_N"].numpy()]
@@ -172,7 +172,7 @@ class Gate:
             same = deployed.reader is not None and deployed.reader.settings == self._reader.settings
             return [] if same else ["its preprocessor_config.json is not the student's"]
         found = []
-        reading = deployed.encode(self._texts)
+        reading = deployed.encode(cast("list[str | tuple[str, str]]", self._texts))
         wrong = [row for row, (one, two) in enumerate(zip(reading, self._ids, strict=True)) if one != two]
         if wrong:
             found.append(f"its tokenizer reads {len(wrong)} texts otherwise, such as that of validation row {wrong[0]}")

@@ -24,7 +24,7 @@ from distilpeft.machine.runtime import Runtime
 from distilpeft.models.pair import Loaded, load_reader, tokenizer_digest, tokenizer_source
 from distilpeft.recipe import Recipe
 from distilpeft.recipe.export import FORMS
-from distilpeft.tasks.rows import task_module
+from distilpeft.tasks.rows import task_of
 
 LOGITS_BYTES = 256 << 20
 """Bytes of the logits of all positions that a graph of a language model may give at once."""
@@ -110,5 +110,5 @@ def load_export(runtime: Runtime, recipe: Recipe, folder: Path) -> Loaded:
     tokenizer = load_reader(recipe, Source(str(folder), folder))
     model = open_exported(folder, runtime.device)
     if not isinstance(model, Graph):
-        task_module(recipe).prepare(recipe.task, model)
+        task_of(recipe).prepare(model)
     return Loaded(model, tokenizer, tokenizer_digest(tokenizer_source(recipe)))

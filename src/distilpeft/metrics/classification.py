@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from sklearn.metrics import f1_score, matthews_corrcoef
 
 from distilpeft.metrics.probabilities import Floats, divergence, log_softmax, softmax
+from distilpeft.metrics.score import Score
 
 Ints = NDArray[np.int64]
 Z95 = 1.959963984540054
@@ -104,7 +105,7 @@ class OfflineMetric(evaluate.Metric):  # type: ignore[misc]
         return {self._score_name: self._function(np.asarray(predictions), np.asarray(references))}
 
 
-def scores(names: tuple[str, ...], logits_NC: Floats, labels_N: Ints) -> dict[str, dict[str, Any]]:
+def scores(names: tuple[str, ...], logits_NC: Floats, labels_N: Ints) -> dict[str, Score]:
     """All scores of one model.
 
     Args:
@@ -116,7 +117,7 @@ def scores(names: tuple[str, ...], logits_NC: Floats, labels_N: Ints) -> dict[st
         name → {"value", "low", "high", "num_rows"}; low and high bound the 95 % interval (null for hub metrics).
     """
     probabilities_NC = softmax(logits_NC)
-    result: dict[str, dict[str, Any]] = {}
+    result: dict[str, Score] = {}
     for name in names:
         if name.startswith("hub:"):
             metric = evaluate.load(name.removeprefix("hub:"))
@@ -151,7 +152,7 @@ def _around(value: float, draws: Sequence[float], bounds: tuple[float, float]) -
 def scored(
     metrics: Callable[[Ints | slice], dict[str, float]], names: tuple[str, ...], num_rows: int,
     bounds: dict[str, tuple[float, float]], counted: int | None = None,
-) -> dict[str, dict[str, Any]]:  # fmt: skip
+) -> dict[str, Score]:  # fmt: skip
     """Scores of a task whose metrics are plain functions of its rows.
 
     Args:
@@ -167,7 +168,7 @@ def scored(
     values = metrics(slice(None))
     rng = np.random.default_rng(0)
     draws = [metrics(rng.integers(0, num_rows, num_rows)) for _ in range(RESAMPLES)]
-    found = {}
+    found: dict[str, Score] = {}
     for name in names:
         low, high = _around(values[name], [draw[name] for draw in draws], bounds.get(name, (0.0, 1.0)))
         counts = num_rows if counted is None else counted

@@ -10,7 +10,7 @@ from distilpeft.machine.files import digest_file, digest_json
 from distilpeft.models import loading
 from distilpeft.models.loading import Architecture
 from distilpeft.recipe import Recipe
-from distilpeft.tasks.rows import task_module
+from distilpeft.tasks.rows import task_of
 
 MODEL, ADAPTER, HEADS = "model", "adapter", "heads.json"
 
@@ -26,8 +26,8 @@ class Loaded:
 
 def architecture(recipe: Recipe) -> Architecture:
     """What the recipe's task asks of a model."""
-    task = task_module(recipe)
-    return Architecture(task.AUTO_CLASS, task.PEFT_TASK, task.model_options(recipe.task), train_heads=task.TRAIN_HEADS)
+    task = task_of(recipe)
+    return Architecture(task.auto_class, task.peft_task, task.model_options(), train_heads=task.trains_heads)
 
 
 def teacher_source(recipe: Recipe) -> Source:

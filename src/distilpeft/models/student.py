@@ -13,7 +13,7 @@ from distilpeft.models import cutting, loading, lora, weights
 from distilpeft.models.pair import Loaded, architecture, load_reader, student_source, tokenizer_digest, tokenizer_source
 from distilpeft.models.teacher import _start_head, load_teacher
 from distilpeft.recipe import Recipe
-from distilpeft.tasks.rows import TaskData, task_module
+from distilpeft.tasks.rows import TaskData, task_of
 
 
 def new_student(runtime: Runtime, recipe: Recipe, data: TaskData, teacher: Path | None) -> Loaded:
@@ -50,7 +50,7 @@ def new_student(runtime: Runtime, recipe: Recipe, data: TaskData, teacher: Path 
     if student.lora is not None:
         heads = loading.head_modules(architecture(recipe), model.config)
         model = lora.add_lora(model, student.lora, architecture(recipe), heads, "student.lora")
-    task_module(recipe).prepare(recipe.task, model)
+    task_of(recipe).prepare(model)
     return Loaded(model, tokenizer, tokenizer_digest(tokens))
 
 
@@ -79,5 +79,5 @@ def load_student(runtime: Runtime, recipe: Recipe, folder: Path) -> Loaded:
     model = architecture(recipe).auto_class.from_pretrained(str(folder), dtype="auto")
     tokenizer = load_reader(recipe, Source(str(folder), folder))
     digest = tokenizer_digest(tokenizer_source(recipe))
-    task_module(recipe).prepare(recipe.task, model)
+    task_of(recipe).prepare(model)
     return Loaded(model.to(runtime.device).requires_grad_(False).eval(), tokenizer, digest)

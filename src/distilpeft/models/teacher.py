@@ -25,7 +25,7 @@ from distilpeft.models.pair import (
 from distilpeft.models.parallel import offload_layers, shard_layers
 from distilpeft.recipe import Recipe
 from distilpeft.recipe.training import Precision
-from distilpeft.tasks.rows import TaskData, task_module
+from distilpeft.tasks.rows import TaskData, task_of
 
 
 def new_teacher(runtime: Runtime, recipe: Recipe, data: TaskData, tokenizer: Any) -> tuple[Any, list[str]]:
@@ -36,7 +36,7 @@ def new_teacher(runtime: Runtime, recipe: Recipe, data: TaskData, tokenizer: Any
     """
     model, heads = _base(runtime, recipe, recipe.teacher.quantize, tokenizer, recipe.teacher.precision)
     if recipe.teacher.fit is None:
-        task_module(recipe).prepare(recipe.task, model)
+        task_of(recipe).prepare(model)
         used = set(dict(model.named_parameters()))
         fresh = [name for name in model.fresh if name in used]
         if fresh:
@@ -52,7 +52,7 @@ def new_teacher(runtime: Runtime, recipe: Recipe, data: TaskData, tokenizer: Any
         model.gradient_checkpointing_enable({"use_reentrant": False})
     if recipe.teacher.lora is not None:
         model = lora.add_lora(model, recipe.teacher.lora, architecture(recipe), heads, "teacher.lora")
-    task_module(recipe).prepare(recipe.task, model)
+    task_of(recipe).prepare(model)
     return model, heads
 
 
@@ -108,7 +108,7 @@ def load_teacher(
             model = loading.dequantize(model) if merged else model
         else:
             model = lora.merge(model, folder / ADAPTER) if merged else lora.load_adapter(model, folder / ADAPTER)
-    task_module(recipe).prepare(recipe.task, model)
+    task_of(recipe).prepare(model)
     model.requires_grad_(False).eval()
     if place == "offloaded":
         offload_layers(runtime, model)
@@ -118,11 +118,11 @@ def load_teacher(
 
 
 def _start_head(recipe: Recipe, data: TaskData, model: Any, tokens: Source) -> None:
-    """Let a new head begin at what is usual in training, where the task says what that is."""
-    usual = getattr(data.task, "usual", None)
-    if usual is not None:
-        rows = data.tokens("train", load_reader(recipe, tokens), tokenizer_digest(tokens))
-        weights.start_head(model, usual(recipe.task, rows))
+    """Let a new head start at the answer usual in training, where the task has one."""
+    rows = data.tokens("train", load_reader(recipe, tokens), tokenizer_digest(tokens))
+    bias_C = data.task.head_start(rows)
+    if bias_C is not None:
+        weights.start_head(model, bias_C)
 
 
 def _base(

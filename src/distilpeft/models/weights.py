@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 
 from distilpeft.models.loading import Architecture
 
 
-def start_head(model: Any, bias_C: Sequence[float]) -> None:
+def start_head(model: Any, bias_C: NDArray[np.float64]) -> None:
     """Set the bias of the output layer, if it came without weights.
 
     Answers begin at what is usual in training instead of at 0. Without it the first steps only learn that, and where

@@ -11,87 +11,159 @@ which texts they bring together, whatever space their vectors are in, and in the
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import datasets
 import numpy as np
 from numpy.typing import NDArray
 
+from distilpeft.metrics.score import Score
 from distilpeft.recipe.task import Embedding
 from distilpeft.tasks import text_rows
 from distilpeft.tasks.language.next_tokens import bare
 from distilpeft.tasks.outputs import pooled
-from distilpeft.tasks.text_rows import one_each as num_positions
-from distilpeft.tasks.text_rows import texts
+from distilpeft.tasks.task import Batch, Columns, Doubles, Rows, Task, Text, Values, dense
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+    from transformers import PreTrainedModel
 
+    from distilpeft.distillation.fused import Soft
     from distilpeft.distillation.losses import Loss
+    from distilpeft.tasks.task import InputReader
 
-__all__ = ["num_positions", "texts"]  # the rows' part of what every task has
-AUTO_CLASS = "AutoModel"
-PEFT_TASK = "FEATURE_EXTRACTION"
-TRAIN_HEADS = True  # there is none
 NEAREST = 10
 MOST_PAIRED = 1000
 """Rows of which all pairs are compared for `similarity`."""
 BOUNDS = {"neighbours": (0.0, 1.0), "similarity": (-1.0, 1.0), "cosine": (-1.0, 1.0)}
-Values = NDArray[np.floating[Any]]
-Doubles = NDArray[np.float64]
 
 
-def features(task: Embedding) -> datasets.Features:
-    """Columns after `encode`."""
-    del task
-    return datasets.Features(text_rows.BASE)
+@dataclass(frozen=True)
+class EmbeddingTask(Task):
+    """Vectors of texts, learnt from a teacher's vectors alone."""
+
+    auto_class = "AutoModel"
+    peft_task = "FEATURE_EXTRACTION"
+    section: Embedding
+
+    def features(self) -> datasets.Features:
+        """Columns after `encode`."""
+        return datasets.Features(text_rows.BASE)
+
+    def check_columns(self, rows: datasets.Dataset, origin: str) -> None:
+        """Refuse data without the recipe's columns; see `text_rows.check_columns`."""
+        text_rows.check_columns({"text": self.section.text}, rows, origin)
+
+    def faults(self, rows: datasets.Dataset) -> Iterator[str | None]:
+        """Why each row cannot be used; see `text_classification.faults`."""
+        return text_rows.text_faults(rows, self.section.text)
+
+    def texts(self, rows: datasets.Dataset) -> Iterator[Text]:
+        """The texts, or pairs of them."""
+        return text_rows.texts(self.section, rows)
+
+    def encode(self, features: datasets.Features, columns: Columns, tokenizer: InputReader, max_tokens: int) -> Columns:
+        """Tokens of rows that have no fault; see `text_rows.encode`."""
+        return text_rows.encode(self.section, columns, tokenizer, max_tokens)
+
+    def collate(self, columns: Columns, tokenizer: InputReader) -> Batch:
+        """A batch: `inputs`, see `text_rows.inputs`; `labels_N`: nothing to know, zeros."""
+        import torch
+
+        return {"inputs": text_rows.inputs(columns, tokenizer), "labels_N": torch.zeros(len(columns["input_ids"]))}
+
+    def prepare(self, model: PreTrainedModel) -> None:
+        """Tell the model how its vectors are made, and take off a layer that they do not go through."""
+        own = bare(model)
+        own.pooling, own.vector_loss = self.section.pooling, self.section.loss
+        if getattr(own, "pooler", None) is not None:
+            own.pooler = None  # its weights would get no gradient, which several processes wait for
+
+    def attach(self, student: PreTrainedModel, width: int) -> None:
+        """Give the student a learned matrix into the teacher's space, if that is wider or narrower, or if asked for."""
+        from torch import nn
+
+        from distilpeft.distillation.projections import carry
+
+        own = bare(student).config.get_text_config().hidden_size
+        if own != width or self.section.project:
+            made = nn.Linear(own, width, bias=False)
+            nn.init.orthogonal_(made.weight)  # lengths and angles begin as they are
+            carry(student, {"vector": made})
+
+    def soft(self, teacher: nn.Module, batch: Batch) -> Tensor:
+        """What the frozen teacher knows of a batch: its vectors."""
+        return vectors(teacher, batch).float()
+
+    def vocabulary(self, teacher: PreTrainedModel, max_tokens: int) -> int:
+        """Numbers in a soft target: the units of the teacher's vectors."""
+        return int(bare(teacher).config.get_text_config().hidden_size)
+
+    def loss_sum(self, model: PreTrainedModel, batch: Batch, loss: Loss, soft: Soft | None) -> Tensor:
+        """1 less the cosine to the teacher's vectors, or the squared distance (mean over units); summed over rows."""
+        from torch.nn import functional as F
+
+        from distilpeft.distillation.projections import PROJECTIONS
+
+        known = dense(soft)
+        assert known is not None, "without labels there is nothing else to learn from"
+        found = vectors(model, batch).float()
+        projection = getattr(model, PROJECTIONS, None)
+        if projection is not None:
+            found = projection["vector"](found)
+        if bare(model).vector_loss == "mse":
+            return (found - known).square().mean(-1).sum()
+        return (1 - F.cosine_similarity(found, known, dim=-1)).sum()
+
+    def measure(self, model: nn.Module, batch: Batch, soft: Soft | None = None) -> Tensor:
+        """See the module: D, the row's vector and the teacher's; without a teacher it is its own, [B, 1 + D + E]."""
+        import torch
+        from torch.nn import functional as F
+
+        found = F.normalize(vectors(model, batch).float(), dim=-1)
+        known = dense(soft)
+        theirs = found if known is None else F.normalize(known.to(found.device), dim=-1)
+        width = torch.full_like(found[:, :1], found.shape[-1])
+        return torch.cat([width, found, theirs], dim=-1)
+
+    def answers(self, vectors_ND: Values, labels_N: Values) -> tuple[Values, Values]:
+        """Outputs and labels as the export's gate compares them: vectors of length 1."""
+        lengths_N1 = np.linalg.norm(vectors_ND, axis=-1, keepdims=True)
+        return vectors_ND / np.maximum(lengths_N1, 1e-12), labels_N
+
+    def majority_values(self, train: Rows, rows: Rows) -> NDArray[np.float32]:
+        """`measure` of no vector at all: texts are all alike."""
+        return np.zeros((len(rows.lengths_N), 1), np.float32)
+
+    def metrics(self, values_NK: Values, rows: Rows) -> dict[str, float]:
+        """All metrics: `neighbours` (see `shared`, the mean), `similarity`, and `cosine`, 0 where the spaces differ."""
+        ours_ND, theirs_NE = split(values_NK)
+        return _metrics(ours_ND, theirs_NE, shared(ours_ND, theirs_NE), np.arange(len(values_NK)))
+
+    def scores(self, names: tuple[str, ...], values_NK: Values, rows: Rows) -> dict[str, Score]:
+        """Metric → value, 95 % interval and number of rows."""
+        from distilpeft.metrics.classification import scored
+
+        ours_ND, theirs_NE = split(values_NK)
+        shared_N = shared(ours_ND, theirs_NE)
+        every_N = np.arange(len(values_NK))
+        return scored(lambda draw: _metrics(ours_ND, theirs_NE, shared_N, every_N[draw]), names, len(values_NK), BOUNDS)
+
+    def added(self, values_NK: Values, rows: Rows) -> tuple[Doubles, Doubles]:
+        """What each row adds to the neighbours that are shared, and to their number."""
+        found_N = shared(*split(values_NK))
+        return found_N, np.ones(len(found_N))
+
+    def against_teacher(self, values_NK: Values, teacher_NK: Values, rows: Rows) -> dict[str, float]:
+        """How near the vectors are to the teacher's: `similarity` and `neighbours`."""
+        ours_ND, _ = split(values_NK)
+        theirs_NE, _ = split(teacher_NK)
+        found = _metrics(ours_ND, theirs_NE, shared(ours_ND, theirs_NE), np.arange(len(values_NK)))
+        return {name: found[name] for name in ("similarity", "neighbours")}
 
 
-def model_options(task: Embedding) -> dict[str, Any]:
-    """Configuration values of a model for this task: none."""
-    del task
-    return {}
-
-
-def check_columns(task: Embedding, rows: datasets.Dataset, origin: str) -> None:
-    """Refuse data without the recipe's columns; see `text_rows.check_columns`."""
-    text_rows.check_columns({"text": task.text}, rows, origin)
-
-
-def faults(task: Embedding, rows: datasets.Dataset) -> Iterator[str | None]:
-    """Why each row cannot be used; see `text_classification.faults`."""
-    return text_rows.text_faults(rows, task.text)
-
-
-def encode(
-    task: Embedding, features: datasets.Features, batch: dict[str, list[Any]], tokenizer: Any, max_tokens: int
-) -> dict[str, list[Any]]:
-    """Tokens of rows that have no fault; see `text_rows.encode`."""
-    del features
-    return text_rows.encode(task, batch, tokenizer, max_tokens)
-
-
-def collate(rows: dict[str, list[Any]], tokenizer: Any) -> dict[str, Any]:
-    """A batch: `inputs`, see `text_rows.inputs`; `labels_N`: nothing to know, zeros."""
-    import torch
-
-    return {"inputs": text_rows.inputs(rows, tokenizer), "labels_N": torch.zeros(len(rows["input_ids"]))}
-
-
-def count_rows(batch: dict[str, Any]) -> int:
-    """How many rows of a collated batch the loss counts: here all."""
-    return len(batch["labels_N"])
-
-
-def prepare(task: Embedding, model: Any) -> None:
-    """Tell the model how its vectors are made, and take off a layer that they do not go through."""
-    own = bare(model)
-    own.pooling, own.vector_loss = task.pooling, task.loss
-    if getattr(own, "pooler", None) is not None:
-        own.pooler = None  # its weights would get no gradient, which several processes wait for
-
-
-def vectors(model: nn.Module, batch: dict[str, Any]) -> Tensor:
+def vectors(model: nn.Module, batch: Batch) -> Tensor:
     """A vector for each row, [B, D], of any length."""
     found = model(**batch["inputs"])
     made: Tensor
@@ -100,70 +172,6 @@ def vectors(model: nn.Module, batch: dict[str, Any]) -> Tensor:
         return made
     made = pooled(found.last_hidden_state, batch["inputs"]["attention_mask"], bare(model).pooling)
     return made
-
-
-def attach(task: Embedding, student: Any, width: int) -> None:
-    """Give the student a learned matrix into the teacher's space, if that is wider or narrower, or if asked for."""
-    from torch import nn
-
-    from distilpeft.distillation.projections import carry
-
-    own = bare(student).config.get_text_config().hidden_size
-    if own != width or task.project:
-        made = nn.Linear(own, width, bias=False)
-        nn.init.orthogonal_(made.weight)  # lengths and angles begin as they are
-        carry(student, {"vector": made})
-
-
-def soft(teacher: nn.Module, batch: dict[str, Any]) -> Tensor:
-    """What the frozen teacher knows of a batch: its vectors."""
-    return vectors(teacher, batch).float()
-
-
-def vocabulary(task: Embedding, teacher: Any, max_tokens: int) -> int:
-    """Numbers in a soft target: the units of the teacher's vectors."""
-    del task, max_tokens
-    return int(bare(teacher).config.get_text_config().hidden_size)
-
-
-def loss_sum(model: Any, batch: dict[str, Any], loss: Loss, soft: Tensor | None) -> Tensor:
-    """1 less the cosine to the teacher's vectors, or the squared distance (mean over units); summed over rows."""
-    from torch.nn import functional as F
-
-    from distilpeft.distillation.projections import PROJECTIONS
-
-    del loss
-    assert soft is not None, "without labels there is nothing else to learn from"
-    found = vectors(model, batch).float()
-    projection = getattr(model, PROJECTIONS, None)
-    if projection is not None:
-        found = projection["vector"](found)
-    if bare(model).vector_loss == "mse":
-        return (found - soft).square().mean(-1).sum()
-    return (1 - F.cosine_similarity(found, soft, dim=-1)).sum()
-
-
-def measure(model: nn.Module, batch: dict[str, Any], soft: Tensor | None = None) -> Tensor:
-    """See the module: D, the row's vector and the teacher's; without a teacher it is its own, [B, 1 + D + E]."""
-    import torch
-    from torch.nn import functional as F
-
-    found = F.normalize(vectors(model, batch).float(), dim=-1)
-    theirs = found if soft is None else F.normalize(soft.to(found.device), dim=-1)
-    width = torch.full_like(found[:, :1], found.shape[-1])
-    return torch.cat([width, found, theirs], dim=-1)
-
-
-def answers(vectors_ND: Values, labels_N: Values) -> tuple[Values, Values]:
-    """Outputs and labels as the export's gate compares them: vectors of length 1."""
-    lengths_N1 = np.linalg.norm(vectors_ND, axis=-1, keepdims=True)
-    return vectors_ND / np.maximum(lengths_N1, 1e-12), labels_N
-
-
-def majority_values(task: Embedding, train: Any, rows: Any) -> NDArray[np.float32]:
-    """`measure` of no vector at all: texts are all alike."""
-    del task, train
-    return np.zeros((len(rows.lengths_N), 1), np.float32)
 
 
 def split(values_NK: Values) -> tuple[Doubles, Doubles]:
@@ -202,13 +210,6 @@ def similarity(ours_ND: Doubles, theirs_NE: Doubles, rows_N: NDArray[np.int64]) 
     return float(np.corrcoef(one, two)[0, 1])
 
 
-def metrics(task: Embedding, values_NK: Values, rows: Any) -> dict[str, float]:
-    """All metrics: `neighbours` (see `shared`, the mean), `similarity`, and `cosine`, 0 where the spaces differ."""
-    del task, rows
-    ours_ND, theirs_NE = split(values_NK)
-    return _metrics(ours_ND, theirs_NE, shared(ours_ND, theirs_NE), np.arange(len(values_NK)))
-
-
 def _metrics(ours_ND: Doubles, theirs_NE: Doubles, shared_N: Doubles, rows_N: NDArray[np.int64]) -> dict[str, float]:
     same = ours_ND.shape == theirs_NE.shape
     return {
@@ -216,41 +217,3 @@ def _metrics(ours_ND: Doubles, theirs_NE: Doubles, shared_N: Doubles, rows_N: ND
         "similarity": similarity(ours_ND, theirs_NE, rows_N),
         "cosine": float((ours_ND[rows_N] * theirs_NE[rows_N]).sum(-1).mean()) if same else 0.0,
     }
-
-
-def scores(task: Embedding, names: tuple[str, ...], values_NK: Values, rows: Any) -> dict[str, dict[str, Any]]:
-    """Metric → value, 95 % interval and number of rows."""
-    from distilpeft.metrics.classification import scored
-
-    del task, rows
-    ours_ND, theirs_NE = split(values_NK)
-    shared_N = shared(ours_ND, theirs_NE)
-    every_N = np.arange(len(values_NK))
-    return scored(lambda draw: _metrics(ours_ND, theirs_NE, shared_N, every_N[draw]), names, len(values_NK), BOUNDS)
-
-
-def added(task: Embedding, values_NK: Values, rows: Any) -> tuple[Doubles, Doubles]:
-    """What each row adds to the neighbours that are shared, and to their number."""
-    del task, rows
-    found_N = shared(*split(values_NK))
-    return found_N, np.ones(len(found_N))
-
-
-def calibration(task: Embedding, values_NK: Values, rows: Any) -> dict[str, list[float]] | None:
-    """Vectors come without a confidence."""
-    del task, values_NK, rows
-    return None
-
-
-def against_teacher(task: Embedding, values_NK: Values, teacher_NK: Values, rows: Any) -> dict[str, float]:
-    """How near the vectors are to the teacher's: `similarity` and `neighbours`."""
-    ours_ND, _ = split(values_NK)
-    theirs_NE, _ = split(teacher_NK)
-    found = _metrics(ours_ND, theirs_NE, shared(ours_ND, theirs_NE), np.arange(len(values_NK)))
-    return {name: found[name] for name in ("similarity", "neighbours")}
-
-
-def samples(model: Any, tokenizer: Any, rows: Any, count: int, max_new_tokens: int) -> list[dict[str, str]]:
-    """It writes nothing."""
-    del model, tokenizer, rows, count, max_new_tokens
-    return []

@@ -9,54 +9,166 @@ those of `text_rows`, and label (0 or 1 for each class).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import datasets
 import numpy as np
 from numpy.typing import NDArray
 
+from distilpeft.metrics.score import Score
 from distilpeft.recipe.task import MultiLabelClassification
 from distilpeft.tasks import text_rows
+from distilpeft.tasks.task import Batch, Columns, Doubles, Rows, Task, Text, Values, dense
 from distilpeft.tasks.text_rows import logits as measured
-from distilpeft.tasks.text_rows import one_each as num_positions
-from distilpeft.tasks.text_rows import texts
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+    from transformers import PreTrainedModel
 
+    from distilpeft.distillation.fused import Soft
     from distilpeft.distillation.losses import Loss
+    from distilpeft.tasks.task import InputReader
 
-__all__ = ["num_positions", "texts"]  # the rows' part of what every task has
-AUTO_CLASS = "AutoModelForSequenceClassification"
-PEFT_TASK = "SEQ_CLS"
-TRAIN_HEADS = True  # the classifier comes without pretrained weights
 BOUNDS = {"log_loss": (0.0, np.inf)}
-Values = NDArray[np.floating[Any]]
-Doubles = NDArray[np.float64]
 
 
-def features(task: MultiLabelClassification) -> datasets.Features:
-    """Columns after `encode`."""
-    return text_rows.features(task, label=datasets.List(datasets.Value("int8"), length=len(task.labels)))
+@dataclass(frozen=True)
+class MultiLabelTask(Task):
+    """Any number of classes for each text, or pair of texts."""
 
+    auto_class = "AutoModelForSequenceClassification"
+    peft_task = "SEQ_CLS"
+    section: MultiLabelClassification
 
-def model_options(task: MultiLabelClassification) -> dict[str, Any]:
-    """Configuration values of a model for this task."""
-    return {**text_rows.named(task.labels), "problem_type": "multi_label_classification"}
+    def features(self) -> datasets.Features:
+        """Columns after `encode`."""
+        return text_rows.features(
+            self.section, label=datasets.List(datasets.Value("int8"), length=len(self.section.labels))
+        )
 
+    def model_options(self) -> dict[str, object]:
+        """Configuration values of a model for this task."""
+        return {**text_rows.named(self.section.labels), "problem_type": "multi_label_classification"}
 
-def check_columns(task: MultiLabelClassification, rows: datasets.Dataset, origin: str) -> None:
-    """Refuse data without the recipe's columns; see `text_rows.check_columns`."""
-    text_rows.check_columns({"text": task.text, "pair": task.pair, "label": task.label}, rows, origin)
-    for name in task.labels if task.label is None else ():
-        text_rows.check_columns({"labels": name}, rows, origin)
+    def check_columns(self, rows: datasets.Dataset, origin: str) -> None:
+        """Refuse data without the recipe's columns; see `text_rows.check_columns`."""
+        text_rows.check_columns(
+            {"text": self.section.text, "pair": self.section.pair, "label": self.section.label}, rows, origin
+        )
+        for name in self.section.labels if self.section.label is None else ():
+            text_rows.check_columns({"labels": name}, rows, origin)
 
+    def faults(self, rows: datasets.Dataset) -> Iterator[str | None]:
+        """Why each row cannot be used; see `text_classification.faults`."""
+        own = (
+            [_column_faults(rows, name) for name in self.section.labels]
+            if self.section.label is None
+            else [_list_faults(self.section, rows)]
+        )
+        return text_rows.first_of(text_rows.text_faults(rows, self.section.text, self.section.pair), *own)
 
-def faults(task: MultiLabelClassification, rows: datasets.Dataset) -> Iterator[str | None]:
-    """Why each row cannot be used; see `text_classification.faults`."""
-    own = [_column_faults(rows, name) for name in task.labels] if task.label is None else [_list_faults(task, rows)]
-    return text_rows.first_of(text_rows.text_faults(rows, task.text, task.pair), *own)
+    def texts(self, rows: datasets.Dataset) -> Iterator[Text]:
+        """The texts, or pairs of them."""
+        return text_rows.texts(self.section, rows)
+
+    def encode(self, features: datasets.Features, columns: Columns, tokenizer: InputReader,
+        max_tokens: int,
+    ) -> Columns:  # fmt: skip
+        """Tokens of rows that have no fault, see `text_rows.encode`, and 0 or 1 for each class."""
+        label_NC = np.zeros((len(columns[self.section.text]), len(self.section.labels)), dtype=np.int8)
+        if self.section.label is None:
+            for column, name in enumerate(self.section.labels):
+                label_NC[:, column] = [yes_no(cell) or 0 for cell in columns[name]]
+        else:
+            names, is_index = text_rows.names_of(features[self.section.label], self.section.labels)
+            for row, cell in enumerate(columns[self.section.label]):
+                for one in listed(self.section, cell) or ():
+                    label_NC[row, text_rows.id_in(self.section.labels, one, names, is_index=is_index)] = 1
+        return {**text_rows.encode(self.section, columns, tokenizer, max_tokens), "label": label_NC.tolist()}
+
+    def collate(self, columns: Columns, tokenizer: InputReader) -> Batch:
+        """A batch: `inputs`, see `text_rows.inputs`; `labels_N`: 0 or 1, [B, C]."""
+        import torch
+
+        return {
+            "inputs": text_rows.inputs(columns, tokenizer),
+            "labels_N": torch.tensor(columns["label"], dtype=torch.long),
+        }
+
+    def count_rows(self, batch: Batch) -> int:
+        """How many decisions of a collated batch the loss counts: all, B * C."""
+        return int(batch["labels_N"].numel())
+
+    def soft(self, teacher: nn.Module, batch: Batch) -> Tensor:
+        """What the frozen teacher knows of a batch: its logits, [B, C]."""
+        return measured(teacher, batch).float()
+
+    def vocabulary(self, teacher: PreTrainedModel, max_tokens: int) -> int:
+        """Numbers in a soft target: a logit of each class."""
+        return len(self.section.labels)
+
+    def loss_sum(self, model: nn.Module, batch: Batch, loss: Loss, soft: Soft | None) -> Tensor:
+        """The loss summed over decisions."""
+        from distilpeft.distillation.losses import distil_sum
+
+        known = dense(soft)
+        return distil_sum(
+            _no_yes(measured(model, batch)),
+            batch["labels_N"].reshape(-1),
+            None if known is None else _no_yes(known),
+            loss,
+        )
+
+    def measure(self, model: nn.Module, batch: Batch, soft: Soft | None = None) -> Tensor:
+        """What the scores of a row are computed from: its logits, [B, C]."""
+        return measured(model, batch)
+
+    def answers(self, logits_NC: Values, labels_NC: Values) -> tuple[Values, Values]:
+        """Outputs and labels as the export's gate compares them: every decision's logits of no and yes, and 0 or 1."""
+        return decisions(logits_NC), labels_NC.reshape(-1)
+
+    def majority_values(self, train: Rows, rows: Rows) -> NDArray[np.float32]:
+        """`measure` of the answer "as often as in training" for each class, [N, C]."""
+        return np.tile(self.head_start(train), (len(rows.lengths_N), 1)).astype(np.float32)
+
+    def head_start(self, train: Rows) -> Doubles:
+        """The log-odds of each class in training, [C], with one more row that has it and one that has not."""
+        labels_NC = _labels(train)
+        share_C = (labels_NC.sum(0) + 1) / (len(labels_NC) + 2)
+        found_C: Doubles = np.log(share_C / (1 - share_C))
+        return found_C
+
+    def metrics(self, values_NC: Values, rows: Rows) -> dict[str, float]:
+        """All metrics: F1 by row, over all decisions, and by class; a class is chosen where its logit is positive."""
+        return _metrics(values_NC.astype(np.float64), _labels(rows))
+
+    def scores(self, names: tuple[str, ...], values_NC: Values, rows: Rows) -> dict[str, Score]:
+        """Metric → value, 95 % interval and number of rows."""
+        from distilpeft.metrics.classification import scored
+
+        wide_NC, labels_NC = values_NC.astype(np.float64), _labels(rows)
+        return scored(lambda draw: _metrics(wide_NC[draw], labels_NC[draw]), names, len(wide_NC), BOUNDS)
+
+    def added(self, values_NC: Values, rows: Rows) -> tuple[Doubles, Doubles]:
+        """What each row adds to the sum of F1 by row, and to its denominator."""
+        found_N = samples_f1(values_NC > 0, _labels(rows).astype(bool))
+        return found_N, np.ones(len(found_N))
+
+    def calibration(self, values_NC: Values, rows: Rows) -> dict[str, list[float]] | None:
+        """Mean confidence, share of right decisions and their number in each bin of confidence that has any."""
+        from distilpeft.metrics.classification import reliability
+        from distilpeft.metrics.probabilities import softmax
+
+        return reliability(softmax(decisions(values_NC)), _labels(rows).reshape(-1))
+
+    def against_teacher(self, values_NC: Values, teacher_NC: Values, rows: Rows) -> dict[str, float]:
+        """KL(teacher || model) in nats per decision and the share of decisions that are the same."""
+        from distilpeft.metrics.classification import agreement
+
+        ours, theirs = (np.asarray(decisions(values), dtype=np.float64) for values in (values_NC, teacher_NC))
+        return agreement(ours, theirs)
 
 
 def _list_faults(task: MultiLabelClassification, rows: datasets.Dataset) -> Iterator[str | None]:
@@ -94,58 +206,6 @@ def listed(task: MultiLabelClassification, cell: Any) -> list[Any] | None:
     return [part.strip() for part in cell.split(task.separator) if part.strip()] if isinstance(cell, str) else None
 
 
-def encode(
-    task: MultiLabelClassification, features: datasets.Features, batch: dict[str, list[Any]], tokenizer: Any,
-    max_tokens: int,
-) -> dict[str, list[Any]]:  # fmt: skip
-    """Tokens of rows that have no fault, see `text_rows.encode`, and 0 or 1 for each class."""
-    label_NC = np.zeros((len(batch[task.text]), len(task.labels)), dtype=np.int8)
-    if task.label is None:
-        for column, name in enumerate(task.labels):
-            label_NC[:, column] = [yes_no(cell) or 0 for cell in batch[name]]
-    else:
-        names, is_index = text_rows.names_of(features[task.label], task.labels)
-        for row, cell in enumerate(batch[task.label]):
-            for one in listed(task, cell) or ():
-                label_NC[row, text_rows.id_in(task.labels, one, names, is_index=is_index)] = 1
-    return {**text_rows.encode(task, batch, tokenizer, max_tokens), "label": label_NC.tolist()}
-
-
-def collate(rows: dict[str, list[Any]], tokenizer: Any) -> dict[str, Any]:
-    """A batch: `inputs`, see `text_rows.inputs`; `labels_N`: 0 or 1, [B, C]."""
-    import torch
-
-    return {"inputs": text_rows.inputs(rows, tokenizer), "labels_N": torch.tensor(rows["label"], dtype=torch.long)}
-
-
-def count_rows(batch: dict[str, Any]) -> int:
-    """How many decisions of a collated batch the loss counts: all, B * C."""
-    return int(batch["labels_N"].numel())
-
-
-def prepare(task: MultiLabelClassification, model: Any) -> None:
-    """Nothing to find out: the logits are the model's output."""
-
-
-def soft(teacher: nn.Module, batch: dict[str, Any]) -> Tensor:
-    """What the frozen teacher knows of a batch: its logits, [B, C]."""
-    return measured(teacher, batch).float()
-
-
-def vocabulary(task: MultiLabelClassification, teacher: Any, max_tokens: int) -> int:
-    """Numbers in a soft target: a logit of each class."""
-    del teacher, max_tokens
-    return len(task.labels)
-
-
-def loss_sum(model: nn.Module, batch: dict[str, Any], loss: Loss, soft: Tensor | None) -> Tensor:
-    """The loss summed over decisions."""
-    from distilpeft.distillation.losses import distil_sum
-
-    known = None if soft is None else _no_yes(soft)
-    return distil_sum(_no_yes(measured(model, batch)), batch["labels_N"].reshape(-1), known, loss)
-
-
 def _no_yes(logits_BC: Tensor) -> Tensor:
     """Each decision's logits of no and yes, [B * C, 2]."""
     import torch
@@ -154,35 +214,10 @@ def _no_yes(logits_BC: Tensor) -> Tensor:
     return torch.stack([torch.zeros_like(flat_M), flat_M], dim=-1)
 
 
-def measure(model: nn.Module, batch: dict[str, Any], soft: Tensor | None = None) -> Tensor:
-    """What the scores of a row are computed from: its logits, [B, C]."""
-    del soft
-    return measured(model, batch)
-
-
-def answers(logits_NC: Values, labels_NC: Values) -> tuple[Values, Values]:
-    """Outputs and labels as the export's gate compares them: every decision's logits of no and yes, and 0 or 1."""
-    return decisions(logits_NC), labels_NC.reshape(-1)
-
-
 def decisions(logits_NC: Values) -> Values:
     """Each decision's logits of no and yes, [N * C, 2]."""
     flat_M = logits_NC.reshape(-1)
     return np.stack([np.zeros_like(flat_M), flat_M], axis=-1)
-
-
-def majority_values(task: MultiLabelClassification, train: Any, rows: Any) -> NDArray[np.float32]:
-    """`measure` of the answer "as often as in training" for each class, [N, C]."""
-    return np.tile(usual(task, train), (len(rows.lengths_N), 1)).astype(np.float32)
-
-
-def usual(task: MultiLabelClassification, train: Any) -> Doubles:
-    """What a new head begins with: the log-odds of each class in training, [C]; as if each had once been so and not."""
-    del task
-    labels_NC = _labels(train)
-    share_C = (labels_NC.sum(0) + 1) / (len(labels_NC) + 2)
-    found_C: Doubles = np.log(share_C / (1 - share_C))
-    return found_C
 
 
 def _labels(rows: Any) -> NDArray[np.int64]:
@@ -213,53 +248,3 @@ def _metrics(logits_NC: Doubles, labels_NC: NDArray[np.int64]) -> dict[str, floa
         "ece": ece(softmax(decisions(logits_NC)), labels_NC.reshape(-1)),
         "log_loss": float(nats),
     }
-
-
-def metrics(task: MultiLabelClassification, values_NC: Values, rows: Any) -> dict[str, float]:
-    """All metrics: F1 by row, over all decisions, and by class; classes are chosen where they are likelier than not."""
-    del task
-    return _metrics(values_NC.astype(np.float64), _labels(rows))
-
-
-def scores(
-    task: MultiLabelClassification, names: tuple[str, ...], values_NC: Values, rows: Any
-) -> Mapping[str, dict[str, Any]]:
-    """Metric → value, 95 % interval and number of rows."""
-    from distilpeft.metrics.classification import scored
-
-    del task
-    wide_NC, labels_NC = values_NC.astype(np.float64), _labels(rows)
-    return scored(lambda draw: _metrics(wide_NC[draw], labels_NC[draw]), names, len(wide_NC), BOUNDS)
-
-
-def added(task: MultiLabelClassification, values_NC: Values, rows: Any) -> tuple[Doubles, Doubles]:
-    """What each row adds to the sum of F1 by row, and to its denominator."""
-    del task
-    found_N = samples_f1(values_NC > 0, _labels(rows).astype(bool))
-    return found_N, np.ones(len(found_N))
-
-
-def calibration(task: MultiLabelClassification, values_NC: Values, rows: Any) -> dict[str, list[float]] | None:
-    """Mean confidence, share of right decisions and their number in each bin of confidence that has any."""
-    from distilpeft.metrics.classification import reliability
-    from distilpeft.metrics.probabilities import softmax
-
-    del task
-    return reliability(softmax(decisions(values_NC)), _labels(rows).reshape(-1))
-
-
-def against_teacher(
-    task: MultiLabelClassification, values_NC: Values, teacher_NC: Values, rows: Any
-) -> dict[str, float]:
-    """KL(teacher || model) in nats per decision and the share of decisions that are the same."""
-    from distilpeft.metrics.classification import agreement
-
-    del task, rows
-    ours, theirs = (np.asarray(decisions(values), dtype=np.float64) for values in (values_NC, teacher_NC))
-    return agreement(ours, theirs)
-
-
-def samples(model: Any, tokenizer: Any, rows: Any, count: int, max_new_tokens: int) -> list[dict[str, str]]:
-    """A classifier writes nothing."""
-    del model, tokenizer, rows, count, max_new_tokens
-    return []

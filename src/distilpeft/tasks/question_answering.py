@@ -13,6 +13,7 @@ these), window (its number, from 0), context, answers.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import datasets
@@ -22,51 +23,209 @@ from numpy.typing import NDArray
 from distilpeft.data.vocabulary import TYPES
 from distilpeft.errors import InputError
 from distilpeft.metrics.answer_spans import Span, choose, exact, f1
+from distilpeft.metrics.score import Score
 from distilpeft.recipe.task import QuestionAnswering
 from distilpeft.tasks import text_rows
 from distilpeft.tasks.outputs import logits_of
+from distilpeft.tasks.task import Batch, Columns, Doubles, Rows, Task, Values, dense
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+    from transformers import PreTrainedModel
 
+    from distilpeft.distillation.fused import Soft
     from distilpeft.distillation.losses import Loss
+    from distilpeft.tasks.task import InputReader
 
-AUTO_CLASS = "AutoModelForQuestionAnswering"
-PEFT_TASK = "QUESTION_ANS"
-TRAIN_HEADS = True  # the head comes without pretrained weights
 MASKED = -1e8
 """The logit of a token that cannot start or end an answer: that of `losses`, which is not imported without torch."""
 BOUNDS = {"log_loss": (0.0, np.inf)}
-Values = NDArray[np.floating[Any]]
-Doubles = NDArray[np.float64]
 
 
-def features(task: QuestionAnswering) -> datasets.Features:
-    """Columns after `encode`."""
-    del task
-    numbers, text = datasets.List(datasets.Value("int32")), datasets.Value("string")
-    own = {"token_types": datasets.List(datasets.Value("int8")), "label": numbers, "starts": numbers, "ends": numbers}
-    counts = {name: datasets.Value("int32") for name in ("first", "last", "window")}
-    return datasets.Features({**text_rows.BASE, **own, **counts, "context": text, "answers": datasets.List(text)})
+@dataclass(frozen=True)
+class QuestionAnsweringTask(Task):
+    """Questions whose answer stands in a text."""
 
+    auto_class = "AutoModelForQuestionAnswering"
+    peft_task = "QUESTION_ANS"
+    section: QuestionAnswering
 
-def model_options(task: QuestionAnswering) -> dict[str, Any]:
-    """Configuration values of a model for this task: a start and an end."""
-    del task
-    return {"num_labels": 2}
+    def features(self) -> datasets.Features:
+        """Columns after `encode`."""
+        numbers, text = datasets.List(datasets.Value("int32")), datasets.Value("string")
+        own = {
+            "token_types": datasets.List(datasets.Value("int8")),
+            "label": numbers,
+            "starts": numbers,
+            "ends": numbers,
+        }
+        counts = {name: datasets.Value("int32") for name in ("first", "last", "window")}
+        return datasets.Features({**text_rows.BASE, **own, **counts, "context": text, "answers": datasets.List(text)})
 
+    def model_options(self) -> dict[str, object]:
+        """Configuration values of a model for this task: a start and an end."""
+        return {"num_labels": 2}
 
-def check_columns(task: QuestionAnswering, rows: datasets.Dataset, origin: str) -> None:
-    """Refuse data without the recipe's columns; see `text_rows.check_columns`."""
-    columns = {"question": task.question, "context": task.context, "answers": task.answers}
-    text_rows.check_columns(columns, rows, origin)
+    def check_columns(self, rows: datasets.Dataset, origin: str) -> None:
+        """Refuse data without the recipe's columns; see `text_rows.check_columns`."""
+        columns = {"question": self.section.question, "context": self.section.context, "answers": self.section.answers}
+        text_rows.check_columns(columns, rows, origin)
 
+    def faults(self, rows: datasets.Dataset) -> Iterator[str | None]:
+        """Why each row cannot be used; see `text_classification.faults`."""
+        cells = zip(
+            *(text_rows.cells(rows, column) for column in (self.section.context, self.section.answers)), strict=True
+        )
+        own = (_fault(self.section, context, answers) for context, answers in cells)
+        return text_rows.first_of(text_rows.text_faults(rows, self.section.question, self.section.context), own)
 
-def faults(task: QuestionAnswering, rows: datasets.Dataset) -> Iterator[str | None]:
-    """Why each row cannot be used; see `text_classification.faults`."""
-    cells = zip(*(text_rows.cells(rows, column) for column in (task.context, task.answers)), strict=True)
-    own = (_fault(task, context, answers) for context, answers in cells)
-    return text_rows.first_of(text_rows.text_faults(rows, task.question, task.context), own)
+    def texts(self, rows: datasets.Dataset) -> Iterator[tuple[str, str]]:
+        """What makes two rows the same, and what a deployed model reads."""
+        cells = zip(
+            text_rows.cells(rows, self.section.question), text_rows.cells(rows, self.section.context), strict=True
+        )
+        return ((question.strip(), context) for question, context in cells)
+
+    def encode(self, features: datasets.Features, columns: Columns, tokenizer: InputReader, max_tokens: int) -> Columns:
+        """Windows of rows that have no fault.
+
+        Raises:
+            InputError: a question leaves no room for its text.
+        """
+        limit = min(max_tokens, tokenizer.model_max_length)
+        questions, contexts = ([text.strip() for text in columns[self.section.question]], columns[self.section.context])
+        taken = tokenizer(questions, truncation=False, verbose=False)["input_ids"]
+        longest = max(range(len(taken)), key=lambda at: len(taken[at]))
+        if len(taken[longest]) + self.section.stride + 2 >= limit:
+            raise InputError(
+                f"data.max_tokens: {limit} tokens leave no room for windows that overlap by {self.section.stride} "
+                f"behind the question {questions[longest][:60]!r} of {len(taken[longest])} tokens"
+            )
+        read = tokenizer(
+            questions, contexts, truncation="only_second", max_length=limit, stride=self.section.stride,
+            return_overflowing_tokens=True, return_offsets_mapping=True, return_token_type_ids=True,
+        )  # fmt: skip
+        own = ("label", "starts", "ends", "first", "last", "window", "context", "answers")
+        found: Columns = {name: [] for name in (*text_rows.BASE, *own)}
+        origins = read["overflow_to_sample_mapping"]
+        for number, row in enumerate(origins):
+            places = [at for at, part in enumerate(read.sequence_ids(number)) if part == 1]
+            first, last = places[0], places[-1]
+            offsets = read["offset_mapping"][number][first : last + 1]
+            answers = listed(columns[self.section.answers][row], contexts[row]) or []
+            found["input_ids"].append(read["input_ids"][number])
+            found["num_tokens"].append(len(read["input_ids"][number]))
+            found["truncated"].append(origins.count(row) > 1)
+            found["label"].append(_tokens_of(answers, offsets, first))
+            found["starts"].append([start for start, _ in offsets])
+            found["ends"].append([end for _, end in offsets])
+            found["first"].append(first)
+            found["last"].append(last)
+            found["window"].append(sum(1 for earlier in origins[:number] if earlier == row))
+            found["context"].append(contexts[row])
+            found["answers"].append([text for text, _ in answers])
+        return {**found, "token_types": read["token_type_ids"]}
+
+    def collate(self, columns: Columns, tokenizer: InputReader) -> Batch:
+        """Pad to the longest row of the batch.
+
+        Returns:
+            `inputs`: input_ids and attention_mask [B, S], token_type_ids where the model tells the texts apart by them.
+            `labels_N`: token of the start and of the end of each row, one behind the other; `allowed_NS`: what can
+            be one;
+            `at_N`, `rows_N`: positions of both in an output of [B, 2, S], and the b of each.
+        """
+        import torch
+
+        given = {"input_ids": columns["input_ids"]}
+        if TYPES in tokenizer.model_input_names:
+            given[TYPES] = columns["token_types"]
+        inputs = dict(tokenizer.pad(given, padding_side="right", return_tensors="pt"))
+        size, width = inputs["input_ids"].shape
+        places_S = torch.arange(width)
+        first_B1, last_B1 = (torch.tensor(columns[name]).unsqueeze(-1) for name in ("first", "last"))
+        allowed_BS = (places_S == 0) | ((places_S >= first_B1) & (places_S <= last_B1))
+        return {
+            "inputs": inputs,
+            "labels_N": torch.tensor(columns["label"], dtype=torch.long).reshape(-1),
+            "allowed_NS": allowed_BS.repeat_interleave(2, dim=0),
+            "at_N": torch.arange(2 * size),
+            "rows_N": torch.arange(size).repeat_interleave(2),
+        }
+
+    def soft(self, teacher: nn.Module, batch: Batch) -> Tensor:
+        """What the frozen teacher knows of a batch: its logits."""
+        return place_logits(teacher, batch)
+
+    def num_positions(self, rows: Rows) -> NDArray[np.int64]:
+        """How many soft targets each row has: its start and its end."""
+        return np.full(len(rows.lengths_N), 2, dtype=np.int64)
+
+    def vocabulary(self, teacher: PreTrainedModel, max_tokens: int) -> int:
+        """Numbers in a soft target: a logit of each token of the longest row."""
+        return max_tokens
+
+    def loss_sum(self, model: nn.Module, batch: Batch, loss: Loss, soft: Soft | None) -> Tensor:
+        """The loss summed over starts and ends."""
+        from distilpeft.distillation.losses import distil_sum
+
+        return distil_sum(place_logits(model, batch), batch["labels_N"], dense(soft), loss)
+
+    def measure(self, model: nn.Module, batch: Batch, soft: Soft | None = None) -> Tensor:
+        """What the scores of a row are computed from: logits of start and end of each token, [B, S * 2], then zeros."""
+        logits_NS = place_logits(model, batch)
+        return logits_NS.reshape(-1, 2, logits_NS.shape[-1]).transpose(1, 2).flatten(1)
+
+    def majority_values(self, train: Rows, rows: Rows) -> NDArray[np.float32]:
+        """`measure` of a model for which all tokens are as likely: its answer is the first word of the text."""
+        return np.zeros((len(rows.lengths_N), 2 * int(rows.lengths_N.max())), dtype=np.float32)
+
+    def metrics(self, values_RK: Values, rows: Rows) -> dict[str, float]:
+        """All metrics: F1 over words and exact match by question, as SQuAD's script has them, and nats by window."""
+        found = answers_of(self.section, values_RK, rows)
+        return {
+            "f1": float(np.mean([f1(*one) for one in found])),
+            "exact_match": float(np.mean([exact(*one) for one in found])),
+            "log_loss": float(_nats(values_RK, rows).mean()),
+        }
+
+    def scores(self, names: tuple[str, ...], values_RK: Values, rows: Rows) -> dict[str, Score]:
+        """Metric → value, 95 % interval and number of questions."""
+        from distilpeft.metrics.classification import scored
+
+        found = answers_of(self.section, values_RK, rows)
+        nats_R, window_R = _nats(values_RK, rows), rows.column("window")
+        of_question_R = np.cumsum(window_R == 0) - 1
+        nats_Q, windows_Q = np.bincount(of_question_R, nats_R), np.bincount(of_question_R)
+        f1_Q, exact_Q = (np.array([score(*one) for one in found]) for score in (f1, exact))
+
+        def of(draw: Any) -> dict[str, float]:
+            return {
+                "f1": float(f1_Q[draw].mean()), "exact_match": float(exact_Q[draw].mean()),
+                "log_loss": float(nats_Q[draw].sum() / windows_Q[draw].sum()),
+            }  # fmt: skip
+
+        return scored(of, names, len(found), BOUNDS)
+
+    def added(self, values_RK: Values, rows: Rows) -> tuple[Doubles, Doubles]:
+        """What each question adds to the sum of F1, and to its denominator."""
+        found_Q = np.array([f1(*one) for one in answers_of(self.section, values_RK, rows)])
+        return found_Q, np.ones(len(found_Q))
+
+    def against_teacher(self, values_RK: Values, teacher_RK: Values, rows: Rows) -> dict[str, float]:
+        """KL(teacher || model) in nats per start or end, and the share of both that are at the same token."""
+        from distilpeft.metrics.classification import agreement
+
+        places_S = np.arange(values_RK.shape[1] // 2)
+        first_R1, last_R1 = (rows.column(name)[:, None] for name in ("first", "last"))
+        allowed_RS = (places_S == 0) | ((places_S >= first_R1) & (places_S <= last_R1))
+        ours, theirs = (
+            np.where(
+                allowed_RS[:, None], values.reshape(len(values), -1, 2).transpose(0, 2, 1).astype(np.float64), MASKED
+            )
+            for values in (values_RK, teacher_RK)
+        )
+        return agreement(ours.reshape(-1, ours.shape[-1]), theirs.reshape(-1, theirs.shape[-1]))
 
 
 def _fault(task: QuestionAnswering, context: Any, answers: Any) -> str | None:
@@ -106,56 +265,6 @@ def listed(cell: Any, context: str) -> list[tuple[str, int]] | None:
     return [(one["text"], one["answer_start"]) for one in cell] if known else None
 
 
-def texts(task: QuestionAnswering, rows: datasets.Dataset) -> Iterator[tuple[str, str]]:
-    """What makes two rows the same, and what a deployed model reads."""
-    cells = zip(text_rows.cells(rows, task.question), text_rows.cells(rows, task.context), strict=True)
-    return ((question.strip(), context) for question, context in cells)
-
-
-def encode(
-    task: QuestionAnswering, features: datasets.Features, batch: dict[str, list[Any]], tokenizer: Any, max_tokens: int
-) -> dict[str, list[Any]]:
-    """Windows of rows that have no fault.
-
-    Raises:
-        InputError: a question leaves no room for its text.
-    """
-    del features
-    limit = min(max_tokens, tokenizer.model_max_length)
-    questions, contexts = ([text.strip() for text in batch[task.question]], batch[task.context])
-    taken = tokenizer(questions, truncation=False, verbose=False)["input_ids"]
-    longest = max(range(len(taken)), key=lambda at: len(taken[at]))
-    if len(taken[longest]) + task.stride + 2 >= limit:
-        raise InputError(
-            f"data.max_tokens: {limit} tokens leave no room for windows that overlap by {task.stride} (task.stride) "
-            f"behind the question {questions[longest][:60]!r} of {len(taken[longest])} tokens"
-        )
-    read = tokenizer(
-        questions, contexts, truncation="only_second", max_length=limit, stride=task.stride,
-        return_overflowing_tokens=True, return_offsets_mapping=True, return_token_type_ids=True,
-    )  # fmt: skip
-    found: dict[str, list[Any]] = {name: [] for name in (*text_rows.BASE, "label", "starts", "ends", "first", "last",
-                                                         "window", "context", "answers")}  # fmt: skip
-    origins = read["overflow_to_sample_mapping"]
-    for number, row in enumerate(origins):
-        places = [at for at, part in enumerate(read.sequence_ids(number)) if part == 1]
-        first, last = places[0], places[-1]
-        offsets = read["offset_mapping"][number][first : last + 1]
-        answers = listed(batch[task.answers][row], contexts[row]) or []
-        found["input_ids"].append(read["input_ids"][number])
-        found["num_tokens"].append(len(read["input_ids"][number]))
-        found["truncated"].append(origins.count(row) > 1)
-        found["label"].append(_tokens_of(answers, offsets, first))
-        found["starts"].append([start for start, _ in offsets])
-        found["ends"].append([end for _, end in offsets])
-        found["first"].append(first)
-        found["last"].append(last)
-        found["window"].append(sum(1 for earlier in origins[:number] if earlier == row))
-        found["context"].append(contexts[row])
-        found["answers"].append([text for text, _ in answers])
-    return {**found, "token_types": read["token_type_ids"]}
-
-
 def _tokens_of(answers: list[tuple[str, int]], offsets: list[tuple[int, int]], first: int) -> list[int]:
     """The tokens of the first answer, if all of it is in the window; else those of [CLS]."""
     if not answers:
@@ -168,87 +277,10 @@ def _tokens_of(answers: list[tuple[str, int]], offsets: list[tuple[int, int]], f
     return [first + inside[0], first + inside[-1]] if inside else [0, 0]
 
 
-def collate(rows: dict[str, list[Any]], tokenizer: Any) -> dict[str, Any]:
-    """Pad to the longest row of the batch.
-
-    Returns:
-        `inputs`: input_ids and attention_mask [B, S], token_type_ids where the model tells the texts apart by them.
-        `labels_N`: token of the start and of the end of each row, one behind the other; `allowed_NS`: what can be one;
-        `at_N`, `rows_N`: positions of both in an output of [B, 2, S], and the b of each.
-    """
-    import torch
-
-    given = {"input_ids": rows["input_ids"]}
-    if TYPES in tokenizer.model_input_names:
-        given[TYPES] = rows["token_types"]
-    inputs = dict(tokenizer.pad(given, padding_side="right", return_tensors="pt"))
-    size, width = inputs["input_ids"].shape
-    places_S = torch.arange(width)
-    first_B1, last_B1 = (torch.tensor(rows[name]).unsqueeze(-1) for name in ("first", "last"))
-    allowed_BS = (places_S == 0) | ((places_S >= first_B1) & (places_S <= last_B1))
-    return {
-        "inputs": inputs,
-        "labels_N": torch.tensor(rows["label"], dtype=torch.long).reshape(-1),
-        "allowed_NS": allowed_BS.repeat_interleave(2, dim=0),
-        "at_N": torch.arange(2 * size),
-        "rows_N": torch.arange(size).repeat_interleave(2),
-    }
-
-
-def count_rows(batch: dict[str, Any]) -> int:
-    """How many distributions a collated batch holds: a start and an end for each row."""
-    return len(batch["labels_N"])
-
-
-def prepare(task: QuestionAnswering, model: Any) -> None:
-    """Nothing to find out: the logits are the model's output."""
-
-
-def place_logits(model: nn.Module, batch: dict[str, Any]) -> Tensor:
+def place_logits(model: nn.Module, batch: Batch) -> Tensor:
     """Logits of start and end of each row over the tokens that can be one, [N, S]."""
     logits_B2S: Tensor = logits_of(model(**batch["inputs"]))
     return logits_B2S.flatten(0, 1).float().masked_fill(~batch["allowed_NS"], MASKED)
-
-
-def soft(teacher: nn.Module, batch: dict[str, Any]) -> Tensor:
-    """What the frozen teacher knows of a batch: its logits."""
-    return place_logits(teacher, batch)
-
-
-def num_positions(rows: Any) -> NDArray[np.int64]:
-    """How many soft targets each row has: its start and its end."""
-    return np.full(len(rows.lengths_N), 2, dtype=np.int64)
-
-
-def vocabulary(task: QuestionAnswering, teacher: Any, max_tokens: int) -> int:
-    """Numbers in a soft target: a logit of each token of the longest row."""
-    del task, teacher
-    return max_tokens
-
-
-def loss_sum(model: nn.Module, batch: dict[str, Any], loss: Loss, soft: Tensor | None) -> Tensor:
-    """The loss summed over starts and ends."""
-    from distilpeft.distillation.losses import distil_sum
-
-    return distil_sum(place_logits(model, batch), batch["labels_N"], soft, loss)
-
-
-def measure(model: nn.Module, batch: dict[str, Any], soft: Tensor | None = None) -> Tensor:
-    """What the scores of a row are computed from: logits of start and end of each token, [B, S * 2], then zeros."""
-    del soft
-    logits_NS = place_logits(model, batch)
-    return logits_NS.reshape(-1, 2, logits_NS.shape[-1]).transpose(1, 2).flatten(1)
-
-
-def answers(logits_NS: Values, labels_N: Values) -> tuple[Values, Values]:
-    """Outputs and labels as the export's gate compares them: logits over tokens, and the right token."""
-    return logits_NS, labels_N
-
-
-def majority_values(task: QuestionAnswering, train: Any, rows: Any) -> NDArray[np.float32]:
-    """`measure` of a model for which all tokens are as likely: its answer is the first word of the text."""
-    del task, train
-    return np.zeros((len(rows.lengths_N), 2 * int(rows.lengths_N.max())), dtype=np.float32)
 
 
 def _windows(rows: Any) -> Iterator[dict[str, Any]]:
@@ -296,65 +328,3 @@ def _nats(values_RK: Values, rows: Any) -> Doubles:
         log_p_A2 = logits_A2 - np.logaddexp.reduce(logits_A2, axis=0)
         found.append(-(log_p_A2[at[0], 0] + log_p_A2[at[1], 1]) / 2)
     return np.array(found)
-
-
-def metrics(task: QuestionAnswering, values_RK: Values, rows: Any) -> dict[str, float]:
-    """All metrics: F1 over words and exact match by question, as SQuAD's script has them, and nats by window."""
-    found = answers_of(task, values_RK, rows)
-    return {
-        "f1": float(np.mean([f1(*one) for one in found])),
-        "exact_match": float(np.mean([exact(*one) for one in found])),
-        "log_loss": float(_nats(values_RK, rows).mean()),
-    }
-
-
-def scores(task: QuestionAnswering, names: tuple[str, ...], values_RK: Values, rows: Any) -> dict[str, dict[str, Any]]:
-    """Metric → value, 95 % interval and number of questions."""
-    from distilpeft.metrics.classification import scored
-
-    found = answers_of(task, values_RK, rows)
-    nats_R, window_R = _nats(values_RK, rows), rows.column("window")
-    of_question_R = np.cumsum(window_R == 0) - 1
-    nats_Q, windows_Q = np.bincount(of_question_R, nats_R), np.bincount(of_question_R)
-    f1_Q, exact_Q = (np.array([score(*one) for one in found]) for score in (f1, exact))
-
-    def of(draw: Any) -> dict[str, float]:
-        return {
-            "f1": float(f1_Q[draw].mean()), "exact_match": float(exact_Q[draw].mean()),
-            "log_loss": float(nats_Q[draw].sum() / windows_Q[draw].sum()),
-        }  # fmt: skip
-
-    return scored(of, names, len(found), BOUNDS)
-
-
-def added(task: QuestionAnswering, values_RK: Values, rows: Any) -> tuple[Doubles, Doubles]:
-    """What each question adds to the sum of F1, and to its denominator."""
-    found_Q = np.array([f1(*one) for one in answers_of(task, values_RK, rows)])
-    return found_Q, np.ones(len(found_Q))
-
-
-def calibration(task: QuestionAnswering, values_RK: Values, rows: Any) -> dict[str, list[float]] | None:
-    """Not kept of places in a text."""
-    del task, values_RK, rows
-    return None
-
-
-def against_teacher(task: QuestionAnswering, values_RK: Values, teacher_RK: Values, rows: Any) -> dict[str, float]:
-    """KL(teacher || model) in nats per start or end, and the share of both that are at the same token."""
-    from distilpeft.metrics.classification import agreement
-
-    del task
-    places_S = np.arange(values_RK.shape[1] // 2)
-    first_R1, last_R1 = (rows.column(name)[:, None] for name in ("first", "last"))
-    allowed_RS = (places_S == 0) | ((places_S >= first_R1) & (places_S <= last_R1))
-    ours, theirs = (
-        np.where(allowed_RS[:, None], values.reshape(len(values), -1, 2).transpose(0, 2, 1).astype(np.float64), MASKED)
-        for values in (values_RK, teacher_RK)
-    )
-    return agreement(ours.reshape(-1, ours.shape[-1]), theirs.reshape(-1, theirs.shape[-1]))
-
-
-def samples(model: Any, tokenizer: Any, rows: Any, count: int, max_new_tokens: int) -> list[dict[str, str]]:
-    """It writes nothing of its own."""
-    del model, tokenizer, rows, count, max_new_tokens
-    return []

@@ -1,7 +1,6 @@
-"""Tasks: what a row is, how it becomes tokens and labels, which rows count, and how its scores are computed.
+"""The recipe's rows: read and checked once, tokenised for each model that asks.
 
-One module per task, all with the same small set of names (see `text_classification`). To add a task: add a
-module, its section in `task_sections.py`, a line in `kinds.py`, and one to `TASKS`.
+To add a task: its section in `recipe/task.py`, a file with its class, and a line in `TASKS`.
 """
 
 from __future__ import annotations
@@ -10,8 +9,7 @@ import shutil
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import datasets
 import numpy as np
@@ -22,43 +20,39 @@ from distilpeft.data.reading import origin as data_origin
 from distilpeft.errors import InputError
 from distilpeft.machine.files import SUMS, digest_json, is_whole, seal_folder
 from distilpeft.recipe import Recipe
-from distilpeft.tasks import (
-    embedding,
-    image_classification,
-    multi_label_classification,
-    question_answering,
-    regression,
-    text_classification,
-    token_classification,
-)
-from distilpeft.tasks.language import causal_lm, seq2seq
+from distilpeft.tasks.embedding import EmbeddingTask
+from distilpeft.tasks.image_classification import ImageClassificationTask
+from distilpeft.tasks.language.causal_lm import CausalLMTask
+from distilpeft.tasks.language.seq2seq import Seq2SeqTask
+from distilpeft.tasks.multi_label_classification import MultiLabelTask
+from distilpeft.tasks.question_answering import QuestionAnsweringTask
+from distilpeft.tasks.regression import RegressionTask
+from distilpeft.tasks.task import Batch, Task, Text
+from distilpeft.tasks.text_classification import TextClassificationTask
+from distilpeft.tasks.token_classification import TokenClassificationTask
+
+if TYPE_CHECKING:
+    from distilpeft.tasks.task import InputReader
 
 MainFirst = Callable[[], AbstractContextManager[Any]]
 """Makes a context in which the main process goes before the others."""
 MOST_GROUPS, MOST_LISTED = 30, 5
-TASKS: dict[str, ModuleType] = {
-    "text_classification": text_classification,
-    "multi_label_classification": multi_label_classification,
-    "regression": regression,
-    "token_classification": token_classification,
-    "question_answering": question_answering,
-    "causal_lm": causal_lm,
-    "seq2seq": seq2seq,
-    "image_classification": image_classification,
-    "embedding": embedding,
+TASKS: dict[str, Callable[..., Task]] = {
+    "text_classification": TextClassificationTask,
+    "multi_label_classification": MultiLabelTask,
+    "regression": RegressionTask,
+    "token_classification": TokenClassificationTask,
+    "question_answering": QuestionAnsweringTask,
+    "causal_lm": CausalLMTask,
+    "seq2seq": Seq2SeqTask,
+    "image_classification": ImageClassificationTask,
+    "embedding": EmbeddingTask,
 }
 
 
-def task_module(recipe: Recipe) -> ModuleType:
-    """The module of the recipe's task."""
-    return TASKS[recipe.task.kind]
-
-
-def inputs_of(data: TaskData, model: Any, batch: dict[str, Any]) -> dict[str, Any]:
-    """All that a model takes for a batch, on the CPU as that is."""
-    more = getattr(data.task, "inputs", None)
-    found: dict[str, Any] = batch["inputs"] if more is None else more(model, batch)
-    return found
+def task_of(recipe: Recipe) -> Task:
+    """The recipe's task, with its settings."""
+    return TASKS[recipe.task.kind](recipe.task)
 
 
 class Tokens:
@@ -70,8 +64,8 @@ class Tokens:
         num_truncated: rows that were cut to `data.max_tokens`.
     """
 
-    def __init__(self, task: ModuleType, dataset: datasets.Dataset, tokenizer: Any, section: Any = None) -> None:
-        self._task, self._tokenizer, self._section = task, tokenizer, section
+    def __init__(self, task: Task, dataset: datasets.Dataset, tokenizer: InputReader) -> None:
+        self._task, self._tokenizer = task, tokenizer
         self.dataset = dataset
         self.lengths_N: NDArray[np.int32] = self.column("num_tokens")
         self.num_truncated = int(self.column("truncated").sum())
@@ -81,17 +75,13 @@ class Tokens:
         found: NDArray[Any] = self.dataset.select_columns([name]).with_format("numpy")[:][name]
         return found
 
-    def load_batch(self, row_ids_N: NDArray[np.int64], epoch: int | None = None) -> dict[str, Any]:
-        """Collate these rows; the batch also holds their `row_ids_N`, and `epoch`.
-
-        With an epoch they come as it sees them in training, where the task varies them.
-        """
+    def load_batch(self, row_ids_N: NDArray[np.int64], epoch: int | None = None) -> Batch:
+        """Collate these rows; with an epoch they come as it sees them in training, where the task varies them."""
         ids = row_ids_N.tolist()
-        rows = self.dataset[ids]
-        vary = getattr(self._task, "vary", None)
-        if epoch is not None and vary is not None:
-            rows = vary(self._section, rows, ids, epoch, self._tokenizer)
-        return {**self._task.collate(rows, self._tokenizer), "row_ids_N": row_ids_N, "epoch": epoch}
+        columns = self.dataset[ids]
+        if epoch is not None:
+            columns = self._task.vary(columns, ids, epoch, self._tokenizer)
+        return {**self._task.collate(columns, self._tokenizer), "row_ids_N": row_ids_N, "epoch": epoch}
 
 
 class TaskData:
@@ -104,45 +94,45 @@ class TaskData:
     """
 
     def __init__(self, recipe: Recipe, digest: str, cache: Path, main_first: MainFirst = nullcontext) -> None:
-        self.recipe, self.task, self.digest = recipe, task_module(recipe), digest
+        self.recipe, self.task, self.digest = recipe, task_of(recipe), digest
         self._cache, self._main_first = cache, main_first
         self._splits, self.skipped = read_task_splits(recipe)
         self._tokens: dict[str, Tokens] = {}
-        self.duplicates = duplicates({name: self.task.texts(recipe.task, rows) for name, rows in self._splits.items()})
+        self.duplicates = duplicates({name: self.task.texts(rows) for name, rows in self._splits.items()})
 
-    def texts(self, split: str, count: int) -> list[Any]:
+    def texts(self, split: str, count: int) -> list[Text]:
         """The first texts of a split, or pairs of them, as its rows hold them."""
         rows = self._splits[split]
-        return list(self.task.texts(self.recipe.task, rows.select(range(min(count, len(rows))))))
+        return list(self.task.texts(rows.select(range(min(count, len(rows))))))
 
     def groups(self) -> NDArray[np.str_] | None:
         """The group of each row that models are judged on; None if the recipe asks for none."""
         column = self.recipe.evaluate.groups
         return None if column is None else _groups(self._splits[self.recipe.evaluate.split], column)
 
-    def tokens(self, split: str, tokenizer: Any, tokenizer_digest: str) -> Tokens:
+    def tokens(self, split: str, tokenizer: InputReader, tokenizer_digest: str) -> Tokens:
         """Tokenise a split, or find it on disk; `tokenizer_digest` names the tokenizer."""
         rows = self._splits[split]
         name = digest_json([self.digest, split, tokenizer_digest, self.recipe.data.max_tokens])[:16]
         if name in self._tokens:  # no process waits for the others then
             return self._tokens[name]
         folder = self._cache / f"tokens-{split}-{name}"
-        task, max_tokens = self.recipe.task, self.recipe.data.max_tokens
+        max_tokens = self.recipe.data.max_tokens
         with self._main_first():  # the others find the main process's file
             if not is_whole(folder):
                 shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True, exist_ok=True)
             dataset = rows.map(
-                lambda batch: self.task.encode(task, rows.features, batch, tokenizer, max_tokens),
+                lambda batch: self.task.encode(rows.features, batch, tokenizer, max_tokens),
                 batched=True,
                 remove_columns=rows.column_names,
-                features=self.task.features(task),
+                features=self.task.features(),
                 cache_file_name=str(folder / "rows.arrow"),
                 new_fingerprint=name,
             )
             if not (folder / SUMS).is_file():
                 seal_folder(folder)
-        self._tokens[name] = Tokens(self.task, dataset, tokenizer, task)
+        self._tokens[name] = Tokens(self.task, dataset, tokenizer)
         return self._tokens[name]
 
 
@@ -155,10 +145,10 @@ def read_task_splits(recipe: Recipe) -> tuple[dict[str, datasets.Dataset], dict[
     Raises:
         InputError: see `data.read_splits` and `usable`; or the training rows are all alike.
     """
-    task, column = task_module(recipe), recipe.evaluate.groups
+    task, column = task_of(recipe), recipe.evaluate.groups
 
     def check(rows: datasets.Dataset, numbers: NDArray[np.int64], origin: str) -> datasets.Dataset:
-        kept = usable(task, recipe.task, rows, numbers, origin, recipe.data.on_bad_row)
+        kept = usable(task, rows, numbers, origin, recipe.data.on_bad_row)
         if column is not None and column not in rows.column_names:
             has = ", ".join(rows.column_names)
             raise InputError(f"evaluate.groups: {origin} has no column {column!r}; its columns are {has}")
@@ -168,8 +158,7 @@ def read_task_splits(recipe: Recipe) -> tuple[dict[str, datasets.Dataset], dict[
 
     skipped: dict[str, int] = {}
     splits = read_splits(recipe.data, check)
-    learnable = getattr(task, "learnable", None)
-    fault = learnable(recipe.task, splits["train"]) if learnable is not None else None
+    fault = task.nothing_to_learn(splits["train"])
     if fault is not None:
         raise InputError(f"{data_origin(recipe.data)}: of the training rows {fault}: there is nothing to learn")
     if column is not None:
@@ -183,14 +172,12 @@ def read_task_splits(recipe: Recipe) -> tuple[dict[str, datasets.Dataset], dict[
 
 
 def usable(
-    task: ModuleType, section: Any, rows: datasets.Dataset, numbers_N: NDArray[np.int64], origin: str,
-    on_bad_row: str = "error",
-) -> datasets.Dataset:  # fmt: skip
+    task: Task, rows: datasets.Dataset, numbers_N: NDArray[np.int64], origin: str, on_bad_row: str = "error"
+) -> datasets.Dataset:
     """The rows that the task can use.
 
     Args:
         task: the recipe's.
-        section: names the columns.
         rows: the rows.
         numbers_N: each row's number in its source, from 1 (a CSV header is not counted).
         origin: the source, for the message.
@@ -200,9 +187,9 @@ def usable(
         InputError: a column is missing; or there are others, and the recipe does not leave them out: what is wrong
             with the first, and where the first five are.
     """
-    task.check_columns(section, rows, origin)
+    task.check_columns(rows, origin)
     bad, first = [], ""
-    for index, fault in enumerate(task.faults(section, rows)):
+    for index, fault in enumerate(task.faults(rows)):
         if fault is not None:
             first = first or fault
             bad.append(index)
@@ -225,14 +212,23 @@ def _groups(rows: datasets.Dataset, column: str) -> NDArray[np.str_]:
     return np.array([name or "(none)" for name in named], dtype=np.str_)
 
 
-class Part:
+class RowSubset:
     """Some rows of a split, for scores of their own."""
 
     def __init__(self, rows: Tokens, mask_N: NDArray[np.bool_]) -> None:
         self._rows, self._mask_N = rows, mask_N
         self.lengths_N = rows.lengths_N[mask_N]
 
+    @property
+    def dataset(self) -> datasets.Dataset:
+        """See `Rows`."""
+        return self._rows.dataset.select(np.flatnonzero(self._mask_N))
+
     def column(self, name: str) -> NDArray[Any]:
-        """See `Tokens.column`."""
+        """See `Rows`."""
         found: NDArray[Any] = self._rows.column(name)[self._mask_N]
         return found
+
+    def load_batch(self, row_ids_N: NDArray[np.int64], epoch: int | None = None) -> Batch:
+        """See `Rows`; `row_ids_N` count the rows of the subset."""
+        return self._rows.load_batch(np.flatnonzero(self._mask_N)[row_ids_N], epoch)

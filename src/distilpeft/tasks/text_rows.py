@@ -10,14 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 import datasets
 import numpy as np
-from numpy.typing import NDArray
 
 from distilpeft.data.vocabulary import TYPES
 from distilpeft.errors import InputError
 from distilpeft.recipe.task import Embedding, Texts
+from distilpeft.tasks.task import Batch, Columns, Text
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+
+    from distilpeft.tasks.task import InputReader
 
 BATCH_ROWS = 5_000  # read at once where every row is looked at
 BASE = {
@@ -70,15 +72,13 @@ def cells(rows: datasets.Dataset, column: str) -> Iterator[Any]:
         yield from batch[column]
 
 
-def encode(
-    task: Texts | Embedding, batch: dict[str, list[Any]], tokenizer: Any, max_tokens: int
-) -> dict[str, list[Any]]:
+def encode(task: Texts | Embedding, columns: Columns, tokenizer: InputReader, max_tokens: int) -> Columns:
     """Tokenise rows that have no fault; longer ones are cut by the tokenizer, which keeps its special tokens.
 
     Of a pair the longer text is cut first, token by token.
     """
     pair = getattr(task, "pair", None)
-    given = [batch[column] for column in (task.text, pair) if column is not None]
+    given = [columns[column] for column in (task.text, pair) if column is not None]
     full = tokenizer(*given, truncation=False, verbose=False)["input_ids"]
     limit = min(max_tokens, tokenizer.model_max_length)
     found = tokenizer(*given, truncation=True, max_length=limit, return_token_type_ids=pair is not None)
@@ -92,19 +92,19 @@ def encode(
     }
 
 
-def inputs(rows: dict[str, list[Any]], tokenizer: Any) -> dict[str, Tensor]:
+def inputs(columns: Columns, tokenizer: InputReader) -> dict[str, Tensor]:
     """What the model takes, padded to the longest row of the batch.
 
     Returns:
         input_ids and attention_mask [B, S]; for pairs token_type_ids, where the model tells the texts apart by them.
     """
-    given = {"input_ids": rows["input_ids"]}
-    if "token_types" in rows and TYPES in tokenizer.model_input_names:
-        given[TYPES] = rows["token_types"]
+    given = {"input_ids": columns["input_ids"]}
+    if "token_types" in columns and TYPES in tokenizer.model_input_names:
+        given[TYPES] = columns["token_types"]
     return dict(tokenizer.pad(given, return_tensors="pt"))
 
 
-def texts(task: Texts | Embedding, rows: datasets.Dataset) -> Iterator[str | tuple[str, str]]:
+def texts(task: Texts | Embedding, rows: datasets.Dataset) -> Iterator[Text]:
     """What makes two rows the same, for counting duplicates between splits."""
     pair = getattr(task, "pair", None)
     if pair is None:
@@ -112,24 +112,19 @@ def texts(task: Texts | Embedding, rows: datasets.Dataset) -> Iterator[str | tup
     return zip(cells(rows, task.text), cells(rows, pair), strict=True)
 
 
-def logits(model: nn.Module, batch: dict[str, Any]) -> Tensor:
+def logits(model: nn.Module, batch: Batch) -> Tensor:
     """The model's output for every row of a batch, [B, C]."""
     found: Tensor = model(**batch["inputs"]).logits
     return found
 
 
-def named(labels: Sequence[str]) -> dict[str, Any]:
+def named(labels: Sequence[str]) -> dict[str, object]:
     """Configuration values of a model with these classes."""
     return {
         "num_labels": len(labels),
         "id2label": dict(enumerate(labels)),
         "label2id": {name: index for index, name in enumerate(labels)},
     }
-
-
-def one_each(rows: Any) -> NDArray[np.int64]:
-    """How many soft targets each row has: one."""
-    return np.ones(len(rows.lengths_N), dtype=np.int64)
 
 
 def class_id(value: Any, labels: Sequence[str], *, is_index: bool = False) -> int | None:

@@ -10,57 +10,187 @@ entry per word that is read: at (its first token), label (class id).
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import datasets
 import numpy as np
 from numpy.typing import NDArray
 
+from distilpeft.metrics.score import Score
 from distilpeft.metrics.word_spans import entities, first_tokens
 from distilpeft.recipe.task import TokenClassification
 from distilpeft.tasks import text_rows
+from distilpeft.tasks.task import Batch, Columns, Doubles, Rows, Task, Values, dense
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+    from transformers import PreTrainedModel
 
+    from distilpeft.distillation.fused import Soft
     from distilpeft.distillation.losses import Loss
+    from distilpeft.tasks.task import InputReader
 
-AUTO_CLASS = "AutoModelForTokenClassification"
-PEFT_TASK = "TOKEN_CLS"
-TRAIN_HEADS = True  # the classifier comes without pretrained weights
 BINS = 15  # of confidence; as for texts
 SUMS = ("words", "right", "nats", "there", "told", "found", *(f"gap_{i}" for i in range(BINS)))
 """Sums over a row's words; there, told and found are entities: of the labels, of the model, of both."""
 BOUNDS = {"log_loss": (0.0, np.inf)}
-Values = NDArray[np.floating[Any]]
-Doubles = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 
-def features(task: TokenClassification) -> datasets.Features:
-    """Columns after `encode`."""
-    del task
-    lists = {name: datasets.List(datasets.Value("int32")) for name in ("at", "label")}
-    return datasets.Features({**text_rows.BASE, **lists, "num_words": datasets.Value("int32")})
+@dataclass(frozen=True)
+class TokenClassificationTask(Task):
+    """A tag for each word of a text."""
 
+    auto_class = "AutoModelForTokenClassification"
+    peft_task = "TOKEN_CLS"
+    section: TokenClassification
 
-def model_options(task: TokenClassification) -> dict[str, Any]:
-    """Configuration values of a model for this task."""
-    return text_rows.named(task.labels)
+    def features(self) -> datasets.Features:
+        """Columns after `encode`."""
+        lists = {name: datasets.List(datasets.Value("int32")) for name in ("at", "label")}
+        return datasets.Features({**text_rows.BASE, **lists, "num_words": datasets.Value("int32")})
 
+    def model_options(self) -> dict[str, object]:
+        """Configuration values of a model for this task."""
+        return text_rows.named(self.section.labels)
 
-def check_columns(task: TokenClassification, rows: datasets.Dataset, origin: str) -> None:
-    """Refuse data without the recipe's columns; see `text_rows.check_columns`."""
-    text_rows.check_columns({"words": task.words, "tags": task.tags}, rows, origin)
+    def check_columns(self, rows: datasets.Dataset, origin: str) -> None:
+        """Refuse data without the recipe's columns; see `text_rows.check_columns`."""
+        text_rows.check_columns({"words": self.section.words, "tags": self.section.tags}, rows, origin)
 
+    def faults(self, rows: datasets.Dataset) -> Iterator[str | None]:
+        """Why each row cannot be used; see `text_classification.faults`."""
+        names, is_index = text_rows.names_of(rows.features[self.section.tags], self.section.labels)
+        for words, tags in zip(
+            *(text_rows.cells(rows, column) for column in (self.section.words, self.section.tags)), strict=True
+        ):
+            fault = _fault(self.section, words, tags)
+            unlisted = (
+                [] if fault else [tag for tag in tags if text_rows.class_id(tag, names, is_index=is_index) is None]
+            )
+            yield f"tag {unlisted[0]!r} is {text_rows.allowed(self.section.labels)}" if unlisted else fault
 
-def faults(task: TokenClassification, rows: datasets.Dataset) -> Iterator[str | None]:
-    """Why each row cannot be used; see `text_classification.faults`."""
-    names, is_index = text_rows.names_of(rows.features[task.tags], task.labels)
-    for words, tags in zip(*(text_rows.cells(rows, column) for column in (task.words, task.tags)), strict=True):
-        fault = _fault(task, words, tags)
-        unlisted = [] if fault else [tag for tag in tags if text_rows.class_id(tag, names, is_index=is_index) is None]
-        yield f"tag {unlisted[0]!r} is {text_rows.allowed(task.labels)}" if unlisted else fault
+    def texts(self, rows: datasets.Dataset) -> Iterator[str]:
+        """What makes two rows the same, and what a deployed model reads: the words with spaces between them."""
+        return (" ".join(words) for words in text_rows.cells(rows, self.section.words))
+
+    def encode(self, features: datasets.Features, columns: Columns, tokenizer: InputReader, max_tokens: int) -> Columns:
+        """Tokens of rows that have no fault, the first token of each word and its class id."""
+        names, is_index = text_rows.names_of(features[self.section.tags], self.section.labels)
+        joined = [" ".join(words) for words in columns[self.section.words]]
+        limit = min(max_tokens, tokenizer.model_max_length)
+        full = tokenizer(joined, truncation=False, verbose=False)["input_ids"]
+        read = tokenizer(joined, truncation=True, max_length=limit, return_offsets_mapping=True)
+        found: dict[str, list[Any]] = {name: [] for name in ("at", "label", "num_words")}
+        for words, tags, offsets in zip(
+            columns[self.section.words], columns[self.section.tags], read["offset_mapping"], strict=True
+        ):
+            ends = np.cumsum([len(word) + 1 for word in words]) - 1
+            spans = [(int(end) - len(word), int(end)) for word, end in zip(words, ends, strict=True)]
+            kept, at = first_tokens(spans, offsets)
+            found["at"].append(at)
+            found["label"].append(
+                [text_rows.id_in(self.section.labels, tags[w], names, is_index=is_index) for w in kept]
+            )
+            found["num_words"].append(len(kept))
+        return {
+            "input_ids": read["input_ids"],
+            "num_tokens": [len(ids) for ids in read["input_ids"]],
+            "truncated": [len(ids) > limit for ids in full],
+            **found,
+        }
+
+    def collate(self, columns: Columns, tokenizer: InputReader) -> Batch:
+        """Pad to the longest row of the batch.
+
+        Returns:
+            `inputs`: input_ids and attention_mask [B, S]. `at_N`: flat positions b * S + s of the words' first tokens,
+            `labels_N` their class ids, `rows_N` the b of each, `order_N` its place among the words of its row.
+        """
+        import torch
+
+        inputs = dict(tokenizer.pad({"input_ids": columns["input_ids"]}, padding_side="right", return_tensors="pt"))
+        width = inputs["input_ids"].shape[1]
+        flat = [b * width + s for b, at in enumerate(columns["at"]) for s in at]
+        return {
+            "inputs": inputs,
+            "at_N": torch.tensor(flat, dtype=torch.long),
+            "labels_N": torch.tensor([label for labels in columns["label"] for label in labels], dtype=torch.long),
+            "rows_N": torch.tensor([b for b, at in enumerate(columns["at"]) for _ in at], dtype=torch.long),
+            "order_N": torch.tensor([w for at in columns["at"] for w in range(len(at))], dtype=torch.long),
+        }
+
+    def soft(self, teacher: nn.Module, batch: Batch) -> Tensor:
+        """What the frozen teacher knows of a batch: the logits of its words."""
+        return word_logits(teacher, batch).float()
+
+    def num_positions(self, rows: Rows) -> Ints:
+        """How many soft targets each row has: one per word."""
+        return rows.column("num_words").astype(np.int64)
+
+    def vocabulary(self, teacher: PreTrainedModel, max_tokens: int) -> int:
+        """Numbers in a soft target: a logit of each class."""
+        return len(self.section.labels)
+
+    def loss_sum(self, model: nn.Module, batch: Batch, loss: Loss, soft: Soft | None) -> Tensor:
+        """The loss summed over words."""
+        from distilpeft.distillation.losses import distil_sum
+
+        return distil_sum(word_logits(model, batch), batch["labels_N"], dense(soft), loss)
+
+    def measure(self, model: nn.Module, batch: Batch, soft: Soft | None = None) -> Tensor:
+        """The logits of a row's words, one after the other, [B, W * C]; then zeros."""
+        logits_NC = word_logits(model, batch).float()
+        num_rows, width = len(batch["inputs"]["input_ids"]), 1 + int(batch["order_N"].max()) if len(logits_NC) else 1
+        values_BWC = logits_NC.new_zeros(num_rows, width, logits_NC.shape[-1])
+        values_BWC[batch["rows_N"], batch["order_N"]] = logits_NC
+        return values_BWC.flatten(1)
+
+    def majority_values(self, train: Rows, rows: Rows) -> NDArray[np.float32]:
+        """`measure` of the answer "as often as in training", whose top class is the commonest tag."""
+        labels_N = np.concatenate(list(train.column("label")))
+        share_C = np.bincount(labels_N, minlength=len(self.section.labels)) / max(len(labels_N), 1)
+        width = int(rows.column("num_words").max(initial=1))
+        return np.tile(np.log(np.maximum(share_C, 1e-9)), (len(rows.lengths_N), width)).astype(np.float32)
+
+    def metrics(self, values_RK: Values, rows: Rows) -> dict[str, float]:
+        """All metrics: those of whole entities, and those of words."""
+        return _metrics(sums(self.section, values_RK, rows).sum(0))
+
+    def scores(self, names: tuple[str, ...], values_RK: Values, rows: Rows) -> dict[str, Score]:
+        """Metric → value, 95 % interval and number of words; rows are resampled, as a row's words correlate."""
+        from distilpeft.metrics.classification import scored
+
+        sums_RK = sums(self.section, values_RK, rows)
+        words = int(sums_RK[:, 0].sum())
+        return scored(lambda draw: _metrics(sums_RK[draw].sum(0)), names, len(sums_RK), BOUNDS, words)
+
+    def added(self, values_RK: Values, rows: Rows) -> tuple[Doubles, Doubles]:
+        """What each row adds to the sum of F1 over entities, and to its denominator, which depends on the model."""
+        sums_RK = sums(self.section, values_RK, rows)
+        there_R, told_R, found_R = (sums_RK[:, SUMS.index(name)] for name in ("there", "told", "found"))
+        return 2 * found_R, there_R + told_R
+
+    def calibration(self, values_RK: Values, rows: Rows) -> dict[str, list[float]] | None:
+        """Mean confidence, share of right tags and words of each bin of confidence that has any."""
+        from distilpeft.metrics.classification import reliability
+        from distilpeft.metrics.probabilities import softmax
+
+        logits_NC = _flat(values_RK, rows.column("num_words").astype(np.int64), len(self.section.labels))
+        labels_N = np.concatenate([np.asarray(one, dtype=np.int64) for one in rows.column("label")])
+        return reliability(softmax(logits_NC), labels_N)
+
+    def against_teacher(self, values_RK: Values, teacher_RK: Values, rows: Rows) -> dict[str, float]:
+        """KL(teacher || model) in nats per word and the share of words with the same tag."""
+        from distilpeft.metrics.classification import agreement
+
+        num_words_R = rows.column("num_words").astype(np.int64)
+        ours, theirs = (
+            np.asarray(_flat(values, num_words_R, len(self.section.labels)), dtype=np.float64)
+            for values in (values_RK, teacher_RK)
+        )
+        return agreement(ours, theirs)
 
 
 def _fault(task: TokenClassification, words: Any, tags: Any) -> str | None:
@@ -78,122 +208,16 @@ def _shown(cell: Any) -> str:
     return text if len(text) <= 60 else f"{text[:60]}..."
 
 
-def texts(task: TokenClassification, rows: datasets.Dataset) -> Iterator[str]:
-    """What makes two rows the same, and what a deployed model reads: the words with spaces between them."""
-    return (" ".join(words) for words in text_rows.cells(rows, task.words))
-
-
-def encode(
-    task: TokenClassification, features: datasets.Features, batch: dict[str, list[Any]], tokenizer: Any, max_tokens: int
-) -> dict[str, list[Any]]:
-    """Tokens of rows that have no fault, the first token of each word and its class id."""
-    names, is_index = text_rows.names_of(features[task.tags], task.labels)
-    joined = [" ".join(words) for words in batch[task.words]]
-    limit = min(max_tokens, tokenizer.model_max_length)
-    full = tokenizer(joined, truncation=False, verbose=False)["input_ids"]
-    read = tokenizer(joined, truncation=True, max_length=limit, return_offsets_mapping=True)
-    found: dict[str, list[Any]] = {name: [] for name in ("at", "label", "num_words")}
-    for words, tags, offsets in zip(batch[task.words], batch[task.tags], read["offset_mapping"], strict=True):
-        ends = np.cumsum([len(word) + 1 for word in words]) - 1
-        spans = [(int(end) - len(word), int(end)) for word, end in zip(words, ends, strict=True)]
-        kept, at = first_tokens(spans, offsets)
-        found["at"].append(at)
-        found["label"].append([text_rows.id_in(task.labels, tags[w], names, is_index=is_index) for w in kept])
-        found["num_words"].append(len(kept))
-    return {
-        "input_ids": read["input_ids"],
-        "num_tokens": [len(ids) for ids in read["input_ids"]],
-        "truncated": [len(ids) > limit for ids in full],
-        **found,
-    }
-
-
-def collate(rows: dict[str, list[Any]], tokenizer: Any) -> dict[str, Any]:
-    """Pad to the longest row of the batch.
-
-    Returns:
-        `inputs`: input_ids and attention_mask [B, S]. `at_N`: flat positions b * S + s of the words' first tokens,
-        `labels_N` their class ids, `rows_N` the b of each, `order_N` its place among the words of its row.
-    """
-    import torch
-
-    inputs = dict(tokenizer.pad({"input_ids": rows["input_ids"]}, padding_side="right", return_tensors="pt"))
-    width = inputs["input_ids"].shape[1]
-    flat = [b * width + s for b, at in enumerate(rows["at"]) for s in at]
-    return {
-        "inputs": inputs,
-        "at_N": torch.tensor(flat, dtype=torch.long),
-        "labels_N": torch.tensor([label for labels in rows["label"] for label in labels], dtype=torch.long),
-        "rows_N": torch.tensor([b for b, at in enumerate(rows["at"]) for _ in at], dtype=torch.long),
-        "order_N": torch.tensor([w for at in rows["at"] for w in range(len(at))], dtype=torch.long),
-    }
-
-
-def count_rows(batch: dict[str, Any]) -> int:
-    """How many words a collated batch holds."""
-    return len(batch["labels_N"])
-
-
-def prepare(task: TokenClassification, model: Any) -> None:
-    """Nothing to find out: the logits are the model's output."""
-
-
-def word_logits(model: nn.Module, batch: dict[str, Any]) -> Tensor:
+def word_logits(model: nn.Module, batch: Batch) -> Tensor:
     """Logits of every word of a batch, [N, C]."""
     logits_BSC: Tensor = model(**batch["inputs"]).logits
     return logits_BSC.reshape(-1, logits_BSC.shape[-1])[batch["at_N"]]
-
-
-def soft(teacher: nn.Module, batch: dict[str, Any]) -> Tensor:
-    """What the frozen teacher knows of a batch: the logits of its words."""
-    return word_logits(teacher, batch).float()
-
-
-def num_positions(rows: Any) -> Ints:
-    """How many soft targets each row has: one per word."""
-    return rows.column("num_words").astype(np.int64)  # type: ignore[no-any-return]
-
-
-def vocabulary(task: TokenClassification, teacher: Any, max_tokens: int) -> int:
-    """Numbers in a soft target: a logit of each class."""
-    del teacher, max_tokens
-    return len(task.labels)
-
-
-def loss_sum(model: nn.Module, batch: dict[str, Any], loss: Loss, soft: Tensor | None) -> Tensor:
-    """The loss summed over words."""
-    from distilpeft.distillation.losses import distil_sum
-
-    return distil_sum(word_logits(model, batch), batch["labels_N"], soft, loss)
-
-
-def measure(model: nn.Module, batch: dict[str, Any], soft: Tensor | None = None) -> Tensor:
-    """What the scores of a row are computed from: the logits of its words behind each other, [B, W * C], then zeros."""
-    del soft
-    logits_NC = word_logits(model, batch).float()
-    num_rows, width = len(batch["inputs"]["input_ids"]), 1 + int(batch["order_N"].max()) if len(logits_NC) else 1
-    values_BWC = logits_NC.new_zeros(num_rows, width, logits_NC.shape[-1])
-    values_BWC[batch["rows_N"], batch["order_N"]] = logits_NC
-    return values_BWC.flatten(1)
-
-
-def answers(logits_NC: Values, labels_N: Values) -> tuple[Values, Values]:
-    """Outputs and labels as the export's gate compares them: logits over classes, and class ids."""
-    return logits_NC, labels_N
 
 
 def _flat(values_RK: Values, num_words_R: Ints, num_classes: int) -> Values:
     """The logits of all words, row by row, [N, C]."""
     values_RWC = values_RK.reshape(len(values_RK), -1, num_classes)
     return values_RWC[np.arange(values_RWC.shape[1]) < num_words_R[:, None]]
-
-
-def majority_values(task: TokenClassification, train: Any, rows: Any) -> NDArray[np.float32]:
-    """`measure` of the answer "as often as in training", whose top class is the commonest tag."""
-    labels_N = np.concatenate(list(train.column("label")))
-    share_C = np.bincount(labels_N, minlength=len(task.labels)) / max(len(labels_N), 1)
-    width = int(rows.column("num_words").max(initial=1))
-    return np.tile(np.log(np.maximum(share_C, 1e-9)), (len(rows.lengths_N), width)).astype(np.float32)
 
 
 def sums(task: TokenClassification, values_RK: Values, rows: Any) -> Doubles:
@@ -234,53 +258,3 @@ def _metrics(sums_K: Doubles) -> dict[str, float]:
         "ece": float(np.abs(sums_K[-BINS:]).sum()) / words,
         "log_loss": total["nats"] / words,
     }
-
-
-def metrics(task: TokenClassification, values_RK: Values, rows: Any) -> dict[str, float]:
-    """All metrics: those of whole entities, and those of words."""
-    return _metrics(sums(task, values_RK, rows).sum(0))
-
-
-def scores(
-    task: TokenClassification, names: tuple[str, ...], values_RK: Values, rows: Any
-) -> dict[str, dict[str, Any]]:
-    """Metric → value, 95 % interval and number of words; intervals by resampling rows, whose words hang together."""
-    from distilpeft.metrics.classification import scored
-
-    sums_RK = sums(task, values_RK, rows)
-    words = int(sums_RK[:, 0].sum())
-    return scored(lambda draw: _metrics(sums_RK[draw].sum(0)), names, len(sums_RK), BOUNDS, words)
-
-
-def added(task: TokenClassification, values_RK: Values, rows: Any) -> tuple[Doubles, Doubles]:
-    """What each row adds to the sum of F1 over entities, and to its denominator, which depends on the model."""
-    sums_RK = sums(task, values_RK, rows)
-    there_R, told_R, found_R = (sums_RK[:, SUMS.index(name)] for name in ("there", "told", "found"))
-    return 2 * found_R, there_R + told_R
-
-
-def calibration(task: TokenClassification, values_RK: Values, rows: Any) -> dict[str, list[float]] | None:
-    """Mean confidence, share of right tags and words of each bin of confidence that has any."""
-    from distilpeft.metrics.classification import reliability
-    from distilpeft.metrics.probabilities import softmax
-
-    logits_NC = _flat(values_RK, rows.column("num_words").astype(np.int64), len(task.labels))
-    labels_N = np.concatenate([np.asarray(one, dtype=np.int64) for one in rows.column("label")])
-    return reliability(softmax(logits_NC), labels_N)
-
-
-def against_teacher(task: TokenClassification, values_RK: Values, teacher_RK: Values, rows: Any) -> dict[str, float]:
-    """KL(teacher || model) in nats per word and the share of words with the same tag."""
-    from distilpeft.metrics.classification import agreement
-
-    num_words_R = rows.column("num_words").astype(np.int64)
-    ours, theirs = (
-        np.asarray(_flat(values, num_words_R, len(task.labels)), dtype=np.float64) for values in (values_RK, teacher_RK)
-    )
-    return agreement(ours, theirs)
-
-
-def samples(model: Any, tokenizer: Any, rows: Any, count: int, max_new_tokens: int) -> list[dict[str, str]]:
-    """A tagger writes nothing."""
-    del model, tokenizer, rows, count, max_new_tokens
-    return []

@@ -19,8 +19,9 @@ from distilpeft.models.pair import Loaded
 from distilpeft.recipe import Recipe
 from distilpeft.recipe.training import Precision
 from distilpeft.tasks.rows import TaskData, Tokens
+from distilpeft.tasks.task import Batch
 
-Soft = Callable[[dict[str, Any]], Any]
+Soft = Callable[[Batch], Any]
 """Batch on the device → what the teacher knows of it, in the task's form."""
 
 
@@ -49,7 +50,7 @@ def soft_of(runtime: Runtime, data: TaskData, teacher: Loaded, precision: Precis
     """What a frozen teacher knows of a batch, computed in its own precision."""
     import torch
 
-    def soft(batch: dict[str, Any]) -> Any:
+    def soft(batch: Batch) -> Any:
         with torch.no_grad(), runtime.autocast(precision):
             return data.task.soft(teacher.model, batch)
 
@@ -63,7 +64,7 @@ def soft_of_rows(runtime: Runtime, data: TaskData, teacher: Loaded, precision: P
         soft_of(runtime, data, teacher, precision),
     )
 
-    def of_rows(batch: dict[str, Any]) -> Any:
+    def of_rows(batch: Batch) -> Any:
         return soft(send_to_device(rows.load_batch(batch["row_ids_N"], batch["epoch"]), runtime.device))
 
     return of_rows
@@ -82,14 +83,14 @@ def validator(
         )  # fmt: skip
         if not np.isfinite(values_NK).all():
             return {"finite": 0.0}
-        found = {"finite": 1.0, **data.task.metrics(recipe.task, values_NK, rows)}
+        found = {"finite": 1.0, **data.task.metrics(values_NK, rows)}
         return found if soft else {name: found[name] for name in ("finite", *recipe.kind.metrics)}
 
     return validate
 
 
-LoadBatch = Callable[[NDArray[np.int64]], dict[str, Any]]
-Measure = Callable[[nn.Module, dict[str, Any]], Tensor]
+LoadBatch = Callable[[NDArray[np.int64]], Batch]
+Measure = Callable[[nn.Module, Batch], Tensor]
 """Bare model and collated batch → numbers per row, [B, K]."""
 
 

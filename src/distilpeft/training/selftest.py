@@ -37,7 +37,8 @@ from distilpeft.errors import GateError
 from distilpeft.machine.runtime import Runtime
 from distilpeft.recipe.task import CausalLM
 from distilpeft.recipe.training import Fit, Optim
-from distilpeft.tasks.language import causal_lm
+from distilpeft.tasks.language.causal_lm import CausalLMTask
+from distilpeft.tasks.task import Batch
 from distilpeft.training.step import Work
 from distilpeft.training.train import train
 
@@ -187,19 +188,19 @@ def traces_here(processes: int) -> dict[tuple[int, str], Trace]:
 
 def _trace(runtime: Runtime, micro_batch_size: int, optimizer: str) -> Trace:
     student, teacher = models()
-    task = CausalLM(kind="causal_lm", text="text", pack=True)
+    task = CausalLMTask(CausalLM(kind="causal_lm", text="text", pack=True))
     for model in (student, teacher):
         model.to(runtime.device)
-        causal_lm.prepare(task, model)
+        task.prepare(model)
     data, padding = rows(), SimpleNamespace(pad_token_id=0)
 
-    def load_batch(ids: Any, epoch: int = 0) -> dict[str, Any]:
-        return causal_lm.collate({name: [column[i] for i in ids] for name, column in data.items()}, padding)
+    def load_batch(ids: Any, epoch: int = 0) -> Batch:
+        return task.collate({name: [column[i] for i in ids] for name, column in data.items()}, padding)
 
-    def loss_sum(model: nn.Module, batch: dict[str, Any]) -> Tensor:
+    def loss_sum(model: nn.Module, batch: Batch) -> Tensor:
         with torch.no_grad():
-            soft = causal_lm.soft(teacher, batch)
-        return causal_lm.loss_sum(model, batch, LOSS, soft)
+            soft = task.soft(teacher, batch)
+        return task.loss_sum(model, batch, LOSS, soft)
 
     with tempfile.TemporaryDirectory() as folder:
         # The main process writes the log; every process has a folder of its own that nobody else reads.
@@ -214,7 +215,7 @@ def _trace(runtime: Runtime, micro_batch_size: int, optimizer: str) -> Trace:
             lengths_N=np.array([len(ids) for ids in data["input_ids"]], dtype=np.int32),
             load_batch=load_batch,
             loss_sum=loss_sum,
-            count_rows=causal_lm.count_rows,
+            count_rows=task.count_rows,
             validate=lambda _: {"accuracy": 0.0},
             folder=Path(folder),
         )  # fmt: skip

@@ -26,10 +26,10 @@ from distilpeft.machine.runtime import Runtime
 from distilpeft.models.parallel import no_sync, norm_of, whole
 from distilpeft.models.weights import trainable
 from distilpeft.recipe.training import Fit, Optim
+from distilpeft.tasks.task import Batch
 from distilpeft.training import batch_norm
 from distilpeft.training.checkpoints import Checkpoints
 
-Batch = dict[str, Any]
 Watch = Callable[[float, float], None]
 """(share of all steps that is done, the monitor's value) of each validation of a training."""
 

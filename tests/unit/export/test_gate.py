@@ -14,7 +14,9 @@ from distilpeft.export import gate as parity
 from distilpeft.export.comparison import Call, Verdict, compare, faults
 from distilpeft.export.gate import Gate
 from distilpeft.recipe.export import Limits
-from distilpeft.tasks import multi_label_classification, regression, text_classification
+from distilpeft.tasks.multi_label_classification import MultiLabelTask
+from distilpeft.tasks.regression import RegressionTask
+from distilpeft.tasks.text_classification import TextClassificationTask
 
 NONE = Limits(None, None, None, None)
 GOOD = {"max_abs_diff": 0.0, "kl": 0.0, "top1_agreement": 1.0, "metric_kept": 1.0}
@@ -30,7 +32,7 @@ def verdict(folder, calls, answers, *, language=False) -> Verdict:
     for number, answer in enumerate(answers):
         np.save(folder / f"{number}.npy", answer.astype(np.float32))
     family = "language" if language else "classes"
-    return compare(calls, folder, family, text_classification.answers)
+    return compare(calls, folder, family, TextClassificationTask(None).answers)
 
 
 @pytest.fixture
@@ -151,7 +153,11 @@ def gate_calls(monkeypatch, **limits):
         monkeypatch.setattr(parity, name, value)
     gate = Gate.__new__(Gate)
     gate._gate_rows, gate._language, gate._runner = 60, True, Echo()
-    gate._data, gate._student, gate._caches = SimpleNamespace(task=SimpleNamespace()), None, True
+    gate._data, gate._student, gate._caches = (
+        SimpleNamespace(task=SimpleNamespace(inputs=lambda _, batch: batch["inputs"])),
+        None,
+        True,
+    )
     return gate._calls(Rows(), 5)
 
 
@@ -178,7 +184,7 @@ def test_decisions_of_several_classes_are_compared_as_bernoulli_variables(tmp_pa
     ours, theirs, labels = rng.normal(size=(40, 3)) * 2, rng.normal(size=(40, 3)) * 2, rng.integers(0, 2, (40, 3))
     np.save(tmp_path / "0.npy", theirs.astype(np.float32))
     one = Call({}, np.arange(40), labels, np.arange(40), ours.astype(np.float32))
-    found = compare([one], tmp_path, "classes", multi_label_classification.answers).figures
+    found = compare([one], tmp_path, "classes", MultiLabelTask(None).answers).figures
     p, q = (1 / (1 + np.exp(-side)) for side in (ours, theirs))
     kl = p * np.log(p / q) + (1 - p) * np.log((1 - p) / (1 - q))
     assert found["kl"] == pytest.approx(kl.mean(), rel=1e-5)
@@ -194,7 +200,7 @@ def test_numbers_are_compared_in_standard_deviations_of_the_labels(tmp_path):
     theirs = ours + rng.normal(0, 2, 64)
     np.save(tmp_path / "0.npy", theirs[:, None].astype(np.float32))
     one = Call({}, np.arange(64), labels, np.arange(64), ours[:, None].astype(np.float32))
-    verdict = compare([one], tmp_path, "values", regression.answers)
+    verdict = compare([one], tmp_path, "values", RegressionTask(None).answers)
     found, unit = verdict.figures, labels.std()
     assert found["max_abs_diff"] == pytest.approx(np.abs(ours - theirs).max() / unit, rel=1e-4)
     assert found["kl"] == pytest.approx(np.square((ours - theirs) / unit).mean() / 2, rel=1e-4)

@@ -12,7 +12,7 @@ from transformers import BertModel
 
 from distilpeft.distillation.losses import Loss
 from distilpeft.recipe.task import Embedding
-from distilpeft.tasks import embedding as task_
+from distilpeft.tasks.embedding import EmbeddingTask
 
 TASK = Embedding(kind="embedding", text="text")
 TEXTS = ["good film", "the dull actor of the scene and the music", "fine"]
@@ -22,13 +22,13 @@ RNG = np.random.default_rng(5)
 def model_of(task: Embedding = TASK, **changes) -> BertModel:
     torch.manual_seed(2)
     model = BertModel(tiny.config(2, **changes)).double().eval()
-    task_.prepare(task, model)
+    EmbeddingTask(task).prepare(model)
     return model
 
 
 def batch_of(*texts):
     words = tiny.tokenizer()
-    return task_.collate({"input_ids": [words(text)["input_ids"] for text in texts]}, words)
+    return EmbeddingTask(TASK).collate({"input_ids": [words(text)["input_ids"] for text in texts]}, words)
 
 
 def alone(model, text, pooling) -> torch.Tensor:
@@ -41,7 +41,7 @@ def alone(model, text, pooling) -> torch.Tensor:
 def test_the_loss_is_that_of_single_rows(pooling, loss):
     model = model_of(TASK.model_copy(update={"pooling": pooling, "loss": loss}))
     teacher = torch.tensor(RNG.normal(size=(3, 64)), dtype=torch.float64).float()
-    found = task_.loss_sum(model, batch_of(*TEXTS), Loss(1.0), teacher)
+    found = EmbeddingTask(TASK).loss_sum(model, batch_of(*TEXTS), Loss(1.0), teacher)
     right = 0.0
     for text, target in zip(TEXTS, teacher.double(), strict=True):
         own = alone(model, text, pooling)
@@ -57,15 +57,15 @@ def test_the_loss_is_that_of_single_rows(pooling, loss):
 
 def test_a_matrix_into_a_wider_space_begins_with_lengths_and_angles_as_they_are():
     model = model_of(hidden_size=32).float()
-    task_.attach(TASK, model, 64)
+    EmbeddingTask(TASK).attach(model, 64)
     weight = model.feature_projections["vector"].weight
     torch.testing.assert_close(weight.T @ weight, torch.eye(32), atol=1e-5, rtol=0)
-    task_.loss_sum(model, batch_of(*TEXTS), Loss(1.0), torch.randn(3, 64)).backward()
+    EmbeddingTask(TASK).loss_sum(model, batch_of(*TEXTS), Loss(1.0), torch.randn(3, 64)).backward()
     assert weight.grad.any()
     same = model_of().float()
-    task_.attach(TASK, same, 64)
+    EmbeddingTask(TASK).attach(same, 64)
     assert not hasattr(same, "feature_projections")
-    task_.attach(TASK.model_copy(update={"project": True}), same, 64)
+    EmbeddingTask(TASK.model_copy(update={"project": True})).attach(same, 64)
     assert hasattr(same, "feature_projections")
 
 
@@ -82,7 +82,7 @@ def test_neighbours_and_similarity_are_those_of_other_libraries():
     theirs = unit(60, 8)
     ours = theirs[:, :5] + RNG.normal(size=(60, 5)) * 0.2
     ours /= np.linalg.norm(ours, axis=-1, keepdims=True)
-    found = task_.metrics(TASK, measured(ours, theirs), None)
+    found = EmbeddingTask(TASK).metrics(measured(ours, theirs), None)
     near = [
         NearestNeighbors(n_neighbors=11, metric="cosine").fit(side).kneighbors(side, return_distance=False)
         for side in (ours, theirs)
@@ -93,21 +93,21 @@ def test_neighbours_and_similarity_are_those_of_other_libraries():
     right = stats.pearsonr((ours @ ours.T)[above], (theirs @ theirs.T)[above]).statistic
     assert found["similarity"] == pytest.approx(right)
     assert found["cosine"] == 0, "vectors of different spaces have none"
-    told = task_.scores(TASK, ("neighbours", "similarity"), measured(ours, theirs), None)
+    told = EmbeddingTask(TASK).scores(("neighbours", "similarity"), measured(ours, theirs), None)
     assert told["similarity"]["low"] < right < told["similarity"]["high"]
 
 
 def test_the_teacher_agrees_with_itself_and_turning_its_space_changes_nothing_but_the_cosine():
     theirs = unit(40, 6)
-    same = task_.metrics(TASK, measured(theirs, theirs), None)
+    same = EmbeddingTask(TASK).metrics(measured(theirs, theirs), None)
     assert same == pytest.approx({"neighbours": 1, "similarity": 1, "cosine": 1})
     turned = theirs @ np.linalg.qr(RNG.normal(size=(6, 6)))[0]
-    found = task_.metrics(TASK, measured(turned, theirs), None)
+    found = EmbeddingTask(TASK).metrics(measured(turned, theirs), None)
     assert (found["neighbours"], found["similarity"]) == (pytest.approx(1), pytest.approx(1))
     assert found["cosine"] < 0.9
 
 
 def test_no_vector_at_all_shares_nothing():
     rows = type("Rows", (), {"lengths_N": np.ones(5)})
-    values = task_.majority_values(TASK, None, rows)
-    assert task_.metrics(TASK, values, None) == {"neighbours": 0, "similarity": 0, "cosine": 0}
+    values = EmbeddingTask(TASK).majority_values(None, rows)
+    assert EmbeddingTask(TASK).metrics(values, None) == {"neighbours": 0, "similarity": 0, "cosine": 0}

@@ -16,7 +16,7 @@ from distilpeft.data import pictures
 from distilpeft.errors import InputError
 from distilpeft.export.card_code import snippet
 from distilpeft.recipe.task import ImageClassification
-from distilpeft.tasks import image_classification as task_
+from distilpeft.tasks.image_classification import ImageClassificationTask
 from distilpeft.tasks.rows import usable
 
 RNG = np.random.default_rng(3)
@@ -98,11 +98,11 @@ def test_views_are_a_function_of_row_and_epoch(tmp_path):
     task = TASK.model_copy(update={"augment": SimpleNamespace(flip=True, shift=0.3)})
     cells = [ours.pixels(picture(40, 40)).tobytes() for _ in range(6)]
     rows = {"pixels": cells, "label": [0] * 6}
-    together = task_.vary(task, rows, list(range(6)), 2, ours)["pixels"]
-    alone = [task_.vary(task, {"pixels": [cells[n]]}, [n], 2, ours)["pixels"][0] for n in range(6)]
+    together = ImageClassificationTask(task).vary(rows, list(range(6)), 2, ours)["pixels"]
+    alone = [ImageClassificationTask(task).vary({"pixels": [cells[n]]}, [n], 2, ours)["pixels"][0] for n in range(6)]
     assert together == alone
-    assert task_.vary(task, rows, list(range(6)), 3, ours)["pixels"] != together
-    assert task_.vary(TASK, rows, list(range(6)), 3, ours) is rows
+    assert ImageClassificationTask(task).vary(rows, list(range(6)), 3, ours)["pixels"] != together
+    assert ImageClassificationTask(TASK).vary(rows, list(range(6)), 3, ours) is rows
 
 
 def test_moving_repeats_the_edge_and_mirroring_turns_left_and_right():
@@ -115,7 +115,7 @@ def test_moving_repeats_the_edge_and_mirroring_turns_left_and_right():
 
 def checked(tmp_path, cells, labels):
     rows = datasets.Dataset.from_dict({"image": cells, "kind": labels})
-    usable(task_, TASK, rows, np.arange(1, len(cells) + 1), "rows.csv")
+    usable(ImageClassificationTask(TASK), rows, np.arange(1, len(cells) + 1), "rows.csv")
     return rows
 
 
@@ -124,7 +124,7 @@ def test_rows_that_cannot_be_used_are_named(tmp_path):
     picture(8, 8).save(good)
     bad.write_bytes(b"not a picture")
     rows = checked(tmp_path, [str(good)], ["dog"])
-    assert list(task_.texts(TASK, rows)) == [str(good)]
+    assert list(ImageClassificationTask(TASK).texts(rows)) == [str(good)]
     with pytest.raises(InputError, match=r"rows.csv: row 2: column 'image': .*bad.png: not a picture that can be read"):
         checked(tmp_path, [str(good), str(bad)], ["dog", "cat"])
     with pytest.raises(InputError, match=r"row 1: column 'image': .*none.png: not a picture .*No such file"):

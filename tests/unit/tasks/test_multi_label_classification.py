@@ -16,6 +16,7 @@ from distilpeft.distillation.losses import Loss
 from distilpeft.errors import InputError
 from distilpeft.recipe.task import MultiLabelClassification
 from distilpeft.tasks import multi_label_classification as task_
+from distilpeft.tasks.multi_label_classification import MultiLabelTask
 from distilpeft.tasks.rows import usable
 
 NAMES = ("praise", "blame", "music")
@@ -31,8 +32,8 @@ def rows_of(cells, features=None):
 
 def encoded(task, cells, features=None):
     rows = rows_of(cells, features)
-    usable(task_, task, rows, np.arange(1, len(cells) + 1), "rows.jsonl")
-    return task_.encode(task, rows.features, rows[:], tiny.tokenizer(), 16)["label"]
+    usable(MultiLabelTask(task), rows, np.arange(1, len(cells) + 1), "rows.jsonl")
+    return MultiLabelTask(task).encode(rows.features, rows[:], tiny.tokenizer(), 16)["label"]
 
 
 def scored_rows(labels=LABELS):
@@ -79,8 +80,8 @@ def column_rows(**columns):
 
 def test_every_class_may_have_a_column_of_its_own():
     rows = column_rows(praise=[1, 0, 1], blame=["0", "1", "1.0"], music=[True, False, True])
-    usable(task_, COLUMNS, rows, np.arange(1, 4), "rows.csv")
-    found = task_.encode(COLUMNS, rows.features, rows[:], tiny.tokenizer(), 16)["label"]
+    usable(MultiLabelTask(COLUMNS), rows, np.arange(1, 4), "rows.csv")
+    found = MultiLabelTask(COLUMNS).encode(rows.features, rows[:], tiny.tokenizer(), 16)["label"]
     assert found == [[1, 0, 1], [0, 1, 0], [1, 1, 1]]
 
 
@@ -97,7 +98,7 @@ def test_every_class_may_have_a_column_of_its_own():
 )
 def test_columns_that_cannot_be_used_are_named(columns, message):
     with pytest.raises(InputError, match=message):
-        usable(task_, COLUMNS, column_rows(**columns), np.arange(1, 4), "rows.csv")
+        usable(MultiLabelTask(COLUMNS), column_rows(**columns), np.arange(1, 4), "rows.csv")
 
 
 @pytest.mark.parametrize("temperature", [1.0, 3.0])
@@ -107,7 +108,7 @@ def test_the_loss_and_its_gradient_are_those_of_bernoulli_variables(temperature)
     teacher, labels = torch.tensor(RNG.normal(size=LOGITS.shape)), torch.tensor(LABELS)
     model = lambda **inputs: SimpleNamespace(logits=z)  # noqa: E731
     loss = Loss(0.7, temperature)
-    found = task_.loss_sum(model, {"inputs": {}, "labels_N": labels}, loss, teacher)
+    found = MultiLabelTask(TASK).loss_sum(model, {"inputs": {}, "labels_N": labels}, loss, teacher)
     (grad,) = torch.autograd.grad(found, z)
     p = torch.sigmoid(teacher / temperature)
     kl = bce(z / temperature, p, reduction="sum") - bce(teacher / temperature, p, reduction="sum")
@@ -115,11 +116,11 @@ def test_the_loss_and_its_gradient_are_those_of_bernoulli_variables(temperature)
     (right_grad,) = torch.autograd.grad(right, z)
     torch.testing.assert_close(found, right, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(grad, right_grad, rtol=1e-10, atol=1e-12)
-    assert task_.count_rows({"labels_N": labels}) == labels.numel()
+    assert MultiLabelTask(TASK).count_rows({"labels_N": labels}) == labels.numel()
 
 
 def test_scores_are_those_of_scikit_learn():
-    found = task_.metrics(TASK, LOGITS, scored_rows())
+    found = MultiLabelTask(TASK).metrics(LOGITS, scored_rows())
     chosen, p = (LOGITS > 0).astype(int), 1 / (1 + np.exp(-LOGITS))
     for average in ("samples", "micro", "macro"):
         right = sk.f1_score(LABELS, chosen, average=average, zero_division=1.0 if average == "samples" else 0.0)
@@ -131,11 +132,11 @@ def test_scores_are_those_of_scikit_learn():
 
 def test_intervals_hold_the_scores_and_what_rows_add_gives_the_score():
     rows = scored_rows()
-    found = task_.scores(TASK, ("samples_f1", "micro_f1", "ece", "log_loss"), LOGITS, rows)
+    found = MultiLabelTask(TASK).scores(("samples_f1", "micro_f1", "ece", "log_loss"), LOGITS, rows)
     for name, score in found.items():
-        assert score["value"] == task_.metrics(TASK, LOGITS, rows)[name]
+        assert score["value"] == MultiLabelTask(TASK).metrics(LOGITS, rows)[name]
         assert score["low"] < score["value"] < score["high"]
-    sums, weights = task_.added(TASK, LOGITS, rows)
+    sums, weights = MultiLabelTask(TASK).added(LOGITS, rows)
     assert sums.sum() / weights.sum() == pytest.approx(found["samples_f1"]["value"])
 
 
@@ -147,14 +148,14 @@ def test_a_row_without_classes_that_gets_none_is_right():
 
 def test_the_answer_as_often_as_in_training_has_the_shares_of_the_classes():
     labels = np.array([[1, 0, 0], [1, 0, 1], [1, 0, 0], [1, 1, 0]])
-    found = task_.majority_values(TASK, scored_rows(labels), scored_rows())
+    found = MultiLabelTask(TASK).majority_values(scored_rows(labels), scored_rows())
     assert found.shape == (60, 3)
     assert 1 / (1 + np.exp(-found[0])) == pytest.approx([5 / 6, 2 / 6, 2 / 6], abs=1e-6)
 
 
 def test_distance_from_the_teacher_is_per_decision():
     other = RNG.normal(size=LOGITS.shape)
-    found = task_.against_teacher(TASK, LOGITS, other, None)
+    found = MultiLabelTask(TASK).against_teacher(LOGITS, other, None)
     p, q = (1 / (1 + np.exp(-one)) for one in (other, LOGITS))
     assert found["kl"] == pytest.approx((p * np.log(p / q) + (1 - p) * np.log((1 - p) / (1 - q))).mean())
     assert found["top1_agreement"] == ((other > 0) == (LOGITS > 0)).mean()

@@ -13,6 +13,7 @@ from distilpeft.distillation.losses import Loss
 from distilpeft.errors import InputError
 from distilpeft.recipe.task import QuestionAnswering
 from distilpeft.tasks import question_answering as task_
+from distilpeft.tasks.question_answering import QuestionAnsweringTask
 from distilpeft.tasks.rows import Tokens, usable
 
 TASK = QuestionAnswering(
@@ -33,13 +34,13 @@ ROWS = {
 
 def encoded(task=TASK, max_tokens=10, **columns):
     rows = datasets.Dataset.from_dict({**ROWS, **columns})
-    usable(task_, task, rows, np.arange(1, len(rows) + 1), "rows.jsonl")
-    return task_.encode(task, rows.features, rows[:], tiny.tokenizer(), max_tokens)
+    usable(QuestionAnsweringTask(task), rows, np.arange(1, len(rows) + 1), "rows.jsonl")
+    return QuestionAnsweringTask(task).encode(rows.features, rows[:], tiny.tokenizer(), max_tokens)
 
 
 def tokens(**how):
-    found = datasets.Dataset.from_dict(encoded(**how), features=task_.features(TASK))
-    return Tokens(task_, found, tiny.tokenizer())
+    found = datasets.Dataset.from_dict(encoded(**how), features=QuestionAnsweringTask(TASK).features())
+    return Tokens(QuestionAnsweringTask(TASK), found, tiny.tokenizer())
 
 
 def words(ids):
@@ -81,7 +82,7 @@ def test_a_long_text_becomes_windows_that_overlap_and_the_answer_is_learnt_where
         text = words(found["input_ids"][at][found["first"][at] : found["last"][at] + 1])
         spans = zip(found["starts"][at], found["ends"][at], strict=True)
         assert text == [found["context"][at][start:end] for start, end in spans]
-    assert set(found) == set(task_.features(TASK))
+    assert set(found) == set(QuestionAnsweringTask(TASK).features())
 
 
 @pytest.mark.parametrize(
@@ -121,7 +122,7 @@ def test_rows_that_cannot_be_used_are_named(columns, message):
 
 def test_a_deployed_model_is_held_against_the_questions_as_they_were_learnt():
     rows = datasets.Dataset.from_dict({"question": ["  good "], "context": [" film"], "answers": ["film"]})
-    assert list(task_.texts(TASK, rows)) == [("good", " film")]
+    assert list(QuestionAnsweringTask(TASK).texts(rows)) == [("good", " film")]
 
 
 def test_a_question_that_leaves_no_room_is_named():
@@ -134,9 +135,14 @@ def test_the_loss_is_over_the_texts_tokens_and_cls_and_knows_no_padding(alone):
     """In float64, against PyTorch's losses on every row by itself, cut to what can be an answer."""
     model, teacher, rows = Model(0), Model(1), tokens()
     batches = [rows.load_batch(np.array(ids)) for ids in ([[r] for r in range(5)] if alone else [list(range(5))])]
-    found = sum(task_.loss_sum(model, batch, Loss(0.7, 2.0), task_.soft(teacher, batch).detach()) for batch in batches)
+    found = sum(
+        QuestionAnsweringTask(TASK).loss_sum(
+            model, batch, Loss(0.7, 2.0), QuestionAnsweringTask(TASK).soft(teacher, batch).detach()
+        )
+        for batch in batches
+    )
     (grad,) = torch.autograd.grad(found, model.table)
-    assert sum(task_.count_rows(batch) for batch in batches) == 10
+    assert sum(QuestionAnsweringTask(TASK).count_rows(batch) for batch in batches) == 10
     right = 0.0
     for row in rows.dataset:
         allowed = [0, *range(row["first"], row["last"] + 1)]
@@ -153,7 +159,7 @@ def test_the_loss_is_over_the_texts_tokens_and_cls_and_knows_no_padding(alone):
 
 def values_of(model, rows):
     with torch.no_grad():
-        return task_.measure(model, rows.load_batch(np.arange(len(rows.lengths_N)))).numpy()
+        return QuestionAnsweringTask(TASK).measure(model, rows.load_batch(np.arange(len(rows.lengths_N)))).numpy()
 
 
 def sure_of(rows, right):
@@ -171,11 +177,14 @@ def test_a_question_is_scored_once_by_the_best_of_its_windows():
     assert task_.answers_of(TASK, sure_of(rows, True), rows) == [
         ("superb story", ["superb story"]), ("superb music", ["superb music", "music"]), ("dull", ["dull"])
     ]  # fmt: skip
-    good, bad = (task_.scores(TASK, ("f1", "exact_match", "log_loss"), sure_of(rows, which), rows) for which in (1, 0))
+    good, bad = (
+        QuestionAnsweringTask(TASK).scores(("f1", "exact_match", "log_loss"), sure_of(rows, which), rows)
+        for which in (1, 0)
+    )
     assert (good["f1"]["value"], good["exact_match"]["value"], good["f1"]["num_rows"]) == (1.0, 1.0, 3)
     assert bad["exact_match"]["value"] == 0
     assert good["log_loss"]["value"] < 0.01 < bad["log_loss"]["value"]
-    sums, weights = task_.added(TASK, sure_of(rows, True), rows)
+    sums, weights = QuestionAnsweringTask(TASK).added(sure_of(rows, True), rows)
     assert (sums.tolist(), weights.tolist()) == ([1, 1, 1], [1, 1, 1])
 
 
@@ -183,13 +192,13 @@ def test_a_question_without_an_answer_is_right_if_every_window_says_so():
     rows = tokens(task=OPEN, answers=["superb story", "", "dull"])
     found = task_.answers_of(OPEN, sure_of(rows, True), rows)
     assert found == [("superb story", ["superb story"]), ("", []), ("dull", ["dull"])]
-    assert task_.metrics(OPEN, sure_of(rows, True), rows)["f1"] == 1
+    assert QuestionAnsweringTask(OPEN).metrics(sure_of(rows, True), rows)["f1"] == 1
 
 
 def test_distance_from_the_teacher_is_per_start_and_end_over_what_can_be_one():
     rows = tokens()
     ours, theirs = (values_of(Model(seed), rows) for seed in (0, 1))
-    found = task_.against_teacher(TASK, ours, theirs, rows)
+    found = QuestionAnsweringTask(TASK).against_teacher(ours, theirs, rows)
     batch = rows.load_batch(np.arange(5))
     log_q, log_p = (torch.log_softmax(task_.place_logits(Model(seed), batch), -1).detach() for seed in (0, 1))
     right = kl_div(log_q, log_p, reduction="sum", log_target=True) / 10

@@ -16,7 +16,7 @@ from distilpeft.distillation.losses import Loss
 from distilpeft.distillation.store import row_hashes
 from distilpeft.errors import InputError
 from distilpeft.recipe.task import Regression
-from distilpeft.tasks import regression as task_
+from distilpeft.tasks.regression import RegressionTask
 from distilpeft.tasks.rows import usable
 
 TASK = Regression(kind="regression", text="text", label="mood")
@@ -28,15 +28,15 @@ ROWS = SimpleNamespace(column=lambda name: LABELS, lengths_N=np.ones(50))
 
 def checked(cells):
     rows = datasets.Dataset.from_dict({"text": ["good film"] * len(cells), "mood": cells})
-    usable(task_, TASK, rows, np.arange(1, len(cells) + 1), "rows.csv")
+    usable(RegressionTask(TASK), rows, np.arange(1, len(cells) + 1), "rows.csv")
     return rows
 
 
 def test_numbers_are_read_also_where_they_are_written_as_text():
     rows = checked(["1.5", "-2", "3e-1"])
-    found = task_.encode(TASK, rows.features, rows[:], tiny.tokenizer(), 16)
+    found = RegressionTask(TASK).encode(rows.features, rows[:], tiny.tokenizer(), 16)
     assert found["label"] == [1.5, -2.0, 0.3]
-    assert set(found) == set(task_.features(TASK))
+    assert set(found) == set(RegressionTask(TASK).features())
 
 
 @pytest.mark.parametrize(
@@ -62,7 +62,7 @@ def test_the_loss_is_the_weighted_sum_of_squares_and_its_gradient_is_right():
     teacher, labels = torch.tensor(RNG.normal(size=(50, 1))), torch.tensor(LABELS)
     model = lambda **inputs: SimpleNamespace(logits=z)  # noqa: E731
     for alpha, known in ((0.7, teacher), (0.0, None), (1.0, teacher)):
-        found = task_.loss_sum(model, {"inputs": {}, "labels_N": labels}, Loss(alpha), known)
+        found = RegressionTask(TASK).loss_sum(model, {"inputs": {}, "labels_N": labels}, Loss(alpha), known)
         (grad,) = torch.autograd.grad(found, z)
         target = labels[:, None] if known is None else alpha * known + (1 - alpha) * labels[:, None]
         right = alpha * np.square(VALUES - teacher.numpy()).sum() + (1 - alpha) * np.square(VALUES[:, 0] - LABELS).sum()
@@ -73,38 +73,40 @@ def test_the_loss_is_the_weighted_sum_of_squares_and_its_gradient_is_right():
 def test_half_precision_is_summed_in_float32():
     z = torch.full((3000, 1), 300.0, dtype=torch.float16)
     model = lambda **inputs: SimpleNamespace(logits=z)  # noqa: E731
-    found = task_.loss_sum(model, {"inputs": {}, "labels_N": torch.zeros(3000)}, Loss(0.0), None)
+    found = RegressionTask(TASK).loss_sum(model, {"inputs": {}, "labels_N": torch.zeros(3000)}, Loss(0.0), None)
     assert float(found) == pytest.approx(3000 * 300.0**2)
 
 
 def test_scores_are_those_of_scikit_learn_and_scipy():
-    found = task_.metrics(TASK, VALUES, ROWS)
+    found = RegressionTask(TASK).metrics(VALUES, ROWS)
     values = VALUES[:, 0]
     assert found == pytest.approx({
         "r2": sk.r2_score(LABELS, values), "pearson": stats.pearsonr(LABELS, values).statistic,
         "spearman": stats.spearmanr(LABELS, values).statistic,
         "rmse": sk.root_mean_squared_error(LABELS, values), "mae": sk.mean_absolute_error(LABELS, values),
     })  # fmt: skip
-    sums, weights = task_.added(TASK, VALUES, ROWS)
+    sums, weights = RegressionTask(TASK).added(VALUES, ROWS)
     assert sums.sum() / weights.sum() == pytest.approx(found["r2"])
 
 
 def test_an_answer_that_is_always_the_same_scores_zero_and_never_breaks():
-    found = task_.metrics(TASK, np.full((50, 1), LABELS.mean()), ROWS)
+    found = RegressionTask(TASK).metrics(np.full((50, 1), LABELS.mean()), ROWS)
     assert found["r2"] == pytest.approx(0, abs=1e-12)
     assert (found["pearson"], found["spearman"]) == (0.0, 0.0)
-    assert np.isfinite([score["low"] for score in task_.scores(TASK, ("pearson",), VALUES * 0, ROWS).values()]).all()
+    assert np.isfinite(
+        [score["low"] for score in RegressionTask(TASK).scores(("pearson",), VALUES * 0, ROWS).values()]
+    ).all()
 
 
 def test_a_rows_hash_tells_numbers_apart_that_are_equal_as_integers():
     def of(*labels):
         columns = {"input_ids": [[1, 2]] * 2, "num_tokens": [2, 2], "truncated": [False] * 2, "label": list(labels)}
-        return row_hashes(datasets.Dataset.from_dict(columns, features=task_.features(TASK))).tolist()
+        return row_hashes(datasets.Dataset.from_dict(columns, features=RegressionTask(TASK).features())).tolist()
 
     assert of(0.25, 0.5)[0] != of(0.75, 0.5)[0]
     assert of(0.25, 0.5)[1] == of(0.75, 0.5)[1]
 
 
 def test_numbers_that_are_all_the_same_teach_nothing():
-    assert task_.learnable(TASK, checked([2.0, 2.0])) == "column 'mood' holds 2.0 in every row"
-    assert task_.learnable(TASK, checked([2.0, 2.5])) is None
+    assert RegressionTask(TASK).nothing_to_learn(checked([2.0, 2.0])) == "column 'mood' holds 2.0 in every row"
+    assert RegressionTask(TASK).nothing_to_learn(checked([2.0, 2.5])) is None

@@ -11,9 +11,8 @@ from distilpeft.data.reading import duplicates, read_splits
 from distilpeft.errors import InputError
 from distilpeft.recipe.data import Data
 from distilpeft.recipe.task import TextClassification
-from distilpeft.tasks import text_classification as module
 from distilpeft.tasks.rows import usable
-from distilpeft.tasks.text_classification import class_ids, collate, encode, features, model_options
+from distilpeft.tasks.text_classification import TextClassificationTask
 from distilpeft.tasks.text_rows import class_id, texts
 
 TASK = TextClassification(kind="text_classification", text="text", label="label", labels=("bad", "good", "mixed"))
@@ -51,9 +50,9 @@ def test_numbers_from_a_csv_that_are_names_of_classes_mean_the_names(tmp_path):
     slices = {"train": "train[:3]", "validation": "train[3:4]", "test": "train[4:]"}
     splits = read_splits(
         Data(source=str(tmp_path / "stars.csv"), **slices),
-        lambda rows, numbers, origin: usable(module, task, rows, numbers, origin),
+        lambda rows, numbers, origin: usable(TextClassificationTask(task), rows, numbers, origin),
     )
-    assert class_ids(task, splits["train"].features, splits["train"]["label"]) == [0, 1, 2]
+    assert TextClassificationTask(task).class_ids(splits["train"].features, splits["train"]["label"]) == [0, 1, 2]
 
 
 def test_a_class_label_column_with_the_names_in_another_order_is_mapped_by_name():
@@ -62,7 +61,7 @@ def test_a_class_label_column_with_the_names_in_another_order_is_mapped_by_name(
     )
     rows = rows_of(["a", "b", "c"], ["good", "mixed", "bad"], features)
     assert list(rows["label"]) == [2, 0, 1]
-    assert class_ids(TASK, rows.features, rows["label"]) == [1, 2, 0]
+    assert TextClassificationTask(TASK).class_ids(rows.features, rows["label"]) == [1, 2, 0]
 
 
 def test_a_class_label_column_with_other_names_is_read_by_index():
@@ -70,11 +69,11 @@ def test_a_class_label_column_with_other_names_is_read_by_index():
         {"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["neg", "pos", "both"])}
     )
     rows = rows_of(["a", "b"], ["pos", "both"], features)
-    assert class_ids(TASK, rows.features, rows["label"]) == [1, 2]
+    assert TextClassificationTask(TASK).class_ids(rows.features, rows["label"]) == [1, 2]
 
 
 def check(rows, numbers=None):
-    usable(module, TASK, rows, np.arange(1, len(rows) + 1) if numbers is None else numbers, "rows.csv")
+    usable(TextClassificationTask(TASK), rows, np.arange(1, len(rows) + 1) if numbers is None else numbers, "rows.csv")
 
 
 def test_rows_that_are_good_pass():
@@ -114,14 +113,17 @@ def test_of_many_bad_rows_of_several_kinds_five_are_listed_and_the_first_is_expl
 
 def test_bad_rows_are_left_out_if_the_recipe_says_so():
     rows = rows_of(["a", " ", "c", "d"], ["bad", "good", "ugly", "good"])
-    assert usable(module, TASK, rows, np.arange(1, 5), "rows.csv", "skip")["text"][:] == ["a", "d"]
+    assert usable(TextClassificationTask(TASK), rows, np.arange(1, 5), "rows.csv", "skip")["text"][:] == ["a", "d"]
     with pytest.raises(InputError, match=r"\(2 bad rows of 2: 1, 2\); mend them$"):
-        usable(module, TASK, rows_of([" ", " "], [0, 1]), np.arange(1, 3), "rows.csv", "skip")
+        usable(TextClassificationTask(TASK), rows_of([" ", " "], [0, 1]), np.arange(1, 3), "rows.csv", "skip")
 
 
 def test_training_rows_of_one_class_teach_nothing():
-    assert module.learnable(TASK, rows_of(["a", "b"], ["good", "1"])) == "every row is of the class 'good'"
-    assert module.learnable(TASK, rows_of(["a", "b"], ["good", "0"])) is None
+    assert (
+        TextClassificationTask(TASK).nothing_to_learn(rows_of(["a", "b"], ["good", "1"]))
+        == "every row is of the class 'good'"
+    )
+    assert TextClassificationTask(TASK).nothing_to_learn(rows_of(["a", "b"], ["good", "0"])) is None
 
 
 def test_the_number_of_a_bad_row_is_the_one_in_the_source():
@@ -134,7 +136,7 @@ def test_after_a_filter_the_number_of_a_bad_row_is_the_one_in_the_file(tmp_path)
     path.write_text("text,label,from\na,bad,x\nb,good,y\nc,bad,x\nd,worse,y\n")
     data = Data(source=str(path), where={"from": "y"}, train="train[:1]", validation="train[1:2]", test="train[2:]")
     with pytest.raises(InputError, match=r"rows\.csv: row 4: label 'worse'"):
-        read_splits(data, lambda rows, numbers, origin: usable(module, TASK, rows, numbers, origin))
+        read_splits(data, lambda rows, numbers, origin: usable(TextClassificationTask(TASK), rows, numbers, origin))
 
 
 def test_the_first_bad_row_and_the_count_hold_over_many_batches_of_rows():
@@ -151,7 +153,7 @@ def test_the_first_bad_row_and_the_count_hold_over_many_batches_of_rows():
 
 def encoded(texts, max_tokens, tokenizer=None):
     rows = rows_of(texts, ["good"] * len(texts))
-    return encode(TASK, rows.features, rows[:], tokenizer or tiny.tokenizer(), max_tokens)
+    return TextClassificationTask(TASK).encode(rows.features, rows[:], tokenizer or tiny.tokenizer(), max_tokens)
 
 
 def ids(*words):
@@ -160,14 +162,14 @@ def ids(*words):
 
 def test_rows_become_token_ids_and_class_ids():
     rows = rows_of(["good film", "awful zebra"], ["mixed", "0"])
-    found = encode(TASK, rows.features, rows[:], tiny.tokenizer(), 16)
+    found = TextClassificationTask(TASK).encode(rows.features, rows[:], tiny.tokenizer(), 16)
     assert found == {
         "input_ids": [ids("[CLS]", "good", "film", "[SEP]"), ids("[CLS]", "awful", "[UNK]", "[SEP]")],
         "label": [2, 0],
         "num_tokens": [4, 4],
         "truncated": [False, False],
     }
-    assert set(found) == set(features(TASK))
+    assert set(found) == set(TextClassificationTask(TASK).features())
 
 
 PAIRS = TASK.model_copy(update={"pair": "other"})
@@ -179,11 +181,15 @@ def pairs_of(texts, others):
 
 def test_pairs_become_one_row_with_the_second_texts_tokens_marked():
     rows = pairs_of(["good film", "story"], ["awful", "a dull scene"])
-    found = encode(PAIRS, rows.features, rows[:], tiny.tokenizer(), 16)
-    assert set(found) == set(features(PAIRS)) == {*features(TASK), "token_types"}
+    found = TextClassificationTask(PAIRS).encode(rows.features, rows[:], tiny.tokenizer(), 16)
+    assert (
+        set(found)
+        == set(TextClassificationTask(PAIRS).features())
+        == {*TextClassificationTask(TASK).features(), "token_types"}
+    )
     assert found["input_ids"][0] == ids("[CLS]", "good", "film", "[SEP]", "awful", "[SEP]")
     assert found["token_types"][0] == [0, 0, 0, 0, 1, 1]
-    batch = collate(found, tiny.tokenizer())
+    batch = TextClassificationTask(TASK).collate(found, tiny.tokenizer())
     assert batch["inputs"]["token_type_ids"].tolist() == [[0, 0, 0, 0, 1, 1, 0], [0, 0, 0, 1, 1, 1, 1]]
     assert batch["inputs"]["attention_mask"].tolist() == [[1, 1, 1, 1, 1, 1, 0], [1] * 7]
 
@@ -192,13 +198,13 @@ def test_models_that_do_not_tell_texts_apart_by_types_get_none():
     rows = pairs_of(["good"], ["awful"])
     tokenizer = tiny.tokenizer()
     tokenizer.model_input_names = ["input_ids", "attention_mask"]
-    found = encode(PAIRS, rows.features, rows[:], tokenizer, 16)
-    assert set(collate(found, tokenizer)["inputs"]) == {"input_ids", "attention_mask"}
+    found = TextClassificationTask(PAIRS).encode(rows.features, rows[:], tokenizer, 16)
+    assert set(TextClassificationTask(TASK).collate(found, tokenizer)["inputs"]) == {"input_ids", "attention_mask"}
 
 
 def test_of_a_pair_the_longer_text_is_cut_first():
     rows = pairs_of(["the film of the actor and music"], ["a dull scene"])
-    found = encode(PAIRS, rows.features, rows[:], tiny.tokenizer(), 9)
+    found = TextClassificationTask(PAIRS).encode(rows.features, rows[:], tiny.tokenizer(), 9)
     assert found["input_ids"][0] == ids("[CLS]", "the", "film", "of", "[SEP]", "a", "dull", "scene", "[SEP]")
     assert (found["truncated"], found["num_tokens"]) == ([True], [9])
 
@@ -206,9 +212,9 @@ def test_of_a_pair_the_longer_text_is_cut_first():
 def test_a_pair_without_its_second_text_is_named():
     rows = pairs_of(["good", "bad"], ["fine", " "])
     with pytest.raises(InputError, match="row 2: column 'other' holds no text"):
-        usable(module, PAIRS, rows, np.array([1, 2]), "rows.csv")
+        usable(TextClassificationTask(PAIRS), rows, np.array([1, 2]), "rows.csv")
     with pytest.raises(InputError, match=r"task.pair: rows.csv has no column 'other'"):
-        usable(module, PAIRS, rows.remove_columns("other"), np.array([1, 2]), "rows.csv")
+        usable(TextClassificationTask(PAIRS), rows.remove_columns("other"), np.array([1, 2]), "rows.csv")
 
 
 def test_the_same_pair_is_a_duplicate_and_the_same_first_text_alone_is_not():
@@ -236,7 +242,7 @@ def test_rows_are_cut_to_what_the_model_can_read_if_that_is_less_than_max_tokens
 
 def test_a_batch_is_padded_to_its_longest_row_only():
     found = encoded(["good film", "the film of the actor", "weak"], max_tokens=16)
-    batch = collate(found, tiny.tokenizer())
+    batch = TextClassificationTask(TASK).collate(found, tiny.tokenizer())
     assert set(batch) == {"inputs", "labels_N"}
     assert batch["inputs"]["input_ids"].tolist() == [
         ids("[CLS]", "good", "film", "[SEP]", "[PAD]", "[PAD]", "[PAD]"),
@@ -248,7 +254,7 @@ def test_a_batch_is_padded_to_its_longest_row_only():
 
 
 def test_the_model_is_told_the_names_of_the_classes():
-    options = model_options(TASK)
+    options = TextClassificationTask(TASK).model_options()
     assert options["num_labels"] == 3
     assert options["id2label"] == {0: "bad", 1: "good", 2: "mixed"}
     assert options["label2id"] == {"bad": 0, "good": 1, "mixed": 2}

@@ -21,6 +21,7 @@ from distilpeft.metrics.significance import Added
 from distilpeft.recipe.task import TokenClassification
 from distilpeft.tasks import token_classification as task_
 from distilpeft.tasks.rows import Tokens, usable
+from distilpeft.tasks.token_classification import TokenClassificationTask
 
 NAMES = ("O", "B-MOOD", "I-MOOD")
 TASK = TokenClassification(kind="token_classification", words="words", tags="tags", labels=NAMES)
@@ -33,13 +34,15 @@ def rows_of(words=WORDS, tags=TAGS, features=None):
 
 
 def encoded(rows, max_tokens=16):
-    usable(task_, TASK, rows, np.arange(1, len(rows) + 1), "rows.jsonl")
-    return task_.encode(TASK, rows.features, rows[:], tiny.tokenizer(), max_tokens)
+    usable(TokenClassificationTask(TASK), rows, np.arange(1, len(rows) + 1), "rows.jsonl")
+    return TokenClassificationTask(TASK).encode(rows.features, rows[:], tiny.tokenizer(), max_tokens)
 
 
 def tokens(max_tokens=16):
-    found = datasets.Dataset.from_dict(encoded(rows_of(), max_tokens), features=task_.features(TASK))
-    return Tokens(task_, found, tiny.tokenizer())
+    found = datasets.Dataset.from_dict(
+        encoded(rows_of(), max_tokens), features=TokenClassificationTask(TASK).features()
+    )
+    return Tokens(TokenClassificationTask(TASK), found, tiny.tokenizer())
 
 
 class Model(torch.nn.Module):
@@ -60,7 +63,7 @@ def test_words_become_tokens_with_the_place_and_class_of_each():
     assert found["at"] == [[1, 2, 3, 4], [1, 2], [1], [1, 2, 3, 4, 5, 6]]
     assert found["label"][0] == [0, 1, 2, 0]
     assert found["num_words"] == [4, 2, 1, 6]
-    assert set(found) == set(task_.features(TASK))
+    assert set(found) == set(TokenClassificationTask(TASK).features())
 
 
 def test_words_beyond_the_limit_are_left_out_and_the_row_is_counted():
@@ -102,12 +105,12 @@ def test_the_loss_counts_words_and_nothing_else_and_its_gradient_is_right():
     model, teacher, rows = Model(0), Model(1), tokens()
     batch = rows.load_batch(np.arange(4))
     soft = task_.word_logits(teacher, batch).detach()
-    found = task_.loss_sum(model, batch, Loss(0.7, 2.0), soft)
+    found = TokenClassificationTask(TASK).loss_sum(model, batch, Loss(0.7, 2.0), soft)
     (grad,) = torch.autograd.grad(found, model.table)
     words = [(tiny.WORDS.index(word), NAMES.index(tag)) for row, tags in zip(WORDS, TAGS, strict=True)
              for word, tag in zip(row, tags, strict=True)]  # fmt: skip
     ids, labels = (torch.tensor(column) for column in zip(*words, strict=True))
-    assert task_.count_rows(batch) == len(words) == 13
+    assert TokenClassificationTask(TASK).count_rows(batch) == len(words) == 13
     log_q, p = torch.log_softmax(model.table[ids] / 2, -1), torch.softmax(teacher.table[ids] / 2, -1).detach()
     right = 0.7 * 4 * kl_div(log_q, p, reduction="sum") + 0.3 * cross_entropy(model.table[ids], labels, reduction="sum")
     (right_grad,) = torch.autograd.grad(right, model.table)
@@ -118,7 +121,9 @@ def test_the_loss_counts_words_and_nothing_else_and_its_gradient_is_right():
 def values_of(model, rows, sizes=(4,)):
     edges = np.cumsum([0, *sizes])
     with torch.no_grad():
-        parts = [task_.measure(model, rows.load_batch(np.arange(*pair))) for pair in pairwise(edges)]
+        parts = [
+            TokenClassificationTask(TASK).measure(model, rows.load_batch(np.arange(*pair))) for pair in pairwise(edges)
+        ]
     width = max(part.shape[-1] for part in parts)
     return np.concatenate([np.pad(part, ((0, 0), (0, width - part.shape[-1]))) for part in parts])
 
@@ -126,7 +131,7 @@ def values_of(model, rows, sizes=(4,)):
 @pytest.mark.parametrize("max_tokens", [16, 5])
 def test_scores_are_those_of_seqeval_and_scikit_learn(max_tokens):
     model, rows = Model(), tokens(max_tokens)
-    found = task_.metrics(TASK, values_of(model, rows), rows)
+    found = TokenClassificationTask(TASK).metrics(values_of(model, rows), rows)
     there = [tags[: max_tokens - 2] for tags in TAGS]
     logits = [
         np.array([model.table[tiny.WORDS.index(word)].tolist() for word in row[: max_tokens - 2]]) for row in WORDS
@@ -152,9 +157,9 @@ def test_scores_do_not_depend_on_how_rows_were_batched():
 def test_what_rows_add_gives_the_score_and_the_interval_holds_it():
     model, rows = Model(), tokens()
     values = values_of(model, rows)
-    score = task_.scores(TASK, ("entity_f1", "accuracy"), values, rows)
+    score = TokenClassificationTask(TASK).scores(("entity_f1", "accuracy"), values, rows)
     assert score["entity_f1"]["num_rows"] == 13
-    added = Added(*task_.added(TASK, values, rows))
+    added = Added(*TokenClassificationTask(TASK).added(values, rows))
     assert added.score(np.ones((1, 4)))[0] == pytest.approx(score["entity_f1"]["value"])
     assert score["accuracy"]["low"] <= score["accuracy"]["value"] <= score["accuracy"]["high"]
 
@@ -162,17 +167,17 @@ def test_what_rows_add_gives_the_score_and_the_interval_holds_it():
 def test_distance_from_the_teacher_and_calibration_are_over_words():
     rows = tokens()
     ours, theirs = (values_of(Model(seed), rows) for seed in (0, 1))
-    found = task_.against_teacher(TASK, ours, theirs, rows)
+    found = TokenClassificationTask(TASK).against_teacher(ours, theirs, rows)
     ids = [tiny.WORDS.index(word) for row in WORDS for word in row]
     log_q, log_p = (torch.log_softmax(Model(seed).table[ids], -1).detach() for seed in (0, 1))
     right = kl_div(log_q, log_p, reduction="sum", log_target=True) / len(ids)
     assert found["kl"] == pytest.approx(float(right), rel=1e-5)
     assert found["top1_agreement"] == pytest.approx(float((log_q.argmax(-1) == log_p.argmax(-1)).double().mean()))
-    assert sum(task_.calibration(TASK, ours, rows)["count"]) == 13
+    assert sum(TokenClassificationTask(TASK).calibration(ours, rows)["count"]) == 13
 
 
 def test_the_answer_as_often_as_in_training_finds_no_entity():
     rows = tokens()
-    found = task_.metrics(TASK, task_.majority_values(TASK, rows, rows), rows)
+    found = TokenClassificationTask(TASK).metrics(TokenClassificationTask(TASK).majority_values(rows, rows), rows)
     assert found["entity_f1"] == 0
     assert found["accuracy"] == pytest.approx(8 / 13)

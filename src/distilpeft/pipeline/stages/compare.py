@@ -45,8 +45,8 @@ def run(recipe: Recipe, data: TaskData, evaluated: Mapping[str, Artifact], out: 
     added, calibration = {}, {}
     for role, made in evaluated.items():
         values_NK = np.load(made.file(VALUES), allow_pickle=False).astype(np.float64)
-        added[role] = significance.Added(*data.task.added(recipe.task, values_NK, rows))
-        calibration[role] = data.task.calibration(recipe.task, values_NK, rows)
+        added[role] = significance.Added(*data.task.added(values_NK, rows))
+        calibration[role] = data.task.calibration(values_NK, rows)
     kept = {role: one.sum_N for role, one in added.items()}
     kept |= {f"{role} weight": one.weight_N for role, one in added.items()}
     np.savez_compressed(out.partial / ROWS, allow_pickle=False, **kept)

@@ -25,6 +25,7 @@ from distilpeft.models.student import new_student, save_student
 from distilpeft.models.teacher import load_teacher
 from distilpeft.recipe import Recipe
 from distilpeft.tasks.rows import TaskData
+from distilpeft.tasks.task import Batch
 from distilpeft.training.features import FeatureLoss
 from distilpeft.training.scoring import Soft, soft_of, soft_of_rows, validator
 from distilpeft.training.step import Watch, Work
@@ -65,10 +66,10 @@ def run(
 
     runtime.seed(recipe.seed, INNER)  # of what only training has, whatever was loaded before it
     if not recipe.kind.labels:
-        task.attach(recipe.task, student.model, task.vocabulary(recipe.task, teacher_model, recipe.data.max_tokens))
+        task.attach(student.model, task.vocabulary(teacher_model, recipe.data.max_tokens))
     inner = _inner(recipe, student.model, teacher_model) if alpha > 0 else None
 
-    def loss_sum(bare: nn.Module, batch: dict[str, Any]) -> Tensor:
+    def loss_sum(bare: nn.Module, batch: Batch) -> Tensor:
         known = soft(batch) if soft else None
         with runtime.autocast(fit.precision):
             found: Tensor = task.loss_sum(bare, batch, loss, known)
@@ -152,7 +153,7 @@ def _kept(runtime: Runtime, recipe: Recipe, store: SoftTargets) -> Soft:
     """Soft targets from disk, by row id: dense ones on the device, sparse ones moved chunk by chunk."""
     layout, temperature = store.layout, recipe.distil.temperature
 
-    def soft(batch: dict[str, Any]) -> Any:
+    def soft(batch: Batch) -> Any:
         kept = store.lookup(batch["row_ids_N"])
         if layout.kind == "full":
             return torch.from_numpy(kept.values).to(runtime.device)

@@ -16,7 +16,8 @@ from distilpeft.machine.artifact import Artifact
 from distilpeft.machine.runtime import Runtime
 from distilpeft.models.pair import Loaded, load_reader, teacher_source, tokenizer_digest
 from distilpeft.recipe import Recipe
-from distilpeft.tasks.rows import Part, TaskData, Tokens
+from distilpeft.tasks.rows import RowSubset, TaskData, Tokens
+from distilpeft.tasks.task import Batch
 from distilpeft.training.scoring import measure_with, soft_of, soft_of_rows, values_of
 
 VALUES = "values.npy"
@@ -49,7 +50,7 @@ def run(
             data.tokens(split, load_reader(recipe, source), tokenizer_digest(source))
             for split in ("train", settings.split)
         )
-        values_NK = task.majority_values(recipe.task, train, rows)
+        values_NK = task.majority_values(train, rows)
     else:
         rows = data.tokens(settings.split, loaded.tokenizer, loaded.tokenizer_digest)
         values_NK = _values(runtime, recipe, data, loaded, teacher, rows)
@@ -58,18 +59,16 @@ def run(
             raise GateError(f"evaluate: {bad.sum()} rows have values that are not finite, such as row {bad.argmax()}")
     if runtime.is_main:
         np.save(out.partial / VALUES, values_NK, allow_pickle=False)
-    figures: dict[str, Any] = {"scores": task.scores(recipe.task, recipe.metrics, values_NK, rows)}
+    figures: dict[str, Any] = {"scores": task.scores(recipe.metrics, values_NK, rows)}
     groups_N = data.groups()
     if groups_N is not None:
         figures["groups"] = {
-            str(name): task.scores(
-                recipe.task, recipe.metrics, values_NK[groups_N == name], Part(rows, groups_N == name)
-            )
+            str(name): task.scores(recipe.metrics, values_NK[groups_N == name], RowSubset(rows, groups_N == name))
             for name in np.unique(groups_N)
         }
     if reference is not None:
         teacher_NK = np.load(reference.file(VALUES), allow_pickle=False)
-        figures["against_teacher"] = task.against_teacher(recipe.task, values_NK, teacher_NK, rows)
+        figures["against_teacher"] = task.against_teacher(values_NK, teacher_NK, rows)
     if loaded is not None and role in SPEAKERS and settings.samples:
         figures["samples"] = task.samples(
             loaded.model, loaded.tokenizer, rows, settings.samples, settings.sample_tokens
@@ -103,8 +102,8 @@ def _written(runtime: Runtime, recipe: Recipe, data: TaskData, loaded: Loaded, r
     asked, settings = recipe.evaluate, recipe.evaluate.generate
     count = min(settings.rows, len(rows.lengths_N))
 
-    def measure(model: Any, batch: dict[str, Any]) -> Any:
-        return data.task.written(model, batch, loaded.tokenizer, settings, recipe.task.tokenize)  # type: ignore[union-attr]
+    def measure(model: Any, batch: Batch) -> Any:
+        return data.task.written(model, batch, loaded.tokenizer, settings)
 
     with runtime.bar(f"write {count} {asked.split} rows", count) as bar:
         found = values_of(

@@ -34,7 +34,7 @@ from distilpeft.recipe import Recipe
 from distilpeft.recipe.export import FORMS
 from distilpeft.recipe.task import Embedding, QuestionAnswering, Seq2Seq
 from distilpeft.tasks.language import seq2seq
-from distilpeft.tasks.rows import TaskData, inputs_of
+from distilpeft.tasks.rows import TaskData
 
 CALIBRATION_BATCH = 8
 
@@ -205,7 +205,7 @@ def _calibration(recipe: Recipe, data: TaskData, loaded: Loaded, graph: Path) ->
     picked = np.random.default_rng(recipe.seed).choice(len(rows.lengths_N), count, replace=False)
     runner = open_onnx(graph)
     for ids in chunks(picked, CALIBRATION_BATCH):
-        given = inputs_of(data, loaded.model, rows.load_batch(ids))
+        given = data.task.inputs(loaded.model, rows.load_batch(ids))
         inputs = {name: tensor.numpy() for name, tensor in given.items()}
         if "input_ids" in inputs:  # packed rows have no mask
             inputs.setdefault("attention_mask", np.ones_like(inputs["input_ids"]))

@@ -44,7 +44,7 @@ def run(runtime: Runtime, recipe: Recipe, data: TaskData, teacher: Artifact, out
     loaded = load_teacher(runtime, recipe, teacher.path, recipe.targets.precision, placed=True)
     rows = data.tokens("train", loaded.tokenizer, loaded.tokenizer_digest)
     positions_R = data.task.num_positions(rows)
-    vocabulary = data.task.vocabulary(recipe.task, loaded.model, recipe.data.max_tokens)
+    vocabulary = data.task.vocabulary(loaded.model, recipe.data.max_tokens)
     layout, why = choose(recipe, vocabulary, int(positions_R.sum()))
     runtime.say(f"  targets: {why}")
     edges = shard_edges(rows.lengths_N, positions_R * layout.bytes_per_position(layout.count))

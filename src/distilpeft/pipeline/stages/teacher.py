@@ -22,6 +22,7 @@ from distilpeft.models.teacher import new_teacher, save_teacher
 from distilpeft.recipe import Recipe
 from distilpeft.recipe.task import LOWER_IS_BETTER
 from distilpeft.tasks.rows import TaskData, Tokens
+from distilpeft.tasks.task import Batch
 from distilpeft.training.scoring import validator
 from distilpeft.training.step import Work
 from distilpeft.training.tracking import tracked
@@ -55,7 +56,7 @@ def run(runtime: Runtime, recipe: Recipe, data: TaskData, out: Artifact) -> dict
     else:
         figures = _tune(runtime, recipe, data, rows, model, validate, out)
         figures["untuned"] = figures["validations"][0]
-    figures["majority"] = task.metrics(recipe.task, task.majority_values(recipe.task, rows, held_out), held_out)
+    figures["majority"] = task.metrics(task.majority_values(rows, held_out), held_out)
     figures["majority"] = {name: value for name, value in figures["majority"].items() if math.isfinite(value)}
     _gate(runtime, recipe, figures)
     figures |= {
@@ -80,7 +81,7 @@ def _tune(
     assert fit is not None
     assert optim is not None
 
-    def loss_sum(bare: nn.Module, batch: dict[str, Any]) -> Tensor:
+    def loss_sum(bare: nn.Module, batch: Batch) -> Tensor:
         with runtime.autocast(fit.precision):
             found: Tensor = task.loss_sum(bare, batch, Loss(), None)
         return found

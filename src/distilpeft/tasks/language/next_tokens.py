@@ -6,16 +6,21 @@ K  what `measured` finds per row, see `VALUES`
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from distilpeft.errors import GateError
+from distilpeft.metrics.score import Score
+from distilpeft.tasks.task import Batch, Doubles, Rows, Task, Values
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
+    from transformers import PreTrainedModel
 
     from distilpeft.distillation.fused import Head, Running, Soft
     from distilpeft.distillation.losses import Loss
@@ -26,18 +31,89 @@ VALUES = ("tokens", "nats", "right", "bytes", "kl", "agree", *(f"gap_{i}" for i 
 AGAINST = ("kl", "top1_agreement")
 RESAMPLES = 200
 PROBE_TOLERANCE = 1e-3
-Values = NDArray[np.floating[Any]]
 
 
-def model_options(task: Any) -> dict[str, Any]:
-    """Configuration values of a model for this task: none."""
-    del task
-    return {}
+@dataclass(frozen=True)
+class LanguageTask(Task):
+    """A task whose classes are a vocabulary: every target token is one row of the loss."""
 
+    trains_heads = False  # the head is pretrained, often tied to the embeddings, and large
 
-def count_rows(batch: dict[str, Any]) -> int:
-    """How many targets a collated batch holds."""
-    return len(batch["labels_N"])
+    @abstractmethod
+    def target_states(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Last hidden states where a target is predicted, [N, H]."""
+
+    @abstractmethod
+    def target_ids(self, rows: Rows) -> Iterator[NDArray[np.int64]]:
+        """The target ids of each row."""
+
+    def num_positions(self, rows: Rows) -> NDArray[np.int64]:
+        """How many soft targets each row has: one per token to be predicted."""
+        return rows.column("num_targets").astype(np.int64)
+
+    def vocabulary(self, teacher: PreTrainedModel, max_tokens: int) -> int:
+        """Numbers in a soft target: the logits of the teacher's head."""
+        from distilpeft.distillation.fused import vocabulary_of
+
+        return vocabulary_of(head_of(teacher))
+
+    def soft(self, teacher: nn.Module, batch: Batch) -> Running:
+        """What the frozen teacher knows of a batch: its hidden states at the targets, and its head."""
+        from distilpeft.distillation.fused import Running
+
+        return Running(self.target_states(teacher, batch), head_of(teacher))
+
+    def loss_sum(self, model: nn.Module, batch: Batch, loss: Loss, soft: Soft | None) -> Tensor:
+        """The loss summed over targets, from the hidden states there; logits are never held at once."""
+        from distilpeft.distillation.fused import linear_distil_sum
+
+        return linear_distil_sum(self.target_states(model, batch), head_of(model), batch["labels_N"], soft, loss)
+
+    def measure(self, model: nn.Module, batch: Batch, soft: Soft | None = None) -> Tensor:
+        """Sums over each row's targets, see `measured`; a teacher has to be running."""
+        return measured(self.target_states(model, batch), model, batch, cast("Running | None", soft))
+
+    def majority_values(self, train: Rows, rows: Rows) -> Doubles:
+        """`measure` of the token frequencies in training, [R, K]; see `as_often`."""
+        return as_often(self.target_ids(train), list(self.target_ids(rows)), rows.column("num_bytes"))
+
+    def of_sums(self, sums_K: Doubles) -> dict[str, float]:
+        """The metrics, from sums over rows."""
+        return of_sums(sums_K)
+
+    def metrics(self, values_RK: Values, rows: Rows) -> dict[str, float]:
+        """All metrics of tokens, and with a teacher `kl` in nats per token and `top1_agreement`."""
+        return self.of_sums(values_RK.astype(np.float64).sum(0))
+
+    def scores(self, names: tuple[str, ...], values_RK: Values, rows: Rows) -> dict[str, Score]:
+        """Metric → value, 95 % interval and number of targets; a seeded bootstrap over rows, whose tokens correlate."""
+        wide_RK = values_RK.astype(np.float64)
+        value = self.of_sums(wide_RK.sum(0))
+        rng = np.random.default_rng(0)
+        num_rows = len(wide_RK)
+        even = np.full(num_rows, 1 / num_rows)
+        draws = [self.of_sums(rng.multinomial(num_rows, even) @ wide_RK) for _ in range(RESAMPLES)]
+        found: dict[str, Score] = {}
+        for name in names:
+            low, high = np.percentile([draw[name] for draw in draws], [2.5, 97.5])
+            found[name] = {
+                "value": value[name], "low": min(float(low), value[name]), "high": max(float(high), value[name]),
+                "num_rows": int(wide_RK[:, 0].sum()),
+            }  # fmt: skip
+        return found
+
+    def added(self, values_RK: Values, rows: Rows) -> tuple[Doubles, Doubles]:
+        """What each row adds to the nats, and to the targets that they are divided by."""
+        nats_R, tokens_R = (values_RK[:, VALUES.index(name)].astype(np.float64) for name in ("nats", "tokens"))
+        return nats_R, tokens_R
+
+    def against_teacher(self, values_RK: Values, teacher_RK: Values, rows: Rows) -> dict[str, float] | None:
+        """KL(teacher || model) in nats per token and the share of targets with the same top token.
+
+        Both are in the values of a model that was measured next to the running teacher.
+        """
+        found = self.metrics(values_RK, rows)
+        return None if np.isnan(found["kl"]) else {name: found[name] for name in AGAINST}
 
 
 def bare(model: Any) -> Any:
@@ -100,34 +176,7 @@ def head_of(model: Any) -> Head:
     return _head(Head, own, own.logit_shape)
 
 
-def running(states_NH: Tensor, model: Any) -> Running:
-    """What a frozen teacher knows of a batch: its hidden states at the targets, and its head."""
-    from distilpeft.distillation.fused import Running
-
-    return Running(states_NH, head_of(model))
-
-
-def vocabulary(task: Any, teacher: Any, max_tokens: int) -> int:
-    """Numbers in a soft target: the logits of the teacher's head."""
-    from distilpeft.distillation.fused import vocabulary_of
-
-    del task, max_tokens
-    return vocabulary_of(head_of(teacher))
-
-
-def num_positions(rows: Any) -> NDArray[np.int64]:
-    """How many soft targets each row has: one per token to be predicted."""
-    return rows.column("num_targets").astype(np.int64)  # type: ignore[no-any-return]
-
-
-def taught(states_NH: Tensor, model: Any, batch: dict[str, Any], loss: Loss, soft: Soft | None) -> Tensor:
-    """The loss summed over targets, from the hidden states there; logits are never held at once."""
-    from distilpeft.distillation.fused import linear_distil_sum
-
-    return linear_distil_sum(states_NH, head_of(model), batch["labels_N"], soft, loss)
-
-
-def measured(states_NH: Tensor, model: Any, batch: dict[str, Any], soft: Running | None) -> Tensor:
+def measured(states_NH: Tensor, model: Any, batch: Batch, soft: Running | None) -> Tensor:
     """Sums over each row's targets, [B, K] in the order of `VALUES`; kl and agree are 0 without a teacher."""
     import torch
 
@@ -150,7 +199,7 @@ def measured(states_NH: Tensor, model: Any, batch: dict[str, Any], soft: Running
 def as_often(
     train: Iterable[NDArray[np.int64]], rows: Sequence[NDArray[np.int64]], sizes_R: NDArray[Any]
 ) -> NDArray[np.float64]:
-    """`measured` of the answer "as often as in training": token frequencies with one added to each, [R, K].
+    """`measured` of the answer of token frequencies in training: token frequencies with one added to each, [R, K].
 
     Its distance from the teacher is not measured (NaN).
 
@@ -181,12 +230,6 @@ def as_often(
     )
 
 
-def metrics(task: Any, values_RK: Values, rows: Any) -> dict[str, float]:
-    """All metrics of tokens, and with a teacher `kl` in nats per token and `top1_agreement`."""
-    del task, rows
-    return of_sums(values_RK.astype(np.float64).sum(0))
-
-
 def of_sums(sums_K: NDArray[np.float64]) -> dict[str, float]:
     """The metrics, from sums over rows."""
     total = dict(zip(VALUES, (float(value) for value in sums_K), strict=False))  # a task may have more behind them
@@ -201,51 +244,3 @@ def of_sums(sums_K: NDArray[np.float64]) -> dict[str, float]:
         "kl": total["kl"] / tokens,
         "top1_agreement": total["agree"] / tokens,
     }
-
-
-def scores(
-    task: Any, names: tuple[str, ...], values_RK: Values, rows: Any, of: Any = of_sums
-) -> dict[str, dict[str, Any]]:
-    """Metric → value, 95 % interval and number of targets; seeded bootstrap over rows, whose tokens hang together.
-
-    `of` makes metrics of sums over rows.
-    """
-    del task, rows
-    wide_RK = values_RK.astype(np.float64)
-    value = of(wide_RK.sum(0))
-    rng = np.random.default_rng(0)
-    num_rows = len(wide_RK)
-    draws = [of(rng.multinomial(num_rows, np.full(num_rows, 1 / num_rows)) @ wide_RK) for _ in range(RESAMPLES)]
-    found = {}
-    for name in names:
-        low, high = np.percentile([draw[name] for draw in draws], [2.5, 97.5])
-        interval = {"low": min(float(low), value[name]), "high": max(float(high), value[name])}
-        found[name] = {"value": value[name], **interval, "num_rows": int(wide_RK[:, 0].sum())}
-    return found
-
-
-def added(task: Any, values_RK: Values, rows: Any) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """What each row adds to the nats, and to the targets that they are divided by."""
-    del task, rows
-    nats_R, tokens_R = (values_RK[:, VALUES.index(name)].astype(np.float64) for name in ("nats", "tokens"))
-    return nats_R, tokens_R
-
-
-def calibration(task: Any, values_RK: Values, rows: Any) -> dict[str, list[float]] | None:
-    """Not kept of tokens: only how far confidence and right answers are apart (`ece`)."""
-    del task, values_RK, rows
-    return None
-
-
-def against_teacher(task: Any, values_RK: Values, teacher_RK: Values, rows: Any) -> dict[str, float] | None:
-    """KL(teacher || model) in nats per token and the share of targets with the same top token."""
-    del teacher_RK  # the values are of a model that was held against the running teacher
-    found = metrics(task, values_RK, rows)
-    return None if np.isnan(found["kl"]) else {name: found[name] for name in AGAINST}
-
-
-def answers(
-    logits_NV: NDArray[np.float32], labels_N: NDArray[np.int64]
-) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Outputs and labels as the export's gate compares them: logits over the vocabulary, and token ids."""
-    return logits_NV, labels_N

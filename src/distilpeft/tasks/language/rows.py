@@ -11,13 +11,17 @@ from __future__ import annotations
 import bisect
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import datasets
 
 from distilpeft.errors import InputError
 from distilpeft.recipe.task import CausalLM
 from distilpeft.tasks import text_rows
+from distilpeft.tasks.task import Columns, Text
+
+if TYPE_CHECKING:
+    from distilpeft.tasks.task import InputReader
 
 FEATURES = datasets.Features(
     {
@@ -40,12 +44,6 @@ class Piece:
     target: list[bool]
     num_bytes: list[int]
     truncated: bool = False
-
-
-def features(task: CausalLM) -> datasets.Features:
-    """Columns after `encode`."""
-    del task
-    return FEATURES
 
 
 def _columns(task: CausalLM) -> dict[str, str]:
@@ -89,16 +87,14 @@ def _messages_fault(cell: Any, *, needs_reply: bool) -> str | None:
     return None
 
 
-def texts(task: CausalLM, rows: datasets.Dataset) -> Iterator[str]:
+def texts(task: CausalLM, rows: datasets.Dataset) -> Iterator[Text]:
     """What makes two rows the same, for counting duplicates between splits."""
     columns = [column for column in (task.prompt, task.completion, task.messages, task.text) if column is not None]
     for batch in rows.select_columns(columns).iter(batch_size=2_000):
         yield from (repr(cells) for cells in zip(*(batch[column] for column in columns), strict=True))
 
 
-def encode(
-    task: CausalLM, features: datasets.Features, batch: dict[str, list[Any]], tokenizer: Any, max_tokens: int
-) -> dict[str, list[Any]]:
+def encode(task: CausalLM, columns: Columns, tokenizer: InputReader, max_tokens: int) -> Columns:
     """Tokenise rows that have no fault into rows of at most `max_tokens` tokens.
 
     Pairs and chats are cut at the end. Plain text is cut into blocks, each begun with the last token of the one before,
@@ -108,9 +104,8 @@ def encode(
     Raises:
         InputError: there is no chat template, or it does not render a chat turn by turn.
     """
-    del features
     limit = min(max_tokens, tokenizer.model_max_length)
-    pieces = [piece for whole in _documents(task, batch, tokenizer) for piece in _cut(task, whole, limit)]
+    pieces = [piece for whole in _documents(task, columns, tokenizer) for piece in _cut(task, whole, limit)]
     bins = _pack(pieces, limit) if task.pack else [[piece] for piece in pieces]
     rows: dict[str, list[Any]] = {name: [] for name in FEATURES}
     for group in bins:
@@ -126,18 +121,18 @@ def encode(
     return rows
 
 
-def _documents(task: CausalLM, batch: dict[str, list[Any]], tokenizer: Any) -> Iterator[Piece]:
+def _documents(task: CausalLM, columns: Columns, tokenizer: InputReader) -> Iterator[Piece]:
     if task.messages is not None:
-        yield from (_chat(task, messages, tokenizer) for messages in batch[task.messages])
+        yield from (_chat(task, messages, tokenizer) for messages in columns[task.messages])
     elif task.text is not None:
-        for text in batch[task.text]:
+        for text in columns[task.text]:
             ids, sizes = _tokens(text, tokenizer, begin=True)
             ids, sizes = _ended(ids, sizes, tokenizer)
             yield Piece(ids, [False] + [True] * (len(ids) - 1), sizes)
     else:
         assert task.prompt is not None
         assert task.completion is not None
-        for prompt, completion in zip(batch[task.prompt], batch[task.completion], strict=True):
+        for prompt, completion in zip(columns[task.prompt], columns[task.completion], strict=True):
             if task.chat:
                 turns = [{"role": "user", "content": prompt}, {"role": "assistant", "content": completion}]
                 yield _chat(task, turns, tokenizer)

@@ -13,7 +13,8 @@ from transformers import AutoModelForCausalLM, GPT2Config, OPTConfig
 from distilpeft.distillation.losses import Loss
 from distilpeft.errors import GateError, InputError
 from distilpeft.recipe.task import CausalLM
-from distilpeft.tasks.language import causal_lm
+from distilpeft.tasks.language import next_tokens
+from distilpeft.tasks.language.causal_lm import CausalLMTask
 from distilpeft.tasks.rows import usable
 
 PAIRS = CausalLM(kind="causal_lm", prompt="prompt", completion="completion")
@@ -23,7 +24,7 @@ TEXT = CausalLM(kind="causal_lm", text="text")
 
 def encode(task: CausalLM, rows: list[dict], max_tokens: int = 64) -> dict:
     batch = {name: [row[name] for row in rows] for name in rows[0]}
-    return causal_lm.encode(task, datasets.Features(), batch, tiny_lm.tokenizer(), max_tokens)
+    return CausalLMTask(task).encode(datasets.Features(), batch, tiny_lm.tokenizer(), max_tokens)
 
 
 def targets(found: dict, row: int = 0) -> str:
@@ -37,12 +38,12 @@ def spoken(found: dict, row: int = 0) -> str:
 
 
 def collated(found: dict) -> dict:
-    return causal_lm.collate(found, tiny_lm.tokenizer())
+    return CausalLMTask(TEXT).collate(found, tiny_lm.tokenizer())
 
 
 def prepared(task: CausalLM = PAIRS, **changes):
     model = tiny_lm.model(initializer_range=0.3, **changes).eval()
-    causal_lm.prepare(task, model)
+    CausalLMTask(task).prepare(model)
     return model
 
 
@@ -66,12 +67,12 @@ def test_an_empty_completion_has_no_target_and_gives_neither_nan_nor_weight():
     found = encode(PAIRS, [{"prompt": "ab", "completion": ""}])
     assert found["num_targets"] == [0]
     model = prepared()
-    loss = causal_lm.loss_sum(model, collated(found), Loss(), None)
+    loss = CausalLMTask(TEXT).loss_sum(model, collated(found), Loss(), None)
     loss.backward()
     assert loss.item() == 0
     assert all(p.grad is not None and not p.grad.any() for p in model.parameters())
-    values = causal_lm.measure(model, collated(found))
-    assert values.tolist() == [[0] * len(causal_lm.VALUES)]
+    values = CausalLMTask(TEXT).measure(model, collated(found))
+    assert values.tolist() == [[0] * len(next_tokens.VALUES)]
 
 
 def test_a_row_is_cut_at_its_end_and_says_so():
@@ -175,26 +176,29 @@ def test_loss_and_figures_are_those_of_single_unpadded_documents(pack, size):
         for i in range(0, len(found["input_ids"]), size)
     ]
     expected = reference_nats(model, ROWS)
-    total = sum(causal_lm.loss_sum(model, batch, Loss(), None).item() for batch in batches)
+    total = sum(CausalLMTask(TEXT).loss_sum(model, batch, Loss(), None).item() for batch in batches)
     assert total == pytest.approx(sum(expected), rel=1e-5)
-    values = torch.cat([causal_lm.measure(model, batch) for batch in batches]).sum(0)
-    assert values[0] == len(expected) == sum(causal_lm.count_rows(batch) for batch in batches)
+    values = torch.cat([CausalLMTask(TEXT).measure(model, batch) for batch in batches]).sum(0)
+    assert values[0] == len(expected) == sum(CausalLMTask(TEXT).count_rows(batch) for batch in batches)
     assert values[1].item() == pytest.approx(sum(expected), rel=1e-5)
     assert values[3] == sum(len(row["completion"]) for row in ROWS)
 
 
 def test_metrics_follow_from_the_sums_by_hand():
-    gaps = np.zeros((2, causal_lm.BINS))
+    gaps = np.zeros((2, next_tokens.BINS))
     gaps[0, 3], gaps[1, 3], gaps[1, 9] = 0.3, -0.1, -0.4  # gaps of one bin cancel, those of two do not
     values = np.concatenate([np.array([[2, 3.0, 1, 4, 0.5, 2], [2, 1.0, 1, 4, 0.1, 1]]), gaps], -1)
-    found = causal_lm.metrics(TEXT, values, None)
+    found = CausalLMTask(TEXT).metrics(values, None)
     assert found["nats_per_token"] == 1.0
     assert found["perplexity"] == pytest.approx(np.e)
     assert found["bits_per_byte"] == pytest.approx(4 / np.log(2) / 8)
     assert found["accuracy"] == 0.5
     assert found["ece"] == pytest.approx(0.6 / 4)
-    assert causal_lm.against_teacher(TEXT, values, values, None) == {"kl": pytest.approx(0.15), "top1_agreement": 0.75}
-    scored = causal_lm.scores(TEXT, ("nats_per_token", "accuracy"), values, None)
+    assert CausalLMTask(TEXT).against_teacher(values, values, None) == {
+        "kl": pytest.approx(0.15),
+        "top1_agreement": 0.75,
+    }
+    scored = CausalLMTask(TEXT).scores(("nats_per_token", "accuracy"), values, None)
     assert scored["nats_per_token"]["num_rows"] == 4
     assert scored["nats_per_token"]["low"] <= 1.0 <= scored["nats_per_token"]["high"]
 
@@ -203,16 +207,16 @@ def test_the_calibration_error_is_the_classifiers_over_all_tokens():
     from distilpeft.metrics import classification
 
     model, words = tiny_lm.model(), tiny_lm.tokenizer()
-    rows = causal_lm.encode(
-        PAIRS, None, {"prompt": ["one :", "two"], "completion": [" three", " four five"]}, words, 64
+    rows = CausalLMTask(PAIRS).encode(
+        None, {"prompt": ["one :", "two"], "completion": [" three", " four five"]}, words, 64
     )
-    batch = causal_lm.collate(rows, words)
-    causal_lm.prepare(PAIRS, model)
+    batch = CausalLMTask(TEXT).collate(rows, words)
+    CausalLMTask(PAIRS).prepare(model)
     with torch.no_grad():
-        values = causal_lm.measure(model.eval(), batch).numpy()
-        states = causal_lm.target_states(model, batch)
-        p = torch.softmax(causal_lm.head_of(model).logits(states), -1).numpy()
-    assert causal_lm.metrics(TEXT, values, None)["ece"] == pytest.approx(
+        values = CausalLMTask(TEXT).measure(model.eval(), batch).numpy()
+        states = CausalLMTask(TEXT).target_states(model, batch)
+        p = torch.softmax(next_tokens.head_of(model).logits(states), -1).numpy()
+    assert CausalLMTask(TEXT).metrics(values, None)["ece"] == pytest.approx(
         classification.ece(p, batch["labels_N"].numpy()), abs=1e-6
     )
 
@@ -226,11 +230,11 @@ def test_the_answer_as_often_as_in_training_is_scored_by_counts():
         def column(self, name):
             return np.asarray(self.dataset[name])
 
-    found = causal_lm.majority_values(TEXT, Rows([[9, 1, 1, 2], [9, 1, 3, 3]]), Rows([[9, 1, 2]]))
+    found = CausalLMTask(TEXT).majority_values(Rows([[9, 1, 1, 2], [9, 1, 3, 3]]), Rows([[9, 1, 2]]))
     counts = {0: 1, 1: 4, 2: 2, 3: 3}  # one added to each of the ids 0..3
     expected = -np.log(counts[1] / 10) - np.log(counts[2] / 10)
     assert found[0][:4] == pytest.approx([2, expected, 1, 1])
-    assert causal_lm.against_teacher(TEXT, found, found, None) is None
+    assert CausalLMTask(TEXT).against_teacher(found, found, None) is None
 
 
 FAMILIES = {
@@ -251,11 +255,11 @@ def test_the_fused_path_knows_the_scale_and_cap_of_each_family(name):
     more = {"num_key_value_heads": 2, "intermediate_size": 64, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 1}
     config = getattr(transformers, f"{name}Config")(**shape, **more, initializer_range=0.5, **FAMILIES[name])
     model = AutoModelForCausalLM.from_config(config).eval()
-    causal_lm.prepare(PAIRS, model)
+    CausalLMTask(PAIRS).prepare(model)
     batch = collated(encode(PAIRS, ROWS))
     logits = model(**batch["inputs"]).logits.reshape(-1, 261)[batch["at_N"]]
     expected = F.cross_entropy(logits, batch["labels_N"], reduction="sum")
-    found = causal_lm.loss_sum(model, batch, Loss(), None)
+    found = CausalLMTask(TEXT).loss_sum(model, batch, Loss(), None)
     assert found.item() == pytest.approx(expected.item(), rel=1e-5)
     for one, two in zip(
         torch.autograd.grad(found, list(model.parameters())),
@@ -276,18 +280,18 @@ def test_an_architecture_whose_logits_are_shaped_otherwise_is_refused(monkeypatc
 
     monkeypatch.setattr(type(model), "forward", bent)
     with pytest.raises(GateError, match="not a scaled or capped linear function"):
-        causal_lm.prepare(PAIRS, model)
+        CausalLMTask(PAIRS).prepare(model)
 
 
 def test_packing_is_refused_where_the_model_looks_into_the_neighbour_document():
     packed = PAIRS.model_copy(update={"pack": True})
     shape = {"vocab_size": 97, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "ffn_dim": 64}
     opt = AutoModelForCausalLM.from_config(OPTConfig(**shape, word_embed_proj_dim=32, init_std=0.3))
-    causal_lm.prepare(PAIRS, opt)
+    CausalLMTask(PAIRS).prepare(opt)
     with pytest.raises(GateError, match=r"task\.pack: OPTForCausalLM looks from one packed document into the next"):
-        causal_lm.prepare(packed, opt)
-    causal_lm.prepare(
-        packed, AutoModelForCausalLM.from_config(GPT2Config(vocab_size=97, n_embd=32, n_layer=2, n_head=4))
+        CausalLMTask(packed).prepare(opt)
+    CausalLMTask(packed).prepare(
+        AutoModelForCausalLM.from_config(GPT2Config(vocab_size=97, n_embd=32, n_layer=2, n_head=4))
     )
 
 
@@ -295,7 +299,7 @@ def test_samples_continue_the_prompt_of_the_first_rows():
     class Rows:
         dataset = datasets.Dataset.from_dict(encode(PAIRS, ROWS))
 
-    (found,) = causal_lm.samples(prepared(), tiny_lm.tokenizer(), Rows, 1, 5)
+    (found,) = CausalLMTask(TEXT).samples(prepared(), tiny_lm.tokenizer(), Rows, 1, 5)
     assert found["prompt"] == "ab c"
     assert found["completion"]
 
@@ -314,8 +318,7 @@ def test_samples_continue_the_prompt_of_the_first_rows():
 def test_rows_that_cannot_be_used_are_named(task, rows, message):
     with pytest.raises(InputError, match=message):
         usable(
-            causal_lm,
-            task,
+            CausalLMTask(task),
             datasets.Dataset.from_dict(rows),
             np.arange(1, 1 + len(next(iter(rows.values())))),
             "rows.jsonl",

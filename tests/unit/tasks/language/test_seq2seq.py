@@ -26,7 +26,9 @@ from distilpeft.models.loading import Architecture, head_modules
 from distilpeft.recipe.evaluate import Generate
 from distilpeft.recipe.student import FromTeacher
 from distilpeft.recipe.task import Seq2Seq
+from distilpeft.tasks.language import next_tokens
 from distilpeft.tasks.language import seq2seq as task_
+from distilpeft.tasks.language.seq2seq import Seq2SeqTask
 from distilpeft.tasks.rows import Tokens, usable
 
 TASK = Seq2Seq(kind="seq2seq", source="a", target="b")
@@ -77,19 +79,19 @@ def model(request):
     for parameter in found.parameters():
         if parameter.requires_grad:  # Marian's sines and cosines are not saved
             parameter.data += torch.randn_like(parameter) * 0.1
-    task_.prepare(TASK, found)
+    Seq2SeqTask(TASK).prepare(found)
     return found
 
 
 def rows_of(pairs=PAIRS, task=TASK, max_tokens=16) -> Tokens:
     rows = datasets.Dataset.from_dict({"a": [one for one, _ in pairs], "b": [two for _, two in pairs]})
     words = tiny.tokenizer()
-    usable(task_, task, rows, np.arange(1, len(rows) + 1), "rows.csv")
+    usable(Seq2SeqTask(task), rows, np.arange(1, len(rows) + 1), "rows.csv")
     made = rows.map(
-        lambda batch: task_.encode(task, rows.features, batch, words, max_tokens), batched=True,
-        remove_columns=["a", "b"], features=task_.features(task),
+        lambda batch: Seq2SeqTask(task).encode(rows.features, batch, words, max_tokens), batched=True,
+        remove_columns=["a", "b"], features=Seq2SeqTask(task).features(),
     )  # fmt: skip
-    return Tokens(task_, made, words)
+    return Tokens(Seq2SeqTask(TASK), made, words)
 
 
 def batch_of(rows: Tokens, *ids: int) -> dict:
@@ -106,7 +108,7 @@ def test_rows_hold_source_and_target_and_both_are_cut():
     assert rows.dataset["truncated"][:] == [True, True, True]
     assert rows_of().num_truncated == 0
     assert rows.dataset["num_bytes"][:] == [13, 5, 23]
-    assert list(task_.texts(task, datasets.Dataset.from_dict({"a": ["x"], "b": ["y"]}))) == ["the x"]
+    assert list(Seq2SeqTask(task).texts(datasets.Dataset.from_dict({"a": ["x"], "b": ["y"]}))) == ["the x"]
 
 
 def test_another_target_is_another_row_for_soft_targets():
@@ -143,7 +145,7 @@ def test_loss_and_gradients_are_those_of_single_unpadded_rows_in_float64(model):
     right = 0.7 * 4 * F.kl_div(soft, F.softmax(teacher / 2, -1), reduction="sum") + 0.3 * hard
     weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
     expected = torch.autograd.grad(right, weights, allow_unused=True)
-    found = task_.loss_sum(model, batch_of(rows), loss, teacher)
+    found = Seq2SeqTask(TASK).loss_sum(model, batch_of(rows), loss, teacher)
     torch.testing.assert_close(found, right, rtol=1e-9, atol=1e-9)
     got = torch.autograd.grad(found, weights, allow_unused=True)
     for one, two in zip(got, expected, strict=True):
@@ -151,14 +153,14 @@ def test_loss_and_gradients_are_those_of_single_unpadded_rows_in_float64(model):
             torch.zeros(()) if one is None else one, torch.zeros(()) if two is None else two, rtol=1e-7, atol=1e-9,
             check_dtype=False,
         )  # fmt: skip
-    alone = sum(task_.loss_sum(model, batch_of(rows, n), Loss(0.0, 1.0), None) for n in range(3))
+    alone = sum(Seq2SeqTask(TASK).loss_sum(model, batch_of(rows, n), Loss(0.0, 1.0), None) for n in range(3))
     torch.testing.assert_close(alone, hard, rtol=1e-9, atol=1e-9)
 
 
 def test_scores_of_tokens_are_those_of_the_logits(model):
     rows = rows_of()
-    values = task_.measure(model, batch_of(rows), task_.soft(model, batch_of(rows)))
-    found = task_.metrics(TASK, values.numpy(), rows)
+    values = Seq2SeqTask(TASK).measure(model, batch_of(rows), Seq2SeqTask(TASK).soft(model, batch_of(rows)))
+    found = Seq2SeqTask(TASK).metrics(values.numpy(), rows)
     z = torch.cat([logits_alone(model, row) for row in rows.dataset])
     labels = torch.tensor([token for row in rows.dataset for token in row["target_ids"]])
     assert found["nats_per_token"] == pytest.approx(F.cross_entropy(z, labels).item(), rel=1e-5)
@@ -187,27 +189,29 @@ def test_bleu_chrf_and_rouge_are_those_of_the_whole_corpus():
     rng, words = np.random.default_rng(2), ["el", "gato", "come", "pan", "¿dónde", "está?", "la", "casa."]
     references = [" ".join(rng.choice(words, rng.integers(3, 9))) for _ in range(40)]
     texts = [" ".join(word for word in one.split() if rng.random() < 0.8) for one in references]
-    values = np.zeros((40, len(task_.VALUES) + task_.WRITTEN))
-    values[:, : len(task_.VALUES)] = 1
+    values = np.zeros((40, len(next_tokens.VALUES) + task_.WRITTEN))
+    values[:, : len(next_tokens.VALUES)] = 1
     with_texts = SimpleNamespace(write=lambda *_: texts)
     batch = {"inputs": {}, "references": references, "targets_BT": torch.zeros(40, 1)}
     original, task_.write = task_.write, with_texts.write
     try:
-        values[:, len(task_.VALUES) :] = task_.written(None, batch, None, Generate(), "13a").numpy()
+        values[:, len(next_tokens.VALUES) :] = Seq2SeqTask(TASK).written(None, batch, None, Generate()).numpy()
     finally:
         task_.write = original
-    found = task_.metrics(TASK, values, None)
+    found = Seq2SeqTask(TASK).metrics(values, None)
     assert found["bleu"] == pytest.approx(BLEU().corpus_score(texts, [references]).score)
     assert found["chrf"] == pytest.approx(CHRF().corpus_score(texts, [references]).score)
     scorer = RougeScorer(["rougeL"])
     single = [scorer.score(one, two)["rougeL"].fmeasure for one, two in zip(references, texts, strict=True)]
     assert found["rougeL"] == pytest.approx(np.mean(single), rel=1e-6)
-    told = task_.scores(TASK, ("nats_per_token", "bleu", "chrf"), values, None)
+    told = Seq2SeqTask(TASK).scores(("nats_per_token", "bleu", "chrf"), values, None)
     assert told["bleu"]["low"] < told["bleu"]["value"] < told["bleu"]["high"]
     assert told["bleu"]["num_rows"] == 40
-    silent = task_.metrics(TASK, np.pad(values[:, : len(task_.VALUES)], ((0, 0), (0, task_.WRITTEN))), None)
+    silent = Seq2SeqTask(TASK).metrics(np.pad(values[:, : len(next_tokens.VALUES)], ((0, 0), (0, task_.WRITTEN))), None)
     assert silent["bleu"] == silent["chrf"] == silent["rougeL"] == 0
-    assert "bleu" not in task_.metrics(TASK, values[:, : len(task_.VALUES)], None), "training does not write"
+    assert "bleu" not in Seq2SeqTask(TASK).metrics(values[:, : len(next_tokens.VALUES)], None), (
+        "training does not write"
+    )
 
 
 def test_layers_are_taken_out_of_encoder_and_decoder(model, tmp_path):
@@ -245,4 +249,4 @@ def test_a_model_that_names_no_first_token_is_refused():
     model = t5()
     model.config.decoder_start_token_id = None
     with pytest.raises(GateError, match="names no decoder_start_token_id"):
-        task_.prepare(TASK, model)
+        Seq2SeqTask(TASK).prepare(model)

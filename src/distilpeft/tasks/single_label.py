@@ -1,0 +1,110 @@
+"""Single-label classification, whatever the rows are: everything after the logits.
+
+B  rows of a batch    N  rows    C  classes
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import datasets
+import numpy as np
+from numpy.typing import NDArray
+
+from distilpeft.metrics.score import Score
+from distilpeft.recipe.task import ImageClassification, TextClassification
+from distilpeft.tasks import text_rows
+from distilpeft.tasks.task import Batch, Doubles, Rows, Task, Values, dense
+from distilpeft.tasks.text_rows import class_id, logits
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+    from transformers import PreTrainedModel
+
+    from distilpeft.distillation.fused import Soft
+    from distilpeft.distillation.losses import Loss
+
+
+@dataclass(frozen=True)
+class SingleLabelTask(Task):
+    """One class for each row."""
+
+    section: TextClassification | ImageClassification
+
+    def nothing_to_learn(self, rows: datasets.Dataset) -> str | None:
+        """Why nothing can be learnt: all rows are of one class."""
+        found = set(self.class_ids(rows.features, text_rows.cells(rows, self.section.label)))
+        return f"every row is of the class {self.section.labels[found.pop()]!r}" if len(found) == 1 else None
+
+    def label_faults(self, rows: datasets.Dataset) -> Iterator[str | None]:
+        """Why each row's label cannot be used; see `Task.faults`."""
+        section = self.section
+        names, is_index = text_rows.names_of(rows.features[section.label], section.labels)
+        for value in text_rows.cells(rows, section.label):
+            known = class_id(value, names, is_index=is_index) is not None
+            yield None if known else f"label {value!r} is {text_rows.allowed(section.labels)}"
+
+    def class_ids(self, features: datasets.Features, cells: Iterable[Any]) -> list[int]:
+        """Class ids, in the order of `task.labels`, of label cells that have no fault."""
+        section = self.section
+        names, is_index = text_rows.names_of(features[section.label], section.labels)
+        return [text_rows.id_in(section.labels, cell, names, is_index=is_index) for cell in cells]
+
+    def soft(self, teacher: nn.Module, batch: Batch) -> Tensor:
+        """What the frozen teacher knows of a batch: its logits."""
+        return logits(teacher, batch).float()
+
+    def vocabulary(self, teacher: PreTrainedModel, max_tokens: int) -> int:
+        """Numbers in a soft target: a logit of each class."""
+        return len(self.section.labels)
+
+    def loss_sum(self, model: nn.Module, batch: Batch, loss: Loss, soft: Soft | None) -> Tensor:
+        """The loss summed over rows."""
+        from distilpeft.distillation.losses import distil_sum
+
+        return distil_sum(logits(model, batch), batch["labels_N"], dense(soft), loss)
+
+    def measure(self, model: nn.Module, batch: Batch, soft: Soft | None = None) -> Tensor:
+        """What the scores of a row are computed from: its logits, [B, C]."""
+        return logits(model, batch)
+
+    def majority_values(self, train: Rows, rows: Rows) -> NDArray[np.float32]:
+        """`measure` of the class frequencies in training, whose top class is the majority's, [N, C]."""
+        labels_N = train.column("label")
+        share_C = np.bincount(labels_N, minlength=len(self.section.labels)) / len(labels_N)
+        return np.tile(np.log(np.maximum(share_C, 1e-9)), (len(rows.lengths_N), 1)).astype(np.float32)
+
+    def metrics(self, values_NC: Values, rows: Rows) -> dict[str, float]:
+        """All metrics that work without a hub."""
+        from distilpeft.metrics.classification import FUNCTIONS
+        from distilpeft.metrics.probabilities import softmax
+
+        probabilities_NC = softmax(values_NC)
+        labels_N = rows.column("label")
+        return {name: score(probabilities_NC, labels_N) for name, score in FUNCTIONS.items()}
+
+    def scores(self, names: tuple[str, ...], values_NC: Values, rows: Rows) -> dict[str, Score]:
+        """Metric → value, 95 % interval and number of rows."""
+        from distilpeft.metrics import classification as classifier
+
+        return classifier.scores(names, values_NC.astype(np.float64), rows.column("label"))
+
+    def added(self, values_NC: Values, rows: Rows) -> tuple[Doubles, Doubles]:
+        """What each row adds to the accuracy's sum, and to its denominator."""
+        right_N = values_NC.argmax(-1) == rows.column("label")
+        return right_N.astype(np.float64), np.ones(len(right_N))
+
+    def calibration(self, values_NC: Values, rows: Rows) -> dict[str, list[float]] | None:
+        """Mean confidence, share of right answers and rows of each bin of confidence that has any."""
+        from distilpeft.metrics.classification import reliability
+        from distilpeft.metrics.probabilities import softmax
+
+        return reliability(softmax(values_NC), rows.column("label"))
+
+    def against_teacher(self, values_NC: Values, teacher_NC: Values, rows: Rows) -> dict[str, float]:
+        """KL(teacher || model) in nats per row and the share of rows with the same top class."""
+        from distilpeft.metrics.classification import agreement
+
+        return agreement(values_NC.astype(np.float64), teacher_NC.astype(np.float64))
