@@ -22,17 +22,10 @@ from distilpeft.recipe.export import FORMS, LIMITS, Exactness, Export, Limits
 from distilpeft.recipe.section import IN_KEY_IF_GIVEN, NOT_IN_KEY, Count, Index, Section
 from distilpeft.recipe.student import Student
 from distilpeft.recipe.task import (
-    KINDS,
     CausalLM,
-    Embedding,
-    ImageClassification,
     Kind,
-    MultiLabelClassification,
     QuestionAnswering,
-    Regression,
-    Seq2Seq,
-    TextClassification,
-    TokenClassification,
+    TaskSection,
 )
 from distilpeft.recipe.teacher import Targets, Teacher
 from distilpeft.recipe.training import Fit
@@ -58,17 +51,7 @@ class Recipe(Section):
         "ddp", description="weights in training: whole in each process, or in shards over all",
         json_schema_extra=NOT_IN_KEY,
     )  # fmt: skip
-    task: (
-        TextClassification
-        | MultiLabelClassification
-        | Regression
-        | TokenClassification
-        | QuestionAnswering
-        | CausalLM
-        | Seq2Seq
-        | ImageClassification
-        | Embedding
-    ) = Field(discriminator="kind")
+    task: TaskSection
     data: Data
     teacher: Teacher
     targets: Targets = Targets()
@@ -91,7 +74,7 @@ class Recipe(Section):
     @property
     def kind(self) -> Kind:
         """What is known of the task's kind."""
-        return KINDS[self.task.kind]
+        return self.task.traits
 
     @property
     def metrics(self) -> tuple[str, ...]:

@@ -1,168 +1,16 @@
-"""The `task` section of a recipe, a class per kind of task; see `recipe` and `kinds`."""
+"""The `task` section of a recipe: a class per kind of task, with the traits that tell kinds apart."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self, get_args
 
 from pydantic import AfterValidator, Field, model_validator
 
 from distilpeft.recipe.section import IN_KEY_IF_GIVEN, Count, Fraction, Section
 
-
-def _all_differ(labels: tuple[str, ...]) -> tuple[str, ...]:
-    if len(set(labels)) < len(labels):
-        raise ValueError("the class names must differ from each other")
-    return labels
-
-
-Labels = Annotated[tuple[str, ...], AfterValidator(_all_differ)]
-
-
-class Texts(Section):
-    """What tasks have in common that read a text, or a pair of texts."""
-
-    text: str = Field(min_length=1, description="column with the text")
-    pair: str | None = Field(
-        None, min_length=1, description="column with a second text that is read behind the first, such as a hypothesis",
-        json_schema_extra=IN_KEY_IF_GIVEN,
-    )  # fmt: skip
-
-
-class TextClassification(Texts):
-    """Single-label classification of texts, or of pairs of texts."""
-
-    kind: Literal["text_classification"]
-    label: str = Field(min_length=1, description="column with the class: its name, or its index in `labels`")
-    labels: Labels = Field(min_length=2, description="class names; the position is the class id")
-
-
-class Augment(Section):
-    """Other views of the training pictures in every epoch; the teacher sees the same (arXiv:2106.05237)."""
-
-    flip: bool = Field(False, description="mirror left and right, in half of the cases")
-    shift: Fraction = Field(0.0, description="move by at most this share of height and width; edges are repeated")
-
-
-class ImageClassification(Section):
-    """Single-label classification of pictures."""
-
-    kind: Literal["image_classification"]
-    image: str = Field(min_length=1, description="column with the picture: of datasets' Image type, or a file's path")
-    label: str = Field(min_length=1, description="column with the class: its name, or its index in `labels`")
-    labels: Labels = Field(min_length=2, description="class names; the position is the class id")
-    augment: Augment | None = Field(None, description="vary the training pictures; needs targets.mode: online")
-
-
-class MultiLabelClassification(Texts):
-    """Any number of classes for each text, or pair of texts; every class is a yes or no of its own."""
-
-    kind: Literal["multi_label_classification"]
-    label: str | None = Field(
-        None, min_length=1, description="column with the row's classes: a list of names or of indices in `labels`, "
-        "maybe empty; or with `separator` a text; left out, every class has a column of its own, with 0 or 1"
-    )  # fmt: skip
-    separator: str | None = Field(None, min_length=1, description="what stands between the names in a text")
-    labels: Labels = Field(min_length=1, description="class names; the position is the class id")
-
-    @model_validator(mode="after")
-    def _separates_something(self) -> Self:
-        if self.separator is not None and self.label is None:
-            raise ValueError("separator is for names in one column: give label, its name")
-        return self
-
-
-class Regression(Texts):
-    """A number for each text, or pair of texts, such as how alike two are."""
-
-    kind: Literal["regression"]
-    label: str = Field(min_length=1, description="column with the number; models learn best what spreads over about 1")
-
-
-class TokenClassification(Section):
-    """A tag for each word of a text: names (B-, I-, O), parts of speech, punctuation."""
-
-    kind: Literal["token_classification"]
-    words: str = Field(min_length=1, description="column with a list of words")
-    tags: str = Field(min_length=1, description="column with a list of as many tags: names, or indices in `labels`")
-    labels: Labels = Field(min_length=2, description="tags; the position is the class id")
-
-
-class QuestionAnswering(Section):
-    """Questions whose answer stands in a text; long texts are read in windows."""
-
-    kind: Literal["question_answering"]
-    question: str = Field(min_length=1, description="column with the question")
-    context: str = Field(min_length=1, description="column with the text in which the answer stands")
-    answers: str = Field(
-        min_length=1, description="column with the answers: text and answer_start of each, as SQuAD has them, or one "
-        "as a text; the first is learnt, all are right"
-    )  # fmt: skip
-    no_answer: bool = Field(False, description="some questions have none: their answers are empty")
-    stride: Count = Field(64, description="tokens that neighbouring windows of a long text share")
-    longest_answer: Count = Field(30, description="tokens of an answer at most")
-
-
-class CausalLM(Section):
-    """Next-token prediction on prompt/completion pairs, chat messages or plain text: name the columns of one form."""
-
-    kind: Literal["causal_lm"]
-    prompt: str | None = Field(
-        None, min_length=1, description="column with the prompt; with `completion`; may be empty in a row"
-    )
-    completion: str | None = Field(None, min_length=1, description="column with the completion; may be empty in a row")
-    messages: str | None = Field(
-        None, min_length=1, description="column with a list of {role, content}, rendered by the tokenizer's template"
-    )
-    text: str | None = Field(None, min_length=1, description="column with a document, cut into blocks of max_tokens")
-    chat: bool = Field(False, description="render prompt and completion as a user's and an assistant's turn")
-    loss_on: Literal["completion", "all"] | None = Field(
-        None, description="completion (messages: the assistant's turns), the default, or all; text is always all"
-    )
-    pack: bool = Field(False, description="put several rows into one of max_tokens, blind to each other")
-
-    @model_validator(mode="after")
-    def _one_form(self) -> Self:
-        if (self.prompt is None) != (self.completion is None):
-            raise ValueError("prompt and completion go together")
-        if sum(column is not None for column in (self.completion, self.messages, self.text)) != 1:
-            raise ValueError("give exactly one of prompt and completion, messages, text")
-        if self.chat and self.prompt is None:
-            raise ValueError("chat: true is for prompt and completion; messages are rendered as chats anyhow")
-        if self.text is not None and self.loss_on == "completion":
-            raise ValueError("plain text has no completion: leave loss_on out, or say all")
-        return self
-
-
-class Seq2Seq(Section):
-    """One text out of another, by an encoder-decoder: translation, summaries."""
-
-    kind: Literal["seq2seq"]
-    source: str = Field(min_length=1, description="column with the text that is read")
-    target: str = Field(min_length=1, description="column with the text that is to be written")
-    prefix: str = Field("", description="what every source begins with, such as T5's `summarize: `")
-    max_target_tokens: Count | None = Field(
-        None, description="targets are cut to this many tokens; default: data.max_tokens"
-    )
-    tokenize: Literal["13a", "intl", "char", "zh", "none"] = Field(
-        "13a", description="how BLEU cuts texts into words; sacrebleu's names"
-    )
-
-
-class Embedding(Section):
-    """Vectors of texts, learnt from a teacher's vectors; there are no labels, and the teacher is used as it is."""
-
-    kind: Literal["embedding"]
-    text: str = Field(min_length=1, description="column with the text")
-    pooling: Literal["mean", "first"] = Field(
-        "mean", description="a vector is the mean of the last hidden states, or the first of them ([CLS])"
-    )
-    loss: Literal["cosine", "mse"] = Field(
-        "cosine", description="1 less the cosine to the teacher's vector, or the squared distance, the mean over units"
-    )
-    project: bool = Field(
-        False, description="learn through a matrix that is dropped afterwards, even where both vectors are as long"
-    )
+ROUGE = ("rouge1", "rouge2", "rougeL")
+LOWER_IS_BETTER = frozenset({"ece", "log_loss", "nats_per_token", "perplexity", "bits_per_byte", "kl", "rmse", "mae"})
 
 
 @dataclass(frozen=True)
@@ -227,33 +75,216 @@ class Kind:
         return "language" if self.language else "values" if self.values else "classes"
 
 
-ROUGE = ("rouge1", "rouge2", "rougeL")
-KINDS: dict[str, Kind] = {
-    "text_classification": Kind(("accuracy", "macro_f1", "mcc", "ece", "log_loss"), hub_metrics=True, inner=True),
-    "multi_label_classification": Kind(
+def _all_differ(labels: tuple[str, ...]) -> tuple[str, ...]:
+    if len(set(labels)) < len(labels):
+        raise ValueError("the class names must differ from each other")
+    return labels
+
+
+Labels = Annotated[tuple[str, ...], AfterValidator(_all_differ)]
+
+
+class Texts(Section):
+    """What tasks have in common that read a text, or a pair of texts."""
+
+    text: str = Field(min_length=1, description="column with the text")
+    pair: str | None = Field(
+        None, min_length=1, description="column with a second text that is read behind the first, such as a hypothesis",
+        json_schema_extra=IN_KEY_IF_GIVEN,
+    )  # fmt: skip
+
+
+class TextClassification(Texts):
+    """Single-label classification of texts, or of pairs of texts."""
+
+    kind: Literal["text_classification"]
+    traits: ClassVar[Kind] = Kind(("accuracy", "macro_f1", "mcc", "ece", "log_loss"), hub_metrics=True, inner=True)
+    label: str = Field(min_length=1, description="column with the class: its name, or its index in `labels`")
+    labels: Labels = Field(min_length=2, description="class names; the position is the class id")
+
+
+class Augment(Section):
+    """Other views of the training pictures in every epoch; the teacher sees the same (arXiv:2106.05237)."""
+
+    flip: bool = Field(False, description="mirror left and right, in half of the cases")
+    shift: Fraction = Field(0.0, description="move by at most this share of height and width; edges are repeated")
+
+
+class ImageClassification(Section):
+    """Single-label classification of pictures."""
+
+    kind: Literal["image_classification"]
+    traits: ClassVar[Kind] = Kind(
+        ("accuracy", "macro_f1", "mcc", "ece", "log_loss"),
+        pipeline="image-classification",
+        images=True,
+        hub_metrics=True,
+        needs=(("PIL",), "images"),
+    )
+    image: str = Field(min_length=1, description="column with the picture: of datasets' Image type, or a file's path")
+    label: str = Field(min_length=1, description="column with the class: its name, or its index in `labels`")
+    labels: Labels = Field(min_length=2, description="class names; the position is the class id")
+    augment: Augment | None = Field(None, description="vary the training pictures; needs targets.mode: online")
+
+
+class MultiLabelClassification(Texts):
+    """Any number of classes for each text, or pair of texts; every class is a yes or no of its own."""
+
+    kind: Literal["multi_label_classification"]
+    traits: ClassVar[Kind] = Kind(
         ("samples_f1", "micro_f1", "macro_f1", "exact_match", "accuracy", "ece", "log_loss"), inner=True
-    ),
-    "regression": Kind(("r2", "pearson", "spearman", "rmse", "mae"), values=True, inner=True),
-    "token_classification": Kind(
-        ("entity_f1", "entity_precision", "entity_recall", "accuracy", "ece", "log_loss"), unit="words",
-        pipeline="token-classification", inner=True,
-    ),
-    "question_answering": Kind(
-        ("f1", "exact_match", "log_loss"), unit="questions", pipeline="question-answering", same_tokens=True,
-    ),
-    "causal_lm": Kind(
-        ("nats_per_token", "perplexity", "bits_per_byte", "accuracy", "ece"), unit="tokens",
-        pipeline="text-generation", language=True, same_tokens=True, inner=True,
-    ),
-    "image_classification": Kind(
-        ("accuracy", "macro_f1", "mcc", "ece", "log_loss"), pipeline="image-classification", images=True,
-        hub_metrics=True, needs=(("PIL",), "images"),
-    ),
-    "embedding": Kind(("neighbours", "similarity", "cosine"), pipeline="feature-extraction", labels=False),
-    "seq2seq": Kind(
-        ("nats_per_token", "perplexity", "accuracy", "ece"), unit="tokens", pipeline="text2text-generation",
-        language=True, same_tokens=True, reads_first=True, written=("chrf", "bleu", *ROUGE),
+    )
+    label: str | None = Field(
+        None, min_length=1, description="column with the row's classes: a list of names or of indices in `labels`, "
+        "maybe empty; or with `separator` a text; left out, every class has a column of its own, with 0 or 1"
+    )  # fmt: skip
+    separator: str | None = Field(None, min_length=1, description="what stands between the names in a text")
+    labels: Labels = Field(min_length=1, description="class names; the position is the class id")
+
+    @model_validator(mode="after")
+    def _separates_something(self) -> Self:
+        if self.separator is not None and self.label is None:
+            raise ValueError("separator is for names in one column: give label, its name")
+        return self
+
+
+class Regression(Texts):
+    """A number for each text, or pair of texts, such as how alike two are."""
+
+    kind: Literal["regression"]
+    traits: ClassVar[Kind] = Kind(("r2", "pearson", "spearman", "rmse", "mae"), values=True, inner=True)
+    label: str = Field(min_length=1, description="column with the number; models learn best what spreads over about 1")
+
+
+class TokenClassification(Section):
+    """A tag for each word of a text: names (B-, I-, O), parts of speech, punctuation."""
+
+    kind: Literal["token_classification"]
+    traits: ClassVar[Kind] = Kind(
+        ("entity_f1", "entity_precision", "entity_recall", "accuracy", "ece", "log_loss"),
+        unit="words",
+        pipeline="token-classification",
+        inner=True,
+    )
+    words: str = Field(min_length=1, description="column with a list of words")
+    tags: str = Field(min_length=1, description="column with a list of as many tags: names, or indices in `labels`")
+    labels: Labels = Field(min_length=2, description="tags; the position is the class id")
+
+
+class QuestionAnswering(Section):
+    """Questions whose answer stands in a text; long texts are read in windows."""
+
+    kind: Literal["question_answering"]
+    traits: ClassVar[Kind] = Kind(
+        ("f1", "exact_match", "log_loss"), unit="questions", pipeline="question-answering", same_tokens=True
+    )
+    question: str = Field(min_length=1, description="column with the question")
+    context: str = Field(min_length=1, description="column with the text in which the answer stands")
+    answers: str = Field(
+        min_length=1, description="column with the answers: text and answer_start of each, as SQuAD has them, or one "
+        "as a text; the first is learnt, all are right"
+    )  # fmt: skip
+    no_answer: bool = Field(False, description="some questions have none: their answers are empty")
+    stride: Count = Field(64, description="tokens that neighbouring windows of a long text share")
+    longest_answer: Count = Field(30, description="tokens of an answer at most")
+
+
+class CausalLM(Section):
+    """Next-token prediction on prompt/completion pairs, chat messages or plain text: name the columns of one form."""
+
+    kind: Literal["causal_lm"]
+    traits: ClassVar[Kind] = Kind(
+        ("nats_per_token", "perplexity", "bits_per_byte", "accuracy", "ece"),
+        unit="tokens",
+        pipeline="text-generation",
+        language=True,
+        same_tokens=True,
+        inner=True,
+    )
+    prompt: str | None = Field(
+        None, min_length=1, description="column with the prompt; with `completion`; may be empty in a row"
+    )
+    completion: str | None = Field(None, min_length=1, description="column with the completion; may be empty in a row")
+    messages: str | None = Field(
+        None, min_length=1, description="column with a list of {role, content}, rendered by the tokenizer's template"
+    )
+    text: str | None = Field(None, min_length=1, description="column with a document, cut into blocks of max_tokens")
+    chat: bool = Field(False, description="render prompt and completion as a user's and an assistant's turn")
+    loss_on: Literal["completion", "all"] | None = Field(
+        None, description="completion (messages: the assistant's turns), the default, or all; text is always all"
+    )
+    pack: bool = Field(False, description="put several rows into one of max_tokens, blind to each other")
+
+    @model_validator(mode="after")
+    def _one_form(self) -> Self:
+        if (self.prompt is None) != (self.completion is None):
+            raise ValueError("prompt and completion go together")
+        if sum(column is not None for column in (self.completion, self.messages, self.text)) != 1:
+            raise ValueError("give exactly one of prompt and completion, messages, text")
+        if self.chat and self.prompt is None:
+            raise ValueError("chat: true is for prompt and completion; messages are rendered as chats anyhow")
+        if self.text is not None and self.loss_on == "completion":
+            raise ValueError("plain text has no completion: leave loss_on out, or say all")
+        return self
+
+
+class Seq2Seq(Section):
+    """One text out of another, by an encoder-decoder: translation, summaries."""
+
+    kind: Literal["seq2seq"]
+    traits: ClassVar[Kind] = Kind(
+        ("nats_per_token", "perplexity", "accuracy", "ece"),
+        unit="tokens",
+        pipeline="text2text-generation",
+        language=True,
+        same_tokens=True,
+        reads_first=True,
+        written=("chrf", "bleu", *ROUGE),
         needs=(("sacrebleu", "rouge_score"), "seq2seq"),
-    ),
-}  # fmt: skip
-LOWER_IS_BETTER = frozenset({"ece", "log_loss", "nats_per_token", "perplexity", "bits_per_byte", "kl", "rmse", "mae"})
+    )
+    source: str = Field(min_length=1, description="column with the text that is read")
+    target: str = Field(min_length=1, description="column with the text that is to be written")
+    prefix: str = Field("", description="what every source begins with, such as T5's `summarize: `")
+    max_target_tokens: Count | None = Field(
+        None, description="targets are cut to this many tokens; default: data.max_tokens"
+    )
+    tokenize: Literal["13a", "intl", "char", "zh", "none"] = Field(
+        "13a", description="how BLEU cuts texts into words; sacrebleu's names"
+    )
+
+
+class Embedding(Section):
+    """Vectors of texts, learnt from a teacher's vectors; there are no labels, and the teacher is used as it is."""
+
+    kind: Literal["embedding"]
+    traits: ClassVar[Kind] = Kind(("neighbours", "similarity", "cosine"), pipeline="feature-extraction", labels=False)
+    text: str = Field(min_length=1, description="column with the text")
+    pooling: Literal["mean", "first"] = Field(
+        "mean", description="a vector is the mean of the last hidden states, or the first of them ([CLS])"
+    )
+    loss: Literal["cosine", "mse"] = Field(
+        "cosine", description="1 less the cosine to the teacher's vector, or the squared distance, the mean over units"
+    )
+    project: bool = Field(
+        False, description="learn through a matrix that is dropped afterwards, even where both vectors are as long"
+    )
+
+
+TaskSection = Annotated[
+    TextClassification
+    | MultiLabelClassification
+    | Regression
+    | TokenClassification
+    | QuestionAnswering
+    | CausalLM
+    | Seq2Seq
+    | ImageClassification
+    | Embedding,
+    Field(discriminator="kind"),
+]
+"""The recipe's `task`. To add a kind: its section above, with its traits, and a line here."""
+KINDS: dict[str, Kind] = {
+    get_args(section.model_fields["kind"].annotation)[0]: section.traits
+    for section in get_args(get_args(TaskSection)[0])
+}
+"""Kind of task, as the recipe names it → its traits."""
