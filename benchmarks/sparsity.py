@@ -34,7 +34,6 @@ from distilpeft.pipeline.chain import Steps
 from distilpeft.pipeline.stages import distil
 from distilpeft.planning.plan import make_plan
 from distilpeft.recipe.yaml_file import load_recipe
-from distilpeft.tasks.rows import TaskData
 from distilpeft.training.scoring import measure_with, soft_of, values_of
 
 HERE = Path(__file__).parent
@@ -83,7 +82,7 @@ def arms(runtime: Runtime, common: list[str]) -> dict[str, Any]:
     for name, changes in ARMS.items():
         plan = make_plan(load_recipe(RECIPE, [*common, *changes]), folder)
         plan.folder.mkdir(parents=True, exist_ok=True)
-        steps, data = Steps(plan, runtime), TaskData(plan.recipe, plan.data_digest, plan.folder / "cache")
+        steps = Steps(plan, runtime)
         for step in ("teacher", "targets"):
             if step in plan.artifacts and not plan.artifacts[step].done:
                 print(f"{name}: {step}", file=sys.stderr)
@@ -94,24 +93,25 @@ def arms(runtime: Runtime, common: list[str]) -> dict[str, Any]:
         store = plan.artifacts["targets"].path if "targets" in plan.artifacts else None
         of = renormalised(sparse.Sparse.of) if "renormalised" in name else staticmethod(sparse.Sparse.of)
         with mock.patch.object(sparse.Sparse, "of", of):
-            distil.run(runtime, plan.recipe, data, alpha=1.0, teacher=plan.artifacts["teacher"], targets=store, out=out)
+            distil.run(steps.context, alpha=1.0, teacher=plan.artifacts["teacher"], targets=store, out=out)
         runtime.accelerator.free_memory()
-        found[name] = scores(runtime, plan, steps, data, out)
+        found[name] = scores(steps, out)
         print(f"{name}: {found[name]}", file=sys.stderr)
     shutil.rmtree(folder)
     return found
 
 
-def scores(runtime: Runtime, plan: Any, steps: Steps, data: TaskData, out: Artifact) -> dict[str, float]:
+def scores(steps: Steps, out: Artifact) -> dict[str, float]:
     """Of a trained student on the test rows, against the running teacher."""
-    student = load_student(runtime, plan.recipe, out.partial / MODEL)
+    runtime, data = steps.context.runtime, steps.context.data
+    student = load_student(runtime, steps.context.pair, out.partial / MODEL)
     teacher = steps._load_role("teacher")
-    rows = data.tokens("test", student.tokenizer, student.tokenizer_digest)
+    rows = data.tokens("test", student.reader)
     values_NK = values_of(
-        runtime, student.model, rows, measure_with(data, soft_of(runtime, data, teacher, "auto")),
+        runtime, student.model, rows, measure_with(data.task, soft_of(steps.context, teacher, "auto")),
         precision="auto", micro_batch_size=8,
     )  # fmt: skip
-    metrics = data.task.metrics(data.recipe.task, values_NK, rows)
+    metrics = data.task.metrics(values_NK, rows)
     return {name: metrics[name] for name in METRICS} | {"tokens": float(values_NK[:, 0].sum())}
 
 

@@ -71,13 +71,12 @@ def run(recipe: Path, seed: int, settings: list[str], runs: Path) -> dict[str, A
 
 def right(plan: Any, values: np.ndarray) -> list[int]:
     """Which test rows are right, as 0 and 1."""
-    from distilpeft.models.pair import load_reader, teacher_source, tokenizer_digest
+    from distilpeft.models.pair import Pair
     from distilpeft.tasks.rows import TaskData
 
     data = TaskData(plan.recipe, plan.data_digest, plan.folder / "cache")
-    source = teacher_source(plan.recipe)
-    rows = data.tokens(plan.recipe.evaluate.split, load_reader(plan.recipe, source), tokenizer_digest(source))
-    sums, _ = data.task.added(plan.recipe.task, values, rows)
+    rows = data.tokens(plan.recipe.evaluate.split, Pair(plan.recipe).teacher_reader)
+    sums, _ = data.task.added(values, rows)
     return [int(one) for one in sums]
 
 

@@ -20,6 +20,7 @@ from distilpeft.benchmark.model_process import Timed, peak_bytes, resident_bytes
 from distilpeft.errors import InputError
 from distilpeft.export.runtimes import TransformersRunner
 from distilpeft.machine.runtime import Runtime
+from distilpeft.models.pair import Pair
 from distilpeft.models.student import load_student
 from distilpeft.models.teacher import load_teacher
 from distilpeft.planning.plan import make_plan
@@ -234,8 +235,8 @@ def test_moved_weights_are_the_same_weights_elsewhere(finished):
     plan = make_plan(load_recipe(finished.parent.parent / "tiny.yaml"), finished.parent)
     inputs = {"input_ids": np.array([[3, 4, 5]]), "attention_mask": np.ones((1, 3), np.int64)}
     runtime = Runtime()
-    teacher = load_teacher(runtime, plan.recipe, plan.artifacts["teacher"].path, "fp32").model
-    student = load_student(runtime, plan.recipe, plan.artifacts["distil/student"].path / "model").model
+    teacher = load_teacher(runtime, Pair(plan.recipe), plan.artifacts["teacher"].path, "fp32").model
+    student = load_student(runtime, Pair(plan.recipe), plan.artifacts["distil/student"].path / "model").model
     for model in (teacher, student):
         runner = TransformersRunner(model, caching=False)
         before, places = runner.run(inputs)[0], [one.data_ptr() for one in model.parameters()]

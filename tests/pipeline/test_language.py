@@ -107,11 +107,12 @@ def test_the_figures_are_those_of_transformers_alone_over_the_exported_model(fin
 
 def test_the_distance_from_the_teacher_is_that_of_whole_logits(finished):
     from distilpeft.machine.runtime import Runtime
+    from distilpeft.models.pair import Pair
     from distilpeft.models.teacher import load_teacher
     from distilpeft.tasks.rows import read_task_splits
 
     plan = make_plan(load_recipe(finished), finished.parent / "runs")
-    teacher = load_teacher(Runtime(), plan.recipe, plan.artifacts["teacher"].path, "fp32")
+    teacher = load_teacher(Runtime(), Pair(plan.recipe), plan.artifacts["teacher"].path, "fp32")
     student = AutoModelForCausalLM.from_pretrained(str(finished.parent / "runs/tinylm/student")).eval()
     words, kl, tokens = teacher.tokenizer, 0.0, 0
     for row in read_task_splits(plan.recipe)[0]["test"]:

@@ -196,12 +196,13 @@ def test_cached_targets_are_the_tuned_teachers_logits_row_by_row(finished):
     """Trap 21: and not those of its base."""
     from distilpeft.distillation.store import SoftTargets
     from distilpeft.machine.runtime import Runtime
+    from distilpeft.models.pair import Pair
     from distilpeft.models.teacher import load_teacher
     from distilpeft.tasks.rows import read_task_splits
 
     plan = plan_of(finished)
     stored = SoftTargets(plan.artifacts["targets"].path).lookup(np.arange(120)).values
-    loaded = load_teacher(Runtime(), plan.recipe, plan.artifacts["teacher"].path, "fp32")
+    loaded = load_teacher(Runtime(), Pair(plan.recipe), plan.artifacts["teacher"].path, "fp32")
     rows = read_task_splits(plan.recipe)[0]["train"]
     assert len(stored) == len(rows) == 120
     for index in (0, 7, 64, 119):
@@ -244,7 +245,8 @@ def test_no_form_of_the_teacher_loses_its_tuning(finished):
     from transformers import AutoModelForSequenceClassification
 
     from distilpeft.machine.runtime import Runtime
-    from distilpeft.models.teacher import load_teacher
+    from distilpeft.models.pair import Pair
+    from distilpeft.models.teacher import load_teacher, load_teacher_merged, load_teacher_unquantized
 
     plan = plan_of(finished)
     folder = plan.artifacts["teacher"].path
@@ -252,15 +254,17 @@ def test_no_form_of_the_teacher_loses_its_tuning(finished):
     plain = PeftModel.from_pretrained(base, str(folder / "adapter")).eval()
     ids = torch.randint(5, 25, (16, 10), generator=torch.Generator().manual_seed(0))
 
-    def logits(**form: bool) -> torch.Tensor:
+    def logits(load, quantize: str) -> torch.Tensor:
+        teacher = plan.recipe.teacher.model_copy(update={"quantize": quantize})
+        pair = Pair(plan.recipe.model_copy(update={"teacher": teacher}))
         with torch.no_grad():
-            return load_teacher(Runtime(), plan.recipe, folder, "fp32", **form).model(input_ids=ids).logits
+            return load(Runtime(), pair, folder, "fp32").model(input_ids=ids).logits
 
     with torch.no_grad():
         expected = plain(input_ids=ids).logits
-    torch.testing.assert_close(logits(full_precision=True), expected, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(logits(full_precision=True, merged=True), expected, atol=1e-4, rtol=1e-4)
-    torch.testing.assert_close(logits(merged=True), logits(), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(logits(load_teacher_unquantized, "nf4"), expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(logits(load_teacher_merged, "none"), expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(logits(load_teacher_merged, "nf4"), logits(load_teacher, "nf4"), atol=1e-4, rtol=1e-4)
 
 
 def test_a_base_with_other_weights_makes_everything_anew(finished):
@@ -283,6 +287,8 @@ def test_targets_of_another_teacher_are_refused_by_the_stage_itself(finished, tm
     from distilpeft.errors import InputError
     from distilpeft.machine.artifact import Artifact
     from distilpeft.machine.runtime import Runtime
+    from distilpeft.models.context import Context
+    from distilpeft.models.pair import Pair
     from distilpeft.pipeline.stages import distil
     from distilpeft.tasks.rows import TaskData
 
@@ -293,4 +299,4 @@ def test_targets_of_another_teacher_are_refused_by_the_stage_itself(finished, tm
     out = Artifact("distil", tmp_path / "distil-0", {}, {})
     store = plan.artifacts["targets"].path
     with pytest.raises(InputError, match=r"these soft targets belong to base .* \(.*\), not to .* \(another\)"):
-        distil.run(Runtime(), plan.recipe, data, alpha=0.5, teacher=other, targets=store, out=out)
+        distil.run(Context(Runtime(), data, Pair(plan.recipe)), alpha=0.5, teacher=other, targets=store, out=out)

@@ -15,7 +15,7 @@ from support import commands, tiny_lm
 from distilpeft import cli
 from distilpeft.distillation.store import SoftTargets
 from distilpeft.machine.runtime import Runtime
-from distilpeft.models.pair import teacher_source, tokenizer_digest
+from distilpeft.models.pair import Pair
 from distilpeft.models.teacher import load_teacher
 from distilpeft.planning.plan import make_plan
 from distilpeft.recipe.yaml_file import load_recipe
@@ -54,9 +54,9 @@ def made(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def answers(made) -> list[dict]:
     plan = make_plan(load_recipe(made), made.parent / "runs")
-    loaded = load_teacher(Runtime(), plan.recipe, plan.artifacts["teacher"].path, "fp32")
+    loaded = load_teacher(Runtime(), Pair(plan.recipe), plan.artifacts["teacher"].path, "fp32")
     data = TaskData(plan.recipe, plan.data_digest, plan.folder / "cache")
-    rows = data.tokens("train", loaded.tokenizer, tokenizer_digest(teacher_source(plan.recipe)))
+    rows = data.tokens("train", loaded.reader)
     found = []
     for row, known in enumerate(rows.dataset):
         ids = known["input_ids"]

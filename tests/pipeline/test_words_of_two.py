@@ -13,11 +13,11 @@ from transformers import BertForTokenClassification
 from distilpeft.distillation.store import SoftTargets
 from distilpeft.machine.runtime import Runtime
 from distilpeft.models import loading
-from distilpeft.models.pair import architecture, teacher_source, tokenizer_digest
+from distilpeft.models.pair import Pair, tokenizer_digest
 from distilpeft.models.teacher import load_teacher
 from distilpeft.planning.plan import make_plan
 from distilpeft.recipe.yaml_file import load_recipe
-from distilpeft.tasks.rows import TaskData
+from distilpeft.tasks.rows import RowReader, TaskData
 
 
 def workspace(folder: Path, **changes: object) -> Path:
@@ -46,11 +46,11 @@ def test_the_soft_targets_of_a_row_are_those_of_its_words_whatever_the_tokens(tm
     recipe = load_recipe(path)
     plan = make_plan(recipe, tmp_path / "runs")
     runtime, data = Runtime("test"), TaskData(recipe, plan.data_digest, tmp_path / "cache")
-    teacher = load_teacher(runtime, recipe, plan.artifacts["teacher"].path, "fp32")
+    teacher = load_teacher(runtime, Pair(recipe), plan.artifacts["teacher"].path, "fp32")
     store = SoftTargets(plan.artifacts["targets"].path)
     letters = loading.load_tokenizer(tiny_source := loading.Source(str(tmp_path / "bytes"), tmp_path / "bytes"))
-    bytewise = data.tokens("train", letters, tokenizer_digest(tiny_source))
-    own = data.tokens("train", teacher.tokenizer, tokenizer_digest(teacher_source(recipe)))
+    bytewise = data.tokens("train", RowReader(letters, tokenizer_digest(tiny_source)))
+    own = data.tokens("train", teacher.reader)
     ids = np.array([5, 2, 11])
     assert bytewise.lengths_N[ids].sum() > 2 * own.lengths_N[ids].sum(), "many more tokens for the same words"
     right = data.task.soft(teacher.model, own.load_batch(ids))
@@ -58,7 +58,7 @@ def test_the_soft_targets_of_a_row_are_those_of_its_words_whatever_the_tokens(tm
     assert len(batch["labels_N"]) == len(right)
     np.testing.assert_allclose(store.lookup(ids).values, right.numpy(), atol=1e-5)
     assert batch["labels_N"].tolist() == own.load_batch(ids)["labels_N"].tolist()
-    assert architecture(recipe).auto_class.__name__ == "AutoModelForTokenClassification"
+    assert Pair(recipe).architecture.auto_class.__name__ == "AutoModelForTokenClassification"
 
 
 def test_a_row_of_which_one_reads_fewer_words_is_named_before_anything_is_trained(tmp_path, capsys):

@@ -181,17 +181,18 @@ def _open(spec: dict[str, Any]) -> tuple[Runner, dict[str, Any]]:
 
     from distilpeft.machine.runtime import Runtime
     from distilpeft.models import weights
+    from distilpeft.models.pair import Pair
     from distilpeft.models.student import load_student
-    from distilpeft.models.teacher import load_teacher
+    from distilpeft.models.teacher import load_teacher, load_teacher_unquantized
     from distilpeft.recipe import Recipe
 
     torch.set_num_threads(threads)
-    runtime, recipe = Runtime(), Recipe.model_validate(spec["recipe"])
+    runtime, pair = Runtime(), Pair(Recipe.model_validate(spec["recipe"]))
     if spec["role"].startswith("teacher"):
-        full = spec["role"] == "teacher_full_precision"
-        model = load_teacher(runtime, recipe, folder, recipe.evaluate.precision, full_precision=full).model
+        load = load_teacher_unquantized if spec["role"] == "teacher_full_precision" else load_teacher
+        model = load(runtime, pair, folder, pair.recipe.evaluate.precision).model
     else:
-        model = load_student(runtime, recipe, folder).model
+        model = load_student(runtime, pair, folder).model
     loaded = TransformersRunner(model, caching=spec["language"])
     if spec["compiled"]:
         loaded.compile()

@@ -26,6 +26,7 @@ from distilpeft.export.manifest import MANIFEST, read_manifest
 from distilpeft.machine.files import write_json
 from distilpeft.machine.runtime import Runtime
 from distilpeft.models.checks import check_lengths
+from distilpeft.models.pair import Pair
 from distilpeft.planning.plan import Plan, make_plan
 from distilpeft.planning.roles import STUDENT, step_of
 from distilpeft.recipe import Recipe
@@ -77,12 +78,13 @@ class Target:
             return [self._bundle(scratch, texts)]
         for step in map(step_of, self.plan.timed()):
             self.plan.artifacts[step].verify()
-        check_lengths(self.recipe)
+        pair = Pair(self.recipe)
+        check_lengths(pair)
         data = TaskData(self.recipe, self.plan.data_digest, self.plan.folder / "cache")
         folders = {role: self.plan.artifacts[step_of(role)].path for role in self.plan.timed()}
         return [
             replace(one, label=self._named(one.role), twin=self._named(one.twin) if one.twin else None)
-            for one in subjects.subjects(self.recipe, data, folders, scratch)
+            for one in subjects.subjects(pair, data, folders, scratch)
         ]
 
     def _bundle(self, scratch: Path, texts: Sequence[str] | None) -> Subject:

@@ -9,11 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distilpeft.benchmark import measure
-from distilpeft.data.sources import Source
 from distilpeft.export.runtimes import PIXELS
-from distilpeft.models.pair import MODEL, load_reader, teacher_source, tokenizer_digest, tokenizer_source
+from distilpeft.models.pair import MODEL, Pair
 from distilpeft.recipe import Recipe
-from distilpeft.tasks.rows import TaskData
+from distilpeft.tasks.rows import RowReader, TaskData
 
 MOST_ROWS, MOST_PICTURES = 512, 64
 TWINS = {"student_ce_only": "student"}
@@ -30,28 +29,27 @@ def wanted(recipe: Recipe, device: str) -> measure.Wanted:
     )  # fmt: skip
 
 
-def subjects(recipe: Recipe, data: TaskData, folders: Mapping[str, Path], scratch: Path) -> list[measure.Subject]:
+def subjects(pair: Pair, data: TaskData, folders: Mapping[str, Path], scratch: Path) -> list[measure.Subject]:
     """The run's models as what is timed, with rows for each of its tokenizers in `scratch`."""
+    recipe = pair.recipe
     plain = recipe.model_dump(mode="json", exclude_unset=True)
     files: dict[str, Path] = {}
     found = []
     for role, folder in folders.items():
         taught = role.startswith("teacher")
-        source = teacher_source(recipe) if taught else tokenizer_source(recipe)
-        digest = tokenizer_digest(source)
-        if digest not in files:
-            files[digest] = scratch / f"{recipe.name}-{digest[:16]}.npz"
-            _write_rows(recipe, data, source, files[digest])
+        reader = pair.teacher_reader if taught else pair.student_reader
+        if reader.digest not in files:
+            files[reader.digest] = scratch / f"{recipe.name}-{reader.digest[:16]}.npz"
+            _write_rows(recipe, data, reader, files[reader.digest])
         known = None if role.startswith("export:") else plain
         where = folder if taught else folder / MODEL
-        found.append(measure.Subject(role, where, known, files[digest], TWINS.get(role)))
+        found.append(measure.Subject(role, where, known, files[reader.digest], TWINS.get(role)))
     return found
 
 
-def _write_rows(recipe: Recipe, data: TaskData, source: Source, file: Path) -> None:
+def _write_rows(recipe: Recipe, data: TaskData, reader: RowReader, file: Path) -> None:
     """Some rows of the evaluation split as one model's token ids; the same rows for every model."""
-    tokenizer = load_reader(recipe, source)
-    split = data.tokens(recipe.evaluate.split, tokenizer, tokenizer_digest(source))
+    split = data.tokens(recipe.evaluate.split, reader)
     rows = split.dataset
     chosen = np.random.default_rng(0).permutation(len(rows))[:MOST_ROWS]
     if recipe.kind.images:
@@ -62,7 +60,7 @@ def _write_rows(recipe: Recipe, data: TaskData, source: Source, file: Path) -> N
     for row in rows.select(chosen.tolist()):
         ends = np.cumsum(row["segments"])[:-1].tolist() if "segments" in row else []  # of texts packed into a row
         found += np.split(np.asarray(row["input_ids"], np.int64), ends)
-    save_rows(file, found, tokenizer.pad_token_id)
+    save_rows(file, found, reader.tokenizer.pad_token_id)
 
 
 def save_rows(file: Path, rows: Sequence[NDArray[np.int64]], pad: int | None) -> None:

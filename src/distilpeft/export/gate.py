@@ -27,9 +27,10 @@ from distilpeft.export.comparison import BLOCK, DISTANCE_CALLS, NUM_TEXTS, Call,
 from distilpeft.export.generation import generate
 from distilpeft.export.runtimes import Runner, TransformersRunner
 from distilpeft.machine.host import alone
-from distilpeft.recipe import Recipe
+from distilpeft.models.context import Context
+from distilpeft.models.pair import Loaded
 from distilpeft.recipe.export import FORMS, Limits
-from distilpeft.tasks.rows import TaskData, Tokens
+from distilpeft.tasks.rows import Tokens
 
 BATCH_SIZES = (1, 2, 3, 8, 16)
 LOGITS_BYTES, CALL_BYTES = 256 << 20, 1 << 30
@@ -44,14 +45,13 @@ class Gate:
     """The student's answers, computed once, to hold exports against.
 
     Args:
-        recipe: its `export` section.
-        data: the rows.
-        student: the model in transformers.
-        tokenizer: its tokenizer.
-        rows: the validation rows as it reads them.
+        context: the run, with the recipe's `export` section.
+        loaded: the student in transformers.
     """
 
-    def __init__(self, recipe: Recipe, data: TaskData, student: Any, tokenizer: Any, rows: Tokens) -> None:
+    def __init__(self, context: Context, loaded: Loaded) -> None:
+        recipe, data, student, tokenizer = context.recipe, context.data, loaded.model, loaded.tokenizer
+        rows = data.tokens("validation", loaded.reader)
         self._gate_rows, self._language = recipe.export.gate_rows, recipe.kind.language
         self._family, self._answers = recipe.kind.family, data.task.answers
         self._data, self._student, self._caches = data, student, recipe.kind.caches

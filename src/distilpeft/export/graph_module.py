@@ -21,10 +21,9 @@ from distilpeft.export.generation import write_rows
 from distilpeft.export.manifest import read_manifest
 from distilpeft.export.runtimes import GraphRunner, load_exported, open_runner
 from distilpeft.machine.runtime import Runtime
-from distilpeft.models.pair import Loaded, load_reader, tokenizer_digest, tokenizer_source
-from distilpeft.recipe import Recipe
+from distilpeft.models.pair import Loaded, Pair
 from distilpeft.recipe.export import FORMS
-from distilpeft.tasks.rows import task_of
+from distilpeft.tasks.rows import RowReader
 
 LOGITS_BYTES = 256 << 20
 """Bytes of the logits of all positions that a graph of a language model may give at once."""
@@ -105,10 +104,10 @@ def open_exported(folder: Path, device: torch.device) -> Any:
     return Graph(runner, device, manifest.get("eos_token_ids", ())).eval()
 
 
-def load_export(runtime: Runtime, recipe: Recipe, folder: Path) -> Loaded:
+def load_export(runtime: Runtime, pair: Pair, folder: Path) -> Loaded:
     """An exported folder in its own runtime, as a frozen module."""
-    tokenizer = load_reader(recipe, Source(str(folder), folder))
+    tokenizer = pair.load_reader(Source(str(folder), folder))
     model = open_exported(folder, runtime.device)
     if not isinstance(model, Graph):
-        task_of(recipe).prepare(model)
-    return Loaded(model, tokenizer, tokenizer_digest(tokenizer_source(recipe)))
+        pair.task.prepare(model)
+    return Loaded(model, RowReader(tokenizer, pair.student_reader.digest))

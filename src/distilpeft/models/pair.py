@@ -1,8 +1,14 @@
-"""The two models of a recipe: load the tuned teacher in each of its forms, build, save and reload the student."""
+"""The two models of a recipe before any weights: where they come from, and how they read rows.
+
+Everything here is resolved once for a `Pair` and handed down with it: sources, the architecture that the task asks for,
+tokenizers, and the digests that name them.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 from distilpeft.data.sources import Source, resolve
@@ -10,50 +16,93 @@ from distilpeft.machine.files import digest_file, digest_json
 from distilpeft.models import loading
 from distilpeft.models.loading import Architecture
 from distilpeft.recipe import Recipe
-from distilpeft.tasks.rows import task_of
+from distilpeft.tasks.rows import RowReader, task_of
+from distilpeft.tasks.task import InputReader, Task
 
 MODEL, ADAPTER, HEADS = "model", "adapter", "heads.json"
+TOKENIZER_FILES = (
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt", "tokenizer.model",
+    "chat_template.jinja", "preprocessor_config.json",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Teacher and student as a recipe names them."""
+
+    recipe: Recipe
+
+    @cached_property
+    def task(self) -> Task:
+        """The recipe's task."""
+        return task_of(self.recipe)
+
+    @cached_property
+    def architecture(self) -> Architecture:
+        """What the task asks of a model."""
+        task = self.task
+        return Architecture(task.auto_class, task.peft_task, task.model_options(), train_heads=task.trains_heads)
+
+    @cached_property
+    def teacher(self) -> Source:
+        """Where the teacher's base comes from."""
+        found = resolve(self.recipe.teacher.model, "teacher.model", self.recipe.teacher.revision)
+        return replace(found, trusted=self.recipe.teacher.trust_remote_code)
+
+    @cached_property
+    def student(self) -> Source:
+        """Where the student's weights, or its configuration, come from."""
+        student = self.recipe.student
+        if student.model is not None:
+            return resolve(student.model, "student.model", student.revision)
+        if student.from_config is not None:
+            return resolve(student.from_config.model, "student.from_config.model", student.from_config.revision)
+        return self.teacher
+
+    @property
+    def student_tokenizer(self) -> Source:
+        """Where the student's tokenizer comes from."""
+        return self.teacher if self.recipe.student.tokenizer == "teacher" else self.student
+
+    @property
+    def student_overrides(self) -> Mapping[str, Any]:
+        """What `student.from_config` changes in the student's configuration."""
+        return self.recipe.student.from_config.overrides if self.recipe.student.from_config else {}
+
+    @cached_property
+    def teacher_reader(self) -> RowReader:
+        """How the teacher reads rows."""
+        return RowReader(self.load_reader(self.teacher), tokenizer_digest(self.teacher))
+
+    @cached_property
+    def student_reader(self) -> RowReader:
+        """How the student reads rows."""
+        source = self.student_tokenizer
+        return RowReader(self.load_reader(source), tokenizer_digest(source))
+
+    def load_reader(self, source: Source) -> InputReader:
+        """What makes inputs out of rows: a model's tokenizer, or how it reads pictures."""
+        return loading.load_picture_reader(source) if self.recipe.kind.images else loading.load_tokenizer(source)
+
+    def configurations(self) -> tuple[Any, Any]:
+        """The configurations of teacher and student, for the task."""
+        return (
+            loading.configuration(self.teacher, self.architecture, {}),
+            loading.configuration(self.student, self.architecture, self.student_overrides),
+        )
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """A frozen model ready to predict, with the tokenizer that its rows need and the digest that names it."""
+    """A frozen model ready to predict, and how it reads rows."""
 
     model: Any
-    tokenizer: Any
-    tokenizer_digest: str
+    reader: RowReader
 
-
-def architecture(recipe: Recipe) -> Architecture:
-    """What the recipe's task asks of a model."""
-    task = task_of(recipe)
-    return Architecture(task.auto_class, task.peft_task, task.model_options(), train_heads=task.trains_heads)
-
-
-def teacher_source(recipe: Recipe) -> Source:
-    """Where the teacher's base comes from."""
-    found = resolve(recipe.teacher.model, "teacher.model", recipe.teacher.revision)
-    return replace(found, trusted=recipe.teacher.trust_remote_code)
-
-
-def student_source(recipe: Recipe) -> Source:
-    """Where the student's weights (or configuration) and its tokenizer come from."""
-    student = recipe.student
-    if student.model is not None:
-        return resolve(student.model, "student.model", student.revision)
-    if student.from_config is not None:
-        return resolve(student.from_config.model, "student.from_config.model", student.from_config.revision)
-    return teacher_source(recipe)
-
-
-def tokenizer_source(recipe: Recipe) -> Source:
-    """Where the student's tokenizer comes from."""
-    return teacher_source(recipe) if recipe.student.tokenizer == "teacher" else student_source(recipe)
-
-
-def load_reader(recipe: Recipe, source: Source) -> Any:
-    """What makes inputs out of rows: the model's tokenizer, or how it reads pictures."""
-    return loading.load_picture_reader(source) if recipe.kind.images else loading.load_tokenizer(source)
+    @property
+    def tokenizer(self) -> InputReader:
+        """What its rows are read by."""
+        return self.reader.tokenizer
 
 
 def tokenizer_digest(source: Source) -> str:
@@ -62,14 +111,5 @@ def tokenizer_digest(source: Source) -> str:
         return digest_json([source.name, source.revision])
     if source.path.is_file():
         return digest_file(source.path)
-    names = (
-        "tokenizer.json",
-        "tokenizer_config.json",
-        "special_tokens_map.json",
-        "vocab.txt",
-        "tokenizer.model",
-        "chat_template.jinja",
-        "preprocessor_config.json",
-    )
-    files = [source.path / name for name in names]
+    files = [source.path / name for name in TOKENIZER_FILES]
     return digest_json({file.name: digest_file(file) for file in files if file.is_file()})

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from distilpeft.data.pictures import Reader
 from distilpeft.distillation.store import SoftTargets, row_hashes
 from distilpeft.machine.artifact import Artifact
 from distilpeft.machine.files import digest_json
-from distilpeft.models.pair import load_reader, teacher_source, tokenizer_digest, tokenizer_source
-from distilpeft.recipe import Recipe
+from distilpeft.models.pair import Pair
 from distilpeft.recipe.recipe import result_settings
 from distilpeft.tasks.rows import TaskData
+from distilpeft.tasks.task import InputReader
 
 
-def binding(recipe: Recipe, teacher: Artifact, tokenizer: Any) -> dict[str, str]:
+def binding(pair: Pair, teacher: Artifact) -> dict[str, str]:
     """Everything that soft targets depend on besides the rows: the teacher's own files, and how it reads text."""
-    files = teacher.manifest()["files"]
+    recipe, files = pair.recipe, teacher.manifest()["files"]
     weights = {name: entry["sha256"] for name, entry in files.items() if name.endswith(".safetensors")}
     return {
         "teacher": teacher.key,
@@ -25,15 +24,15 @@ def binding(recipe: Recipe, teacher: Artifact, tokenizer: Any) -> dict[str, str]
         "adapter": digest_json(weights)[:12],
         "quantize": recipe.teacher.quantize,
         "task": digest_json([result_settings(recipe.task), recipe.data.max_tokens])[:12],
-        **text_binding(tokenizer),
+        **text_binding(pair.teacher_reader.tokenizer),
     }
 
 
-def open_targets(recipe: Recipe, data: TaskData, folder: Path, teacher: Artifact | None) -> SoftTargets:
+def open_targets(pair: Pair, data: TaskData, folder: Path, teacher: Artifact | None) -> SoftTargets:
     """A store of soft targets for the recipe's training rows.
 
     Args:
-        recipe: names the models.
+        pair: the models.
         data: the rows.
         folder: the store.
         teacher: whose targets they must be; None for a store that was made elsewhere (`targets.source`).
@@ -42,23 +41,20 @@ def open_targets(recipe: Recipe, data: TaskData, folder: Path, teacher: Artifact
         InputError: they belong to another teacher, or to other tokens; both sides are named.
     """
     store = SoftTargets(folder)
-    source = teacher_source(recipe)
-    tokenizer = load_reader(recipe, source)
     if teacher is not None:
-        expected = binding(recipe, teacher, tokenizer)
+        expected = binding(pair, teacher)
     else:
         bound = store.store["bound"]
-        expected = {name: value for name, value in text_binding(tokenizer).items() if name in bound}
-        if not recipe.needs_template:
+        expected = {name: value for name, value in text_binding(pair.teacher_reader.tokenizer).items() if name in bound}
+        if not pair.recipe.needs_template:
             expected.pop("chat_template", None)
     # Tokens are looked up for the student's own reading of the rows, classes for the teacher's.
-    read_by = tokenizer_source(recipe) if recipe.kind.same_tokens else source
-    rows = data.tokens("train", load_reader(recipe, read_by), tokenizer_digest(read_by))
+    rows = data.tokens("train", pair.student_reader if pair.recipe.kind.same_tokens else pair.teacher_reader)
     store.check(expected, row_hashes(rows.dataset))
     return store
 
 
-def text_binding(tokenizer: Any) -> dict[str, str]:
+def text_binding(tokenizer: InputReader) -> dict[str, str]:
     """How text becomes ids: the token → id map and the chat template; or how pictures are read."""
     if isinstance(tokenizer, Reader):
         return {"pictures": digest_json(dict(tokenizer.settings))[:12]}

@@ -10,51 +10,54 @@ import torch
 from distilpeft.data.sources import Source
 from distilpeft.machine.runtime import Runtime
 from distilpeft.models import cutting, loading, lora, weights
-from distilpeft.models.pair import Loaded, architecture, load_reader, student_source, tokenizer_digest, tokenizer_source
-from distilpeft.models.teacher import _start_head, load_teacher
-from distilpeft.recipe import Recipe
-from distilpeft.tasks.rows import TaskData, task_of
+from distilpeft.models.context import Context
+from distilpeft.models.pair import Loaded, Pair
+from distilpeft.models.teacher import load_teacher_merged, start_head
+from distilpeft.tasks.rows import RowReader
+from distilpeft.tasks.task import InputReader
 
 
-def new_student(runtime: Runtime, recipe: Recipe, data: TaskData, teacher: Path | None) -> Loaded:
+def new_student(context: Context, teacher: Path | None) -> Loaded:
     """The untrained student with all its weights trainable, or its LoRA adapter.
 
     Args:
-        runtime: the device.
-        recipe: its `student` section.
-        data: the rows.
+        context: the run.
         teacher: the teacher's artifact; needed by `from_teacher`.
     """
-    student, source = recipe.student, student_source(recipe)
-    tokens = tokenizer_source(recipe)
-    tokenizer = load_reader(recipe, tokens)
-    runtime.seed(recipe.seed)  # the head, or everything, may be random: the same for every run of this recipe
-    if student.from_teacher is not None:
-        assert teacher is not None
-        model = load_teacher(runtime, recipe, teacher, "fp32", merged=True).model.float()
-        cutting.keep_layers(model, student.from_teacher)
-    elif student.from_config is not None:
-        overrides = student.from_config.overrides
-        model = loading.from_config(source, architecture(recipe), overrides, tokenizer.pad_token_id)
-    else:
-        model, _ = loading.load_base(
-            source, architecture(recipe), quantize="none", dtype="fp32",
-            device=runtime.device, pad_token_id=tokenizer.pad_token_id,
-        )  # fmt: skip
+    runtime, pair, student = context.runtime, context.pair, context.recipe.student
+    reader = pair.student_reader
+    runtime.seed(context.recipe.seed)  # the head, or everything, may be random: the same for every run of this recipe
+    model = _untrained(runtime, pair, teacher)
     if student.from_teacher is None:
-        _start_head(recipe, data, model, tokens)
+        start_head(context, model, reader)
     model = model.to(runtime.device)
-    weights.unfreeze(model, architecture(recipe))
+    weights.unfreeze(model, pair.architecture)
     if student.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     if student.lora is not None:
-        heads = loading.head_modules(architecture(recipe), model.config)
-        model = lora.add_lora(model, student.lora, architecture(recipe), heads, "student.lora")
-    task_of(recipe).prepare(model)
-    return Loaded(model, tokenizer, tokenizer_digest(tokens))
+        heads = loading.head_modules(pair.architecture, model.config)
+        model = lora.add_lora(model, student.lora, pair.architecture, heads, "student.lora")
+    pair.task.prepare(model)
+    return Loaded(model, reader)
 
 
-def save_student(model: Any, tokenizer: Any, folder: Path, dtype: torch.dtype = torch.float32) -> None:
+def _untrained(runtime: Runtime, pair: Pair, teacher: Path | None) -> Any:
+    """Layers of the teacher, random weights, or pretrained ones."""
+    student, pad = pair.recipe.student, pair.student_reader.tokenizer.pad_token_id
+    if student.from_teacher is not None:
+        assert teacher is not None
+        model = load_teacher_merged(runtime, pair, teacher, "fp32").model.float()
+        cutting.keep_layers(model, student.from_teacher)
+        return model
+    if student.from_config is not None:
+        return loading.from_config(pair.student, pair.architecture, student.from_config.overrides, pad)
+    model, _ = loading.load_base(
+        pair.student, pair.architecture, quantize="none", dtype="fp32", device=runtime.device, pad_token_id=pad
+    )
+    return model
+
+
+def save_student(model: Any, tokenizer: InputReader, folder: Path, dtype: torch.dtype = torch.float32) -> None:
     """Save an ordinary transformers model (an adapter is merged) with its tokenizer."""
     if hasattr(model, "peft_config"):
         model = model.merge_and_unload()
@@ -62,10 +65,10 @@ def save_student(model: Any, tokenizer: Any, folder: Path, dtype: torch.dtype = 
     save_tokenizer(tokenizer, folder)
 
 
-def save_tokenizer(tokenizer: Any, folder: Path) -> None:
+def save_tokenizer(tokenizer: InputReader, folder: Path) -> None:
     """Save a tokenizer, or what reads pictures, without the length that rows were last cut to.
 
-    Its files would otherwise tell of what this process has done before.
+    Its files would otherwise depend on what this process has done before.
     """
     core = getattr(tokenizer, "backend_tokenizer", None)
     if core is not None:
@@ -74,10 +77,10 @@ def save_tokenizer(tokenizer: Any, folder: Path) -> None:
     tokenizer.save_pretrained(str(folder))
 
 
-def load_student(runtime: Runtime, recipe: Recipe, folder: Path) -> Loaded:
+def load_student(runtime: Runtime, pair: Pair, folder: Path) -> Loaded:
     """A saved student or export, frozen, loaded as any user of transformers would."""
-    model = architecture(recipe).auto_class.from_pretrained(str(folder), dtype="auto")
-    tokenizer = load_reader(recipe, Source(str(folder), folder))
-    digest = tokenizer_digest(tokenizer_source(recipe))
-    task_of(recipe).prepare(model)
-    return Loaded(model.to(runtime.device).requires_grad_(False).eval(), tokenizer, digest)
+    model = pair.architecture.auto_class.from_pretrained(str(folder), dtype="auto")
+    tokenizer = pair.load_reader(Source(str(folder), folder))
+    pair.task.prepare(model)
+    reader = RowReader(tokenizer, pair.student_reader.digest)
+    return Loaded(model.to(runtime.device).requires_grad_(False).eval(), reader)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,48 +13,52 @@ from distilpeft.errors import InputError
 from distilpeft.machine.files import read_json, write_json
 from distilpeft.machine.runtime import Runtime
 from distilpeft.models import loading, lora, weights
-from distilpeft.models.pair import (
-    ADAPTER,
-    HEADS,
-    MODEL,
-    Loaded,
-    architecture,
-    load_reader,
-    teacher_source,
-    tokenizer_digest,
-)
+from distilpeft.models.context import Context
+from distilpeft.models.loading import Quantize
+from distilpeft.models.pair import ADAPTER, HEADS, MODEL, Loaded, Pair
 from distilpeft.models.parallel import offload_layers, shard_layers
-from distilpeft.recipe import Recipe
 from distilpeft.recipe.training import Precision
-from distilpeft.tasks.rows import TaskData, task_of
+from distilpeft.tasks.rows import RowReader
 
 
-def new_teacher(runtime: Runtime, recipe: Recipe, data: TaskData, tokenizer: Any) -> tuple[Any, list[str]]:
+def new_teacher(context: Context) -> tuple[Any, list[str]]:
     """The untuned teacher, ready to be trained or used as it is, and the names of its heads.
 
     Raises:
         InputError: it is to be used as it is, but came without some of its weights.
     """
-    model, heads = _base(runtime, recipe, recipe.teacher.quantize, tokenizer, recipe.teacher.precision)
-    if recipe.teacher.fit is None:
-        task_of(recipe).prepare(model)
-        used = set(dict(model.named_parameters()))
-        fresh = [name for name in model.fresh if name in used]
-        if fresh:
-            raise InputError(
-                f"teacher.fit: null uses {recipe.teacher.model} as it is, but it came without {fresh[0]}"
-                f"{f' and {len(fresh) - 1} more' if len(fresh) > 1 else ''}; tune it, or take a model for this task"
-            )
-        return model.requires_grad_(False).eval(), heads
-    _start_head(recipe, data, model, teacher_source(recipe))
-    if recipe.teacher.lora is None:
-        weights.unfreeze(model, architecture(recipe))
-    if recipe.teacher.gradient_checkpointing:
+    runtime, pair, teacher = context.runtime, context.pair, context.recipe.teacher
+    model, heads = _base(runtime, pair, teacher.quantize, teacher.precision)
+    if teacher.fit is None:
+        return _as_it_is(pair, model), heads
+    start_head(context, model, pair.teacher_reader)
+    if teacher.lora is None:
+        weights.unfreeze(model, pair.architecture)
+    if teacher.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
-    if recipe.teacher.lora is not None:
-        model = lora.add_lora(model, recipe.teacher.lora, architecture(recipe), heads, "teacher.lora")
-    task_of(recipe).prepare(model)
+    if teacher.lora is not None:
+        model = lora.add_lora(model, teacher.lora, pair.architecture, heads, "teacher.lora")
+    pair.task.prepare(model)
     return model, heads
+
+
+def _as_it_is(pair: Pair, model: Any) -> Any:
+    pair.task.prepare(model)
+    used = set(dict(model.named_parameters()))
+    fresh = [name for name in model.fresh if name in used]
+    if fresh:
+        raise InputError(
+            f"teacher.fit: null uses {pair.recipe.teacher.model} as it is, but it came without {fresh[0]}"
+            f"{f' and {len(fresh) - 1} more' if len(fresh) > 1 else ''}; tune it, or take a model for this task"
+        )
+    return model.requires_grad_(False).eval()
+
+
+def start_head(context: Context, model: Any, reader: RowReader) -> None:
+    """Let a new head start at the answer usual in training, where the task has one."""
+    bias_C = context.task.head_start(context.data.tokens("train", reader))
+    if bias_C is not None:
+        weights.start_head(model, bias_C)
 
 
 def save_teacher(model: Any, folder: Path, heads: list[str], *, tuned: bool = True) -> None:
@@ -67,77 +72,73 @@ def save_teacher(model: Any, folder: Path, heads: list[str], *, tuned: bool = Tr
     write_json(folder / HEADS, {"modules": heads})
 
 
-def load_teacher(
-    runtime: Runtime,
-    recipe: Recipe,
-    folder: Path,
-    precision: Precision,
-    *,
-    full_precision: bool = False,
-    merged: bool = False,
-    placed: bool = False,
-) -> Loaded:
-    """The tuned teacher, frozen.
+def load_teacher(runtime: Runtime, pair: Pair, folder: Path, precision: Precision, *, placed: bool = False) -> Loaded:
+    """The tuned teacher as it was tuned: its adapter on the quantized base, frozen.
 
     Args:
         runtime: the device.
-        recipe: names its base.
+        pair: names its base.
         folder: its artifact.
         precision: in which 4-bit weights are multiplied; that of the stage, so that its figures are of one kind.
-        full_precision: put the adapter on the unquantized base instead.
-        merged: merge the adapter into the (dequantized) base, as an ordinary model.
         placed: put it where `teacher.place` says, instead of whole on the device.
     """
-    place = recipe.teacher.place if placed else "replicated"
-    whole = recipe.teacher.fit is not None and recipe.teacher.lora is None  # all weights tuned, which are not quantized
-    quantize = "none" if full_precision or whole else recipe.teacher.quantize
-    # quantized weights are made on the device; others come to it layer by layer
-    device = runtime.device if place == "replicated" or quantize != "none" else torch.device("cpu")
-    source = teacher_source(recipe)
-    tokenizer = load_reader(recipe, source)
+    return _load(runtime, pair, folder, precision, pair.recipe.teacher.quantize, lora.load_adapter, placed=placed)
+
+
+def load_teacher_unquantized(
+    runtime: Runtime, pair: Pair, folder: Path, precision: Precision, *, placed: bool = False
+) -> Loaded:
+    """The same adapter on the base in full precision; see `load_teacher`."""
+    return _load(runtime, pair, folder, precision, "none", lora.load_adapter, placed=placed)
+
+
+def load_teacher_merged(
+    runtime: Runtime, pair: Pair, folder: Path, precision: Precision, *, placed: bool = False
+) -> Loaded:
+    """An ordinary model: the adapter merged into the dequantized base; see `load_teacher`."""
+    return _load(runtime, pair, folder, precision, pair.recipe.teacher.quantize, lora.merge, placed=placed)
+
+
+def _load(
+    runtime: Runtime, pair: Pair, folder: Path, precision: Precision, quantize: Quantize,
+    join: Callable[[Any, Path], Any], *, placed: bool,
+) -> Loaded:  # fmt: skip
+    """`join` puts the adapter on its base."""
+    teacher = pair.recipe.teacher
+    whole = teacher.fit is not None and teacher.lora is None  # all weights were tuned, so none are quantized
+    place = teacher.place if placed else "replicated"
+    # Quantized weights are made on the device; others come to it layer by layer.
+    on_device = place == "replicated" or (quantize != "none" and not whole)
+    device = runtime.device if on_device else torch.device("cpu")
     if whole:
         tuned = Source(str(folder / MODEL), folder / MODEL)
         model, _ = loading.load_base(
-            tuned, architecture(recipe), quantize="none", dtype=recipe.teacher.dtype,
-            device=device, pad_token_id=tokenizer.pad_token_id,
+            tuned, pair.architecture, quantize="none", dtype=teacher.dtype, device=device,
+            pad_token_id=pair.teacher_reader.tokenizer.pad_token_id,
         )  # fmt: skip
     else:
         heads = read_json(folder / HEADS, f"delete {folder} to make it again")["modules"]
-        model, _ = _base(runtime, recipe, quantize, tokenizer, precision, heads, device)
-        if recipe.teacher.fit is None:
-            model = loading.dequantize(model) if merged else model
-        else:
-            model = lora.merge(model, folder / ADAPTER) if merged else lora.load_adapter(model, folder / ADAPTER)
-    task_of(recipe).prepare(model)
+        model, _ = _base(runtime, pair, quantize, precision, heads, device)
+        if teacher.fit is not None:
+            model = join(model, folder / ADAPTER)
+        elif join is lora.merge:
+            model = loading.dequantize(model)
+    pair.task.prepare(model)
     model.requires_grad_(False).eval()
     if place == "offloaded":
         offload_layers(runtime, model)
     elif place == "sharded":
         shard_layers(runtime, model)
-    return Loaded(model, tokenizer, tokenizer_digest(source))
-
-
-def _start_head(recipe: Recipe, data: TaskData, model: Any, tokens: Source) -> None:
-    """Let a new head start at the answer usual in training, where the task has one."""
-    rows = data.tokens("train", load_reader(recipe, tokens), tokenizer_digest(tokens))
-    bias_C = data.task.head_start(rows)
-    if bias_C is not None:
-        weights.start_head(model, bias_C)
+    return Loaded(model, pair.teacher_reader)
 
 
 def _base(
-    runtime: Runtime,
-    recipe: Recipe,
-    quantize: loading.Quantize,
-    tokenizer: Any,
-    precision: Precision,
-    heads: list[str] | None = None,
+    runtime: Runtime, pair: Pair, quantize: Quantize, precision: Precision, heads: list[str] | None = None,
     device: torch.device | None = None,
-) -> tuple[Any, list[str]]:
-    teacher = recipe.teacher
-    runtime.seed(recipe.seed)
+) -> tuple[Any, list[str]]:  # fmt: skip
+    runtime.seed(pair.recipe.seed)
     return loading.load_base(
-        teacher_source(recipe), architecture(recipe), quantize=quantize, dtype=teacher.dtype,
-        compute_dtype=runtime.compute_dtype(precision),
-        device=device or runtime.device, pad_token_id=tokenizer.pad_token_id, heads=heads,
+        pair.teacher, pair.architecture, quantize=quantize, dtype=pair.recipe.teacher.dtype,
+        compute_dtype=runtime.compute_dtype(precision), device=device or runtime.device,
+        pad_token_id=pair.teacher_reader.tokenizer.pad_token_id, heads=heads,
     )  # fmt: skip

@@ -18,10 +18,11 @@ from distilpeft.export.graph_module import load_export
 from distilpeft.machine.artifact import Artifact
 from distilpeft.machine.runtime import Runtime, device_name
 from distilpeft.models.checks import check_lengths, check_tokenizers, check_words
-from distilpeft.models.pair import MODEL, Loaded
+from distilpeft.models.context import Context
+from distilpeft.models.pair import MODEL, Loaded, Pair
 from distilpeft.models.soft_targets import open_targets
 from distilpeft.models.student import load_student, new_student
-from distilpeft.models.teacher import load_teacher
+from distilpeft.models.teacher import load_teacher, load_teacher_merged, load_teacher_unquantized
 from distilpeft.pipeline.jobs import FINISHED, Job, _next, check_shared, jobs_of
 from distilpeft.pipeline.stages import audit, benchmark, bundle, compare, distil, evaluate, export, targets, teacher
 from distilpeft.planning.plan import Plan
@@ -116,6 +117,10 @@ def do(
             turn.release()
 
 
+TEACHERS = {TEACHER: load_teacher, FULL: load_teacher_unquantized, MERGED: load_teacher_merged}
+"""How each form of the teacher is loaded."""
+
+
 class Steps:
     """Does single steps; rows and the model in hand are kept between steps that need the same ones."""
 
@@ -131,14 +136,16 @@ class Steps:
             with runtime.accelerator.main_process_first():
                 cache = plan.folder / "cache"
                 self._data = TaskData(plan.recipe, plan.data_digest, cache, runtime.accelerator.main_process_first)
-        check_tokenizers(plan.recipe)
-        check_words(plan.recipe, self._data)
-        check_exports(plan.recipe)
-        check_features(plan.recipe)
-        check_lengths(plan.recipe)
+        pair = Pair(plan.recipe)
+        self.context = Context(runtime, self._data, pair)
+        check_tokenizers(pair)
+        check_words(pair, self._data)
+        check_exports(pair)
+        check_features(pair)
+        check_lengths(pair)
         elsewhere = plan.recipe.targets.source
         if elsewhere is not None and plan.recipe.distil.alpha > 0:
-            open_targets(plan.recipe, self._data, Path(elsewhere).expanduser(), None).verify()
+            open_targets(pair, self._data, Path(elsewhere).expanduser(), None).verify()
         self._held: tuple[str, Loaded] | None = None
         self._live: Loaded | None = None  # the teacher, while other models are compared with it token by token
 
@@ -160,40 +167,38 @@ class Steps:
                 runtime.accelerator.free_memory()
 
     def _figures(self, name: str, out: Artifact) -> dict[str, Any]:
-        runtime, recipe, data, made = self._runtime, self.plan.recipe, self._data, self.plan.artifacts
+        context, made = self.context, self.plan.artifacts
         stage, _, role = name.partition("/")
         if stage in ("audit", "benchmark"):
             return {"audit": self._audit, "benchmark": self._benchmark}[stage]()
         if stage == "teacher":
-            return teacher.run(runtime, recipe, data, out)
+            return teacher.run(context, out)
         if stage == "targets":
-            return targets.run(runtime, recipe, data, self._verified("teacher"), out)
+            return targets.run(context, self._verified("teacher"), out)
         if stage == "distil":
             return self._distil(role, out)
         if stage == "export":
-            return export.run(runtime, recipe, data, form=role, student=self._verified(f"distil/{STUDENT}"), out=out)
+            return export.run(context, form=role, student=self._verified(f"distil/{STUDENT}"), out=out)
         if stage == "bundle":
             return self._bundle(role, out)
         if stage == "compare":
             evaluated = {one: made[f"evaluate/{one}"] for one in self.plan.roles()}
-            return runtime.on_main(lambda: compare.run(recipe, data, evaluated, out))  # type: ignore[no-any-return]
+            return self._runtime.on_main(lambda: compare.run(context, evaluated, out))  # type: ignore[no-any-return]
         return self._evaluate(role, out)
 
     def _audit(self) -> dict[str, Any]:
         layout = SoftTargets(self.plan.artifacts["targets"].path).layout
         loaded = self._load(STUDENT)
         assert loaded is not None
-        return audit.run(
-            self._runtime, self.plan.recipe, self._data, layout=layout, student=loaded, teacher=self._teacher()
-        )
+        return audit.run(self.context, layout=layout, student=loaded, teacher=self._teacher())
 
     def _evaluate(self, role: str, out: Artifact) -> dict[str, Any]:
-        runtime, recipe, data, made = self._runtime, self.plan.recipe, self._data, self.plan.artifacts
+        recipe, made = self.plan.recipe, self.plan.artifacts
         loaded = self._load(role)
         reference = made[f"evaluate/{TEACHER}"] if role != TEACHER else None
         compared = recipe.kind.held_against and loaded is not None and role != TEACHER
         live = self._teacher() if compared else None
-        return evaluate.run(runtime, recipe, data, loaded=loaded, teacher=live, reference=reference, role=role, out=out)
+        return evaluate.run(self.context, loaded=loaded, teacher=live, reference=reference, role=role, out=out)
 
     def _benchmark(self) -> dict[str, Any]:
         """All models beside each other, in the main process's children."""
@@ -203,7 +208,7 @@ class Steps:
         steps = {role: step_of(role) for role in self.plan.timed()}
         folders = {role: self._verified(step).path for role, step in steps.items()}
         return self._runtime.on_main(  # type: ignore[no-any-return]
-            lambda: benchmark.run(self._runtime, self.plan.recipe, self._data, folders, STUDENT)
+            lambda: benchmark.run(self.context, folders, STUDENT)
         )
 
     def _distil(self, role: str, out: Artifact) -> dict[str, Any]:
@@ -211,7 +216,7 @@ class Steps:
         alpha = recipe.distil.alpha if role == STUDENT else 0.0
         cached = alpha > 0 and recipe.targets.mode == "cached"
         return distil.run(
-            self._runtime, recipe, self._data, alpha=alpha, teacher=self._verified("teacher"),
+            self.context, alpha=alpha, teacher=self._verified("teacher"),
             targets=self._targets() if cached else None, out=out, watch=self._watch,
         )  # fmt: skip
 
@@ -254,15 +259,14 @@ class Steps:
         return self._live
 
     def _load_role(self, role: str) -> Loaded:
-        runtime, recipe = self._runtime, self.plan.recipe
-        if role in (TEACHER, FULL, MERGED):
+        runtime, pair = self._runtime, self.context.pair
+        if role in TEACHERS:
             path = self._verified(step_of(role)).path
-            form = {"full_precision": role == FULL, "merged": role == MERGED}
-            return load_teacher(runtime, recipe, path, recipe.evaluate.precision, placed=True, **form)
+            return TEACHERS[role](runtime, pair, path, pair.recipe.evaluate.precision, placed=True)
         if role == UNTRAINED:
-            loaded = new_student(runtime, recipe, self._data, self.plan.artifacts["teacher"].path)
+            loaded = new_student(self.context, self.plan.artifacts["teacher"].path)
             loaded.model.requires_grad_(False).eval()
             return loaded
         if role in (STUDENT, CE_ONLY):
-            return load_student(runtime, recipe, self._verified(step_of(role)).path / MODEL)
-        return load_export(runtime, recipe, self._verified(step_of(role)).path / MODEL)
+            return load_student(runtime, pair, self._verified(step_of(role)).path / MODEL)
+        return load_export(runtime, pair, self._verified(step_of(role)).path / MODEL)

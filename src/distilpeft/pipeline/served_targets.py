@@ -47,16 +47,15 @@ def run(plan: Plan, source: Path, out: Path, teacher: str, console: Console) -> 
         InputError: the recipe cannot use served targets, or an answer does not fit its row; with file and line.
     """
     _check(plan, source, out)
-    from distilpeft.models.loading import load_tokenizer
-    from distilpeft.models.pair import teacher_source, tokenizer_digest
+    from distilpeft.models.pair import Pair
     from distilpeft.models.soft_targets import text_binding
 
-    recipe, base = plan.recipe, teacher_source(plan.recipe)
-    tokenizer = load_tokenizer(base)
+    recipe, pair = plan.recipe, Pair(plan.recipe)
+    tokenizer = pair.teacher_reader.tokenizer
     data = TaskData(recipe, plan.data_digest, plan.folder / "cache")
-    rows = data.tokens("train", tokenizer, tokenizer_digest(base))
+    rows = data.tokens("train", pair.teacher_reader)
     positions_R = data.task.num_positions(rows)
-    width = max(int((model_config(base) or {}).get("vocab_size", 0)), max(tokenizer.get_vocab().values()) + 1)
+    width = max(int((model_config(pair.teacher) or {}).get("vocab_size", 0)), max(tokenizer.get_vocab().values()) + 1)
     layout = Layout("top_k", width, recipe.targets.value_bits or 12, (1.0,), recipe.targets.k, ragged=True)
     reader = _Reader(source, rows, tokenizer, layout)
     blocks: dict[int, tuple[bytes, dict[str, float]]] = {}

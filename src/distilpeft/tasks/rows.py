@@ -8,6 +8,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -84,6 +85,14 @@ class Tokens:
         return {**self._task.collate(columns, self._tokenizer), "row_ids_N": row_ids_N, "epoch": epoch}
 
 
+@dataclass(frozen=True)
+class RowReader:
+    """How a model reads rows: its tokenizer, or how it reads pictures, and the digest that names it."""
+
+    tokenizer: InputReader
+    digest: str
+
+
 class TaskData:
     """The recipe's rows: read and checked once, tokenised for each model that asks.
 
@@ -110,14 +119,14 @@ class TaskData:
         column = self.recipe.evaluate.groups
         return None if column is None else _groups(self._splits[self.recipe.evaluate.split], column)
 
-    def tokens(self, split: str, tokenizer: InputReader, tokenizer_digest: str) -> Tokens:
-        """Tokenise a split, or find it on disk; `tokenizer_digest` names the tokenizer."""
+    def tokens(self, split: str, reader: RowReader) -> Tokens:
+        """Tokenise a split, or find it on disk."""
         rows = self._splits[split]
-        name = digest_json([self.digest, split, tokenizer_digest, self.recipe.data.max_tokens])[:16]
+        name = digest_json([self.digest, split, reader.digest, self.recipe.data.max_tokens])[:16]
         if name in self._tokens:  # no process waits for the others then
             return self._tokens[name]
         folder = self._cache / f"tokens-{split}-{name}"
-        max_tokens = self.recipe.data.max_tokens
+        tokenizer, max_tokens = reader.tokenizer, self.recipe.data.max_tokens
         with self._main_first():  # the others find the main process's file
             if not is_whole(folder):
                 shutil.rmtree(folder, ignore_errors=True)

@@ -28,9 +28,8 @@ if TYPE_CHECKING:
     from distilpeft.distillation.losses import Loss
     from distilpeft.recipe.evaluate import Generate
 
-    InputReader: TypeAlias = PreTrainedTokenizerBase
-    """What makes inputs out of rows: a tokenizer, or for images a `pictures.Reader`."""
-
+InputReader: TypeAlias = "PreTrainedTokenizerBase"
+"""What makes inputs out of rows: a tokenizer, or for images a `pictures.Reader`."""
 Cells: TypeAlias = list[Any]
 """Cells of a column, as the data file has them: nothing is known of them before `Task.faults` has looked."""
 Columns: TypeAlias = dict[str, Cells]

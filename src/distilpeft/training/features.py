@@ -21,10 +21,8 @@ from distilpeft.data.vocabulary import Vocabulary, check_same
 from distilpeft.distillation.losses import MASKED
 from distilpeft.distillation.projections import PROJECTIONS, carry
 from distilpeft.errors import InputError
-from distilpeft.models import loading
-from distilpeft.models.pair import architecture, student_source, teacher_source, tokenizer_source
+from distilpeft.models.pair import Pair
 from distilpeft.models.weights import blocks
-from distilpeft.recipe import Recipe
 from distilpeft.recipe.distil import Features, HiddenStates, Relations
 
 NAMES = {
@@ -239,22 +237,21 @@ def check(settings: Features, depths: Sequence[int], configs: Sequence[Any]) -> 
             )
 
 
-def check_features(recipe: Recipe) -> None:
+def check_features(pair: Pair) -> None:
     """Refuse a pair whose insides cannot be held against each other; loads no weights.
 
     Raises:
         InputError: they read other tokens, or have no such layers.
     """
+    recipe = pair.recipe
     settings = recipe.distil.features
     if settings is None:
         return
-    sources = (tokenizer_source(recipe), teacher_source(recipe))
-    if sources[0] != sources[1]:
-        ours, theirs = (Vocabulary.of_tokenizer(one.name, loading.load_tokenizer(one)) for one in sources)
+    if pair.student_tokenizer != pair.teacher:
+        readers = ((pair.student_tokenizer, pair.student_reader), (pair.teacher, pair.teacher_reader))
+        ours, theirs = (Vocabulary.of_tokenizer(source.name, reader.tokenizer) for source, reader in readers)
         check_same(theirs, ours, chat=recipe.needs_template)
-    overrides = recipe.student.from_config.overrides if recipe.student.from_config else {}
-    teacher = loading.configuration(teacher_source(recipe), architecture(recipe), {})
-    student = loading.configuration(student_source(recipe), architecture(recipe), overrides)
+    teacher, student = pair.configurations()
     configs = [one.get_text_config() for one in (student, teacher)]
     depths = [one.num_hidden_layers for one in configs]
     if recipe.student.from_teacher is not None:

@@ -15,11 +15,11 @@ from torch.distributed.fsdp import FSDPModule
 
 from distilpeft.data.batches import chunks, length_order
 from distilpeft.machine.runtime import Bar, Runtime
+from distilpeft.models.context import Context
 from distilpeft.models.pair import Loaded
-from distilpeft.recipe import Recipe
 from distilpeft.recipe.training import Precision
-from distilpeft.tasks.rows import TaskData, Tokens
-from distilpeft.tasks.task import Batch
+from distilpeft.tasks.rows import Tokens
+from distilpeft.tasks.task import Batch, Task
 
 Soft = Callable[[Batch], Any]
 """Batch on the device → what the teacher knows of it, in the task's form."""
@@ -41,50 +41,47 @@ def values_of(
     return values_NK
 
 
-def measure_with(data: TaskData, soft: Soft | None = None) -> Measure:
+def measure_with(task: Task, soft: Soft | None = None) -> Measure:
     """The task's `measure`, with a teacher where it is given one."""
-    return lambda model, batch: data.task.measure(model, batch, soft(batch) if soft else None)
+    return lambda model, batch: task.measure(model, batch, soft(batch) if soft else None)
 
 
-def soft_of(runtime: Runtime, data: TaskData, teacher: Loaded, precision: Precision) -> Soft:
+def soft_of(context: Context, teacher: Loaded, precision: Precision) -> Soft:
     """What a frozen teacher knows of a batch, computed in its own precision."""
     import torch
 
     def soft(batch: Batch) -> Any:
-        with torch.no_grad(), runtime.autocast(precision):
-            return data.task.soft(teacher.model, batch)
+        with torch.no_grad(), context.runtime.autocast(precision):
+            return context.task.soft(teacher.model, batch)
 
     return soft
 
 
-def soft_of_rows(runtime: Runtime, data: TaskData, teacher: Loaded, precision: Precision, split: str) -> Soft:
+def soft_of_rows(context: Context, teacher: Loaded, precision: Precision, split: str) -> Soft:
     """The same of a split's rows as the teacher reads them, found by row id: it may have another tokenizer."""
-    rows, soft = (
-        data.tokens(split, teacher.tokenizer, teacher.tokenizer_digest),
-        soft_of(runtime, data, teacher, precision),
-    )
+    rows, soft = context.data.tokens(split, teacher.reader), soft_of(context, teacher, precision)
 
     def of_rows(batch: Batch) -> Any:
-        return soft(send_to_device(rows.load_batch(batch["row_ids_N"], batch["epoch"]), runtime.device))
+        return soft(send_to_device(rows.load_batch(batch["row_ids_N"], batch["epoch"]), context.runtime.device))
 
     return of_rows
 
 
 def validator(
-    runtime: Runtime, recipe: Recipe, data: TaskData, rows: Tokens, precision: Precision, soft: Soft | None = None
+    context: Context, rows: Tokens, precision: Precision, soft: Soft | None = None
 ) -> Callable[[nn.Module], dict[str, float]]:
     """A function from a model to all built-in metrics on these rows, and whether its numbers are finite."""
 
     def validate(model: nn.Module) -> dict[str, Any]:
         """Scores of the bare model; only `finite` 0 where a number is not finite."""
         values_NK = values_of(
-            runtime, model, rows, measure_with(data, soft),
-            precision=precision, micro_batch_size=recipe.evaluate.micro_batch_size,
+            context.runtime, model, rows, measure_with(context.task, soft),
+            precision=precision, micro_batch_size=context.recipe.evaluate.micro_batch_size,
         )  # fmt: skip
         if not np.isfinite(values_NK).all():
             return {"finite": 0.0}
-        found = {"finite": 1.0, **data.task.metrics(values_NK, rows)}
-        return found if soft else {name: found[name] for name in ("finite", *recipe.kind.metrics)}
+        found = {"finite": 1.0, **context.task.metrics(values_NK, rows)}
+        return found if soft else {name: found[name] for name in ("finite", *context.recipe.kind.metrics)}
 
     return validate
 

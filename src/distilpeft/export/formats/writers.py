@@ -18,10 +18,8 @@ import transformers
 from distilpeft.errors import InputError
 from distilpeft.export.formats import onnx_graph
 from distilpeft.export.formats.student import Student
-from distilpeft.models import loading
 from distilpeft.models.loading import DTYPES, quantization
-from distilpeft.models.pair import architecture, load_reader, student_source, tokenizer_source
-from distilpeft.recipe import Recipe
+from distilpeft.models.pair import Pair
 from distilpeft.recipe.export import FORMS
 
 __all__ = ["WRITERS", "Student", "Writer", "fault"]
@@ -116,17 +114,15 @@ WRITERS: dict[str, Writer] = {
 }
 
 
-def check_exports(recipe: Recipe) -> None:
+def check_exports(pair: Pair) -> None:
     """Refuse forms that the student's architecture or tokenizer does not have, before it is trained; loads no weights.
 
     Raises:
         InputError: names the form and why.
     """
-    overrides = recipe.student.from_config.overrides if recipe.student.from_config else {}
-    config = loading.configuration(student_source(recipe), architecture(recipe), overrides)
-    tokenizer = load_reader(recipe, tokenizer_source(recipe))
-    for form in recipe.export.formats:
-        wrong = fault(form, config, tokenizer, caches=recipe.kind.caches)
+    _, config = pair.configurations()
+    for form in pair.recipe.export.formats:
+        wrong = fault(form, config, pair.student_reader.tokenizer, caches=pair.recipe.kind.caches)
         if wrong is not None:
             raise InputError(f"export.formats: {form}: {wrong}")
 

@@ -23,20 +23,17 @@ from distilpeft.distillation.codec import Layout
 from distilpeft.distillation.fused import even_chunks, rows_per_chunk, soft_value_and_grad
 from distilpeft.distillation.losses import Loss
 from distilpeft.distillation.sparse import Sparse, keep, keep_drawn_often
-from distilpeft.machine.runtime import Runtime
+from distilpeft.models.context import Context
 from distilpeft.models.pair import Loaded
 from distilpeft.recipe import Recipe
 from distilpeft.recipe.distil import format_fault
-from distilpeft.tasks.rows import TaskData
 
 MAX_POSITIONS = 1024
 DRAWS = 8
 """Repetitions of random targets; what does not vary is computed once."""
 
 
-def run(
-    runtime: Runtime, recipe: Recipe, data: TaskData, *, layout: Layout, student: Loaded, teacher: Loaded
-) -> dict[str, Any]:
+def run(context: Context, *, layout: Layout, student: Loaded, teacher: Loaded) -> dict[str, Any]:
     """Compare forms of soft targets with the whole distribution, at the recipe's divergence and temperature.
 
     Returns:
@@ -44,8 +41,9 @@ def run(
         layout, `bytes_per_token`, `bias` (nats per token) with its `standard_error`, `spread` (standard deviation per
         token), `cosine_per_token` and `cosine_of_sum`.
     """
-    rows = data.tokens("validation", student.tokenizer, student.tokenizer_digest)
-    edges = np.cumsum(data.task.num_positions(rows))
+    runtime, recipe, task = context.runtime, context.recipe, context.task
+    rows = context.data.tokens("validation", student.reader)
+    edges = np.cumsum(task.num_positions(rows))
     num_rows = min(len(edges), int(np.searchsorted(edges, MAX_POSITIONS)) + 1)
     loss = Loss(1.0, recipe.distil.temperature, recipe.distil.divergence)
     forms = [_Form(form, loss, recipe.seed) for form in neighbours(layout, recipe)]
@@ -54,7 +52,7 @@ def run(
         for ids in chunks(np.arange(num_rows), recipe.evaluate.micro_batch_size):
             batch = send_to_device(rows.load_batch(ids), runtime.device)
             with torch.no_grad(), runtime.autocast(recipe.evaluate.precision):
-                ours, theirs = (data.task.soft(one.model, batch) for one in (student, teacher))
+                ours, theirs = (task.soft(one.model, batch) for one in (student, teacher))
                 for part in even_chunks(len(ours), rows_per_chunk(layout.vocabulary, runtime.device)):
                     student_NV, teacher_NV = ours[part].float(), theirs[part].float()
                     labels_N = batch["labels_N"][part]

@@ -12,20 +12,14 @@ from typing import Any
 
 from distilpeft.benchmark import measure
 from distilpeft.benchmark.subjects import subjects, wanted
-from distilpeft.machine.runtime import Runtime
-from distilpeft.recipe import Recipe
-from distilpeft.tasks.rows import TaskData
+from distilpeft.models.context import Context
 
 
-def run(
-    runtime: Runtime, recipe: Recipe, data: TaskData, folders: Mapping[str, Path], reference: str
-) -> dict[str, Any]:
+def run(context: Context, folders: Mapping[str, Path], reference: str) -> dict[str, Any]:
     """Time all models.
 
     Args:
-        runtime: for telling how far it is.
-        recipe: its `benchmark` section.
-        data: the rows.
+        context: the run, with the recipe's `benchmark` section.
         folders: role → the model's artifact: a teacher's, a student's, an export's.
         reference: the role that ratios are over.
 
@@ -33,5 +27,6 @@ def run(
         See `timing.measure`.
     """
     with tempfile.TemporaryDirectory() as scratch:
-        found = subjects(recipe, data, folders, Path(scratch))
-        return measure.measure(found, wanted(recipe, runtime.device.type), reference, runtime.say, runtime.bar)
+        timed = subjects(context.pair, context.data, folders, Path(scratch))
+        settings, runtime = wanted(context.recipe, context.runtime.device.type), context.runtime
+        return measure.measure(timed, settings, reference, runtime.say, runtime.bar)

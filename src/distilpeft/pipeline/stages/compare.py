@@ -13,9 +13,7 @@ from numpy.typing import NDArray
 
 from distilpeft.machine.artifact import Artifact
 from distilpeft.metrics import significance
-from distilpeft.models.pair import load_reader, tokenizer_digest, tokenizer_source
-from distilpeft.recipe import Recipe
-from distilpeft.tasks.rows import TaskData
+from distilpeft.models.context import Context
 
 ROWS, VALUES = "rows.npz", "values.npy"
 TEACHER = "teacher"
@@ -27,12 +25,11 @@ AGAINST = {
 EXPORT_AGAINST = ("student", "teacher")
 
 
-def run(recipe: Recipe, data: TaskData, evaluated: Mapping[str, Artifact], out: Artifact) -> dict[str, Any]:
+def run(context: Context, evaluated: Mapping[str, Artifact], out: Artifact) -> dict[str, Any]:
     """Compare the models.
 
     Args:
-        recipe: names the metric and the split.
-        data: the rows.
+        context: the run; its recipe names the metric and the split.
         evaluated: role → its evaluation.
         out: where what each row adds goes.
 
@@ -40,13 +37,13 @@ def run(recipe: Recipe, data: TaskData, evaluated: Mapping[str, Artifact], out: 
         `pairs`, see `paired.compare`, each with `role`, `against`, `metric` and `num_rows`; `calibration` by role;
         with `evaluate.groups` also `groups`, see `_by_group`.
     """
-    source = tokenizer_source(recipe)
-    rows = data.tokens(recipe.evaluate.split, load_reader(recipe, source), tokenizer_digest(source))
+    recipe, data = context.recipe, context.data
+    rows = data.tokens(recipe.evaluate.split, context.pair.student_reader)
     added, calibration = {}, {}
     for role, made in evaluated.items():
         values_NK = np.load(made.file(VALUES), allow_pickle=False).astype(np.float64)
-        added[role] = significance.Added(*data.task.added(values_NK, rows))
-        calibration[role] = data.task.calibration(values_NK, rows)
+        added[role] = significance.Added(*context.task.added(values_NK, rows))
+        calibration[role] = context.task.calibration(values_NK, rows)
     kept = {role: one.sum_N for role, one in added.items()}
     kept |= {f"{role} weight": one.weight_N for role, one in added.items()}
     np.savez_compressed(out.partial / ROWS, allow_pickle=False, **kept)

@@ -5,7 +5,8 @@ Leaves: `model/`, an ordinary transformers model with its tokenizer, and `train_
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,13 @@ from distilpeft.distillation.store import SoftTargets
 from distilpeft.machine.artifact import Artifact
 from distilpeft.machine.runtime import Runtime
 from distilpeft.models import weights
-from distilpeft.models.pair import MODEL
+from distilpeft.models.context import Context
+from distilpeft.models.pair import MODEL, Loaded
 from distilpeft.models.soft_targets import open_targets
 from distilpeft.models.student import new_student, save_student
 from distilpeft.models.teacher import load_teacher
 from distilpeft.recipe import Recipe
-from distilpeft.tasks.rows import TaskData
+from distilpeft.tasks.rows import Tokens
 from distilpeft.tasks.task import Batch
 from distilpeft.training.features import FeatureLoss
 from distilpeft.training.scoring import Soft, soft_of, soft_of_rows, validator
@@ -35,19 +37,32 @@ from distilpeft.training.train import train
 MOST_NAMED = 20
 """New weights whose names the manifest holds; of more their number."""
 INNER = 1
-"""Of the random numbers that projections begin with, beside the seed."""
+"""Stream of the random numbers that projections start with, next to the seed."""
+
+
+@dataclass(frozen=True)
+class Supervision:
+    """What a student learns from besides labels.
+
+    Attributes:
+        train: what the teacher knows of a training batch, from disk or by running it.
+        validation: the same of a validation batch, where validation asks the teacher.
+        teacher: the running model, if one runs.
+    """
+
+    train: Soft | None = None
+    validation: Soft | None = None
+    teacher: Any = None
 
 
 def run(
-    runtime: Runtime, recipe: Recipe, data: TaskData, *, alpha: float, teacher: Artifact | None,
-    targets: Path | None, out: Artifact, watch: Watch | None = None,
+    context: Context, *, alpha: float, teacher: Artifact | None, targets: Path | None, out: Artifact,
+    watch: Watch | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Train a student into `out.partial`.
 
     Args:
-        runtime: the machine.
-        recipe: its `student`, `distil` and `targets` sections.
-        data: the rows.
+        context: the run, with the recipe's `student`, `distil` and `targets` sections.
         alpha: weight of the teacher; 0 for the CE-only baseline.
         teacher: the tuned teacher; needed by `from_teacher` and by online targets.
         targets: folder of cached soft targets; None computes them online (or not at all if alpha is 0).
@@ -57,81 +72,98 @@ def run(
     Returns:
         Figures for the manifest.
     """
-    student = new_student(runtime, recipe, data, teacher.path if teacher else None)
-    rows = data.tokens("train", student.tokenizer, student.tokenizer_digest)
-    held_out = data.tokens("validation", student.tokenizer, student.tokenizer_digest)
-    fit, task = recipe.distil.fit, data.task
-    loss = Loss.of(recipe.distil, alpha)
-    soft, live, teacher_model = _soft(runtime, recipe, data, teacher, targets) if alpha > 0 else (None, None, None)
+    recipe = context.recipe
+    student = new_student(context, teacher.path if teacher else None)
+    rows = context.data.tokens("train", student.reader)
+    held_out = context.data.tokens("validation", student.reader)
+    supervision = _supervision(context, teacher, targets) if alpha > 0 else Supervision()
 
-    runtime.seed(recipe.seed, INNER)  # of what only training has, whatever was loaded before it
-    if not recipe.kind.labels:
-        task.attach(student.model, task.vocabulary(teacher_model, recipe.data.max_tokens))
-    inner = _inner(recipe, student.model, teacher_model) if alpha > 0 else None
-
-    def loss_sum(bare: nn.Module, batch: Batch) -> Tensor:
-        known = soft(batch) if soft else None
-        with runtime.autocast(fit.precision):
-            found: Tensor = task.loss_sum(bare, batch, loss, known)
-            if inner is not None:
-                found = found + inner.sum(bare, batch, task.count_rows(batch))
-        return found
-
+    loss_sum = _loss(context, student, supervision, alpha)
     work = Work(
         label="distil" if alpha > 0 else "CE-only",
-        fit=fit,
+        fit=recipe.distil.fit,
         optim=recipe.distil.optim,
         seed=recipe.seed,
         lengths_N=rows.lengths_N,
         load_batch=rows.load_batch,
         loss_sum=loss_sum,
-        count_rows=task.count_rows,
-        validate=validator(runtime, recipe, data, held_out, fit.precision, live),
+        count_rows=context.task.count_rows,
+        validate=validator(context, held_out, recipe.distil.fit.precision, supervision.validation),
         folder=out.partial,
-        monitor=recipe.monitor(fit) if recipe.monitor(fit) != "kl" or alpha > 0 else recipe.kind.main,
+        monitor=_monitor(recipe, alpha),
         watch=watch,
     )
-    num_parameters = weights.num_parameters(student.model)
-    fresh = [] if recipe.student.from_teacher else getattr(student.model, "fresh", [])
-    with tracked(runtime, recipe, out) as track:
-        figures = train(runtime, student.model, replace(work, track=track))
+    start = _start(recipe, student, rows)
+    with tracked(context.runtime, recipe, out) as track:
+        figures = train(context.runtime, student.model, replace(work, track=track))
+
     drop_projections(student.model)
-    if runtime.is_main:
+    if context.runtime.is_main:
         save_student(student.model, student.tokenizer, out.partial / MODEL)
+    return figures | start
+
+
+def _loss(
+    context: Context, student: Loaded, supervision: Supervision, alpha: float
+) -> Callable[[nn.Module, Batch], Tensor]:
+    """The function that the loop differentiates; gives the student what only training needs."""
+    recipe, task, runtime = context.recipe, context.task, context.runtime
+    fit, loss = recipe.distil.fit, Loss.of(recipe.distil, alpha)
+    runtime.seed(recipe.seed, INNER)  # of what only training has, whatever was loaded before it
+    if not recipe.kind.labels:
+        task.attach(student.model, task.vocabulary(supervision.teacher, recipe.data.max_tokens))
+    inner = _inner(recipe, student.model, supervision.teacher) if alpha > 0 else None
+
+    def loss_sum(bare: nn.Module, batch: Batch) -> Tensor:
+        known = supervision.train(batch) if supervision.train else None
+        with runtime.autocast(fit.precision):
+            total = task.loss_sum(bare, batch, loss, known)
+            if inner is not None:
+                total = total + inner.sum(bare, batch, task.count_rows(batch))
+        return total
+
+    return loss_sum
+
+
+def _monitor(recipe: Recipe, alpha: float) -> str:
+    """The metric that picks the checkpoint; without a teacher there is no distance to it."""
+    asked = recipe.monitor(recipe.distil.fit)
+    return asked if asked != "kl" or alpha > 0 else recipe.kind.main
+
+
+def _start(recipe: Recipe, student: Loaded, rows: Tokens) -> dict[str, Any]:
+    """What the student was before it was trained, and its rows; for the manifest."""
+    fresh = [] if recipe.student.from_teacher else list(getattr(student.model, "fresh", []))
     return {
-        **figures,
-        "num_parameters": num_parameters,
-        "start": {"from": origin(recipe), "new_weights": list(fresh) if len(fresh) <= MOST_NAMED else len(fresh)},
+        "num_parameters": weights.num_parameters(student.model),
+        "start": {"from": origin(recipe), "new_weights": fresh if len(fresh) <= MOST_NAMED else len(fresh)},
         "train_rows": len(rows.lengths_N),
         "truncated_rows": rows.num_truncated,
     }
 
 
-def _soft(
-    runtime: Runtime, recipe: Recipe, data: TaskData, teacher: Artifact | None, targets: Path | None
-) -> tuple[Soft, Soft | None, Any]:
-    """What the teacher knows of a batch, from disk or by running it; the same for validation; and the running model.
-
-    The last two are None where validation does not ask for the teacher, and where none runs.
+def _supervision(context: Context, teacher: Artifact | None, targets: Path | None) -> Supervision:
+    """Soft targets from disk, or from the running teacher.
 
     Token-level targets need the very same tokens, so the teacher runs on the student's own batch, and targets on disk
     are checked against the student's rows. Over classes the two may have different tokenizers: the teacher reads the
     same rows, by row id, in its own.
     """
+    recipe = context.recipe
     assert teacher is not None
+    kept = None
     if targets is not None:
-        whose = teacher if recipe.targets.source is None else None
-        kept = _kept(runtime, recipe, open_targets(recipe, data, targets, whose))
+        owner = teacher if recipe.targets.source is None else None
+        kept = _kept(context.runtime, recipe, open_targets(context.pair, context.data, targets, owner))
         if recipe.kind.labels:
-            return kept, None, None
+            return Supervision(kept)
     precision = recipe.targets.precision
-    loaded = load_teacher(runtime, recipe, teacher.path, precision, placed=True)
+    loaded = load_teacher(context.runtime, context.pair, teacher.path, precision, placed=True)
     if recipe.kind.language:
-        live = soft_of(runtime, data, loaded, precision)
-        return live, live, loaded.model
-    beside = None if recipe.kind.labels else soft_of_rows(runtime, data, loaded, precision, "validation")
-    train_rows = kept if targets is not None else soft_of_rows(runtime, data, loaded, precision, "train")
-    return train_rows, beside, loaded.model
+        live = soft_of(context, loaded, precision)
+        return Supervision(live, live, loaded.model)
+    beside = None if recipe.kind.labels else soft_of_rows(context, loaded, precision, "validation")
+    return Supervision(kept or soft_of_rows(context, loaded, precision, "train"), beside, loaded.model)
 
 
 def origin(recipe: Recipe) -> str:

@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from distilpeft.errors import GateError
 from distilpeft.export.graph_module import rows_at_once
 from distilpeft.machine.artifact import Artifact
-from distilpeft.machine.runtime import Runtime
-from distilpeft.models.pair import Loaded, load_reader, teacher_source, tokenizer_digest
-from distilpeft.recipe import Recipe
-from distilpeft.tasks.rows import RowSubset, TaskData, Tokens
-from distilpeft.tasks.task import Batch
+from distilpeft.metrics.score import Score
+from distilpeft.models.context import Context
+from distilpeft.models.pair import Loaded
+from distilpeft.tasks.rows import RowSubset, Tokens
+from distilpeft.tasks.task import Batch, Values
 from distilpeft.training.scoring import measure_with, soft_of, soft_of_rows, values_of
 
 VALUES = "values.npy"
@@ -25,16 +25,14 @@ SPEAKERS = ("teacher", "student")
 
 
 def run(
-    runtime: Runtime, recipe: Recipe, data: TaskData, *, loaded: Loaded | None, teacher: Loaded | None,
-    reference: Artifact | None, role: str, out: Artifact,
+    context: Context, *, loaded: Loaded | None, teacher: Loaded | None, reference: Artifact | None, role: str,
+    out: Artifact,
 ) -> dict[str, Any]:  # fmt: skip
     """Score a model into `out.partial`.
 
     Args:
-        runtime: the machine.
-        recipe: its `evaluate` section.
-        data: the rows.
-        loaded: the model; None scores the answer "as often as in training".
+        context: the run, with the recipe's `evaluate` section.
+        loaded: the model; None scores the class-frequency baseline.
         teacher: the running teacher, for tasks that compare token by token.
         reference: the teacher's evaluation, to compare with row by row.
         role: of the model; teacher and student also write samples.
@@ -43,29 +41,21 @@ def run(
     Raises:
         GateError: a value is not finite.
     """
-    settings, task = recipe.evaluate, data.task
+    settings, task, data = context.recipe.evaluate, context.task, context.data
     if loaded is None:
-        source = teacher_source(recipe)
-        train, rows = (
-            data.tokens(split, load_reader(recipe, source), tokenizer_digest(source))
-            for split in ("train", settings.split)
-        )
+        train, rows = (data.tokens(split, context.pair.teacher_reader) for split in ("train", settings.split))
         values_NK = task.majority_values(train, rows)
     else:
-        rows = data.tokens(settings.split, loaded.tokenizer, loaded.tokenizer_digest)
-        values_NK = _values(runtime, recipe, data, loaded, teacher, rows)
-        if not np.isfinite(values_NK).all():
-            bad = (~np.isfinite(values_NK)).any(-1)
-            raise GateError(f"evaluate: {bad.sum()} rows have values that are not finite, such as row {bad.argmax()}")
-    if runtime.is_main:
+        rows = data.tokens(settings.split, loaded.reader)
+        values_NK = _values(context, loaded, teacher, rows)
+        _check_finite(values_NK)
+    if context.runtime.is_main:
         np.save(out.partial / VALUES, values_NK, allow_pickle=False)
-    figures: dict[str, Any] = {"scores": task.scores(recipe.metrics, values_NK, rows)}
+
+    figures: dict[str, Any] = {"scores": task.scores(context.recipe.metrics, values_NK, rows)}
     groups_N = data.groups()
     if groups_N is not None:
-        figures["groups"] = {
-            str(name): task.scores(recipe.metrics, values_NK[groups_N == name], RowSubset(rows, groups_N == name))
-            for name in np.unique(groups_N)
-        }
+        figures["groups"] = _by_group(context, values_NK, rows, groups_N)
     if reference is not None:
         teacher_NK = np.load(reference.file(VALUES), allow_pickle=False)
         figures["against_teacher"] = task.against_teacher(values_NK, teacher_NK, rows)
@@ -76,34 +66,51 @@ def run(
     return figures
 
 
-def _values(
-    runtime: Runtime, recipe: Recipe, data: TaskData, loaded: Loaded, teacher: Loaded | None, rows: Tokens
-) -> NDArray[np.float32]:
-    """What the task measures of each row, beside the teacher if there is one."""
+def _check_finite(values_NK: Values) -> None:
+    if not np.isfinite(values_NK).all():
+        bad = (~np.isfinite(values_NK)).any(-1)
+        raise GateError(f"evaluate: {bad.sum()} rows have values that are not finite, such as row {bad.argmax()}")
+
+
+def _by_group(
+    context: Context, values_NK: Values, rows: Tokens, groups_N: NDArray[np.str_]
+) -> dict[str, dict[str, Score]]:
+    """The scores of each group's rows."""
+    return {
+        str(name): context.task.scores(
+            context.recipe.metrics, values_NK[groups_N == name], RowSubset(rows, groups_N == name)
+        )
+        for name in np.unique(groups_N)
+    }
+
+
+def _values(context: Context, loaded: Loaded, teacher: Loaded | None, rows: Tokens) -> NDArray[np.float32]:
+    """What the task measures of each row, next to the teacher if there is one."""
+    runtime, recipe = context.runtime, context.recipe
     settings, soft = recipe.evaluate, None
     if teacher is not None:
         soft = (
-            soft_of(runtime, data, teacher, settings.precision)
+            soft_of(context, teacher, settings.precision)
             if recipe.kind.language
-            else soft_of_rows(runtime, data, teacher, settings.precision, settings.split)
+            else soft_of_rows(context, teacher, settings.precision, settings.split)
         )
     with runtime.bar(f"evaluate on {settings.split}", len(rows.lengths_N)) as bar:
         found = values_of(
-            runtime, loaded.model, rows, measure_with(data, soft), precision=settings.precision,
+            runtime, loaded.model, rows, measure_with(context.task, soft), precision=settings.precision,
             micro_batch_size=rows_at_once(loaded.model, settings.micro_batch_size, recipe.data.max_tokens), bar=bar,
         )  # fmt: skip
     if not recipe.kind.written:
         return found
-    return np.concatenate([found, _written(runtime, recipe, data, loaded, rows)], axis=1)
+    return np.concatenate([found, _written(context, loaded, rows)], axis=1)
 
 
-def _written(runtime: Runtime, recipe: Recipe, data: TaskData, loaded: Loaded, rows: Tokens) -> NDArray[np.float32]:
+def _written(context: Context, loaded: Loaded, rows: Tokens) -> NDArray[np.float32]:
     """What is counted of the texts that the model writes by itself; zeros for rows beyond `evaluate.generate.rows`."""
-    asked, settings = recipe.evaluate, recipe.evaluate.generate
+    asked, settings, runtime = context.recipe.evaluate, context.recipe.evaluate.generate, context.runtime
     count = min(settings.rows, len(rows.lengths_N))
 
     def measure(model: Any, batch: Batch) -> Any:
-        return data.task.written(model, batch, loaded.tokenizer, settings)
+        return context.task.written(model, batch, loaded.tokenizer, settings)
 
     with runtime.bar(f"write {count} {asked.split} rows", count) as bar:
         found = values_of(

@@ -26,28 +26,23 @@ from distilpeft.export.manifest import MANIFEST
 from distilpeft.export.runtimes import START, Inputs, open_onnx
 from distilpeft.machine.artifact import Artifact
 from distilpeft.machine.files import sealed, write_json
-from distilpeft.machine.runtime import Runtime
+from distilpeft.models.context import Context
 from distilpeft.models.loading import head_modules
-from distilpeft.models.pair import MODEL, Loaded, architecture
+from distilpeft.models.pair import MODEL, Loaded
 from distilpeft.models.student import load_student, save_tokenizer
 from distilpeft.recipe import Recipe
 from distilpeft.recipe.export import FORMS
 from distilpeft.recipe.task import Embedding, QuestionAnswering, Seq2Seq
 from distilpeft.tasks.language import seq2seq
-from distilpeft.tasks.rows import TaskData
 
 CALIBRATION_BATCH = 8
 
 
-def run(
-    runtime: Runtime, recipe: Recipe, data: TaskData, *, form: str, student: Artifact, out: Artifact
-) -> dict[str, Any]:
+def run(context: Context, *, form: str, student: Artifact, out: Artifact) -> dict[str, Any]:
     """Export the student into `out.partial` and prove it equal within the form's limits; the main process does it.
 
     Args:
-        runtime: the machine.
-        recipe: its `export` section.
-        data: rows for the comparison, and for ranges.
+        context: the run, with the recipe's `export` section.
         form: one of `export.formats`.
         student: the distilled student.
         out: where the files go.
@@ -60,33 +55,31 @@ def run(
         GateError: the export is further from the student than the recipe allows; nothing is left.
         InputError: the model has no such form.
     """
-    loaded = load_student(runtime, recipe, student.path / MODEL)
+    loaded = load_student(context.runtime, context.pair, student.path / MODEL)
     for split in ("train", "validation"):  # by all processes together; below they are at hand
-        data.tokens(split, loaded.tokenizer, loaded.tokenizer_digest)
-    found: dict[str, Any] = runtime.on_main(lambda: _export(runtime, recipe, data, form, loaded, student, out))
-    return found
+        context.data.tokens(split, loaded.reader)
+    figures: dict[str, Any] = context.runtime.on_main(lambda: _export(context, form, loaded, student, out))
+    return figures
 
 
-def _export(
-    runtime: Runtime, recipe: Recipe, data: TaskData, form: str, loaded: Loaded, student: Artifact, out: Artifact
-) -> dict[str, Any]:
+def _export(context: Context, form: str, loaded: Loaded, student: Artifact, out: Artifact) -> dict[str, Any]:
+    runtime, recipe, architecture = context.runtime, context.recipe, context.pair.architecture
     shutil.rmtree(out.partial)  # what a killed run may have left
     folder = out.partial / MODEL
     folder.mkdir(parents=True)
-    heads = tuple(head_modules(architecture(recipe), loaded.model.config))
-    source = Student(recipe, student.path / MODEL, architecture(recipe).auto_class, loaded.tokenizer, heads)
-    rows = data.tokens("validation", loaded.tokenizer, loaded.tokenizer_digest)
+    heads = tuple(head_modules(architecture, loaded.model.config))
+    source = Student(recipe, student.path / MODEL, architecture.auto_class, loaded.tokenizer, heads)
     runtime.say(f"  export: writing {form}")
-    _describe(recipe, loaded, form, folder)
+    _describe(context, loaded, form, folder)
     before = set(folder.iterdir())
     WRITERS[form](source, form, folder)
     _describe_writing(recipe, loaded.model, folder)
     runtime.say(f"  export: comparing {form} with the student")
-    gate = Gate(recipe, data, loaded.model, loaded.tokenizer, rows)
+    gate = Gate(context, loaded)
     limits = recipe.limits(form)
     figures: dict[str, Any] = {}
     if form == "onnx-int8":
-        verdict, figures = _int8(runtime, recipe, data, loaded, gate, folder)
+        verdict, figures = _int8(context, loaded, gate, folder)
     else:
         verdict = gate.check(folder, limits, exact=recipe.exactness(form) == "exact")
     for file in folder.iterdir():
@@ -104,9 +97,9 @@ def _export(
     }
 
 
-def _describe(recipe: Recipe, loaded: Loaded, form: str, folder: Path) -> None:
+def _describe(context: Context, loaded: Loaded, form: str, folder: Path) -> None:
     """Everything beside the model: configuration, tokenizer, and how to open it."""
-    tokenizer, model, task = loaded.tokenizer, loaded.model, recipe.task
+    recipe, tokenizer, model, task = context.recipe, loaded.tokenizer, loaded.model, context.recipe.task
     model.config.save_pretrained(str(folder))
     _describe_writing(recipe, model, folder)
     save_tokenizer(tokenizer, folder)
@@ -119,7 +112,7 @@ def _describe(recipe: Recipe, loaded: Loaded, form: str, folder: Path) -> None:
         "file": FORMS[form].file,
         "name": recipe.name,
         "task": task.kind,
-        "auto_class": architecture(recipe).auto_class.__name__,
+        "auto_class": context.pair.architecture.auto_class.__name__,
     }
     if not recipe.kind.images:
         told["max_tokens"] = min(recipe.data.max_tokens, tokenizer.model_max_length)
@@ -160,11 +153,9 @@ def _own_facts(recipe: Recipe, model: Any, tokenizer: Any) -> dict[str, Any]:
     return told
 
 
-def _int8(
-    runtime: Runtime, recipe: Recipe, data: TaskData, loaded: Loaded, gate: Gate, folder: Path
-) -> tuple[Verdict, dict[str, Any]]:
+def _int8(context: Context, loaded: Loaded, gate: Gate, folder: Path) -> tuple[Verdict, dict[str, Any]]:
     """Replace the float graph by the first int8 one that holds."""
-    file = folder / FORMS["onnx-int8"].file
+    recipe, file = context.recipe, folder / FORMS["onnx-int8"].file
     scratch = folder.with_name("float")
     scratch.mkdir(exist_ok=True)
     for part in folder.glob(file.name + "*"):
@@ -172,25 +163,25 @@ def _int8(
     try:
         ways = candidates(
             recipe.export.int8, scratch / file.name, lambda path: gate.distance(open_onnx(path)),
-            lambda: _calibration(recipe, data, loaded, scratch / file.name),
+            lambda: _calibration(context, loaded, scratch / file.name),
         )  # fmt: skip
-        return _first_that_holds(runtime, recipe, gate, folder, ways)
+        return _first_that_holds(context, gate, folder, ways)
     finally:
         shutil.rmtree(scratch)
 
 
 def _first_that_holds(
-    runtime: Runtime, recipe: Recipe, gate: Gate, folder: Path, ways: Iterator[Candidate]
+    context: Context, gate: Gate, folder: Path, ways: Iterator[Candidate]
 ) -> tuple[Verdict, dict[str, Any]]:
     file = folder / FORMS["onnx-int8"].file
     tried: list[dict[str, Any]] = []
     verdict = Verdict({})
     for way in ways:
         way.write(file)
-        verdict = gate.check(folder, recipe.limits("onnx-int8"), exact=False)
+        verdict = gate.check(folder, context.recipe.limits("onnx-int8"), exact=False)
         if not verdict.faults:
             return verdict, {"way": way.name, "tried": tried}
-        runtime.say(f"  export: onnx-int8, {way.name}: {'; '.join(verdict.faults)}")
+        context.runtime.say(f"  export: onnx-int8, {way.name}: {'; '.join(verdict.faults)}")
         tried.append({"way": way.name, "faults": verdict.faults, "parity": verdict.figures})
         for part in folder.glob(file.name + "*"):
             part.unlink()
@@ -198,14 +189,14 @@ def _first_that_holds(
     return verdict, {}
 
 
-def _calibration(recipe: Recipe, data: TaskData, loaded: Loaded, graph: Path) -> Iterator[Inputs]:
+def _calibration(context: Context, loaded: Loaded, graph: Path) -> Iterator[Inputs]:
     """Training rows, drawn by the recipe's seed, as the graph takes them."""
-    rows = data.tokens("train", loaded.tokenizer, loaded.tokenizer_digest)
+    recipe, rows = context.recipe, context.data.tokens("train", loaded.reader)
     count = min(recipe.export.calibration_rows, len(rows.lengths_N))
     picked = np.random.default_rng(recipe.seed).choice(len(rows.lengths_N), count, replace=False)
     runner = open_onnx(graph)
     for ids in chunks(picked, CALIBRATION_BATCH):
-        given = data.task.inputs(loaded.model, rows.load_batch(ids))
+        given = context.task.inputs(loaded.model, rows.load_batch(ids))
         inputs = {name: tensor.numpy() for name, tensor in given.items()}
         if "input_ids" in inputs:  # packed rows have no mask
             inputs.setdefault("attention_mask", np.ones_like(inputs["input_ids"]))

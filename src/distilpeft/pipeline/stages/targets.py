@@ -23,37 +23,37 @@ from distilpeft.distillation.store import Contents, Writer, row_hashes, shard_ed
 from distilpeft.errors import GateError
 from distilpeft.machine.artifact import Artifact
 from distilpeft.machine.runtime import Bar, Runtime
+from distilpeft.models.context import Context
 from distilpeft.models.pair import Loaded
 from distilpeft.models.soft_targets import binding
 from distilpeft.models.teacher import load_teacher
 from distilpeft.recipe import Recipe
 from distilpeft.recipe.distil import format_fault
-from distilpeft.tasks.rows import TaskData, Tokens
+from distilpeft.tasks.rows import Tokens
 
 FULL_BYTES = 1 << 30
 """What `format: auto` may spend on all logits of tokens."""
 
 
-def run(runtime: Runtime, recipe: Recipe, data: TaskData, teacher: Artifact, out: Artifact) -> dict[str, Any]:
+def run(context: Context, teacher: Artifact, out: Artifact) -> dict[str, Any]:
     """Keep the soft targets of every training row in `out.partial`.
 
     Raises:
         GateError: a position has no finite logit, or one that is not a number; its row is named.
         StoppedBySignal: a signal came; finished shards are kept.
     """
-    loaded = load_teacher(runtime, recipe, teacher.path, recipe.targets.precision, placed=True)
-    rows = data.tokens("train", loaded.tokenizer, loaded.tokenizer_digest)
-    positions_R = data.task.num_positions(rows)
-    vocabulary = data.task.vocabulary(loaded.model, recipe.data.max_tokens)
+    runtime, recipe, task = context.runtime, context.recipe, context.task
+    loaded = load_teacher(runtime, context.pair, teacher.path, recipe.targets.precision, placed=True)
+    rows = context.data.tokens("train", loaded.reader)
+    positions_R = task.num_positions(rows)
+    vocabulary = task.vocabulary(loaded.model, recipe.data.max_tokens)
     layout, why = choose(recipe, vocabulary, int(positions_R.sum()))
     runtime.say(f"  targets: {why}")
     edges = shard_edges(rows.lengths_N, positions_R * layout.bytes_per_position(layout.count))
-    contents = Contents(
-        layout, binding(recipe, teacher, loaded.tokenizer), row_hashes(rows.dataset), positions_R, edges
-    )
+    contents = Contents(layout, binding(context.pair, teacher), row_hashes(rows.dataset), positions_R, edges)
     with runtime.accelerator.main_process_first():
         writer = Writer(out.partial, contents, is_main=runtime.is_main)
-    maker = _Maker(runtime, recipe, data, loaded, rows, layout)
+    maker = _Maker(context, loaded, rows, layout)
     with runtime.bar("targets", len(positions_R), 0) as bar, runtime.stoppable():
         _fill(runtime, writer, maker, bar)
     figures: dict[str, Any] = {"num_rows": len(positions_R), "truncated_rows": rows.num_truncated, "why": why}
@@ -126,13 +126,12 @@ def _widened(logits_NV: Tensor, width: int) -> Tensor:
 class _Maker:
     """Makes one shard at a time."""
 
-    def __init__(
-        self, runtime: Runtime, recipe: Recipe, data: TaskData, loaded: Loaded, rows: Tokens, layout: Layout
-    ) -> None:
+    def __init__(self, context: Context, loaded: Loaded, rows: Tokens, layout: Layout) -> None:
+        runtime, recipe = context.runtime, context.recipe
         self._runtime, self._targets, self._seed = runtime, recipe.targets, recipe.seed
         self._in_shards = recipe.teacher.place == "sharded" and runtime.accelerator.num_processes > 1
-        self._task, self._model, self._rows, self._layout = data.task, loaded.model, rows, layout
-        self._positions_R = data.task.num_positions(rows)
+        self._task, self._model, self._rows, self._layout = context.task, loaded.model, rows, layout
+        self._positions_R = context.task.num_positions(rows)
 
     def batches(self, writer: Writer, shard: int) -> list[NDArray[np.int64]]:
         """The rows of a shard, batch by batch."""

@@ -17,11 +17,11 @@ from distilpeft.errors import GateError
 from distilpeft.machine.artifact import Artifact
 from distilpeft.machine.runtime import Runtime
 from distilpeft.models import weights
-from distilpeft.models.pair import load_reader, teacher_source, tokenizer_digest
+from distilpeft.models.context import Context
 from distilpeft.models.teacher import new_teacher, save_teacher
 from distilpeft.recipe import Recipe
 from distilpeft.recipe.task import LOWER_IS_BETTER
-from distilpeft.tasks.rows import TaskData, Tokens
+from distilpeft.tasks.rows import Tokens
 from distilpeft.tasks.task import Batch
 from distilpeft.training.scoring import validator
 from distilpeft.training.step import Work
@@ -29,7 +29,7 @@ from distilpeft.training.tracking import tracked
 from distilpeft.training.train import train
 
 
-def run(runtime: Runtime, recipe: Recipe, data: TaskData, out: Artifact) -> dict[str, Any]:
+def run(context: Context, out: Artifact) -> dict[str, Any]:
     """Tune the teacher into `out.partial`.
 
     Returns:
@@ -39,62 +39,67 @@ def run(runtime: Runtime, recipe: Recipe, data: TaskData, out: Artifact) -> dict
         GateError: it is not finite, or does not beat both the majority class and the untuned base on the
             validation rows; the message holds the figures.
     """
-    source, task = teacher_source(recipe), data.task
-    tokenizer = load_reader(recipe, source)
-    rows = data.tokens("train", tokenizer, tokenizer_digest(source))  # a row that cannot be used shows here, early
-    held_out = data.tokens("validation", tokenizer, tokenizer_digest(source))
-    model, heads = new_teacher(runtime, recipe, data, tokenizer)
+    recipe, reader = context.recipe, context.pair.teacher_reader
+    rows = context.data.tokens("train", reader)  # a row that cannot be used shows here, early
+    held_out = context.data.tokens("validation", reader)
 
-    validate = validator(runtime, recipe, data, held_out, recipe.teacher.precision)
+    model, heads = new_teacher(context)
     sizes = {
         "num_parameters": weights.num_parameters(model),
         "num_trainable": sum(parameter.numel() for parameter in weights.trainable(model).values()),
         "size_bytes": weights.size_bytes(model),
     }
+
+    validate = validator(context, held_out, recipe.teacher.precision)
     if recipe.teacher.fit is None:
         figures: dict[str, Any] = {"tuned": validate(model)}
     else:
-        figures = _tune(runtime, recipe, data, rows, model, validate, out)
+        figures = _tune(context, rows, model, validate, out)
         figures["untuned"] = figures["validations"][0]
-    figures["majority"] = task.metrics(task.majority_values(rows, held_out), held_out)
-    figures["majority"] = {name: value for name, value in figures["majority"].items() if math.isfinite(value)}
-    _gate(runtime, recipe, figures)
-    figures |= {
+
+    figures["majority"] = _majority(context, rows, held_out)
+    _gate(context.runtime, recipe, figures)
+
+    if context.runtime.is_main:
+        save_teacher(model, out.partial, heads, tuned=recipe.teacher.fit is not None)
+    return figures | {
         **sizes,
         "train_rows": len(rows.lengths_N),
         "truncated_rows": rows.num_truncated,
-        "duplicates": data.duplicates,
-        "skipped_rows": data.skipped,
+        "duplicates": context.data.duplicates,
+        "skipped_rows": context.data.skipped,
         "commit": getattr(model.config, "_commit_hash", None),
     }
-    if runtime.is_main:
-        save_teacher(model, out.partial, heads, tuned=recipe.teacher.fit is not None)
-    return figures
 
 
 def _tune(
-    runtime: Runtime, recipe: Recipe, data: TaskData, rows: Tokens, model: Any,
-    validate: Callable[[nn.Module], dict[str, float]], out: Artifact,
-) -> dict[str, Any]:  # fmt: skip
+    context: Context, rows: Tokens, model: Any, validate: Callable[[nn.Module], dict[str, float]], out: Artifact
+) -> dict[str, Any]:
     """Train the teacher on the labels; the training's figures, with those of the weights that are kept as `tuned`."""
-    fit, optim, task = recipe.teacher.fit, recipe.teacher.optim, data.task
+    recipe, task = context.recipe, context.task
+    fit, optim = recipe.teacher.fit, recipe.teacher.optim
     assert fit is not None
     assert optim is not None
 
     def loss_sum(bare: nn.Module, batch: Batch) -> Tensor:
-        with runtime.autocast(fit.precision):
-            found: Tensor = task.loss_sum(bare, batch, Loss(), None)
-        return found
+        with context.runtime.autocast(fit.precision):
+            return task.loss_sum(bare, batch, Loss(), None)
 
     work = Work(
         label="teacher", fit=fit, optim=optim, seed=recipe.seed, lengths_N=rows.lengths_N, load_batch=rows.load_batch,
         loss_sum=loss_sum, count_rows=task.count_rows, validate=validate, folder=out.partial,
         monitor=recipe.monitor(fit),
     )  # fmt: skip
-    with tracked(runtime, recipe, out) as track:
-        figures = train(runtime, model, replace(work, track=track))
+    with tracked(context.runtime, recipe, out) as track:
+        figures = train(context.runtime, model, replace(work, track=track))
     figures["tuned"] = figures.pop("kept")
     return figures
+
+
+def _majority(context: Context, rows: Tokens, held_out: Tokens) -> dict[str, float]:
+    """The finite metrics of the best answer that looks at no row."""
+    metrics = context.task.metrics(context.task.majority_values(rows, held_out), held_out)
+    return {name: value for name, value in metrics.items() if math.isfinite(value)}
 
 
 def _gate(runtime: Runtime, recipe: Recipe, figures: dict[str, Any]) -> None:
