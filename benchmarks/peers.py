@@ -195,7 +195,7 @@ def ours(turns: Turns, folder: Path, ids: np.ndarray, device: str) -> None:
     wrapped, optimizer = wrap(runtime, student), make_optimizer(student, work.optim)
     for step, chosen in enumerate(np.arange(steps * rows).reshape(steps, rows)):
         turns.begin()
-        turns.end(optimizer_step(runtime, wrapped, optimizer, chosen, work, step)["loss"])
+        turns.end(optimizer_step(runtime, wrapped, optimizer, chosen, work, step).loss)
 
 
 def bare(turns: Turns, folder: Path, ids: np.ndarray, device: str) -> None:

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from distilpeft.distillation.losses import Both, Loss, value_and_grad
+from distilpeft.distillation.losses import Loss, ValueAndGrad, value_and_grad
 from distilpeft.distillation.sparse import Sparse, sparse_value_and_grad
 
 CHUNK_BYTES = {"cpu": 600 << 20, "cuda": 1 << 30}
@@ -104,7 +104,7 @@ Soft = Running | Sparse | Tensor
 """Soft targets of N rows, which a slice of rows cuts to logits [n, V] or to kept ids."""
 
 
-def soft_value_and_grad(student_NV: Tensor, labels_N: Tensor, soft: Sparse | Tensor | None, loss: Loss) -> Both:
+def soft_value_and_grad(student_NV: Tensor, labels_N: Tensor, soft: Sparse | Tensor | None, loss: Loss) -> ValueAndGrad:
     """Loss summed over rows and its gradient for the student's logits, from targets of either kind."""
     if isinstance(soft, Sparse):
         return sparse_value_and_grad(student_NV, labels_N, soft, loss)

@@ -25,7 +25,7 @@ from distilpeft.recipe.distil import Distil, Divergence
 
 MASKED = -1e8
 """Logits / T below this are masked ids (-inf, or the huge negative numbers that stand for it): probability 0."""
-Both = tuple[Tensor, Tensor]
+ValueAndGrad = tuple[Tensor, Tensor]
 """A sum over rows, and its gradient."""
 
 
@@ -96,7 +96,7 @@ class _Distil(torch.autograd.Function):
         return grad_NV * upstream.to(grad_NV.dtype), None, None, None
 
 
-def value_and_grad(student_NV: Tensor, labels_N: Tensor, teacher_NV: Tensor | None, loss: Loss) -> Both:
+def value_and_grad(student_NV: Tensor, labels_N: Tensor, teacher_NV: Tensor | None, loss: Loss) -> ValueAndGrad:
     """Loss summed over rows, and its gradient [N, V] for the student's logits, in float32 or wider.
 
     The logits are left as they are; at most three buffers of their size are alive besides them.
@@ -137,7 +137,7 @@ def _widened(grad_NV: Tensor, width: int) -> Tensor:
     return torch.nn.functional.pad(grad_NV, (0, width - grad_NV.shape[-1])) if grad_NV.shape[-1] < width else grad_NV
 
 
-def cross_entropy(log_q_NV: Tensor, labels_N: Tensor, smoothing: float) -> Both:
+def cross_entropy(log_q_NV: Tensor, labels_N: Tensor, smoothing: float) -> ValueAndGrad:
     """Cross-entropy with hard labels, of which `smoothing` is spread evenly over all ids; overwrites log_q_NV."""
     picked_N1 = labels_N.unsqueeze(-1)
     value = -(1 - smoothing) * log_q_NV.gather(-1, picked_N1).sum()
@@ -155,14 +155,14 @@ def _through_softmax(q_NV: Tensor, grad_NV: Tensor) -> Tensor:
     return grad_NV.mul_(q_NV)
 
 
-def _forward_kl(log_q_NV: Tensor, log_p_NV: Tensor, _: Divergence) -> Both:
+def _forward_kl(log_q_NV: Tensor, log_p_NV: Tensor, _: Divergence) -> ValueAndGrad:
     """KL(p || q) (Hinton et al. 2015, arXiv:1503.02531)."""
     p_NV = log_p_NV.exp()
     value = log_p_NV.sub_(log_q_NV).mul_(p_NV).sum()
     return value, torch.exp(log_q_NV, out=log_p_NV).sub_(p_NV)
 
 
-def _reverse_kl(log_q_NV: Tensor, log_p_NV: Tensor, _: Divergence) -> Both:
+def _reverse_kl(log_q_NV: Tensor, log_p_NV: Tensor, _: Divergence) -> ValueAndGrad:
     """KL(q || p) (MiniLLM, Gu et al. 2023, arXiv:2306.08543; here token by token)."""
     q_NV = log_q_NV.exp()
     ratio_NV = torch.sub(log_q_NV, log_p_NV, out=log_p_NV)
@@ -170,7 +170,7 @@ def _reverse_kl(log_q_NV: Tensor, log_p_NV: Tensor, _: Divergence) -> Both:
     return value_N1.sum(), ratio_NV.sub_(value_N1).mul_(q_NV)
 
 
-def _log_mixture(log_q_NV: Tensor, log_p_NV: Tensor, share: float) -> Both:
+def _log_mixture(log_q_NV: Tensor, log_p_NV: Tensor, share: float) -> ValueAndGrad:
     """D = log p - log q (in place of log p), and log(share * p + (1 - share) * q) - log q.
 
     With d the second is log(1 + share * (e^d - 1)): exactly 0 where p = q, and finite for every d if the factor e^d
@@ -183,7 +183,7 @@ def _log_mixture(log_q_NV: Tensor, log_p_NV: Tensor, share: float) -> Both:
     return d_NV, inner_NV.log1p_().add_(d_NV.clamp(min=0))
 
 
-def _jsd(log_q_NV: Tensor, log_p_NV: Tensor, settings: Divergence) -> Both:
+def _jsd(log_q_NV: Tensor, log_p_NV: Tensor, settings: Divergence) -> ValueAndGrad:
     """Beta * KL(p || m) + (1 - beta) * KL(q || m), m = beta * p + (1 - beta) * q (GKD, arXiv:2306.13649)."""
     beta = settings.beta
     d_NV, mixed_NV = _log_mixture(log_q_NV, log_p_NV, beta)
@@ -194,7 +194,7 @@ def _jsd(log_q_NV: Tensor, log_p_NV: Tensor, settings: Divergence) -> Both:
     return value, _through_softmax(q_NV, mixed_NV.mul_(beta - 1))
 
 
-def _skew_kl(log_q_NV: Tensor, log_p_NV: Tensor, settings: Divergence) -> Both:
+def _skew_kl(log_q_NV: Tensor, log_p_NV: Tensor, settings: Divergence) -> ValueAndGrad:
     """KL(p || skew * p + (1 - skew) * q) (DistiLLM, Ko et al. 2024, arXiv:2402.03898)."""
     skew = settings.skew
     d_NV, mixed_NV = _log_mixture(log_q_NV, log_p_NV, skew)
@@ -204,7 +204,7 @@ def _skew_kl(log_q_NV: Tensor, log_p_NV: Tensor, settings: Divergence) -> Both:
     return value, _through_softmax(log_q_NV.exp(), log_ratio_NV.exp_().mul_(skew - 1))
 
 
-def _skew_reverse_kl(log_q_NV: Tensor, log_p_NV: Tensor, settings: Divergence) -> Both:
+def _skew_reverse_kl(log_q_NV: Tensor, log_p_NV: Tensor, settings: Divergence) -> ValueAndGrad:
     """KL(q || (1 - skew) * p + skew * q) (DistiLLM, Ko et al. 2024, arXiv:2402.03898)."""
     skew = settings.skew
     _, mixed_NV = _log_mixture(log_q_NV, log_p_NV, 1 - skew)
@@ -214,7 +214,7 @@ def _skew_reverse_kl(log_q_NV: Tensor, log_p_NV: Tensor, settings: Divergence) -
     return value, _through_softmax(q_NV, log_ratio_NV.sub_(log_ratio_NV.exp().mul_(skew)))
 
 
-def _total_variation(log_q_NV: Tensor, log_p_NV: Tensor, _: Divergence) -> Both:
+def _total_variation(log_q_NV: Tensor, log_p_NV: Tensor, _: Divergence) -> ValueAndGrad:
     """Half the sum of |p - q| (Wen et al. 2023, f-DISTILL, arXiv:2307.15190)."""
     q_NV = log_q_NV.exp()
     difference_NV = torch.sub(q_NV, log_p_NV.exp_(), out=log_p_NV)
@@ -225,7 +225,7 @@ def _total_variation(log_q_NV: Tensor, log_p_NV: Tensor, _: Divergence) -> Both:
     return value, _through_softmax(q_NV, sign_NV.mul_(0.5))
 
 
-def _logit_mse(log_q_NV: Tensor, log_p_NV: Tensor, _: Divergence) -> Both:
+def _logit_mse(log_q_NV: Tensor, log_p_NV: Tensor, _: Divergence) -> ValueAndGrad:
     """Mean over the ids of the squared difference of logits, each side centred (Kim et al. 2021, arXiv:2105.08919).
 
     Centring makes it blind to a constant added to either side, as every divergence is; with T^2 it does not depend on
@@ -240,7 +240,7 @@ def _logit_mse(log_q_NV: Tensor, log_p_NV: Tensor, _: Divergence) -> Both:
     return value, difference_NV.mul_(2 / count_N1)
 
 
-DIVERGENCES: dict[str, Callable[[Tensor, Tensor, Divergence], Both]] = {
+DIVERGENCES: dict[str, Callable[[Tensor, Tensor, Divergence], ValueAndGrad]] = {
     "forward_kl": _forward_kl,
     "reverse_kl": _reverse_kl,
     "jsd": _jsd,

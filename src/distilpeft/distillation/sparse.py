@@ -17,14 +17,14 @@ Value and gradient are closed forms over one log-sum-exp of the student's logits
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from distilpeft.distillation.codec import RANGE, Kept, Layout, quantized
-from distilpeft.distillation.losses import DIVERGENCES, MASKED, Both, Loss, cross_entropy, log_softmax, scaled
+from distilpeft.distillation.losses import DIVERGENCES, MASKED, Loss, ValueAndGrad, cross_entropy, log_softmax, scaled
 
 TAIL_ROUNDING = 1e-6
 """A tail of the teacher below this is float32's rounding of 1 - sum(kept): none."""
@@ -96,7 +96,7 @@ def _at(kept: Kept, layout: Layout, at: int) -> Any:
     return kept.values / np.float32(layout.temperatures[at]) - np.repeat(kept.lse_NT[:, at], kept.sizes_N)
 
 
-def sparse_value_and_grad(student_NV: Tensor, labels_N: Tensor, soft: Sparse, loss: Loss) -> Both:
+def sparse_value_and_grad(student_NV: Tensor, labels_N: Tensor, soft: Sparse, loss: Loss) -> ValueAndGrad:
     """As `losses.value_and_grad`, from kept ids.
 
     Ids beyond the student's vocabulary are left out and the rest renormalised; the student is renormalised over the
@@ -111,15 +111,14 @@ def sparse_value_and_grad(student_NV: Tensor, labels_N: Tensor, soft: Sparse, lo
     joint = alpha < 1 and temperature == 1 and shared == width and not loss.label_smoothing
     label_z_N1 = z_NV.gather(-1, labels_N.unsqueeze(-1)) if joint else None
     parts = _sampled if soft.weight_NK is not None else _top_k
-    value, kept_grad_NK, base_grad_N1, lse_N1, kept_q_NK, base_q_N1 = parts(z_NV, soft, loss)
-    # z_NV now holds a distribution over ids, of which the gradient holds base_grad_N1, beside what falls on kept ids.
-    value, base_grad_N1 = value * (alpha * temperature**2), base_grad_N1 * (alpha * temperature)
-    kept_grad_NK = kept_grad_NK * (alpha * temperature)
+    found = parts(z_NV, soft, loss)  # z_NV now holds a distribution over ids, see `Parts`
+    value, base_grad_N1 = found.value * (alpha * temperature**2), found.base_grad_N1 * (alpha * temperature)
+    kept_grad_NK = found.kept_grad_NK * (alpha * temperature)
     if label_z_N1 is not None:
-        value = value + (1 - alpha) * (lse_N1 - label_z_N1).sum()
-        base_grad_N1 = base_grad_N1 + (1 - alpha) * base_q_N1
-        if kept_q_NK is not None:
-            kept_grad_NK = kept_grad_NK + (1 - alpha) * kept_q_NK
+        value = value + (1 - alpha) * (found.lse_N1 - label_z_N1).sum()
+        base_grad_N1 = base_grad_N1 + (1 - alpha) * found.base_q_N1
+        if found.kept_q_NK is not None:
+            kept_grad_NK = kept_grad_NK + (1 - alpha) * found.kept_q_NK
     grad_NV = z_NV.mul_(base_grad_N1).scatter_add_(-1, soft.ids_NK, kept_grad_NK)
     if label_z_N1 is not None:
         return value, grad_NV.scatter_add_(-1, labels_N.unsqueeze(-1), torch.full_like(label_z_N1, alpha - 1))
@@ -130,7 +129,35 @@ def sparse_value_and_grad(student_NV: Tensor, labels_N: Tensor, soft: Sparse, lo
     return value + (1 - alpha) * labels_value, labels_grad_NV
 
 
-Parts = tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None, Tensor]
+class Parts(NamedTuple):
+    """A divergence over kept ids, and its gradient for all V logits without a [N, V] tensor besides z_NV itself.
+
+    `_top_k`. The K kept ids and the tail are K + 1 classes with logits c_k = z_k and c_tail = log sum exp(z_v) over the
+    ids v that are not kept. The student's class probabilities are q = softmax(c), and the divergence D(p, q) has the
+    gradient g = dD/dc. By the chain rule dD/dz_k = g_k for a kept id, and dD/dz_v = g_tail * exp(z_v - c_tail) for one
+    in the tail. What is left in z_NV is exp(z_v - c_tail), 0 for kept ids: so the gradient is z_NV * g_tail, plus g_k
+    scattered to the kept ids. The labels' cross-entropy needs the softmax over all V ids: q_k for a kept id,
+    q_tail * exp(z_v - c_tail) for one in the tail.
+
+    `_sampled`. With importance weights w_k the estimate of forward KL is sum_k w_k (log p_k - log q_k), where q is the
+    softmax over all V ids (arXiv:2503.16870). Its gradient is (sum_k w_k) q_v, less w_k for each drawn id. What is left
+    in z_NV is q itself, so nothing is left to add for kept ids.
+
+    Attributes:
+        value: of the divergence, summed over rows, [].
+        kept_grad_NK: what is added to the gradient of each kept id.
+        base_grad_N1: what z_NV is multiplied by for the gradient.
+        lse_N1: log sum exp of the student's scaled logits over all V ids.
+        kept_q_NK: the student's probabilities of kept ids; None where z_NV has them.
+        base_q_N1: what z_NV is multiplied by for the student's probabilities.
+    """
+
+    value: Tensor
+    kept_grad_NK: Tensor
+    base_grad_N1: Tensor
+    lse_N1: Tensor
+    kept_q_NK: Tensor | None
+    base_q_N1: Tensor
 
 
 def _top_k(z_NV: Tensor, soft: Sparse, loss: Loss) -> Parts:
@@ -153,7 +180,7 @@ def _top_k(z_NV: Tensor, soft: Sparse, loss: Loss) -> Parts:
         log_q_NK, torch.cat([log_p_NK, log_tail_p_N1], -1), loss.divergence
     )
     q_NK = log_q_NK.exp()
-    return value, grad_NK[:, :-1], grad_NK[:, -1:], lse_N1, q_NK[:, :-1], q_NK[:, -1:]
+    return Parts(value, grad_NK[:, :-1], grad_NK[:, -1:], lse_N1, q_NK[:, :-1], q_NK[:, -1:])
 
 
 def _sampled(z_NV: Tensor, soft: Sparse, loss: Loss) -> Parts:
@@ -165,7 +192,7 @@ def _sampled(z_NV: Tensor, soft: Sparse, loss: Loss) -> Parts:
     log_q_NK = z_NV.gather(-1, soft.ids_NK) - lse_N1
     value = (weight_NK * (soft.log_p_NK.to(z_NV.dtype).clamp(min=MASKED) - log_q_NK)).sum()
     z_NV.sub_(lse_N1).exp_()
-    return value, -weight_NK, weight_NK.sum(-1, keepdim=True), lse_N1, None, torch.ones_like(lse_N1)
+    return Parts(value, -weight_NK, weight_NK.sum(-1, keepdim=True), lse_N1, None, torch.ones_like(lse_N1))
 
 
 def _within(soft: Sparse, shared: int) -> Sparse:

@@ -9,10 +9,9 @@ accumulation and processes. The wrapped model is always the one called, or nothi
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -32,6 +31,10 @@ from distilpeft.training.checkpoints import Checkpoints
 
 Watch = Callable[[float, float], None]
 """(share of all steps that is done, the monitor's value) of each validation of a training."""
+
+
+FIRST_STEPS = 2
+"""In how many steps it is checked that gradients reach every adapter: lora_A gets none in the first, as B is zero."""
 
 
 @dataclass(frozen=True)
@@ -107,11 +110,30 @@ def make_optimizer(model: nn.Module, optim: Optim) -> torch.optim.Optimizer:
     return torch.optim.AdamW(groups, lr=optim.lr, fused=True)
 
 
+@dataclass(frozen=True)
+class StepResult:
+    """What one step found.
+
+    Attributes:
+        loss: nats per row, the mean over the whole batch; None where it or a gradient was not finite.
+        grad_norm: before clipping; None where the step was skipped, so that no weight was changed.
+        rows: that the loss counted, on all processes.
+        stop: whether any process was asked to stop.
+    """
+
+    loss: float | None
+    grad_norm: float | None
+    rows: int
+    stop: bool
+
+
 def optimizer_step(
     runtime: Runtime, wrapped: nn.Module, optimizer: torch.optim.Optimizer, batch: NDArray[np.int64], work: Work,
     step: int, *, loss_scale: float = 1.0, micro_batch_size: int | None = None,
-) -> dict[str, Any]:  # fmt: skip
+) -> StepResult:  # fmt: skip
     """Take one optimizer step on the mean loss over every row of `batch`, on all processes.
+
+    The device is waited for once, when all of the step has been queued: whether it is skipped is decided there too.
 
     Args:
         runtime: the machine.
@@ -123,56 +145,92 @@ def optimizer_step(
         loss_scale: what the loss is multiplied by in backward, so that float16 gradients do not vanish.
         micro_batch_size: instead of the recipe's.
 
-    Returns:
-        loss (nats per row, the mean over the whole batch; None where it or a gradient was not finite and the step was
-        skipped), grad_norm (before clipping; None where that was so, or float16 gradients were too large, and no
-        weight was changed), rows, and whether any process was asked to stop.
-
     Raises:
         GateError: the loss or a gradient is not finite, or an adapter gets no gradient.
     """
+    epoch = step // steps_per_epoch(len(work.lengths_N), work.fit)
+
+    def load(ids: NDArray[np.int64]) -> Batch:
+        return work.load_batch(ids, epoch)
+
+    loaded, rows_and_stop = _count(runtime, batch, work, load, micro_batch_size)
+
+    wrapped.train()
+    statistics = batch_norm.Statistics(wrapped)
+    loss = _accumulate(runtime, wrapped, work, loaded, lambda: load(batch[:1]), rows_and_stop[0], loss_scale)
+    gradients = [parameter.grad for parameter in wrapped.parameters() if parameter.grad is not None]
+    norm = norm_of(gradients) / loss_scale
+    finite = torch.isfinite(loss) & torch.isfinite(norm)
+    if step < FIRST_STEPS and bool(finite) and int(rows_and_stop[0]):
+        _check_gradients(runtime, wrapped, work.label, first=step == 0)
+
+    clip = torch.clamp((work.optim.max_grad_norm or math.inf) / (norm + 1e-6), max=1.0) / loss_scale
+    _scale(gradients, clip)
+    _step_where(finite, optimizer)
+    optimizer.zero_grad()
+
+    figures = torch.stack([loss.double(), norm.double(), *rows_and_stop.double()]).tolist()
+    result = StepResult(figures[0], figures[1], int(figures[2]), bool(figures[3]))
+    if math.isfinite(figures[0]) and math.isfinite(figures[1]):
+        return result
+    if math.isfinite(figures[0]) and loss_scale > 1:  # float16 gradients that overflow; the scale will fall
+        return replace(result, grad_norm=None)
+    statistics.restore()
+    what = f"step {step + 1}: loss {result.loss}, grad_norm {result.grad_norm}"
+    _tell_not_finite(runtime, wrapped, batch, (load(batch[at : at + 1]) for at in range(len(batch))), work, what)
+    return replace(result, loss=None, grad_norm=None)
+
+
+def _count(
+    runtime: Runtime, batch: NDArray[np.int64], work: Work, load: Callable[[NDArray[np.int64]], Batch],
+    micro_batch_size: int | None,
+) -> tuple[list[Batch | None], Tensor]:  # fmt: skip
+    """This process's micro-batches, None where it has no row left, and [rows of the step, stop] over all processes."""
     accelerator = runtime.accelerator
     size = micro_batch_size or work.fit.micro_batch_size
     shares = micro_batches(batch, size, accelerator.process_index, accelerator.num_processes)
-    epoch = step // steps_per_epoch(len(work.lengths_N), work.fit)
-    loaded = [work.load_batch(ids, epoch) if len(ids) else None for ids in shares]
+    loaded = [load(ids) if len(ids) else None for ids in shares]
     mine = sum(work.count_rows(micro) for micro in loaded if micro is not None)
     counts = torch.tensor([mine, int(runtime.stop_requested)], device=runtime.device)
-    rows, stop = (int(count) for count in accelerator.reduce(counts, "sum"))
-    scale = accelerator.num_processes / max(rows, 1)
+    total: Tensor = accelerator.reduce(counts, "sum")
+    return loaded, total
+
+
+def _accumulate(
+    runtime: Runtime, wrapped: nn.Module, work: Work, loaded: Sequence[Batch | None], any_row: Callable[[], Batch],
+    rows: Tensor, loss_scale: float,
+) -> Tensor:  # fmt: skip
+    """Add up the gradients of all micro-batches; the mean loss over the step's rows on all processes, []."""
+    accelerator = runtime.accelerator
+    scale = accelerator.num_processes / rows.clamp(min=1).double()
     total = torch.zeros((), device=runtime.device)
-    wrapped.train()
-    statistics = batch_norm.Statistics(wrapped)
     for index, micro in enumerate(loaded):
         with no_sync(wrapped, last=index == len(loaded) - 1):
             if micro is None:  # fewer rows than processes: take part in the reduction with nothing
                 with batch_norm.idle(wrapped):
-                    any_row = send_to_device(work.load_batch(batch[:1], epoch), runtime.device)
-                    loss = wrapped(work.loss_sum, any_row) * 0.0
+                    loss = wrapped(work.loss_sum, send_to_device(any_row(), runtime.device)) * 0.0
             else:
-                loss = wrapped(work.loss_sum, send_to_device(micro, runtime.device)) * scale
+                loss = wrapped(work.loss_sum, send_to_device(micro, runtime.device))
+                loss = loss * scale.to(loss.dtype)
             (loss * loss_scale).backward()
         total += loss.detach()
-    gradients = [parameter.grad for parameter in wrapped.parameters() if parameter.grad is not None]
-    norm = norm_of(gradients) / loss_scale
-    loss_mean, grad_norm = float(accelerator.reduce(total, "mean")), float(norm)
-    if math.isfinite(loss_mean) and not math.isfinite(grad_norm) and loss_scale > 1:
-        optimizer.zero_grad()
-        return {"loss": loss_mean, "grad_norm": None, "rows": rows, "stop": bool(stop)}
-    if not (math.isfinite(loss_mean) and math.isfinite(grad_norm)):
-        optimizer.zero_grad()
-        statistics.restore()
-        one_by_one = (work.load_batch(batch[at : at + 1], epoch) for at in range(len(batch)))
-        what = f"step {step + 1}: loss {loss_mean}, grad_norm {grad_norm}"
-        _tell_not_finite(runtime, wrapped, batch, one_by_one, work, what)
-        return {"loss": None, "grad_norm": None, "rows": rows, "stop": bool(stop)}
-    if step < 2 and rows:
-        _check_gradients(runtime, wrapped, work.label, first=step == 0)
-    factor = torch.clamp((work.optim.max_grad_norm or math.inf) / (norm + 1e-6), max=1.0)
-    torch._foreach_mul_(gradients, float(factor) / loss_scale)
-    optimizer.step()
-    optimizer.zero_grad()
-    return {"loss": loss_mean, "grad_norm": grad_norm, "rows": rows, "stop": bool(stop)}
+    mean: Tensor = accelerator.reduce(total, "mean")
+    return mean
+
+
+def _scale(gradients: list[Tensor], factor: Tensor) -> None:
+    """Multiply all gradients in place; in half precision the factor must not be rounded to theirs."""
+    exact = all(gradient.dtype in (torch.float32, torch.float64) for gradient in gradients)
+    torch._foreach_mul_(gradients, factor if exact else float(factor))
+
+
+def _step_where(finite: Tensor, optimizer: torch.optim.Optimizer) -> None:
+    """Step if the gradients are finite. Fused kernels decide on the device, as they do for GradScaler."""
+    if optimizer.param_groups[0].get("fused"):
+        optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]
+        optimizer.step()
+    elif bool(finite):  # plain SGD waits for the device
+        optimizer.step()
 
 
 def _tell_not_finite(

@@ -39,7 +39,15 @@ from distilpeft.recipe.training import Fit
 from distilpeft.training import batch_norm
 from distilpeft.training.checkpoints import Checkpoints
 from distilpeft.training.loss_spikes import Spikes
-from distilpeft.training.step import Work, lr_factor, make_optimizer, optimizer_step, steps_per_epoch, total_steps
+from distilpeft.training.step import (
+    StepResult,
+    Work,
+    lr_factor,
+    make_optimizer,
+    optimizer_step,
+    steps_per_epoch,
+    total_steps,
+)
 
 FIRST_SCALE, SCALE_EVERY = 2.0**16, 2000
 """Of the loss in float16: halved when gradients overflow, doubled after so many steps without (arXiv:1710.03740)."""
@@ -101,18 +109,18 @@ def train(runtime: Runtime, model: nn.Module, work: Work) -> dict[str, Any]:
             at, index = divmod(state.step, steps_per_epoch(len(work.lengths_N), fit))
             if at != epoch:
                 epoch, batches = at, epoch_batches(work.lengths_N, fit.batch_size, work.seed, at)
-            figures = _take_step(runtime, wrapped, optimizer, batches[index], work, state)
-            stop = figures.pop("stop")
+            lr, result = _take_step(runtime, wrapped, optimizer, batches[index], work, state)
+            figures = {"lr": lr, "loss": result.loss, "grad_norm": result.grad_norm}
             _log(runtime, work, {"step": state.step, "epoch": at, **figures})
-            spikes.see(state.step, figures["loss"])
+            spikes.see(state.step, result.loss)
             state.seconds += time.monotonic() - begin
-            improved = not stop and _validate_if_due(runtime, work, judged, state)
-            stop = stop or improved is None
+            improved = not result.stop and _validate_if_due(runtime, work, judged, state)
+            stop = result.stop or improved is None
             if improved or stop or _is_due(fit.save_every, state.step, total):
                 _save(runtime, model, optimizer, state, checkpoints)
             if stop:
                 runtime.stop(f"{work.label} at step {state.step} of {total}")
-            bar.advance(1, "" if figures["loss"] is None else f"loss {figures['loss']:.4f}")
+            bar.advance(1, "" if result.loss is None else f"loss {result.loss:.4f}")
     if fit.keep == "best":
         load_weights(model, checkpoints.weights(state.best_step))
     if strategy == "fsdp2":
@@ -146,34 +154,34 @@ def _wrapped(runtime: Runtime, model: nn.Module, fit: Fit) -> nn.Module:
 def _take_step(
     runtime: Runtime, wrapped: nn.Module, optimizer: torch.optim.Optimizer, batch: NDArray[np.int64], work: Work,
     state: State,
-) -> dict[str, Any]:  # fmt: skip
-    """Take the next step at its learning rate and with its random numbers; moves the state on."""
+) -> tuple[float, StepResult]:  # fmt: skip
+    """Take the next step at its learning rate, which is returned too, and with its random numbers; moves the state."""
     total = total_steps(len(work.lengths_N), work.fit)
     lr = work.optim.lr * lr_factor(work.optim, state.step, total) * state.plateau_factor
     for group in optimizer.param_groups:
         group["lr"] = lr
-    while (figures := _try_step(runtime, wrapped, optimizer, batch, work, state)) is None:
+    while (result := _try_step(runtime, wrapped, optimizer, batch, work, state)) is None:
         _halve(runtime, wrapped, optimizer, work, state)
-    skipped = figures["grad_norm"] is None
-    if state.precision == "fp16" and figures["loss"] is not None:
+    skipped = result.grad_norm is None
+    if state.precision == "fp16" and result.loss is not None:
         _adapt_scale(state, skipped=skipped)
     elif skipped:
         state.skipped_steps += 1
-    state.skipped_in_a_row = state.skipped_in_a_row + 1 if figures["loss"] is None else 0
+    state.skipped_in_a_row = state.skipped_in_a_row + 1 if result.loss is None else 0
     if state.skipped_in_a_row > MOST_SKIPPED:
         raise GateError(
             f"{work.label}: step {state.step + 1}: {state.skipped_in_a_row} steps in a row were not finite; try a "
             "lower lr or precision: fp32"
         )
     state.step += 1
-    state.rows += figures.pop("rows")
-    return {"lr": lr, **figures}
+    state.rows += result.rows
+    return lr, result
 
 
 def _try_step(
     runtime: Runtime, wrapped: nn.Module, optimizer: torch.optim.Optimizer, batch: NDArray[np.int64], work: Work,
     state: State,
-) -> dict[str, Any] | None:  # fmt: skip
+) -> StepResult | None:  # fmt: skip
     """`optimizer_step` with the random numbers of this step; None if memory was too small."""
     runtime.seed(work.seed, state.step, runtime.accelerator.process_index)
     try:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from distilpeft.errors import GateError, InputError, StoppedBySignal
 from distilpeft.machine.runtime import Runtime
@@ -134,7 +135,7 @@ def test_a_step_without_any_counted_row_changes_nothing_and_is_not_nan(tmp_path,
         loss_sum=lambda model, batch: model(batch["x"]).sum() * 0,
     )
     figures = optimizer_step(runtime, wrap(runtime, model), make_optimizer(model, job.optim), np.arange(4), job, 5)
-    assert figures["loss"] == figures["grad_norm"] == 0
+    assert figures.loss == figures.grad_norm == 0
     assert torch.equal(model.weight, before)
 
 
@@ -162,6 +163,47 @@ def test_a_step_that_is_not_finite_changes_no_weight(tmp_path, runtime):
     with pytest.raises(GateError, match=r"step 6: loss .*not finite, because of every row of 0, 1, 2, 3"):
         optimizer_step(runtime, wrap(runtime, model), make_optimizer(model, Optim(lr=1)), np.arange(4), job, 5)
     assert torch.equal(model.weight, before)
+
+
+class Waits(TorchDispatchMode):
+    """Takes down the optimizer's kernel, and every read of a tensor's value, for which a device is waited for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function.overloadpacket.__name__
+        if name in ("_local_scalar_dense", "_fused_adamw_", "is_nonzero"):
+            self.found.append(name)
+        return function(*args, **(kwargs or {}))
+
+
+def test_nothing_is_read_from_the_device_before_the_step_is_queued(tmp_path, runtime):
+    model = nn.Linear(3, 2)
+    job = work(tmp_path, Optim(lr=0.1, max_grad_norm=0.01))
+    optimizer = make_optimizer(model, job.optim)
+    with Waits() as waits:
+        result = optimizer_step(runtime, wrap(runtime, model), optimizer, np.arange(4), job, 5)
+    assert set(waits.found) == {"_fused_adamw_"}
+    assert result.grad_norm > 0
+
+
+@pytest.mark.parametrize("kind", ["adamw", "sgd"])
+def test_a_skipped_step_leaves_weights_and_optimizer_as_if_it_had_not_been(tmp_path, runtime, kind):
+    def stepped(losses):
+        torch.manual_seed(0)
+        model = nn.Linear(3, 2)
+        fit = FIT.model_copy(update={"on_nonfinite": "skip"})
+        optim = Optim(lr=0.1, kind=kind, weight_decay=0.1)
+        optimizer = make_optimizer(model, optim)
+        for scale in losses:
+            job = work(tmp_path, optim, fit, loss_sum=lambda bare, batch, by=scale: bare(batch["x"]).sum() * by)
+            optimizer_step(runtime, wrap(runtime, model), optimizer, np.arange(4), job, 5)
+        return model.weight.detach()
+
+    assert torch.equal(stepped([1.0, float("nan"), 2.0]), stepped([1.0, 2.0]))
+    assert not torch.equal(stepped([1.0, 2.0]), stepped([1.0]))
 
 
 def poisoned(row: int):
@@ -319,14 +361,14 @@ def test_float16_gradients_that_overflow_change_nothing_and_the_scale_falls_unti
         figures = optimizer_step(
             runtime, wrap(runtime, model), optimizer, np.arange(4), job, 5, loss_scale=state.loss_scale
         )
-        found.append((figures["grad_norm"], torch.equal(model.weight, before)))
-        if figures["grad_norm"] is not None:
+        found.append((figures.grad_norm, torch.equal(model.weight, before)))
+        if figures.grad_norm is not None:
             break
         train_module._adapt_scale(state, skipped=True)
     assert len(found) > 3
     assert all(same for norm, same in found if norm is None)
     assert not found[-1][1], "at last a step was taken"
-    assert figures["grad_norm"] > 1e14
+    assert figures.grad_norm > 1e14
 
 
 def test_a_loss_scale_changes_neither_loss_nor_norm_nor_step(tmp_path, runtime):
@@ -338,7 +380,7 @@ def test_a_loss_scale_changes_neither_loss_nor_norm_nor_step(tmp_path, runtime):
         figures = optimizer_step(
             runtime, wrap(runtime, model), make_optimizer(model, job.optim), np.arange(4), job, 5, loss_scale=scale
         )
-        found.append((figures["loss"], figures["grad_norm"], *model.weight.flatten().tolist()))
+        found.append((figures.loss, figures.grad_norm, *model.weight.flatten().tolist()))
     assert found[0] == pytest.approx(found[1], rel=1e-6)
 
 
