@@ -1,0 +1,145 @@
+"""A task of one's own: three files of the package are touched, and everything else follows."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import yaml
+from support import tiny
+
+import distilpeft
+
+SECTION = '''
+class YesNo(Texts):
+    """A question with a text, and whether the answer is yes."""
+
+    kind: Literal["yes_no"]
+    traits: ClassVar[Kind] = Kind(("accuracy", "log_loss"))
+    labels: ClassVar[tuple[str, str]] = ("no", "yes")
+    label: str = Field(min_length=1, description="column with true or false")
+
+
+TaskSection = '''
+TASK = '''"""Yes or no."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import datasets
+
+from distilpeft.recipe.task import YesNo
+from distilpeft.tasks import text_rows
+from distilpeft.tasks.single_label import SingleLabelTask
+from distilpeft.tasks.task import Batch, Columns, InputReader, Text
+
+
+@dataclass(frozen=True)
+class YesNoTask(SingleLabelTask):
+    """Yes or no."""
+
+    auto_class = "AutoModelForSequenceClassification"
+    peft_task = "SEQ_CLS"
+    section: YesNo
+
+    def features(self) -> datasets.Features:
+        """Columns after `encode`."""
+        return text_rows.features(self.section, label=datasets.Value("int64"))
+
+    def model_options(self) -> dict[str, object]:
+        """Two classes."""
+        return text_rows.named(self.section.labels)
+
+    def check_columns(self, rows: datasets.Dataset, origin: str) -> None:
+        """Text and label."""
+        text_rows.check_columns({"text": self.section.text, "label": self.section.label}, rows, origin)
+
+    def faults(self, rows: datasets.Dataset) -> Iterator[str | None]:
+        """Texts that are none, and cells that are neither true nor false."""
+        cells = text_rows.cells(rows, self.section.label)
+        own = (None if isinstance(cell, bool) else f"{cell!r} is neither true nor false" for cell in cells)
+        return text_rows.first_of(text_rows.text_faults(rows, self.section.text), own)
+
+    def nothing_to_learn(self, rows: datasets.Dataset) -> str | None:
+        """All the same."""
+        return "all are the same" if len(set(text_rows.cells(rows, self.section.label))) == 1 else None
+
+    def texts(self, rows: datasets.Dataset) -> Iterator[Text]:
+        """The texts."""
+        return text_rows.texts(self.section, rows)
+
+    def encode(self, features: datasets.Features, columns: Columns, tokenizer: InputReader, max_tokens: int) -> Columns:
+        """Tokens, and 0 or 1."""
+        label = [int(cell) for cell in columns[self.section.label]]
+        return {**text_rows.encode(self.section, columns, tokenizer, max_tokens), "label": label}
+
+    def collate(self, columns: Columns, tokenizer: InputReader) -> Batch:
+        """A batch."""
+        import torch
+
+        return {"inputs": text_rows.inputs(columns, tokenizer), "labels_N": torch.tensor(columns["label"])}
+'''
+CHANGES = {
+    "recipe/task.py": [("\nTaskSection = ", SECTION), ("    | Regression\n", "    | Regression\n    | YesNo\n")],
+    "tasks/rows.py": [
+        ('    "regression": RegressionTask,\n', '    "regression": RegressionTask,\n    "yes_no": YesNoTask,\n'),
+        (
+            "from distilpeft.tasks.token_classification",
+            "from distilpeft.tasks.yes_no import YesNoTask\nfrom distilpeft.tasks.token_classification",
+        ),
+    ],
+}
+"""File → what is put in the place of what; beside these only `tasks/yes_no.py` is new."""
+
+
+def with_the_task(folder: Path) -> Path:
+    """A copy of the package that knows the task; the folder to import it from."""
+    package = folder / "distilpeft"
+    shutil.copytree(Path(distilpeft.__file__).parent, package, ignore=shutil.ignore_patterns("__pycache__"))
+    for name, changes in CHANGES.items():
+        text = (package / name).read_text(encoding="utf-8")
+        for old, new in changes:
+            assert text.count(old) == 1, (name, old)
+            text = text.replace(old, new)
+        (package / name).write_text(text, encoding="utf-8")
+    (package / "tasks/yes_no.py").write_text(TASK, encoding="utf-8")
+    return folder
+
+
+def test_a_new_task_takes_three_files_and_goes_from_rows_to_an_export_that_predicts(tmp_path):
+    package = with_the_task(tmp_path / "package")
+    tiny.save_model(tmp_path / "base")
+    with (tmp_path / "rows.csv").open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([("text", "good"), *((text, bool(label)) for text, label in tiny.rows(120))])
+    tree = tiny.recipe_tree(
+        tmp_path, task={"kind": "yes_no", "text": "text", "label": "good"}, teacher__quantize="none"
+    )
+    short = {"epochs": 1, "max_steps": 2, "batch_size": 16, "precision": "fp32"}
+    tree["teacher"] |= {"fit": short, "gate": "warn"}
+    tree["distil"]["fit"] = short
+    tree["evaluate"] = {"metrics": ["accuracy"], "teacher_full_precision": False}
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(tree))
+
+    def distilpeft_(*arguments: str) -> str:
+        command = [sys.executable, "-m", "distilpeft", *arguments]
+        done = subprocess.run(
+            command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(package)}, capture_output=True, text=True,
+            check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr[-2000:]
+        return done.stdout
+
+    distilpeft_("run", "tiny.yaml", "--until", "compare")
+    (compared,) = (tmp_path / "runs/tiny").glob("compare-*/manifest.json")
+    pairs = json.loads(compared.read_text())["figures"]["pairs"]
+    assert ("student", "teacher", "accuracy") in {(pair["role"], pair["against"], pair["metric"]) for pair in pairs}
+    (exported,) = (tmp_path / "runs/tiny").glob("export-*/model")
+    answer = json.loads(distilpeft_("predict", str(exported), "a good film"))
+    assert answer["label"] in ("no", "yes")
