@@ -107,6 +107,17 @@ def fsync(path: Path) -> None:
         os.close(handle)
 
 
+def names_in(folder: Path) -> frozenset[str]:
+    """The names in a folder, none if there is no folder.
+
+    Over NFS this shows what other machines have renamed; a look at a single path may miss it for a while.
+    """
+    try:
+        return frozenset(path.name for path in folder.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        return frozenset()
+
+
 def replace_link(link: Path, target: str) -> None:
     """Point a symbolic link at `target` (relative to the link's folder) in one atomic step."""
     fresh = link.with_name(f".{link.name}.new")

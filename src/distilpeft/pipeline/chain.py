@@ -15,14 +15,14 @@ from distilpeft.distillation.store import SoftTargets
 from distilpeft.errors import GateError
 from distilpeft.export.formats.writers import check_exports
 from distilpeft.export.graph_module import load_export
-from distilpeft.machine.artifact import Artifact
+from distilpeft.machine.artifact import Artifact, Published
 from distilpeft.machine.runtime import Runtime, device_name
 from distilpeft.models.checks import check_lengths, check_tokenizers, check_words
 from distilpeft.models.pair import MODEL, Loaded
 from distilpeft.models.soft_targets import open_targets
 from distilpeft.models.student import load_student, new_student
 from distilpeft.models.teacher import load_teacher
-from distilpeft.pipeline.jobs import FINISHED, Job, _next, check_shared, jobs_of
+from distilpeft.pipeline.jobs import Finished, Job, check_shared, jobs_of, next_job
 from distilpeft.pipeline.stages import audit, benchmark, bundle, compare, distil, evaluate, export, targets, teacher
 from distilpeft.planning.plan import Plan
 from distilpeft.planning.roles import CE_ONLY, FULL, MAJORITY, MERGED, STUDENT, TEACHER, UNTRAINED, step_of
@@ -97,23 +97,23 @@ def do(
     failed = dict(failed or {})
     users = Counter(job.made.path for job in jobs)
     steps: Steps | None = None
-    told: set[Path] = set()
+    published, announced = Published(), set[Path]()
     while True:
         live = [job for job in jobs if not failed.keys() & {made.path for made in job.plan.artifacts.values()}]
-        number, turn = _next(live, runtime, told)
-        if number == FINISHED:
+        ready = next_job(live, runtime, published, announced)
+        if isinstance(ready, Finished):
             return failed
-        job = live[number]
+        job = ready.job
         try:
             if steps is None or steps.plan is not job.plan:
                 steps = Steps(job.plan, runtime, watch, steps)
             whose = f" of {job.label}" if job.label and users[job.made.path] == 1 else ""
-            runtime.say(f"[{turn.num_done + 1}/{turn.num_all}] {job.step}{whose} → {job.made.path}")
+            runtime.say(f"[{ready.num_done + 1}/{ready.num_all}] {job.step}{whose} → {job.made.path}")
             steps.do(job.step, job.made)
         except GateError as error:
             failed[job.made.path] = error.with_traceback(None)  # which would keep the models alive
         finally:
-            turn.release()
+            ready.release()
 
 
 class Steps:
