@@ -19,6 +19,7 @@ import typer
 
 from distilpeft.errors import Crash, InputError, Terminated, outcome
 from distilpeft.machine.host import quiet_imports
+from distilpeft.planning.roles import STAGES
 from distilpeft.recipe.export import ALIASES
 
 app = typer.Typer(
@@ -35,7 +36,6 @@ Overrides = Annotated[
     typer.Option("--set", metavar="KEY=VALUE", help="override a key, such as distil.temperature=4"),
 ]
 Runs = Annotated[Path, typer.Option("--runs", help="the folder that holds all runs")]
-STAGES = ("teacher", "targets", "distil", "audit", "evaluate", "export", "compare", "benchmark", "bundle")
 
 
 @app.command()

@@ -12,6 +12,7 @@ from distilpeft.benchmark import measure
 from distilpeft.data.sources import Source
 from distilpeft.export.runtimes import PIXELS
 from distilpeft.models.pair import MODEL, load_reader, teacher_source, tokenizer_digest, tokenizer_source
+from distilpeft.planning.roles import TEACHERS, format_of
 from distilpeft.recipe import Recipe
 from distilpeft.tasks.rows import TaskData
 
@@ -36,13 +37,13 @@ def subjects(recipe: Recipe, data: TaskData, folders: Mapping[str, Path], scratc
     files: dict[str, Path] = {}
     found = []
     for role, folder in folders.items():
-        taught = role.startswith("teacher")
+        taught = role in TEACHERS
         source = teacher_source(recipe) if taught else tokenizer_source(recipe)
         digest = tokenizer_digest(source)
         if digest not in files:
             files[digest] = scratch / f"{recipe.name}-{digest[:16]}.npz"
             _write_rows(recipe, data, source, files[digest])
-        known = None if role.startswith("export:") else plain
+        known = None if format_of(role) is not None else plain
         where = folder if taught else folder / MODEL
         found.append(measure.Subject(role, where, known, files[digest], TWINS.get(role)))
     return found

@@ -24,8 +24,8 @@ from distilpeft.models.student import load_student, new_student
 from distilpeft.models.teacher import load_teacher
 from distilpeft.pipeline.jobs import Finished, Job, check_shared, jobs_of, next_job
 from distilpeft.pipeline.stages import audit, benchmark, bundle, compare, distil, evaluate, export, targets, teacher
-from distilpeft.planning.plan import Plan
-from distilpeft.planning.roles import CE_ONLY, FULL, MAJORITY, MERGED, STUDENT, TEACHER, UNTRAINED, step_of
+from distilpeft.planning.plan import Plan, Step
+from distilpeft.planning.roles import CE_ONLY, FULL, MAJORITY, MERGED, STUDENT, TEACHER, TEACHERS, UNTRAINED, format_of
 from distilpeft.recipe import Recipe
 from distilpeft.report import publish
 from distilpeft.report.timings import summary
@@ -54,7 +54,7 @@ def run(plan: Plan, until: str | None = None) -> None:
     runtime.accelerator.wait_for_everyone()
 
 
-def make(plan: Plan, steps: Sequence[str]) -> None:
+def make(plan: Plan, steps: Sequence[Step]) -> None:
     """Do some steps of the plan that are not done, in their order, and nothing else."""
     runtime = runtime_of(plan.recipe)
     check_shared(runtime, plan.folder)
@@ -108,8 +108,8 @@ def do(
             if steps is None or steps.plan is not job.plan:
                 steps = Steps(job.plan, runtime, watch, steps)
             whose = f" of {job.label}" if job.label and users[job.made.path] == 1 else ""
-            runtime.say(f"[{ready.num_done + 1}/{ready.num_all}] {job.step}{whose} → {job.made.path}")
-            steps.do(job.step, job.made)
+            runtime.say(f"[{ready.num_done + 1}/{ready.num_all}] {job.step.name}{whose} → {job.made.path}")
+            steps.do(job.step)
         except GateError as error:
             failed[job.made.path] = error.with_traceback(None)  # which would keep the models alive
         finally:
@@ -142,15 +142,15 @@ class Steps:
         self._held: tuple[str, Loaded] | None = None
         self._live: Loaded | None = None  # the teacher, while other models are compared with it token by token
 
-    def do(self, name: str, out: Artifact) -> None:
-        """Make one artifact and publish it."""
-        runtime = self._runtime
+    def do(self, step: Step) -> None:
+        """Make the artifact of a step and publish it."""
+        runtime, out = self._runtime, step.artifact
         if runtime.is_main:
             out.partial.mkdir(parents=True, exist_ok=True)
         runtime.accelerator.wait_for_everyone()
         begin = time.monotonic()
         try:
-            figures = self._figures(name, out)
+            figures = self._figures(step)
             runtime.accelerator.wait_for_everyone()
             if runtime.is_main:
                 out.publish(figures, runtime.environment(), time.monotonic() - begin)
@@ -159,28 +159,29 @@ class Steps:
             if out.stage in ("teacher", "distil"):  # Accelerate holds on to what it has prepared
                 runtime.accelerator.free_memory()
 
-    def _figures(self, name: str, out: Artifact) -> dict[str, Any]:
-        runtime, recipe, data, made = self._runtime, self.plan.recipe, self._data, self.plan.artifacts
-        stage, _, role = name.partition("/")
+    def _figures(self, step: Step) -> dict[str, Any]:
+        runtime, recipe, data = self._runtime, self.plan.recipe, self._data
+        stage, role, out = step.stage, step.role, step.artifact
         if stage in ("audit", "benchmark"):
             return {"audit": self._audit, "benchmark": self._benchmark}[stage]()
         if stage == "teacher":
             return teacher.run(runtime, recipe, data, out)
         if stage == "targets":
-            return targets.run(runtime, recipe, data, self._verified("teacher"), out)
+            return targets.run(runtime, recipe, data, self._verified(self.plan.step("teacher")), out)
         if stage == "distil":
             return self._distil(role, out)
         if stage == "export":
-            return export.run(runtime, recipe, data, form=role, student=self._verified(f"distil/{STUDENT}"), out=out)
+            student = self._verified(self.plan.weights_of(STUDENT))
+            return export.run(runtime, recipe, data, form=role, student=student, out=out)
         if stage == "bundle":
             return self._bundle(role, out)
         if stage == "compare":
-            evaluated = {one: made[f"evaluate/{one}"] for one in self.plan.roles()}
+            evaluated = {one: self.plan.artifact("evaluate", one) for one in self.plan.roles()}
             return runtime.on_main(lambda: compare.run(recipe, data, evaluated, out))  # type: ignore[no-any-return]
         return self._evaluate(role, out)
 
     def _audit(self) -> dict[str, Any]:
-        layout = SoftTargets(self.plan.artifacts["targets"].path).layout
+        layout = SoftTargets(self.plan.artifact("targets").path).layout
         loaded = self._load(STUDENT)
         assert loaded is not None
         return audit.run(
@@ -188,9 +189,9 @@ class Steps:
         )
 
     def _evaluate(self, role: str, out: Artifact) -> dict[str, Any]:
-        runtime, recipe, data, made = self._runtime, self.plan.recipe, self._data, self.plan.artifacts
+        runtime, recipe, data = self._runtime, self.plan.recipe, self._data
         loaded = self._load(role)
-        reference = made[f"evaluate/{TEACHER}"] if role != TEACHER else None
+        reference = self.plan.artifact("evaluate", TEACHER) if role != TEACHER else None
         compared = recipe.kind.held_against and loaded is not None and role != TEACHER
         live = self._teacher() if compared else None
         return evaluate.run(runtime, recipe, data, loaded=loaded, teacher=live, reference=reference, role=role, out=out)
@@ -200,8 +201,7 @@ class Steps:
         self._held = self._live = None  # they would only take memory
         gc.collect()
         torch.cuda.empty_cache()
-        steps = {role: step_of(role) for role in self.plan.timed()}
-        folders = {role: self._verified(step).path for role, step in steps.items()}
+        folders = {role: self._verified(self.plan.weights_of(role)).path for role in self.plan.timed()}
         return self._runtime.on_main(  # type: ignore[no-any-return]
             lambda: benchmark.run(self._runtime, self.plan.recipe, self._data, folders, STUDENT)
         )
@@ -211,33 +211,36 @@ class Steps:
         alpha = recipe.distil.alpha if role == STUDENT else 0.0
         cached = alpha > 0 and recipe.targets.mode == "cached"
         return distil.run(
-            self._runtime, recipe, self._data, alpha=alpha, teacher=self._verified("teacher"),
+            self._runtime, recipe, self._data, alpha=alpha, teacher=self._verified(self.plan.step("teacher")),
             targets=self._targets() if cached else None, out=out, watch=self._watch,
         )  # fmt: skip
 
     def _bundle(self, form: str, out: Artifact) -> dict[str, Any]:
-        made, own = self.plan.artifacts, f"export:{form}"
-        roles = [role for role in self.plan.roles() if role == own or not role.startswith("export:")]
-        figures = {role: made[f"evaluate/{role}"].figures() for role in roles}
-        measured = made["benchmark"].figures()
+        plan = self.plan
+        roles = [role for role in plan.roles() if format_of(role) in (None, form)]
+        figures = {role: plan.artifact("evaluate", role).figures() for role in roles}
+        measured = plan.artifact("benchmark").figures()
         timed = {role: found for role in roles if (found := summary(measured, role)) is not None}
-        files = self._verified(f"export/{form}")
-        keys = {"teacher": made["teacher"].key, "student": made[f"distil/{STUDENT}"].key, "data": self.plan.data_digest}
+        files = self._verified(plan.step("export", form))
+        keys = {
+            "teacher": plan.step("teacher").key,
+            "student": plan.step("distil", STUDENT).key,
+            "data": plan.data_digest,
+        }
         return self._runtime.on_main(  # type: ignore[no-any-return]
-            lambda: bundle.run(self.plan.recipe, form, files, figures=figures, timed=timed, keys=keys, out=out)
+            lambda: bundle.run(plan.recipe, form, files, figures=figures, timed=timed, keys=keys, out=out)
         )
 
     def _targets(self) -> Path:
         """The store of soft targets: the recipe's own, or one made elsewhere (checked when the run began)."""
         elsewhere = self.plan.recipe.targets.source
-        return Path(elsewhere).expanduser() if elsewhere else self._verified("targets").path
+        return Path(elsewhere).expanduser() if elsewhere else self._verified(self.plan.step("targets")).path
 
-    def _verified(self, name: str) -> Artifact:
-        """An artifact whose files are what they were when they were written."""
-        made = self.plan.artifacts[name]
+    def _verified(self, step: Step) -> Artifact:
+        """The artifact of a step, whose files are what they were when they were written."""
         if self._runtime.is_main:
-            made.verify()
-        return made
+            step.artifact.verify()
+        return step.artifact
 
     def _load(self, role: str) -> Loaded | None:
         """The frozen model of a role."""
@@ -255,14 +258,13 @@ class Steps:
 
     def _load_role(self, role: str) -> Loaded:
         runtime, recipe = self._runtime, self.plan.recipe
-        if role in (TEACHER, FULL, MERGED):
-            path = self._verified(step_of(role)).path
+        if role in TEACHERS:
+            path = self._verified(self.plan.weights_of(role)).path
             form = {"full_precision": role == FULL, "merged": role == MERGED}
             return load_teacher(runtime, recipe, path, recipe.evaluate.precision, placed=True, **form)
         if role == UNTRAINED:
-            loaded = new_student(runtime, recipe, self._data, self.plan.artifacts["teacher"].path)
+            loaded = new_student(runtime, recipe, self._data, self.plan.artifact("teacher").path)
             loaded.model.requires_grad_(False).eval()
             return loaded
-        if role in (STUDENT, CE_ONLY):
-            return load_student(runtime, recipe, self._verified(step_of(role)).path / MODEL)
-        return load_export(runtime, recipe, self._verified(step_of(role)).path / MODEL)
+        path = self._verified(self.plan.weights_of(role)).path / MODEL
+        return load_student(runtime, recipe, path) if role in (STUDENT, CE_ONLY) else load_export(runtime, recipe, path)

@@ -17,7 +17,7 @@ from distilpeft.machine.artifact import Artifact, Published
 from distilpeft.machine.files import names_in
 from distilpeft.machine.locks import POLL_S, Lock
 from distilpeft.machine.runtime import Runtime
-from distilpeft.planning.plan import Plan
+from distilpeft.planning.plan import Plan, Step
 from distilpeft.planning.roles import LAST_STAGES, TEACHER
 
 
@@ -27,31 +27,31 @@ class Job:
 
     Attributes:
         plan: whose step it is.
-        step: its name there.
+        step: one of the plan's own.
         label: which of several plans this is, for the user.
     """
 
     plan: Plan
-    step: str
+    step: Step
     label: str = ""
 
     @property
     def made(self) -> Artifact:
         """What the step leaves behind."""
-        return self.plan.artifacts[self.step]
+        return self.step.artifact
 
     @property
     def stage(self) -> str:
         """The verb."""
-        return self.step.partition("/")[0]
+        return self.step.stage
 
     def needs(self) -> list[Artifact]:
         """What has to be there first: all earlier stages, and the evaluated teacher before what is compared with it."""
-        steps = list(self.plan.artifacts)
+        steps = self.plan.own
         return [
-            self.plan.artifacts[step]
+            step.artifact
             for step in steps[: steps.index(self.step)]
-            if step.partition("/")[0] != self.stage or step == f"evaluate/{TEACHER}"
+            if step.stage != self.stage or (step.stage, step.role) == ("evaluate", TEACHER)
         ]
 
 
@@ -83,13 +83,13 @@ def jobs_of(plan: Plan, until: str | None = None) -> list[Job]:
     """The plan's steps, up to the last one of a stage."""
     jobs = []
     for label, one in {"": plan, **{f"seed {seed}": repeat for seed, repeat in plan.repeats.items()}}.items():
-        names = list(one.artifacts)
+        steps = one.own
         if until is not None:
-            last = [index for index, name in enumerate(names) if name.partition("/")[0] == until]
+            last = [index for index, step in enumerate(steps) if step.stage == until]
             if not last and one is plan:
                 raise InputError(f"--until {until}: this recipe has no such stage")
-            names = names[: last[-1] + 1] if last else []
-        jobs += [Job(one, name, label) for name in names]
+            steps = steps[: last[-1] + 1] if last else ()
+        jobs += [Job(one, step, label) for step in steps]
     return jobs
 
 

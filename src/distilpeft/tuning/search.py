@@ -23,11 +23,11 @@ from distilpeft.machine.locks import POLL_S, Lock
 from distilpeft.machine.processes import spread
 from distilpeft.pipeline import launch
 from distilpeft.planning.plan import Plan
-from distilpeft.planning.roles import CE_ONLY
+from distilpeft.planning.roles import CE_ONLY, STUDENT
 from distilpeft.recipe.task import LOWER_IS_BETTER
 from distilpeft.report import publish
 from distilpeft.tuning.optuna_study import FINISHED, THOUSANDTHS, WAIT, Outcome, Study, Trial
-from distilpeft.tuning.search_space import DISTIL, Range, Search
+from distilpeft.tuning.search_space import Range, Search
 from distilpeft.tuning.sweep_points import settings_of, short
 
 
@@ -149,20 +149,20 @@ def _try(search: Search, runtime: Any, values: Mapping[str, Any], trial: Trial |
     from distilpeft.pipeline.jobs import jobs_of
 
     plan = search.plan(values)
-    made = plan.artifacts[DISTIL]
+    made = plan.weights_of(STUDENT).artifact
 
     def watch(share: float, value: float) -> None:
         if runtime.from_main(int(trial is not None and trial.is_hopeless(share, value))):
             raise Pruned
 
     try:
-        jobs = [job for job in jobs_of(plan, "distil") if job.step != f"distil/{CE_ONLY}"]
+        jobs = [job for job in jobs_of(plan, "distil") if job.step.role != CE_ONLY]
         stopped = chain.do(jobs, runtime, watch)
     except Pruned:
         if runtime.is_main:
             _drop(plan, made)
         return Outcome()
-    shared = {one.path for one in search.corner.artifacts.values()} - {made.path}
+    shared = {step.artifact.path for step in search.corner.own} - {made.path}
     for path, error in stopped.items():
         if path in shared:  # the teacher of all trials
             raise error
@@ -194,7 +194,7 @@ def _row(search: Search, study: Study, trial: Any) -> dict[str, Any]:
     stopped = trial.user_attrs.get("stopped")
     state = "stopped" if stopped else {"COMPLETE": "done", "PRUNED": "given up"}.get(trial.state.name, "elsewhere")
     values = study.values(trial) if trial.params else {}
-    made = search.plan(values).artifacts[DISTIL] if values else None
+    made = search.plan(values).weights_of(STUDENT).artifact if values else None
     seconds = trial.duration.total_seconds() if trial.duration else None
     if made is not None and state == "done" and made.done:  # the training alone: the first trial waits for the teacher
         seconds = made.figures()["seconds"]

@@ -64,7 +64,8 @@ def _compute(points: Sequence[Point], console: Console, jobs: int) -> dict[str, 
 
     read_task_splits(points[0].plan.recipe)  # bad rows are found here, before torch is even imported
     stopped: dict[Path, GateError] = {}
-    untimed = any(step.partition("/")[0] not in LAST_STAGES for point in points for step in point.plan.missing())
+    every = [made for point in points for made in point.plan.steps().values()]
+    untimed = any(made.stage not in LAST_STAGES and not made.done for made in every)
     if jobs > 1 and untimed:
         for found in spread(jobs, train_points, [points], console):
             stopped |= found
@@ -73,9 +74,9 @@ def _compute(points: Sequence[Point], console: Console, jobs: int) -> dict[str, 
     stopped = launch.on_devices(devices, finish_points, (points, stopped), plan.folder)
     failed: dict[str, str] = {}
     for point in points:
-        for made in point.plan.artifacts.values():
-            if made.path in stopped:
-                failed.setdefault(point.label, str(stopped[made.path]))
+        for step in point.plan.own:
+            if step.artifact.path in stopped:
+                failed.setdefault(point.label, str(stopped[step.artifact.path]))
     return failed
 
 
@@ -105,9 +106,9 @@ def train_points(number: int, points: Sequence[Point]) -> dict[Path, GateError]:
 def _jobs(points: Sequence[Point]) -> list[Any]:
     from distilpeft.pipeline.jobs import Job
 
-    return [Job(point.plan, step, point.label) for point in points for step in point.plan.artifacts]
+    return [Job(point.plan, step, point.label) for point in points for step in point.plan.own]
 
 
 def key_of(points: Sequence[Point]) -> str:
     """Names a sweep by what its points are."""
-    return digest_json([[dict(point.values), point.plan.artifacts[f"distil/{STUDENT}"].key] for point in points])[:12]
+    return digest_json([[dict(point.values), point.plan.weights_of(STUDENT).key] for point in points])[:12]

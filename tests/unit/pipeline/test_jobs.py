@@ -11,19 +11,19 @@ import pytest
 from distilpeft.machine.artifact import Artifact, Published, artifact
 from distilpeft.machine.locks import Lock
 from distilpeft.pipeline.jobs import Finished, Job, Ready, Waiting, look
-from distilpeft.planning.plan import Plan
+from distilpeft.planning.plan import Plan, Step
 
 CALLS = ("stat", "lstat", "listdir", "scandir")
 
 
 def plan_of(folder: Path, count: int) -> Plan:
     """So many steps that all need the ones before."""
-    steps = {f"stage{number}": artifact(folder, f"stage{number}", 1, {}, {}) for number in range(count)}
-    return Plan(None, folder, "rows", steps)
+    steps = [Step(artifact(folder, f"stage{number}", 1, {}, {})) for number in range(count)]
+    return Plan(None, folder, "rows", tuple(steps))
 
 
 def jobs_of(plan: Plan) -> list[Job]:
-    return [Job(plan, step) for step in plan.artifacts]
+    return [Job(plan, step) for step in plan.own]
 
 
 def publish(one: Artifact) -> None:
@@ -57,7 +57,7 @@ def test_a_look_lists_the_folder_once_however_many_jobs_and_artifacts_there_are(
         publish(one)
     first = look(jobs, published)
     assert isinstance(first, Ready)
-    assert (first.job.step, first.num_done, first.num_all) == (f"stage{count - 1}", count - 1, count)
+    assert (first.job.step.name, first.num_done, first.num_all) == (f"stage{count - 1}", count - 1, count)
     first.release()
     calls.update(dict.fromkeys(CALLS, 0))
     again = look(jobs, published)
