@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from distilpeft.errors import InputError
-from distilpeft.machine.files import digest_file, fsync, names_in, read_sealed, sealed, write_json
+from distilpeft.machine.files import digest_file, names_in, publish_folder, read_sealed, sealed, write_json
 
 MANIFEST = "manifest.json"
 LOG = "train_log.jsonl"
@@ -110,8 +110,6 @@ class Artifact:
             for file in sorted(self.partial.rglob("*"))
             if file.is_file() and file != self.partial / MANIFEST and self.partial / CHECKPOINTS not in file.parents
         }
-        for file in files:
-            fsync(self.partial / file)
         manifest = {
             "stage": self.stage,
             "key": self.key,
@@ -123,10 +121,7 @@ class Artifact:
             "seconds": round(seconds, 2),
         }
         write_json(self.partial / MANIFEST, sealed(manifest))
-        if self.path.exists():  # a folder without a manifest: not an artifact
-            shutil.rmtree(self.path)
-        self.partial.rename(self.path)
-        fsync(self.path.parent)
+        publish_folder(self.partial, self.path, replace=True)  # a folder there has no manifest: it is not an artifact
         shutil.rmtree(self.path / CHECKPOINTS, ignore_errors=True)  # only now: until the rename they were the way back
 
 
