@@ -25,7 +25,18 @@ from distilpeft.models.teacher import load_teacher
 from distilpeft.pipeline.jobs import Finished, Job, check_shared, jobs_of, next_job
 from distilpeft.pipeline.stages import audit, benchmark, bundle, compare, distil, evaluate, export, targets, teacher
 from distilpeft.planning.plan import Plan, Step
-from distilpeft.planning.roles import CE_ONLY, FULL, MAJORITY, MERGED, STUDENT, TEACHER, TEACHERS, UNTRAINED, format_of
+from distilpeft.planning.roles import (
+    CE_ONLY,
+    FULL,
+    MAJORITY,
+    MERGED,
+    STUDENT,
+    TEACHER,
+    TEACHERS,
+    TRAINING_STAGES,
+    UNTRAINED,
+    format_of,
+)
 from distilpeft.recipe import Recipe
 from distilpeft.report import publish
 from distilpeft.report.timings import summary
@@ -156,7 +167,7 @@ class Steps:
                 out.publish(figures, runtime.environment(), time.monotonic() - begin)
             runtime.accelerator.wait_for_everyone()
         finally:
-            if out.stage in ("teacher", "distil"):  # Accelerate holds on to what it has prepared
+            if out.stage in TRAINING_STAGES:  # Accelerate holds on to what it has prepared
                 runtime.accelerator.free_memory()
 
     def _figures(self, step: Step) -> dict[str, Any]:

@@ -15,6 +15,7 @@ UNTIMED = (MAJORITY, UNTRAINED, MERGED)
 """Roles without a latency: no model, one of the student's architecture, and one of the full-precision teacher's."""
 STAGES = ("teacher", "targets", "distil", "audit", "evaluate", "export", "compare", "benchmark", "bundle")
 """In the order in which a run does them."""
+TRAINING_STAGES = ("distil", "teacher")
 LAST_STAGES = ("benchmark", "bundle")
 """For the end, when nothing else is left: latency on a machine at rest, and what tells of it."""
 _EXPORT = "export:"

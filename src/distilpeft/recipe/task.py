@@ -5,18 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import Field, model_validator
 
-from distilpeft.recipe.section import IN_KEY_IF_GIVEN, Count, Fraction, Section
+from distilpeft.recipe.section import IN_KEY_IF_GIVEN, Count, Fraction, Section, distinct
 
-
-def _all_differ(labels: tuple[str, ...]) -> tuple[str, ...]:
-    if len(set(labels)) < len(labels):
-        raise ValueError("the class names must differ from each other")
-    return labels
-
-
-Labels = Annotated[tuple[str, ...], AfterValidator(_all_differ)]
+Labels = Annotated[tuple[str, ...], distinct("class names")]
 
 
 class Texts(Section):
