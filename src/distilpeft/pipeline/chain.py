@@ -106,11 +106,11 @@ def do(
         What the figures have stopped, now and before: path → why. No other job of its plans was begun after it.
     """
     failed = dict(failed or {})
-    users = Counter(job.made.path for job in jobs)
+    users = Counter(job.artifact.path for job in jobs)
     steps: Steps | None = None
     published, announced = Published(), set[Path]()
     while True:
-        live = [job for job in jobs if not failed.keys() & {made.path for made in job.plan.artifacts.values()}]
+        live = [job for job in jobs if not any(step.artifact.path in failed for step in job.plan.own)]
         ready = next_job(live, runtime, published, announced)
         if isinstance(ready, Finished):
             return failed
@@ -118,11 +118,11 @@ def do(
         try:
             if steps is None or steps.plan is not job.plan:
                 steps = Steps(job.plan, runtime, watch, steps)
-            whose = f" of {job.label}" if job.label and users[job.made.path] == 1 else ""
-            runtime.say(f"[{ready.num_done + 1}/{ready.num_all}] {job.step.name}{whose} → {job.made.path}")
+            whose = f" of {job.label}" if job.label and users[job.artifact.path] == 1 else ""
+            runtime.say(f"[{ready.num_done + 1}/{ready.num_all}] {job.step.name}{whose} → {job.artifact.path}")
             steps.do(job.step)
         except GateError as error:
-            failed[job.made.path] = error.with_traceback(None)  # which would keep the models alive
+            failed[job.artifact.path] = error.with_traceback(None)  # which would keep the models alive
         finally:
             ready.release()
 

@@ -36,7 +36,7 @@ class Job:
     label: str = ""
 
     @property
-    def made(self) -> Artifact:
+    def artifact(self) -> Artifact:
         """What the step leaves behind."""
         return self.step.artifact
 
@@ -148,9 +148,9 @@ def next_job(jobs: Sequence[Job], runtime: Runtime, published: Published, announ
         if not isinstance(found, Waiting):
             return found
         for job, lock in found.busy:
-            if job.made.path not in announced:
-                announced.add(job.made.path)
-                runtime.say(f"waiting for {job.made.path.name}: {lock.holder() or 'another run'} is at work on it")
+            if job.artifact.path not in announced:
+                announced.add(job.artifact.path)
+                runtime.say(f"waiting for {job.artifact.path.name}: {lock.holder() or 'another run'} is at work on it")
         time.sleep(POLL_S)
 
 
@@ -176,10 +176,10 @@ def look(jobs: Sequence[Job], published: Published) -> NextJob:
     """Look at what is done, and lock the first job that can start."""
     for folder in {job.plan.folder for job in jobs}:
         published.look(folder)
-    left = [job for job in jobs if job.made not in published]
+    left = [job for job in jobs if job.artifact not in published]
     if not left:
         return Finished()
-    wanted = {job.made.path: job.made for job in jobs}
+    wanted = {job.artifact.path: job.artifact for job in jobs}
     num_done = sum(made in published for made in wanted.values())
     early = [job for job in left if job.stage not in LAST_STAGES]
     busy: tuple[tuple[Job, Lock], ...] = ()
@@ -195,7 +195,7 @@ def look(jobs: Sequence[Job], published: Published) -> NextJob:
 def _locks(job: Job) -> tuple[Lock, ...]:
     """The locks of a job; the benchmark also has one per machine, so that only one runs there at a time."""
     host = [f"benchmark-{socket.gethostname()}"] if job.stage == "benchmark" else []
-    return tuple(Lock(job.plan.folder, name) for name in (job.made.path.name, *host))
+    return tuple(Lock(job.plan.folder, name) for name in (job.artifact.path.name, *host))
 
 
 def _take(ready: Ready, published: Published) -> Ready | Waiting:
@@ -205,7 +205,7 @@ def _take(ready: Ready, published: Published) -> Ready | Waiting:
             ready.release()
             return Waiting(((ready.job, lock),))
     published.look(ready.job.plan.folder)
-    if ready.job.made in published:
+    if ready.job.artifact in published:
         ready.release()
         return Waiting()
     return ready

@@ -10,7 +10,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.console import Console
@@ -29,6 +29,9 @@ from distilpeft.report import publish
 from distilpeft.tuning.optuna_study import FINISHED, THOUSANDTHS, WAIT, Outcome, Study, Trial
 from distilpeft.tuning.search_space import Range, Search
 from distilpeft.tuning.sweep_points import settings_of, short
+
+if TYPE_CHECKING:  # it imports torch
+    from distilpeft.machine.runtime import Runtime
 
 
 def run(search: Search, console: Console, jobs: int = 1) -> int:
@@ -111,7 +114,7 @@ def make_trials(number: int, search: Search) -> None:
     _make_trials(search, chain.runtime_of(search.corner.recipe, f"[{number}] "))
 
 
-def _make_trials(search: Search, runtime: Any) -> Study | None:
+def _make_trials(search: Search, runtime: Runtime) -> Study | None:
     """Make trials until there are enough, and wait for those of others; the main process asks and tells."""
     study = Study(search) if runtime.is_main else None
     waiting = False
@@ -143,7 +146,7 @@ class Pruned(Exception):
     """This trial is worse than most were at this point."""
 
 
-def _try(search: Search, runtime: Any, values: Mapping[str, Any], trial: Trial | None) -> Outcome:
+def _try(search: Search, runtime: Runtime, values: Mapping[str, Any], trial: Trial | None) -> Outcome:
     """Train the student of one setting."""
     from distilpeft.pipeline import chain
     from distilpeft.pipeline.jobs import jobs_of

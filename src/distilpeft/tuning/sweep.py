@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
@@ -23,6 +23,9 @@ from distilpeft.planning.roles import LAST_STAGES, STUDENT
 from distilpeft.report import publish
 from distilpeft.tuning.sweep_points import Point
 from distilpeft.tuning.sweep_table import markdown, show, table
+
+if TYPE_CHECKING:  # it imports torch
+    from distilpeft.pipeline.jobs import Job
 
 
 def run(points: Sequence[Point], console: Console, jobs: int = 1) -> int:
@@ -103,7 +106,7 @@ def train_points(number: int, points: Sequence[Point]) -> dict[Path, GateError]:
     return chain.do([job for job in _jobs(points) if job.stage not in LAST_STAGES], runtime)
 
 
-def _jobs(points: Sequence[Point]) -> list[Any]:
+def _jobs(points: Sequence[Point]) -> list[Job]:
     from distilpeft.pipeline.jobs import Job
 
     return [Job(point.plan, step, point.label) for point in points for step in point.plan.own]

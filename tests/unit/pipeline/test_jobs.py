@@ -105,7 +105,7 @@ def test_a_job_that_somebody_else_has_is_waited_for_and_the_next_free_one_is_tak
     plan, other = plan_of(tmp_path, 1), plan_of(tmp_path, 2)
     publish(other.artifacts["stage0"])
     jobs = [*jobs_of(plan_of(tmp_path / "a", 1)), *jobs_of(other)]
-    held = Lock(jobs[0].plan.folder, jobs[0].made.path.name)
+    held = Lock(jobs[0].plan.folder, jobs[0].artifact.path.name)
     assert held.acquire()
     taken = look(jobs, Published())
     assert isinstance(taken, Ready)
