@@ -258,7 +258,7 @@ def _student_settings(names: _Naming) -> dict[str, Any]:
 
 
 def _audit(names: _Naming, student: Step, targets: list[Step]) -> list[Step]:
-    """What a language model's soft targets on disk leave out of its gradient, measured."""
+    """For language models: how far the gradient from stored soft targets is from the one from all logits."""
     recipe = names.recipe
     if not targets or not recipe.kind.language:
         return []

@@ -16,8 +16,9 @@ UNTIMED = (MAJORITY, UNTRAINED, MERGED)
 STAGES = ("teacher", "targets", "distil", "audit", "evaluate", "export", "compare", "benchmark", "bundle")
 """In the order in which a run does them."""
 TRAINING_STAGES = ("distil", "teacher")
+"""Stages that train a model."""
 LAST_STAGES = ("benchmark", "bundle")
-"""For the end, when nothing else is left: latency on a machine at rest, and what tells of it."""
+"""Done when nothing else is left: latency is measured on a machine at rest, and bundles show it."""
 _EXPORT = "export:"
 
 
