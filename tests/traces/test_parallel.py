@@ -188,8 +188,8 @@ for name in ("shard_layers", "offload_layers"):
         act(runtime, model)
         print(name, file=open({str(moved)!r}, "a"))
     setattr(places, name, told)
-    import distilpeft.models.pair
-    setattr(distilpeft.models.pair, name, told)
+    import distilpeft.models.teacher
+    setattr(distilpeft.models.teacher, name, told)
 """
     recipe, alone = copied(workspace, tmp_path / "run"), copied(workspace, tmp_path / "alone")
     plain = [*settings, "teacher.place=replicated"]
