@@ -84,9 +84,10 @@ def arms(runtime: Runtime, common: list[str]) -> dict[str, Any]:
         plan.folder.mkdir(parents=True, exist_ok=True)
         steps = Steps(plan, runtime)
         for step in ("teacher", "targets"):
-            if step in plan.artifacts and not plan.artifacts[step].done:
+            todo = plan.find(step)
+            if todo is not None and not todo.artifact.done:
                 print(f"{name}: {step}", file=sys.stderr)
-                steps.do(step, plan.artifacts[step])
+                steps.do(todo)
         out = Artifact("distil", folder / name.replace(" ", "-"), {}, {})
         out.partial.mkdir()
         print(f"{name}: distil", file=sys.stderr)

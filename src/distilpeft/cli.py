@@ -19,6 +19,7 @@ import typer
 
 from distilpeft.errors import Crash, InputError, Terminated, outcome
 from distilpeft.machine.host import quiet_imports
+from distilpeft.planning.roles import STAGES, TRAINING_STAGES
 from distilpeft.recipe.export import ALIASES
 
 app = typer.Typer(
@@ -35,7 +36,6 @@ Overrides = Annotated[
     typer.Option("--set", metavar="KEY=VALUE", help="override a key, such as distil.temperature=4"),
 ]
 Runs = Annotated[Path, typer.Option("--runs", help="the folder that holds all runs")]
-STAGES = ("teacher", "targets", "distil", "audit", "evaluate", "export", "compare", "benchmark", "bundle")
 
 
 @app.command()
@@ -176,14 +176,14 @@ def tune_lr(
     recipe: RecipePath,
     overrides: Overrides = None,
     runs: Runs = Path("runs"),
-    stage: Annotated[str, typer.Option(help="distil or teacher")] = "distil",
+    stage: Annotated[str, typer.Option(help=" or ".join(TRAINING_STAGES))] = "distil",
     steps: Annotated[int, typer.Option(min=10, help="optimizer steps of the test")] = 100,
     low: Annotated[float | None, typer.Option(min=0, help="first rate; default by what is trained")] = None,
     high: Annotated[float | None, typer.Option(min=0, help="last rate")] = None,
 ) -> None:
     """Let the learning rate of a stage rise until the loss does, and suggest one; with a plot."""
-    if stage not in ("distil", "teacher"):
-        raise InputError(f"--stage {stage}: distil or teacher")
+    if stage not in TRAINING_STAGES:
+        raise InputError(f"--stage {stage}: {' or '.join(TRAINING_STAGES)}")
     from distilpeft.tuning import tune_lr as tuning
 
     found, files = tuning.run(recipe, overrides or [], runs, stage=stage, steps=steps, low=low, high=high)

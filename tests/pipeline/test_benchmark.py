@@ -24,7 +24,6 @@ from distilpeft.models.pair import Pair
 from distilpeft.models.student import load_student
 from distilpeft.models.teacher import load_teacher
 from distilpeft.planning.plan import make_plan
-from distilpeft.planning.roles import step_of
 from distilpeft.recipe.yaml_file import load_recipe
 from distilpeft.tasks.rows import TaskData
 
@@ -146,7 +145,7 @@ def test_a_bundle_alone_in_a_process_of_its_own_tells_what_memory_it_needs(finis
 def test_teacher_and_student_load_in_processes_of_their_own(finished, tmp_path):
     plan = make_plan(load_recipe(finished.parent.parent / "tiny.yaml"), finished.parent)
     data = TaskData(plan.recipe, plan.data_digest, finished / "cache")
-    folders = {role: plan.artifacts[step_of(role)].path for role in ("teacher", "student")}
+    folders = {role: plan.weights_of(role).artifact.path for role in ("teacher", "student")}
     subjects = subjects_.subjects(plan.recipe, data, folders, tmp_path)
     runtime = Runtime()
     found = measure.measure(subjects, subjects_.wanted(plan.recipe, "cpu"), "student", runtime.say, runtime.bar)

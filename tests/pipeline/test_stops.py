@@ -18,9 +18,10 @@ import pytest
 from support import commands
 
 from distilpeft.errors import GateError
+from distilpeft.machine.artifact import Published
 from distilpeft.machine.locks import POLL_S, Lock
 from distilpeft.machine.runtime import Runtime
-from distilpeft.pipeline.jobs import FINISHED, WAIT, Turn, jobs_of
+from distilpeft.pipeline.jobs import Finished, Waiting, jobs_of, look
 from distilpeft.pipeline.stages.teacher import _gate
 from distilpeft.planning.plan import make_plan
 from distilpeft.recipe.yaml_file import load_recipe
@@ -226,7 +227,7 @@ def test_the_gate_asks_for_more_than_the_majority_and_more_than_the_untuned_base
 
 def test_what_another_run_finished_while_this_one_took_its_lock_is_not_made_again(tmp_path):
     plan = make_plan(load_recipe(commands.workspace(tmp_path)), tmp_path / "runs")
-    jobs, acquire = jobs_of(plan, "teacher"), Lock.acquire
+    jobs, published, acquire = jobs_of(plan, "teacher"), Published(), Lock.acquire
 
     def acquire_late(lock: Lock) -> bool:
         plan.artifacts["teacher"].path.mkdir(parents=True)
@@ -234,6 +235,6 @@ def test_what_another_run_finished_while_this_one_took_its_lock_is_not_made_agai
         return acquire(lock)
 
     with mock.patch.object(Lock, "acquire", acquire_late):
-        assert Turn(jobs).number == WAIT
-    assert Turn(jobs).number == FINISHED
+        assert look(jobs, published) == Waiting()
+    assert look(jobs, published) == Finished()
     assert Lock(plan.folder, plan.artifacts["teacher"].path.name).acquire(), "the lock was let go"

@@ -28,7 +28,7 @@ from distilpeft.machine.runtime import Runtime
 from distilpeft.models.checks import check_lengths
 from distilpeft.models.pair import Pair
 from distilpeft.planning.plan import Plan, make_plan
-from distilpeft.planning.roles import STUDENT, step_of
+from distilpeft.planning.roles import STUDENT
 from distilpeft.recipe import Recipe
 from distilpeft.recipe.yaml_file import with_benchmark
 from distilpeft.report import build, text
@@ -65,9 +65,9 @@ class Target:
             raise InputError(f"{path}: neither a finished run nor an exported folder (no report.json, no {MANIFEST})")
 
     def _check_finished(self, plan: Plan) -> None:
-        lacking = [step for step in map(step_of, plan.timed()) if not plan.artifacts[step].done]
+        lacking = [step for step in map(plan.weights_of, plan.timed()) if not step.artifact.done]
         if lacking:
-            raise InputError(f"{self.path}: {lacking[0]} is not done; run the recipe again")
+            raise InputError(f"{self.path}: {lacking[0].name} is not done; run the recipe again")
 
     def _named(self, role: str) -> str:
         return f"{self._label}/{role}" if self._label else role
@@ -76,12 +76,13 @@ class Target:
         """What is to be timed of it."""
         if self.plan is None:
             return [self._bundle(scratch, texts)]
-        for step in map(step_of, self.plan.timed()):
-            self.plan.artifacts[step].verify()
+        steps = {role: self.plan.weights_of(role) for role in self.plan.timed()}
+        for step in steps.values():
+            step.artifact.verify()
         pair = Pair(self.recipe)
         check_lengths(pair)
         data = TaskData(self.recipe, self.plan.data_digest, self.plan.folder / "cache")
-        folders = {role: self.plan.artifacts[step_of(role)].path for role in self.plan.timed()}
+        folders = {role: step.artifact.path for role, step in steps.items()}
         return [
             replace(one, label=self._named(one.role), twin=self._named(one.twin) if one.twin else None)
             for one in subjects.subjects(pair, data, folders, scratch)

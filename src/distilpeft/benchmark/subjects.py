@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from distilpeft.benchmark import measure
 from distilpeft.export.runtimes import PIXELS
 from distilpeft.models.pair import MODEL, Pair
+from distilpeft.planning.roles import TEACHERS, format_of
 from distilpeft.recipe import Recipe
 from distilpeft.tasks.rows import RowReader, TaskData
 
@@ -36,12 +37,12 @@ def subjects(pair: Pair, data: TaskData, folders: Mapping[str, Path], scratch: P
     files: dict[str, Path] = {}
     found = []
     for role, folder in folders.items():
-        taught = role.startswith("teacher")
+        taught = role in TEACHERS
         reader = pair.teacher_reader if taught else pair.student_reader
         if reader.digest not in files:
             files[reader.digest] = scratch / f"{recipe.name}-{reader.digest[:16]}.npz"
             _write_rows(recipe, data, reader, files[reader.digest])
-        known = None if role.startswith("export:") else plain
+        known = None if format_of(role) is not None else plain
         where = folder if taught else folder / MODEL
         found.append(measure.Subject(role, where, known, files[reader.digest], TWINS.get(role)))
     return found

@@ -16,6 +16,7 @@ import yaml
 from distilpeft.data.reading import data_sources
 from distilpeft.data.sources import Source, license_of, resolve
 from distilpeft.export.card_code import snippet
+from distilpeft.planning.roles import export_role
 from distilpeft.recipe import Recipe
 from distilpeft.recipe.export import FORMS
 from distilpeft.recipe.task import (
@@ -46,7 +47,7 @@ def render(
         export: the export's own figures: `parity`, `size_bytes`, maybe `way`.
     """
     form = told["format"]
-    own = f"export:{form}"
+    own = export_role(form)
     main = recipe.kind.main
     num_rows = figures[own]["scores"][main]["num_rows"]
     what = _what(recipe)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from distilpeft.errors import InputError
-from distilpeft.machine.files import digest_file, fsync, read_sealed, sealed, write_json
+from distilpeft.machine.files import digest_file, names_in, publish_folder, read_sealed, sealed, write_json
 
 MANIFEST = "manifest.json"
 LOG = "train_log.jsonl"
@@ -110,8 +110,6 @@ class Artifact:
             for file in sorted(self.partial.rglob("*"))
             if file.is_file() and file != self.partial / MANIFEST and self.partial / CHECKPOINTS not in file.parents
         }
-        for file in files:
-            fsync(self.partial / file)
         manifest = {
             "stage": self.stage,
             "key": self.key,
@@ -123,10 +121,7 @@ class Artifact:
             "seconds": round(seconds, 2),
         }
         write_json(self.partial / MANIFEST, sealed(manifest))
-        if self.path.exists():  # a folder without a manifest: not an artifact
-            shutil.rmtree(self.path)
-        self.partial.rename(self.path)
-        fsync(self.path.parent)
+        publish_folder(self.partial, self.path, replace=True)  # a folder there has no manifest: it is not an artifact
         shutil.rmtree(self.path / CHECKPOINTS, ignore_errors=True)  # only now: until the rename they were the way back
 
 
@@ -137,3 +132,31 @@ def artifact(
     text = json.dumps([stage, version, settings, inputs], sort_keys=True, ensure_ascii=False)
     key = hashlib.sha256(text.encode()).hexdigest()[:12]
     return Artifact(stage, folder / f"{stage}-{key}", settings, inputs)
+
+
+class Published:
+    """The artifacts that are done, as of the last look at their folders.
+
+    A look lists a folder once, however many artifacts are asked for. A manifest is looked for only where a folder is
+    new since the last look; an artifact found done stays done until its folder is gone.
+    """
+
+    def __init__(self) -> None:
+        self._names: dict[Path, frozenset[str]] = {}
+        self._done: dict[Path, bool] = {}
+
+    def look(self, folder: Path) -> None:
+        """List a folder of artifacts again."""
+        names = self._names[folder] = names_in(folder)
+        self._done = {
+            path: True for path, done in self._done.items() if done and (path.parent != folder or path.name in names)
+        }
+
+    def __contains__(self, one: Artifact) -> bool:
+        """Whether an artifact was done at the last look at its folder."""
+        path = one.path
+        if path.name not in self._names.get(path.parent, ()):
+            return False
+        if path not in self._done:
+            self._done[path] = one.done
+        return self._done[path]

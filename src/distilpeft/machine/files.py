@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -105,6 +106,38 @@ def fsync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def publish_folder(partial: Path, final: Path, *, replace: bool = False) -> None:
+    """Put a finished folder in its place by one rename; everything in it is on disk before, the rename when it returns.
+
+    A crash leaves the partial folder or the complete final one.
+
+    Args:
+        partial: what was written, next to `final`.
+        final: its name from now on.
+        replace: remove what is there under that name right before the rename.
+
+    Raises:
+        OSError: the disk is full or fails; or without `replace`, there is a folder with files of that name.
+    """
+    for path in (*partial.rglob("*"), partial):
+        fsync(path)
+    if replace and final.exists():
+        shutil.rmtree(final)
+    partial.rename(final)
+    fsync(final.parent)
+
+
+def names_in(folder: Path) -> frozenset[str]:
+    """The names in a folder, none if there is no folder.
+
+    Over NFS this shows what other machines have renamed; a look at a single path may miss it for a while.
+    """
+    try:
+        return frozenset(path.name for path in folder.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        return frozenset()
 
 
 def replace_link(link: Path, target: str) -> None:

@@ -23,7 +23,7 @@ from torch import nn
 from distilpeft.data import pictures
 from distilpeft.data.sources import Source, gguf_folder, is_gguf
 from distilpeft.errors import InputError
-from distilpeft.machine.files import is_whole, seal_folder
+from distilpeft.machine.files import is_whole, publish_folder, seal_folder
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 Quantize = Literal["nf4", "int8", "none"]
@@ -238,7 +238,7 @@ def _from_gguf(source: Source) -> Source:
             tokenizer.save_pretrained(str(inside))
             seal_folder(inside)
             with contextlib.suppress(OSError):  # another process was faster
-                inside.rename(folder)
+                publish_folder(inside, folder)
     return Source(str(folder), folder)
 
 

@@ -15,7 +15,7 @@ from distilpeft.distillation.store import SoftTargets
 from distilpeft.errors import GateError
 from distilpeft.export.formats.writers import check_exports
 from distilpeft.export.graph_module import load_export
-from distilpeft.machine.artifact import Artifact
+from distilpeft.machine.artifact import Artifact, Published
 from distilpeft.machine.runtime import Runtime, device_name
 from distilpeft.models.checks import check_lengths, check_tokenizers, check_words
 from distilpeft.models.context import Context
@@ -23,10 +23,20 @@ from distilpeft.models.pair import MODEL, Loaded, Pair
 from distilpeft.models.soft_targets import open_targets
 from distilpeft.models.student import load_student, new_student
 from distilpeft.models.teacher import load_teacher, load_teacher_merged, load_teacher_unquantized
-from distilpeft.pipeline.jobs import FINISHED, Job, _next, check_shared, jobs_of
+from distilpeft.pipeline.jobs import Finished, Job, check_shared, jobs_of, next_job
 from distilpeft.pipeline.stages import audit, benchmark, bundle, compare, distil, evaluate, export, targets, teacher
-from distilpeft.planning.plan import Plan
-from distilpeft.planning.roles import CE_ONLY, FULL, MAJORITY, MERGED, STUDENT, TEACHER, UNTRAINED, step_of
+from distilpeft.planning.plan import Plan, Step
+from distilpeft.planning.roles import (
+    CE_ONLY,
+    FULL,
+    MAJORITY,
+    MERGED,
+    STUDENT,
+    TEACHER,
+    TRAINING_STAGES,
+    UNTRAINED,
+    format_of,
+)
 from distilpeft.recipe import Recipe
 from distilpeft.report import publish
 from distilpeft.report.timings import summary
@@ -55,7 +65,7 @@ def run(plan: Plan, until: str | None = None) -> None:
     runtime.accelerator.wait_for_everyone()
 
 
-def make(plan: Plan, steps: Sequence[str]) -> None:
+def make(plan: Plan, steps: Sequence[Step]) -> None:
     """Do some steps of the plan that are not done, in their order, and nothing else."""
     runtime = runtime_of(plan.recipe)
     check_shared(runtime, plan.folder)
@@ -96,28 +106,28 @@ def do(
         What the figures have stopped, now and before: path → why. No other job of its plans was begun after it.
     """
     failed = dict(failed or {})
-    users = Counter(job.made.path for job in jobs)
+    users = Counter(job.artifact.path for job in jobs)
     steps: Steps | None = None
-    told: set[Path] = set()
+    published, announced = Published(), set[Path]()
     while True:
-        live = [job for job in jobs if not failed.keys() & {made.path for made in job.plan.artifacts.values()}]
-        number, turn = _next(live, runtime, told)
-        if number == FINISHED:
+        live = [job for job in jobs if not any(step.artifact.path in failed for step in job.plan.own)]
+        ready = next_job(live, runtime, published, announced)
+        if isinstance(ready, Finished):
             return failed
-        job = live[number]
+        job = ready.job
         try:
             if steps is None or steps.plan is not job.plan:
                 steps = Steps(job.plan, runtime, watch, steps)
-            whose = f" of {job.label}" if job.label and users[job.made.path] == 1 else ""
-            runtime.say(f"[{turn.num_done + 1}/{turn.num_all}] {job.step}{whose} → {job.made.path}")
-            steps.do(job.step, job.made)
+            whose = f" of {job.label}" if job.label and users[job.artifact.path] == 1 else ""
+            runtime.say(f"[{ready.num_done + 1}/{ready.num_all}] {job.step.name}{whose} → {job.artifact.path}")
+            steps.do(job.step)
         except GateError as error:
-            failed[job.made.path] = error.with_traceback(None)  # which would keep the models alive
+            failed[job.artifact.path] = error.with_traceback(None)  # which would keep the models alive
         finally:
-            turn.release()
+            ready.release()
 
 
-TEACHERS = {TEACHER: load_teacher, FULL: load_teacher_unquantized, MERGED: load_teacher_merged}
+LOADERS = {TEACHER: load_teacher, FULL: load_teacher_unquantized, MERGED: load_teacher_merged}
 """How each form of the teacher is loaded."""
 
 
@@ -149,53 +159,54 @@ class Steps:
         self._held: tuple[str, Loaded] | None = None
         self._live: Loaded | None = None  # the teacher, while other models are compared with it token by token
 
-    def do(self, name: str, out: Artifact) -> None:
-        """Make one artifact and publish it."""
-        runtime = self._runtime
+    def do(self, step: Step) -> None:
+        """Make the artifact of a step and publish it."""
+        runtime, out = self._runtime, step.artifact
         if runtime.is_main:
             out.partial.mkdir(parents=True, exist_ok=True)
         runtime.accelerator.wait_for_everyone()
         begin = time.monotonic()
         try:
-            figures = self._figures(name, out)
+            figures = self._figures(step)
             runtime.accelerator.wait_for_everyone()
             if runtime.is_main:
                 out.publish(figures, runtime.environment(), time.monotonic() - begin)
             runtime.accelerator.wait_for_everyone()
         finally:
-            if out.stage in ("teacher", "distil"):  # Accelerate holds on to what it has prepared
+            if out.stage in TRAINING_STAGES:  # Accelerate holds on to what it has prepared
                 runtime.accelerator.free_memory()
 
-    def _figures(self, name: str, out: Artifact) -> dict[str, Any]:
-        context, made = self.context, self.plan.artifacts
-        stage, _, role = name.partition("/")
+    def _figures(self, step: Step) -> dict[str, Any]:
+        context = self.context
+        stage, role, out = step.stage, step.role, step.artifact
         if stage in ("audit", "benchmark"):
             return {"audit": self._audit, "benchmark": self._benchmark}[stage]()
         if stage == "teacher":
             return teacher.run(context, out)
         if stage == "targets":
-            return targets.run(context, self._verified("teacher"), out)
+            return targets.run(context, self._verified(self.plan.step("teacher")), out)
         if stage == "distil":
             return self._distil(role, out)
         if stage == "export":
-            return export.run(context, form=role, student=self._verified(f"distil/{STUDENT}"), out=out)
+            student = self._verified(self.plan.weights_of(STUDENT))
+            return export.run(context, form=role, student=student, out=out)
         if stage == "bundle":
             return self._bundle(role, out)
         if stage == "compare":
-            evaluated = {one: made[f"evaluate/{one}"] for one in self.plan.roles()}
+            evaluated = {one: self.plan.artifact("evaluate", one) for one in self.plan.roles()}
             return self._runtime.on_main(lambda: compare.run(context, evaluated, out))  # type: ignore[no-any-return]
         return self._evaluate(role, out)
 
     def _audit(self) -> dict[str, Any]:
-        layout = SoftTargets(self.plan.artifacts["targets"].path).layout
+        layout = SoftTargets(self.plan.artifact("targets").path).layout
         loaded = self._load(STUDENT)
         assert loaded is not None
         return audit.run(self.context, layout=layout, student=loaded, teacher=self._teacher())
 
     def _evaluate(self, role: str, out: Artifact) -> dict[str, Any]:
-        recipe, made = self.plan.recipe, self.plan.artifacts
+        recipe = self.plan.recipe
         loaded = self._load(role)
-        reference = made[f"evaluate/{TEACHER}"] if role != TEACHER else None
+        reference = self.plan.artifact("evaluate", TEACHER) if role != TEACHER else None
         compared = recipe.kind.held_against and loaded is not None and role != TEACHER
         live = self._teacher() if compared else None
         return evaluate.run(self.context, loaded=loaded, teacher=live, reference=reference, role=role, out=out)
@@ -205,8 +216,7 @@ class Steps:
         self._held = self._live = None  # they would only take memory
         gc.collect()
         torch.cuda.empty_cache()
-        steps = {role: step_of(role) for role in self.plan.timed()}
-        folders = {role: self._verified(step).path for role, step in steps.items()}
+        folders = {role: self._verified(self.plan.weights_of(role)).path for role in self.plan.timed()}
         return self._runtime.on_main(  # type: ignore[no-any-return]
             lambda: benchmark.run(self.context, folders, STUDENT)
         )
@@ -216,33 +226,36 @@ class Steps:
         alpha = recipe.distil.alpha if role == STUDENT else 0.0
         cached = alpha > 0 and recipe.targets.mode == "cached"
         return distil.run(
-            self.context, alpha=alpha, teacher=self._verified("teacher"),
+            self.context, alpha=alpha, teacher=self._verified(self.plan.step("teacher")),
             targets=self._targets() if cached else None, out=out, watch=self._watch,
         )  # fmt: skip
 
     def _bundle(self, form: str, out: Artifact) -> dict[str, Any]:
-        made, own = self.plan.artifacts, f"export:{form}"
-        roles = [role for role in self.plan.roles() if role == own or not role.startswith("export:")]
-        figures = {role: made[f"evaluate/{role}"].figures() for role in roles}
-        measured = made["benchmark"].figures()
+        plan = self.plan
+        roles = [role for role in plan.roles() if format_of(role) in (None, form)]
+        figures = {role: plan.artifact("evaluate", role).figures() for role in roles}
+        measured = plan.artifact("benchmark").figures()
         timed = {role: found for role in roles if (found := summary(measured, role)) is not None}
-        files = self._verified(f"export/{form}")
-        keys = {"teacher": made["teacher"].key, "student": made[f"distil/{STUDENT}"].key, "data": self.plan.data_digest}
+        files = self._verified(plan.step("export", form))
+        keys = {
+            "teacher": plan.step("teacher").key,
+            "student": plan.step("distil", STUDENT).key,
+            "data": plan.data_digest,
+        }
         return self._runtime.on_main(  # type: ignore[no-any-return]
-            lambda: bundle.run(self.plan.recipe, form, files, figures=figures, timed=timed, keys=keys, out=out)
+            lambda: bundle.run(plan.recipe, form, files, figures=figures, timed=timed, keys=keys, out=out)
         )
 
     def _targets(self) -> Path:
         """The store of soft targets: the recipe's own, or one made elsewhere (checked when the run began)."""
         elsewhere = self.plan.recipe.targets.source
-        return Path(elsewhere).expanduser() if elsewhere else self._verified("targets").path
+        return Path(elsewhere).expanduser() if elsewhere else self._verified(self.plan.step("targets")).path
 
-    def _verified(self, name: str) -> Artifact:
-        """An artifact whose files are what they were when they were written."""
-        made = self.plan.artifacts[name]
+    def _verified(self, step: Step) -> Artifact:
+        """The artifact of a step, whose files are what they were when they were written."""
         if self._runtime.is_main:
-            made.verify()
-        return made
+            step.artifact.verify()
+        return step.artifact
 
     def _load(self, role: str) -> Loaded | None:
         """The frozen model of a role."""
@@ -260,13 +273,12 @@ class Steps:
 
     def _load_role(self, role: str) -> Loaded:
         runtime, pair = self._runtime, self.context.pair
-        if role in TEACHERS:
-            path = self._verified(step_of(role)).path
-            return TEACHERS[role](runtime, pair, path, pair.recipe.evaluate.precision, placed=True)
+        if role in LOADERS:
+            path = self._verified(self.plan.weights_of(role)).path
+            return LOADERS[role](runtime, pair, path, pair.recipe.evaluate.precision, placed=True)
         if role == UNTRAINED:
-            loaded = new_student(self.context, self.plan.artifacts["teacher"].path)
+            loaded = new_student(self.context, self.plan.artifact("teacher").path)
             loaded.model.requires_grad_(False).eval()
             return loaded
-        if role in (STUDENT, CE_ONLY):
-            return load_student(runtime, pair, self._verified(step_of(role)).path / MODEL)
-        return load_export(runtime, pair, self._verified(step_of(role)).path / MODEL)
+        path = self._verified(self.plan.weights_of(role)).path / MODEL
+        return load_student(runtime, pair, path) if role in (STUDENT, CE_ONLY) else load_export(runtime, pair, path)

@@ -1,4 +1,7 @@
-"""Which step comes next: a look at the artifacts that exist, and a lock on the first job that can start."""
+"""Which job comes next: a look at the artifacts that exist, and a lock on the first job that can start.
+
+`look` returns `Ready`, `Waiting` or `Finished`. With several processes the main one looks and the others follow.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from distilpeft.errors import InputError
-from distilpeft.machine.artifact import Artifact
+from distilpeft.machine.artifact import Artifact, Published
+from distilpeft.machine.files import names_in
 from distilpeft.machine.locks import POLL_S, Lock
 from distilpeft.machine.runtime import Runtime
-from distilpeft.planning.plan import Plan
+from distilpeft.planning.plan import Plan, Step
 from distilpeft.planning.roles import LAST_STAGES, TEACHER
 
 
@@ -23,31 +27,31 @@ class Job:
 
     Attributes:
         plan: whose step it is.
-        step: its name there.
+        step: one of the plan's own.
         label: which of several plans this is, for the user.
     """
 
     plan: Plan
-    step: str
+    step: Step
     label: str = ""
 
     @property
-    def made(self) -> Artifact:
+    def artifact(self) -> Artifact:
         """What the step leaves behind."""
-        return self.plan.artifacts[self.step]
+        return self.step.artifact
 
     @property
     def stage(self) -> str:
         """The verb."""
-        return self.step.partition("/")[0]
+        return self.step.stage
 
     def needs(self) -> list[Artifact]:
         """What has to be there first: all earlier stages, and the evaluated teacher before what is compared with it."""
-        steps = list(self.plan.artifacts)
+        steps = self.plan.own
         return [
-            self.plan.artifacts[step]
+            step.artifact
             for step in steps[: steps.index(self.step)]
-            if step.partition("/")[0] != self.stage or step == f"evaluate/{TEACHER}"
+            if step.stage != self.stage or (step.stage, step.role) == ("evaluate", TEACHER)
         ]
 
 
@@ -64,7 +68,7 @@ def check_shared(runtime: Runtime, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         mark.touch()
     runtime.accelerator.wait_for_everyone()
-    _look(folder)
+    names_in(folder)
     blind = runtime.count(not mark.exists())
     if runtime.is_main:
         mark.unlink()
@@ -79,84 +83,129 @@ def jobs_of(plan: Plan, until: str | None = None) -> list[Job]:
     """The plan's steps, up to the last one of a stage."""
     jobs = []
     for label, one in {"": plan, **{f"seed {seed}": repeat for seed, repeat in plan.repeats.items()}}.items():
-        names = list(one.artifacts)
+        steps = one.own
         if until is not None:
-            last = [index for index, name in enumerate(names) if name.partition("/")[0] == until]
+            last = [index for index, step in enumerate(steps) if step.stage == until]
             if not last and one is plan:
                 raise InputError(f"--until {until}: this recipe has no such stage")
-            names = names[: last[-1] + 1] if last else []
-        jobs += [Job(one, name, label) for name in names]
+            steps = steps[: last[-1] + 1] if last else ()
+        jobs += [Job(one, step, label) for step in steps]
     return jobs
 
 
-def _next(jobs: Sequence[Job], runtime: Runtime, told: set[Path]) -> tuple[int, Turn]:
-    """The main process looks and locks, the others follow: the index of the next job, or `FINISHED`."""
+@dataclass(frozen=True)
+class Ready:
+    """A job that can start.
+
+    Attributes:
+        job: the job.
+        locks: held by this process until `release`; only the main process holds any.
+        num_done: how many artifacts of all jobs are done.
+        num_all: how many there are.
+    """
+
+    job: Job
+    locks: tuple[Lock, ...] = ()
+    num_done: int = 0
+    num_all: int = 0
+
+    def release(self) -> None:
+        """Release the locks, so that others can take the job."""
+        for lock in self.locks:
+            lock.release()
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """No job can start now.
+
+    Attributes:
+        busy: jobs whose inputs are done but whose lock somebody else holds, with that lock.
+    """
+
+    busy: tuple[tuple[Job, Lock], ...] = ()
+
+
+@dataclass(frozen=True)
+class Finished:
+    """No job is left."""
+
+
+NextJob = Ready | Waiting | Finished
+
+
+def next_job(jobs: Sequence[Job], runtime: Runtime, published: Published, announced: set[Path]) -> Ready | Finished:
+    """Wait for a job that can start, or for the end of all; the same one in every process.
+
+    Args:
+        jobs: in the order in which they are to be done.
+        runtime: the machine.
+        published: the artifacts known to be done; brought up to date by every look.
+        announced: artifacts whose wait has been reported already.
+    """
     while True:
-        turn = Turn(jobs if runtime.is_main else ())
-        number = runtime.from_main(turn.number)
-        if number != WAIT:
-            return number, turn
-        for job, lock in turn.busy:
-            if job.made.path not in told:
-                told.add(job.made.path)
-                runtime.say(f"waiting for {job.made.path.name}: {lock.holder() or 'another run'} is at work on it")
+        found = _on_all(look(jobs, published) if runtime.is_main else None, jobs, runtime)
+        if not isinstance(found, Waiting):
+            return found
+        for job, lock in found.busy:
+            if job.artifact.path not in announced:
+                announced.add(job.artifact.path)
+                runtime.say(f"waiting for {job.artifact.path.name}: {lock.holder() or 'another run'} is at work on it")
         time.sleep(POLL_S)
 
 
-FINISHED, WAIT = -1, -2
+def _on_all(found: NextJob | None, jobs: Sequence[Job], runtime: Runtime) -> NextJob:
+    """Send what the main process has found to the others: the index of the job, or a negative number."""
+    finished, waiting = -1, -2
+    match found:
+        case Ready(job):
+            number = next(index for index, one in enumerate(jobs) if one is job)
+        case Finished():
+            number = finished
+        case _:
+            number = waiting
+    number = runtime.from_main(number)
+    if found is not None:
+        return found
+    if number == finished:
+        return Finished()
+    return Waiting() if number == waiting else Ready(jobs[number])
 
 
-class Turn:
-    """A look at what is done, and the lock of the first job that can be begun.
-
-    Attributes:
-        number: its index, or `FINISHED` or `WAIT`.
-        num_done: artifacts that are there.
-        num_all: artifacts that there will be.
-        busy: jobs that somebody else is at, and their locks.
-    """
-
-    def __init__(self, jobs: Sequence[Job]) -> None:
-        for folder in {job.plan.folder for job in jobs}:
-            _look(folder)
-        done = {made.path: made.done for job in jobs for made in job.plan.artifacts.values()}
-        wanted = {job.made.path for job in jobs}
-        self.num_all, self.num_done = len(wanted), sum(done[path] for path in wanted)
-        self.busy: list[tuple[Job, Lock]] = []
-        self._locks: list[Lock] = []
-        left = [index for index, job in enumerate(jobs) if not done[job.made.path]]
-        self.number = WAIT if left else FINISHED
-        early = [index for index in left if jobs[index].stage not in LAST_STAGES]
-        for index in early or left:
-            if all(done[need.path] for need in jobs[index].needs()) and self._take(jobs[index]):
-                self.number = index
-                return
-
-    def _take(self, job: Job) -> bool:
-        """Lock a job, unless it is taken, or was done a moment ago."""
-        names = [job.made.path.name]
-        if job.stage == "benchmark":
-            names.append(f"benchmark-{socket.gethostname()}")
-        for name in names:
-            lock = Lock(job.plan.folder, name)
-            if not lock.acquire():
-                self.busy.append((job, lock))
-                self.release()
-                return False
-            self._locks.append(lock)
-        _look(job.plan.folder)
-        if job.made.done:
-            self.release()
-        return bool(self._locks)
-
-    def release(self) -> None:
-        """Let others at the job."""
-        for lock in self._locks:
-            lock.release()
-        self._locks = []
+def look(jobs: Sequence[Job], published: Published) -> NextJob:
+    """Look at what is done, and lock the first job that can start."""
+    for folder in {job.plan.folder for job in jobs}:
+        published.look(folder)
+    left = [job for job in jobs if job.artifact not in published]
+    if not left:
+        return Finished()
+    wanted = {job.artifact.path: job.artifact for job in jobs}
+    num_done = sum(made in published for made in wanted.values())
+    early = [job for job in left if job.stage not in LAST_STAGES]
+    busy: tuple[tuple[Job, Lock], ...] = ()
+    for job in early or left:
+        if all(need in published for need in job.needs()):
+            taken = _take(Ready(job, _locks(job), num_done, len(wanted)), published)
+            if isinstance(taken, Ready):
+                return taken
+            busy += taken.busy
+    return Waiting(busy)
 
 
-def _look(folder: Path) -> None:
-    """Read a folder anew: over NFS, what others have renamed is otherwise seen only after a while."""
-    if folder.is_dir():
-        list(folder.iterdir())
+def _locks(job: Job) -> tuple[Lock, ...]:
+    """The locks of a job; the benchmark also has one per machine, so that only one runs there at a time."""
+    host = [f"benchmark-{socket.gethostname()}"] if job.stage == "benchmark" else []
+    return tuple(Lock(job.plan.folder, name) for name in (job.artifact.path.name, *host))
+
+
+def _take(ready: Ready, published: Published) -> Ready | Waiting:
+    """Take the locks of a job, unless somebody else holds one or has just finished the job."""
+    for lock in ready.locks:
+        if not lock.acquire():
+            ready.release()
+            return Waiting(((ready.job, lock),))
+    published.look(ready.job.plan.folder)
+    if ready.job.artifact in published:
+        ready.release()
+        return Waiting()
+    return ready

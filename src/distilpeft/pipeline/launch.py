@@ -12,7 +12,7 @@ from typing import Any
 
 from distilpeft.machine.host import num_processes
 from distilpeft.machine.processes import joined
-from distilpeft.planning.plan import Plan
+from distilpeft.planning.plan import Plan, Step
 
 LOGS = "logs"
 
@@ -33,7 +33,7 @@ def on_devices(devices: str | int, function: Callable[..., Any], arguments: Sequ
     return function(*arguments) if count == 1 else joined(count, function, arguments, folder / LOGS)
 
 
-def make(plan: Plan, steps: Sequence[str]) -> None:
+def make(plan: Plan, steps: Sequence[Step]) -> None:
     """`pipeline.make`, likewise."""
     from distilpeft.pipeline import chain
 

@@ -24,6 +24,7 @@ from distilpeft.data.sources import model_config
 from distilpeft.distillation.codec import RANGE, Kept, Layout, quantized
 from distilpeft.distillation.store import Contents, Writer, row_hashes, shard_edges
 from distilpeft.errors import InputError
+from distilpeft.machine.files import publish_folder
 from distilpeft.planning.plan import Plan
 from distilpeft.recipe.distil import format_fault
 from distilpeft.tasks.rows import TaskData, Tokens
@@ -110,7 +111,7 @@ def _lines(source: Path) -> Iterator[tuple[int, Any]]:
 
 
 def _write(contents: Contents, blocks: dict[int, tuple[bytes, dict[str, float]]], out: Path, notes: Any) -> None:
-    """Write beside `out`, and rename when all is on disk."""
+    """Write beside `out`, then publish."""
     partial = out.with_name(f".{out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -125,7 +126,7 @@ def _write(contents: Contents, blocks: dict[int, tuple[bytes, dict[str, float]]]
             sums.append(measured)
         writer.write(shard, kept, _added(sums))
     writer.finish(notes)
-    partial.rename(out)
+    publish_folder(partial, out)
 
 
 def _added(sums: list[dict[str, float]]) -> dict[str, float]:

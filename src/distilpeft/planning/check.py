@@ -20,7 +20,7 @@ from distilpeft.machine.host import gpu_memories, memory_bytes
 from distilpeft.machine.host import num_processes as processes_of
 from distilpeft.planning.memory import MARGIN, Load, Machine, Way, best, settings, variants
 from distilpeft.planning.plan import Plan
-from distilpeft.planning.roles import CE_ONLY, STUDENT
+from distilpeft.planning.roles import CE_ONLY, STUDENT, step_name
 from distilpeft.planning.sizes import (
     Size,
     lora_weights,
@@ -202,22 +202,22 @@ def stage_rows(plan: Plan, splits: Mapping[str, int] | None) -> list[tuple[str, 
     per_row = 24 if recipe.kind.language else 4 * _outputs(recipe)
     exported = sum(student.total * _export_bytes(recipe, form) for form in recipe.export.formats) if student else None
     needs = {
-        "teacher": _teacher_needs(recipe, teacher, train),
-        "targets": _targets_needs(recipe, teacher, train),
-        f"distil/{CE_ONLY}": _student_needs(recipe, student, train),
-        f"distil/{STUDENT}": _student_needs(recipe, student, train),
-        "audit": ("-", "-", _count(student), "-", "-"),
-        "evaluate": (_known(scored), "-", "-", "-", _bytes(scored and len(plan.roles()) * scored * per_row)),
-        "export": (str(recipe.export.gate_rows), "-", _count(student), "-", _bytes(exported)),
-        "compare": ("-", "-", "-", "-", "-"),
-        "benchmark": ("-", str(recipe.benchmark.rounds), "-", "-", "-"),
-        "bundle": ("-", "-", "-", "-", "-"),
+        ("teacher", ""): _teacher_needs(recipe, teacher, train),
+        ("targets", ""): _targets_needs(recipe, teacher, train),
+        ("distil", CE_ONLY): _student_needs(recipe, student, train),
+        ("distil", STUDENT): _student_needs(recipe, student, train),
+        ("audit", ""): ("-", "-", _count(student), "-", "-"),
+        ("evaluate", ""): (_known(scored), "-", "-", "-", _bytes(scored and len(plan.roles()) * scored * per_row)),
+        ("export", ""): (str(recipe.export.gate_rows), "-", _count(student), "-", _bytes(exported)),
+        ("compare", ""): ("-", "-", "-", "-", "-"),
+        ("benchmark", ""): ("-", str(recipe.benchmark.rounds), "-", "-", "-"),
+        ("bundle", ""): ("-", "-", "-", "-", "-"),
     }
     rows = []
-    for label, cells in needs.items():
-        steps = [made.done for step, made in plan.artifacts.items() if step == label or step.startswith(f"{label}/")]
-        if steps:
-            rows.append((label, f"{sum(steps)}/{len(steps)}", *cells))
+    for (stage, role), cells in needs.items():
+        done = [step.artifact.done for step in plan.own if step.stage == stage and role in ("", step.role)]
+        if done:
+            rows.append((step_name(stage, role), f"{sum(done)}/{len(done)}", *cells))
     return rows
 
 

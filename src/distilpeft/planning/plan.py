@@ -9,35 +9,64 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from distilpeft.data.reading import data_sources
-from distilpeft.data.sources import (
-    Source,
-    check_model,
-    digest,
-    model_config,
-    model_folder,
-    num_layers,
-    resolve,
-    weight_shapes,
-)
-from distilpeft.data.vocabulary import Vocabulary, check_same
-from distilpeft.distillation.store import STORE, read_store
-from distilpeft.errors import InputError
+from distilpeft.data.sources import Source, digest
 from distilpeft.machine.artifact import Artifact, artifact
-from distilpeft.machine.files import digest_file, digest_json
+from distilpeft.machine.files import digest_json
 from distilpeft.machine.host import machine_name
-from distilpeft.planning.roles import CE_ONLY, FULL, MAJORITY, MERGED, STUDENT, TEACHER, UNTIMED, UNTRAINED
+from distilpeft.planning.inputs import check_tokens, data_digest, source_of_targets, student_origin, teacher_base
+from distilpeft.planning.roles import (
+    CE_ONLY,
+    FULL,
+    MAJORITY,
+    MERGED,
+    STUDENT,
+    TEACHER,
+    TEACHERS,
+    UNTIMED,
+    UNTRAINED,
+    export_role,
+    format_of,
+    step_name,
+)
 from distilpeft.recipe import Recipe
-from distilpeft.recipe.distil import format_fault
 from distilpeft.recipe.recipe import result_settings
-from distilpeft.recipe.training import Lora
 
 FORMAT = 6
 COMPARED = 2
 """The format of what `compare` leaves; the other stages' is older."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of a plan.
+
+    Attributes:
+        artifact: what it leaves behind, with the settings and inputs that it depends on.
+        role: the model that it makes or judges; the format for the stages `export` and `bundle`; "" for a stage of one
+            step.
+    """
+
+    artifact: Artifact
+    role: str = ""
+
+    @property
+    def stage(self) -> str:
+        """The verb."""
+        return self.artifact.stage
+
+    @property
+    def key(self) -> str:
+        """The key of its artifact."""
+        return self.artifact.key
+
+    @property
+    def name(self) -> str:
+        """The step in messages and reports."""
+        return step_name(self.stage, self.role)
 
 
 @dataclass(frozen=True)
@@ -48,20 +77,46 @@ class Plan:
         recipe: the checked recipe.
         folder: runs/<name>.
         data_digest: names the rows.
-        artifacts: by step, in the order in which they are made: `teacher`, `targets`, `distil/<role>`,
-            `audit`, `evaluate/<role>`, `export/<format>`, `compare`, `benchmark`, `bundle/<format>`.
+        own: the steps of the recipe's own seed in the order in which they are done: teacher, targets, students, audit,
+            evaluations, exports, comparison, benchmark, bundles.
         repeats: seed → the same chain up to `compare`, without exports, for `evaluate.seeds`.
     """
 
     recipe: Recipe
     folder: Path
     data_digest: str
-    artifacts: Mapping[str, Artifact]
+    own: tuple[Step, ...]
     repeats: Mapping[int, Plan] = field(default_factory=dict)
+
+    @cached_property
+    def artifacts(self) -> Mapping[str, Artifact]:
+        """The artifacts of its own steps by the steps' names, in order."""
+        return {step.name: step.artifact for step in self.own}
+
+    def find(self, stage: str, role: str = "") -> Step | None:
+        """Its own step of a stage, or None if the recipe has no such step."""
+        return next((step for step in self.own if (step.stage, step.role) == (stage, role)), None)
+
+    def step(self, stage: str, role: str = "") -> Step:
+        """Its own step of a stage, which it has."""
+        step = self.find(stage, role)
+        assert step is not None, f"the plan has no step {step_name(stage, role)}"
+        return step
+
+    def artifact(self, stage: str, role: str = "") -> Artifact:
+        """The artifact of its own step of a stage, which it has."""
+        return self.step(stage, role).artifact
+
+    def weights_of(self, role: str) -> Step:
+        """The step that makes the weights of a role."""
+        form = format_of(role)
+        if form is not None:
+            return self.step("export", form)
+        return self.step("teacher") if role in TEACHERS else self.step("distil", role)
 
     def roles(self) -> list[str]:
         """The models of the report, in its order."""
-        return [step.partition("/")[2] for step in self.artifacts if step.startswith("evaluate/")]
+        return [step.role for step in self.own if step.stage == "evaluate"]
 
     def timed(self) -> list[str]:
         """The models whose latency is measured, in the report's order."""
@@ -93,95 +148,174 @@ def make_plan(recipe: Recipe, runs: Path) -> Plan:
     return replace(_plan(recipe, runs), repeats=repeats)
 
 
+@dataclass(frozen=True)
+class _Naming:
+    """What all steps of a recipe have in common when their artifacts are named."""
+
+    recipe: Recipe
+    folder: Path
+    data_digest: str
+
+    @property
+    def seeded(self) -> dict[str, Any]:
+        """The settings of every step that draws random numbers."""
+        return {"seed": self.recipe.seed, **({"deterministic": True} if self.recipe.deterministic else {})}
+
+    def step(self, stage: str, settings: Mapping[str, Any], inputs: Mapping[str, str], role: str = "") -> Step:
+        """A step whose artifact is named by these settings and inputs, and by the rows."""
+        named = {"data": self.data_digest, **inputs}
+        return Step(artifact(self.folder, stage, FORMAT, digest_settings(settings), named), role)
+
+
+@dataclass(frozen=True)
+class _Model:
+    """A model of the report.
+
+    Attributes:
+        role: its name there.
+        inputs: name → key of what it is made from.
+    """
+
+    role: str
+    inputs: Mapping[str, str]
+
+
 def _plan(recipe: Recipe, runs: Path, *, repeated: bool = False) -> Plan:
-    folder = runs / recipe.name
-    teacher_base = _teacher_base(recipe)
-    data_inputs = {split or "all": digest(source) for split, source in data_sources(recipe.data).items()}
-    rows = {"task": result_settings(recipe.task), "data": {**result_settings(recipe.data), "source": None}}
-    data_digest = digest_json([rows, data_inputs])
-    seeded = {"seed": recipe.seed, **({"deterministic": True} if recipe.deterministic else {})}
+    """The plan of one seed; a repeat ends with the comparison, and has neither an audit nor exports."""
+    base = teacher_base(recipe)
+    names = _Naming(recipe, runs / recipe.name, data_digest(recipe))
 
-    def make(stage: str, settings: Mapping[str, Any], **inputs: str) -> Artifact:
-        plain = digest_settings(settings)
-        return artifact(folder, stage, FORMAT, plain, {"data": data_digest, **inputs})
+    teacher = _teacher(names, base)
+    targets = _targets(names, teacher)
+    check_tokens(recipe)
+    origin = student_origin(recipe, teacher.key)
+    students = _students(names, origin, _soft_inputs(recipe, teacher, targets))
+    student = students[-1]
+    audit = [] if repeated else _audit(names, student, targets)
 
-    found: dict[str, Artifact] = {}
-    teacher_settings = _without(result_settings(recipe.teacher), "gate", "model", "revision")
-    teacher = found["teacher"] = make("teacher", {**teacher_settings, **seeded}, base=digest(teacher_base))
-    cached = recipe.targets.mode == "cached" and recipe.distil.alpha > 0
-    if cached and recipe.targets.source is None:
-        found["targets"] = make("targets", _target_settings(recipe), teacher=teacher.key)
-    _check_tokens(recipe)
-    origin = _student_inputs(recipe, teacher)
-    student = {**_without(result_settings(recipe.student), "model", "revision"), **seeded}
-    distil = _without(result_settings(recipe.distil), "ce_only_baseline")
-    soft = {"targets": found["targets"].key} if "targets" in found else {}
-    if cached and recipe.targets.source is not None:
-        soft = {"targets": _source_of_targets(recipe, recipe.targets.source)}
-    if recipe.distil.alpha > 0 and not soft:
-        soft = {"teacher": teacher.key, "precision": recipe.targets.precision}
-    models: dict[str, dict[str, str]] = {MAJORITY: {}, UNTRAINED: {"seeded": digest_json([student, origin])}}
-    if recipe.distil.ce_only_baseline and recipe.kind.labels:
-        settings = {**_without(distil, "temperature", "divergence", "features"), "alpha": 0.0, "student": student}
-        found[f"distil/{CE_ONLY}"] = made = make("distil", settings, **origin)
-        models[CE_ONLY] = {"model": made.key}
-    found[f"distil/{STUDENT}"] = made = make("distil", {**distil, "student": student}, **{**origin, **soft})
-    models[STUDENT] = {"model": made.key}
-    if "targets" in found and recipe.kind.language:
-        audited = {"temperature": recipe.distil.temperature, "precision": recipe.evaluate.precision, **seeded}
-        inputs = {"student": made.key, "targets": found["targets"].key}
-        found["audit"] = make("audit", {**audited, "k": recipe.targets.k, "draws": recipe.targets.draws}, **inputs)
-    models |= _teacher_forms(recipe, teacher)
-    _evaluate(recipe, found, models, make, exports=not repeated)
-    if not repeated:
-        _measure(recipe, found, models, make)
-    else:
-        found.pop("audit", None)
-    return Plan(recipe, folder, data_digest, found)
+    untrained = _Model(UNTRAINED, {"seeded": digest_json([_student_settings(names), origin])})
+    trained = [_Model(step.role, {"model": step.key}) for step in students]
+    models = [_Model(MAJORITY, {}), untrained, *trained, *_teacher_forms(recipe, teacher)]
+    evaluations = _evaluations(names, models)
+    steps = [teacher, *targets, *students, *audit, *evaluations]
+    if repeated:
+        return Plan(recipe, names.folder, names.data_digest, (*steps, _comparison(names, evaluations)))
+
+    exports = [_export(names, form, student) for form in recipe.export.formats]
+    exported = [_Model(export_role(step.role), {"model": step.key}) for step in exports]
+    judged = [_evaluation(names, model, evaluations[0]) for model in exported]
+    comparison = _comparison(names, [*evaluations, *judged])
+    benchmark = _benchmark(names, [*models, *exported])
+    pairs = list(zip(exports, judged, strict=True))
+    bundles = [_bundle(names, export, [*evaluations, evaluation, benchmark]) for export, evaluation in pairs]
+    steps += [*(step for pair in pairs for step in pair), comparison, benchmark, *bundles]
+    return Plan(recipe, names.folder, names.data_digest, tuple(steps))
 
 
-def _teacher_forms(recipe: Recipe, teacher: Artifact) -> dict[str, dict[str, str]]:
-    """The teacher, and what its short cuts are held against: unquantized, and merged as the student is cut from it."""
-    found = {TEACHER: {"model": teacher.key}}
+def _teacher(names: _Naming, base: Source) -> Step:
+    settings = _without(result_settings(names.recipe.teacher), "gate", "model", "revision")
+    return names.step("teacher", {**settings, **names.seeded}, {"base": digest(base)})
+
+
+def _targets(names: _Naming, teacher: Step) -> list[Step]:
+    """The teacher's soft targets on disk, if this run is to make them."""
+    recipe = names.recipe
+    if not _is_cached(recipe) or recipe.targets.source is not None:
+        return []
+    return [names.step("targets", _target_settings(recipe), {"teacher": teacher.key})]
+
+
+def _is_cached(recipe: Recipe) -> bool:
+    """Whether the student learns from soft targets on disk."""
+    return recipe.targets.mode == "cached" and recipe.distil.alpha > 0
+
+
+def _soft_inputs(recipe: Recipe, teacher: Step, targets: list[Step]) -> dict[str, str]:
+    """What the soft targets that the student learns from are made from."""
+    if targets:
+        return {"targets": targets[0].key}
+    if _is_cached(recipe):
+        assert recipe.targets.source is not None
+        return {"targets": source_of_targets(recipe, recipe.targets.source)}
+    if recipe.distil.alpha > 0:
+        return {"teacher": teacher.key, "precision": recipe.targets.precision}
+    return {}
+
+
+def _students(names: _Naming, origin: Mapping[str, str], soft: Mapping[str, str]) -> list[Step]:
+    """The student trained on labels alone, if it is asked for, and the student."""
+    recipe = names.recipe
+    settings = {**_without(result_settings(recipe.distil), "ce_only_baseline"), "student": _student_settings(names)}
+    student = names.step("distil", settings, {**origin, **soft}, STUDENT)
+    if not (recipe.distil.ce_only_baseline and recipe.kind.labels):
+        return [student]
+    on_labels = {**_without(settings, "temperature", "divergence", "features"), "alpha": 0.0}
+    return [names.step("distil", on_labels, origin, CE_ONLY), student]
+
+
+def _student_settings(names: _Naming) -> dict[str, Any]:
+    return {**_without(result_settings(names.recipe.student), "model", "revision"), **names.seeded}
+
+
+def _audit(names: _Naming, student: Step, targets: list[Step]) -> list[Step]:
+    """For language models: how far the gradient from stored soft targets is from the one from all logits."""
+    recipe = names.recipe
+    if not targets or not recipe.kind.language:
+        return []
+    settings = {
+        "temperature": recipe.distil.temperature, "precision": recipe.evaluate.precision, **names.seeded,
+        "k": recipe.targets.k, "draws": recipe.targets.draws,
+    }  # fmt: skip
+    return [names.step("audit", settings, {"student": student.key, "targets": targets[0].key})]
+
+
+def _teacher_forms(recipe: Recipe, teacher: Step) -> list[_Model]:
+    """The teacher, and what its short cuts are compared with: unquantized, and merged as the student is cut from it."""
+    found = [_Model(TEACHER, {"model": teacher.key})]
     quantized = recipe.teacher.quantize != "none"
     if recipe.evaluate.teacher_full_precision and quantized:
-        found[FULL] = {"model": teacher.key, "quantize": "none"}
+        found.append(_Model(FULL, {"model": teacher.key, "quantize": "none"}))
     if recipe.student.from_teacher and recipe.teacher.adapter and quantized:
-        found[MERGED] = {"model": teacher.key, "merged": "dequantized"}
+        found.append(_Model(MERGED, {"model": teacher.key, "merged": "dequantized"}))
     return found
 
 
-def _evaluate(
-    recipe: Recipe, found: dict[str, Artifact], models: dict[str, dict[str, str]], make: Any, *, exports: bool
-) -> None:
-    """Add evaluation and export of every model; the teacher first, the others are compared with it."""
-    settings = {**result_settings(recipe.evaluate), "metrics": recipe.metrics}
-    reference = make("evaluate", settings, role=TEACHER, **models[TEACHER])
-    found[f"evaluate/{TEACHER}"] = reference
-    for role, inputs in models.items():
-        if role != TEACHER:
-            found[f"evaluate/{role}"] = make("evaluate", settings, role=role, teacher=reference.key, **inputs)
-    for form in recipe.export.formats if exports else ():
-        made = make("export", _export_settings(recipe, form), **models[STUDENT])
-        found[f"export/{form}"] = made
-        role = f"export:{form}"
-        models[role] = {"model": made.key}
-        found[f"evaluate/{role}"] = make("evaluate", settings, role=role, teacher=reference.key, **models[role])
-    evaluated = {step.partition("/")[2]: one.key for step, one in found.items() if step.startswith("evaluate/")}
-    found["compare"] = make("compare", {"metrics": recipe.metrics, "format": COMPARED}, **evaluated)
+def _evaluations(names: _Naming, models: list[_Model]) -> list[Step]:
+    """The teacher's evaluation first, since the others are compared with it."""
+    teacher = next(model for model in models if model.role == TEACHER)
+    reference = _evaluation(names, teacher, None)
+    return [reference, *(_evaluation(names, model, reference) for model in models if model is not teacher)]
 
 
-def _measure(recipe: Recipe, found: dict[str, Artifact], models: dict[str, dict[str, str]], make: Any) -> None:
-    """Add the benchmark of all models, and the bundles that tell of it."""
-    bases = [role for role in models if not role.startswith("export:")]
-    timed = {**result_settings(recipe.benchmark), "split": recipe.evaluate.split, "machine": machine_name()}
-    inputs = {f"{role} {name}": key for role in models if role not in UNTIMED for name, key in models[role].items()}
-    found["benchmark"] = make("benchmark", timed, **inputs)
-    for form in recipe.export.formats:
-        shown = [*(f"evaluate/{role}" for role in (*bases, f"export:{form}")), "benchmark"]
-        figures = digest_json({step: found[step].key for step in shown if step in found})
-        told = {"name": recipe.name, "license": recipe.export.license}
-        found[f"bundle/{form}"] = make("bundle", told, files=found[f"export/{form}"].key, figures=figures)
+def _evaluation(names: _Naming, model: _Model, reference: Step | None) -> Step:
+    settings = {**result_settings(names.recipe.evaluate), "metrics": names.recipe.metrics}
+    against = {} if reference is None else {"teacher": reference.key}
+    return names.step("evaluate", settings, {"role": model.role, **against, **model.inputs}, model.role)
+
+
+def _export(names: _Naming, form: str, student: Step) -> Step:
+    return names.step("export", _export_settings(names.recipe, form), {"model": student.key}, form)
+
+
+def _comparison(names: _Naming, evaluations: list[Step]) -> Step:
+    settings = {"metrics": names.recipe.metrics, "format": COMPARED}
+    return names.step("compare", settings, {step.role: step.key for step in evaluations})
+
+
+def _benchmark(names: _Naming, models: list[_Model]) -> Step:
+    recipe = names.recipe
+    settings = {**result_settings(recipe.benchmark), "split": recipe.evaluate.split, "machine": machine_name()}
+    timed = [model for model in models if model.role not in UNTIMED]
+    inputs = {f"{model.role} {name}": key for model in timed for name, key in model.inputs.items()}
+    return names.step("benchmark", settings, inputs)
+
+
+def _bundle(names: _Naming, export: Step, shown: list[Step]) -> Step:
+    """An export with a card, which shows the figures of these steps."""
+    recipe = names.recipe
+    settings = {"name": recipe.name, "license": recipe.export.license}
+    figures = digest_json({step.name: step.key for step in shown})
+    return names.step("bundle", settings, {"files": export.key, "figures": figures}, export.role)
 
 
 def _export_settings(recipe: Recipe, form: str) -> dict[str, Any]:
@@ -224,84 +358,5 @@ def _target_settings(recipe: Recipe) -> dict[str, Any]:
     return settings if targets.format in ("full", "top_k") else {**settings, "seed": recipe.seed}
 
 
-def _source_of_targets(recipe: Recipe, source: str) -> str:
-    """The digest of a store made elsewhere, checked as far as its description tells."""
-    folder, key = Path(source).expanduser(), "targets.source"
-    if not (folder / STORE).is_file():
-        raise InputError(f"{key}: {source}: no soft targets here (no {STORE}); distilpeft targets import makes some")
-    layout = read_store(folder)["layout"]
-    fault = format_fault(layout["kind"], recipe.distil)
-    temperature = recipe.distil.temperature
-    if layout["kind"] != "full" and temperature not in layout["temperatures"]:
-        listed = ", ".join(f"{one:g}" for one in layout["temperatures"])
-        fault = f"its targets are for temperature {listed}, but distil.temperature is {temperature:g}"
-    if fault is not None:
-        raise InputError(f"{key}: {source}: {fault}")
-    return digest_file(folder / STORE)
-
-
 def _without(settings: Mapping[str, Any], *names: str) -> dict[str, Any]:
     return {name: value for name, value in settings.items() if name not in names}
-
-
-def _student_inputs(recipe: Recipe, teacher: Artifact) -> dict[str, str]:
-    student = recipe.student
-    if student.from_teacher is not None:
-        _check_lora(student.lora, resolve(recipe.teacher.model, "teacher.model", recipe.teacher.revision), "student")
-        return {"student": teacher.key}
-    if student.from_config is not None:
-        source = resolve(student.from_config.model, "student.from_config.model", student.from_config.revision)
-        check_model(source, "student.from_config.model", weights=False)
-    else:
-        assert student.model is not None
-        source = resolve(student.model, "student.model", student.revision)
-        check_model(source, "student.model")
-        _check_lora(student.lora, source, "student")
-    return {"student": digest(source)}
-
-
-def _teacher_base(recipe: Recipe) -> Source:
-    """The teacher's base, checked as far as its files tell without loading them."""
-    source = resolve(recipe.teacher.model, "teacher.model", recipe.teacher.revision)
-    check_model(source, "teacher.model")
-    config = model_config(source)
-    depth = num_layers(config) if config else None
-    cut = recipe.student.from_teacher
-    if cut is not None and depth is not None:
-        cut.of(depth)
-    _check_lora(recipe.teacher.adapter, source, "teacher")
-    return source
-
-
-def _check_tokens(recipe: Recipe) -> None:
-    """Compare the token ids of the pair as far as its files tell; a run compares the loaded tokenizers in full."""
-    student = recipe.student
-    name, revision = student.model, student.revision
-    if not recipe.kind.same_tokens or name is None:
-        return
-    sources = (
-        resolve(recipe.teacher.model, "teacher.model", recipe.teacher.revision),
-        resolve(name, "student.model", revision),
-    )
-    found = [
-        Vocabulary.of_folder(source.name, folder)
-        for source in sources
-        if (folder := model_folder(source)) is not None and folder.is_dir()
-    ]
-    if len(found) == len(sources) and found[0] is not None and found[1] is not None:
-        check_same(found[0], found[1], chat=False, tokens_only=True)
-
-
-def _check_lora(lora: Lora | None, source: Source, section: str) -> None:
-    """Refuse target modules that the model's files do not know."""
-    shapes = weight_shapes(source)
-    if lora is None or isinstance(lora.target_modules, str) or shapes is None:
-        return
-    modules = {name.rpartition(".")[0] for name in shapes}
-    for target in lora.target_modules:
-        if not any(name == target or name.endswith(f".{target}") for name in modules):
-            known = sorted({m.rpartition(".")[2] for m in modules if len(shapes.get(f"{m}.weight", ())) == 2})
-            raise InputError(
-                f"{section}.lora.target_modules: {source.name} has no module {target!r}; "
-                f"its matrices are {', '.join(known)}"
-            )

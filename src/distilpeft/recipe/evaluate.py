@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field
 
-from distilpeft.recipe.section import IN_KEY_IF_GIVEN, NOT_IN_KEY, Count, Fraction, Index, Number, Section
+from distilpeft.recipe.section import IN_KEY_IF_GIVEN, NOT_IN_KEY, Count, Fraction, Index, Number, Section, distinct
 from distilpeft.recipe.training import Precision
 
 
@@ -28,7 +28,7 @@ class Evaluate(Section):
     precision: Precision = "fp32"
     micro_batch_size: Count = Field(64, json_schema_extra=NOT_IN_KEY)
     teacher_full_precision: bool = Field(True, description="measure what quantizing the teacher costs")
-    seeds: tuple[Index, ...] = Field(
+    seeds: Annotated[tuple[Index, ...], distinct("seeds")] = Field(
         (), description="also train and judge everything with these seeds, to tell gain from luck",
         json_schema_extra=NOT_IN_KEY,
     )  # fmt: skip
@@ -47,25 +47,23 @@ class Evaluate(Section):
         json_schema_extra=IN_KEY_IF_GIVEN,
     )  # fmt: skip
 
-    @field_validator("seeds")
-    @classmethod
-    def _seeds_differ(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
-        if len(set(seeds)) < len(seeds):
-            raise ValueError("the seeds must differ from each other")
-        return seeds
+
+_DISTINCT = distinct("values")
 
 
 class Benchmark(Section):
     """Latency, throughput and memory of every model, in turns, for all combinations of what is listed here."""
 
-    devices: tuple[Literal["auto", "cpu", "cuda"], ...] = Field(
+    devices: Annotated[tuple[Literal["auto", "cpu", "cuda"], ...], _DISTINCT] = Field(
         ("auto",), min_length=1, description="auto = as in training"
     )
-    threads: tuple[Count, ...] | None = Field(None, min_length=1, description="default: one per processor")
-    batch_sizes: tuple[Count, ...] = Field(
+    threads: Annotated[tuple[Count, ...] | None, _DISTINCT] = Field(
+        None, min_length=1, description="default: one per processor"
+    )
+    batch_sizes: Annotated[tuple[Count, ...], _DISTINCT] = Field(
         (1, 32), min_length=1, description="latency is told of the smallest, throughput of the largest"
     )
-    lengths: tuple[Literal["data"] | Count, ...] = Field(
+    lengths: Annotated[tuple[Literal["data"] | Count, ...], _DISTINCT] = Field(
         ("data",), min_length=1, description="data = rows as long as they are; a number = real tokens, cut to it"
     )
     rounds: Annotated[int, Number, Field(ge=3)] = Field(
@@ -76,10 +74,3 @@ class Benchmark(Section):
     )
     new_tokens: Count = Field(16, description="causal_lm: tokens generated after each prompt, timed apart")
     compile: bool = Field(False, description="text_classification: also time the student under torch.compile")
-
-    @field_validator("devices", "threads", "batch_sizes", "lengths")
-    @classmethod
-    def _differ(cls, values: tuple[Any, ...] | None) -> tuple[Any, ...] | None:
-        if values is not None and len(set(values)) < len(values):
-            raise ValueError("the values must differ from each other")
-        return values

@@ -11,9 +11,9 @@ import importlib.util
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, field_validator
+from pydantic import BeforeValidator, Field
 
-from distilpeft.recipe.section import Count, Fraction, Positive, Section
+from distilpeft.recipe.section import Count, Fraction, Positive, Section, distinct
 
 Exactness = Literal["exact", "half", "int8", "int4"]
 FormName = Literal[
@@ -145,7 +145,9 @@ class Tolerance(Section):
 class Export(Section):
     """Deployable files, and how closely each must match the student before it counts."""
 
-    formats: tuple[_Form, ...] = Field(("safetensors",), min_length=1, description="the first is the run's `student`")
+    formats: Annotated[tuple[_Form, ...], distinct("formats")] = Field(
+        ("safetensors",), min_length=1, description="the first is the run's `student`"
+    )
     dtype: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="of safetensors")
     int8: Literal["auto", "dynamic", "per_channel", "mixed", "static"] = Field(
         "auto", description="how onnx-int8 is made; auto tries these in turn until one is within the tolerance"
@@ -154,10 +156,3 @@ class Export(Section):
     tolerance: dict[_Form, Tolerance] = Field({}, description="format → what it must hold, instead of its defaults")
     gate_rows: Count = Field(1024, description="validation rows compared with the student")
     license: str | None = Field(None, min_length=1, description="of the student, for its card; a hub id such as mit")
-
-    @field_validator("formats")
-    @classmethod
-    def _formats_differ(cls, formats: tuple[str, ...]) -> tuple[str, ...]:
-        if len(set(formats)) < len(formats):
-            raise ValueError("the formats must differ from each other")
-        return formats

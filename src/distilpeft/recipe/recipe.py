@@ -11,15 +11,15 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, Field, field_validator
+from pydantic import BaseModel, Field
 
 from distilpeft.recipe.data import Data
 from distilpeft.recipe.distil import Distil, format_fault
 from distilpeft.recipe.evaluate import Benchmark, Evaluate
 from distilpeft.recipe.export import FORMS, LIMITS, Exactness, Export, Limits
-from distilpeft.recipe.section import IN_KEY_IF_GIVEN, NOT_IN_KEY, Count, Index, Section
+from distilpeft.recipe.section import IN_KEY_IF_GIVEN, NOT_IN_KEY, Count, Index, Section, distinct
 from distilpeft.recipe.student import Student
 from distilpeft.recipe.task import (
     CausalLM,
@@ -60,16 +60,9 @@ class Recipe(Section):
     evaluate: Evaluate = Evaluate()
     benchmark: Benchmark = Benchmark()
     export: Export = Export()
-    tracking: tuple[Tracker, ...] = Field(
+    tracking: Annotated[tuple[Tracker, ...], distinct("trackers")] = Field(
         (), description="experiment trackers that see every training; each needs the extra of its name"
     )
-
-    @field_validator("tracking")
-    @classmethod
-    def _trackers_differ(cls, trackers: tuple[str, ...]) -> tuple[str, ...]:
-        if len(set(trackers)) < len(trackers):
-            raise ValueError("the trackers must differ from each other")
-        return trackers
 
     @property
     def kind(self) -> Kind:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 
 def refuse_bool(value: Any) -> Any:
@@ -12,6 +13,22 @@ def refuse_bool(value: Any) -> Any:
     if isinstance(value, bool):
         raise ValueError("expected a number, not true or false")
     return value
+
+
+def refuse_repeats(what: str, values: Sequence[Any] | None) -> None:
+    """Refuse a list that holds a value twice; `what` names the values in the message."""
+    if values is not None and len(set(values)) < len(values):
+        raise ValueError(f"the {what} must differ from each other")
+
+
+def distinct(what: str) -> AfterValidator:
+    """Annotates a list whose values must differ from each other."""
+
+    def check(values: Any) -> Any:
+        refuse_repeats(what, values)
+        return values
+
+    return AfterValidator(check)
 
 
 Number = BeforeValidator(refuse_bool)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal, Self, get_args
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import Field, model_validator
 
-from distilpeft.recipe.section import IN_KEY_IF_GIVEN, Count, Fraction, Section
+from distilpeft.recipe.section import IN_KEY_IF_GIVEN, Count, Fraction, Section, distinct
 
 ROUGE = ("rouge1", "rouge2", "rougeL")
 LOWER_IS_BETTER = frozenset({"ece", "log_loss", "nats_per_token", "perplexity", "bits_per_byte", "kl", "rmse", "mae"})
@@ -75,13 +75,7 @@ class Kind:
         return "language" if self.language else "values" if self.values else "classes"
 
 
-def _all_differ(labels: tuple[str, ...]) -> tuple[str, ...]:
-    if len(set(labels)) < len(labels):
-        raise ValueError("the class names must differ from each other")
-    return labels
-
-
-Labels = Annotated[tuple[str, ...], AfterValidator(_all_differ)]
+Labels = Annotated[tuple[str, ...], distinct("class names")]
 
 
 class Texts(Section):

@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from distilpeft.recipe.section import NOT_IN_KEY, Count, Number, Positive, Section
+from distilpeft.recipe.section import NOT_IN_KEY, Count, Number, Positive, Section, refuse_repeats
 from distilpeft.recipe.training import Fit, Lora, Optim, Precision
 
 
@@ -100,6 +100,5 @@ class Targets(Section):
                 raise ValueError(f"{name} is written in the store that source names, and would do nothing here")
             if name in given and self.format not in formats.get(name, (self.format,)):
                 raise ValueError(f"{name} is not for format {self.format}, and would do nothing here")
-        if self.temperatures is not None and len(set(self.temperatures)) < len(self.temperatures):
-            raise ValueError("the temperatures must differ from each other")
+        refuse_repeats("temperatures", self.temperatures)
         return self

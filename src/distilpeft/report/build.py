@@ -13,7 +13,18 @@ from distilpeft.errors import InputError
 from distilpeft.machine.files import read_sealed, replace_link, sealed, write_json, write_text
 from distilpeft.machine.locks import Lock
 from distilpeft.planning.plan import Plan
-from distilpeft.planning.roles import CE_ONLY, FULL, MAJORITY, MERGED, STUDENT, TEACHER, UNTRAINED
+from distilpeft.planning.roles import (
+    CE_ONLY,
+    FULL,
+    MAJORITY,
+    MERGED,
+    STUDENT,
+    TEACHER,
+    UNTRAINED,
+    export_role,
+    format_of,
+    step_name,
+)
 from distilpeft.recipe.task import KINDS, LOWER_IS_BETTER
 from distilpeft.report import verdict
 from distilpeft.report.text import markdown
@@ -80,7 +91,8 @@ def build(plan: Plan) -> dict[str, Any]:
 def _model(role: str, figures: dict[str, Any]) -> dict[str, Any]:
     scored = figures[f"evaluate/{role}"]
     timed, student = (summary(figures["benchmark"], name) or {} for name in (role, STUDENT))
-    exported = figures[role.replace(":", "/")] if role.startswith("export:") else {}
+    form = format_of(role)
+    exported = {} if form is None else figures[step_name("export", form)]
     weights = student if exported or role == UNTRAINED else timed
     return {
         "role": role,
@@ -96,8 +108,8 @@ def _model(role: str, figures: dict[str, Any]) -> dict[str, Any]:
 
 def _export(form: str, figures: dict[str, Any]) -> dict[str, Any]:
     """What one form's gate found, how large it is, and how much faster than the student."""
-    made = figures[f"export/{form}"]
-    timed = summary(figures["benchmark"], f"export:{form}")
+    made = figures[step_name("export", form)]
+    timed = summary(figures["benchmark"], export_role(form))
     kept = ("parity", "limits", "worst", "size_bytes", "way", "tried")
     return {**{name: made[name] for name in kept if name in made}, "speedup": timed["ratio"] if timed else None}
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from distilpeft.planning.roles import MAJORITY, UNTRAINED
+from distilpeft.planning.roles import MAJORITY, UNTRAINED, short_name
 from distilpeft.recipe.task import KINDS, LOWER_IS_BETTER
 from distilpeft.report.markers import Mark, mark
 
@@ -183,7 +183,7 @@ def _against(cost: _Cost, runs: Sequence[tuple[int, str, Report]], metric: str, 
             # Without training there is nothing to deploy, and its score would squeeze all others into a corner.
             if not spent or not score or role in (MAJORITY, UNTRAINED):
                 continue
-            name = prefix + role.removeprefix("export:")
+            name = prefix + short_name(role)
             low, high = score.get("low"), score.get("high")
             span = "" if low is None or high is None else f"{number(low)} to {number(high)}"
             text = f"{name}\n{spoken(metric)} {number(score['value'])}" + (f", 95 % {span}" if span else "")

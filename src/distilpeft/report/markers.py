@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from distilpeft.planning.roles import short_name
 from distilpeft.recipe.export import FORMS
 
 INK, ORANGE, SKY, GREEN, BLUE, VERMILLION, PURPLE = range(7)
@@ -97,7 +98,7 @@ def mark(role: str, run: int = 0) -> Mark:
     if role in ROLES:
         colour, shape = ROLES[role]
     else:
-        form = role.removeprefix("export:")
+        form = short_name(role)
         at = list(FORMS).index(form) if form in FORMS else len(FORMS)
         colour, shape = _COLOURS[at % len(_COLOURS)], _SHAPES[at % len(_SHAPES)]
     return Mark(colour, shape, hollow=run % 2 == 1)

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from distilpeft.planning.roles import MAJORITY
+from distilpeft.planning.roles import MAJORITY, short_name, trained_role
 from distilpeft.recipe.task import LOWER_IS_BETTER
 from distilpeft.report import charts
 from distilpeft.report.charts import Axis, Chart, Point, Report, Series, finite, number, spoken
@@ -29,13 +29,9 @@ def training(report: Report, prefix: str = "") -> list[Chart]:
     return found
 
 
-def _role(step: str) -> str:
-    return step.removeprefix("distil/")
-
-
 def _curve(step: str, name: str, curve: dict[str, list[Any]], prefix: str) -> Chart | None:
     title, axis, log = PANELS[name]
-    role = _role(step)
+    role = trained_role(step)
     pairs = [
         (x, y)
         for x, y in zip(curve.get("step") or (), curve.get(name) or (), strict=False)
@@ -66,7 +62,7 @@ def evenly(count: int, most: int) -> list[int]:
 
 
 def _validations(step: str, trained: dict[str, Any], metric: str, prefix: str) -> Chart | None:
-    role, kept = _role(step), trained.get("kept_step")
+    role, kept = trained_role(step), trained.get("kept_step")
     pairs = [(one["step"], one[metric]) for one in trained.get("validations") or () if finite(one.get(metric))]
     if not pairs:
         return None
@@ -113,7 +109,7 @@ def _bins(found: dict[str, list[Any]]) -> tuple[tuple[float, float, int], ...]:
 
 def _reliability(bins: Sequence[tuple[float, float, int]], roles: Sequence[str], prefix: str) -> Chart:
     total, most = sum(count for *_, count in bins), max(count for *_, count in bins)
-    named = [role.removeprefix("export:") for role in roles]
+    named = [short_name(role) for role in roles]
     low = 0.5 if min(confidence for confidence, *_ in bins) >= 0.5 else 0.0
     texts = [
         f"{named[0]}, {count} rows\nconfidence {number(confidence, 3)}\nright {number(right, 3)}"

@@ -16,7 +16,7 @@ import numpy as np
 from distilpeft.machine.artifact import LOG, Artifact
 from distilpeft.metrics import significance
 from distilpeft.planning.plan import Plan
-from distilpeft.planning.roles import CE_ONLY, FULL, STUDENT, TEACHER
+from distilpeft.planning.roles import CE_ONLY, FULL, STUDENT, TEACHER, format_of, short_name
 from distilpeft.recipe.task import KINDS, LOWER_IS_BETTER
 
 WITHIN = 0.01
@@ -66,8 +66,8 @@ def over_seeds(plan: Plan) -> dict[str, Any] | None:
     for role in first.roles():
         values = [_score(one, role, metric) for one in plans.values()]
         models.append({"role": role, "values": values, "mean": mean(values), "sd": stdev(values)})
-    made = [one.artifacts["compare"] for one in plans.values()]
-    pairs = [pair for pair in SEED_PAIRS if all(f"evaluate/{role}" in first.artifacts for role in pair)]
+    made = [one.artifact("compare") for one in plans.values()]
+    pairs = [pair for pair in SEED_PAIRS if set(pair) <= set(first.roles())]
     return {
         "seeds": list(plans),
         "metric": metric,
@@ -77,7 +77,7 @@ def over_seeds(plan: Plan) -> dict[str, Any] | None:
 
 
 def _score(plan: Plan, role: str, metric: str) -> float:
-    return float(plan.artifacts[f"evaluate/{role}"].figures()["scores"][metric]["value"])
+    return float(plan.artifact("evaluate", role).figures()["scores"][metric]["value"])
 
 
 def _pair_over_seeds(role: str, against: str, made: Sequence[Artifact]) -> dict[str, Any]:
@@ -136,7 +136,7 @@ def losing(report: Mapping[str, Any]) -> list[str]:
 
 
 def _judged(report: Mapping[str, Any]) -> set[str]:
-    return {STUDENT, *(model["role"] for model in report["models"] if model["role"].startswith("export:"))}
+    return {STUDENT, *(model["role"] for model in report["models"] if format_of(model["role"]) is not None)}
 
 
 def _points(difference: float) -> str:
@@ -149,7 +149,7 @@ def verdict(report: Mapping[str, Any]) -> dict[str, Any]:
     Returns:
         `within`, the roles `fastest` (None if none is that good), `smallest` and `best`, and `sentences`.
     """
-    exports = [one for one in report["models"] if one["role"].startswith("export:") and one["latency_ms"]]
+    exports = [one for one in report["models"] if format_of(one["role"]) is not None and one["latency_ms"]]
     metric = report["metric"]
     if not exports:
         return {"within": WITHIN, "fastest": None, "smallest": None, "best": None, "sentences": []}
@@ -192,7 +192,7 @@ def _joined(words: Sequence[str]) -> str:
 
 
 def _name(model: Mapping[str, Any]) -> str:
-    return str(model["role"].removeprefix("export:"))
+    return short_name(model["role"])
 
 
 def _what(metric: str) -> str:

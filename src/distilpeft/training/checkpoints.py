@@ -19,7 +19,7 @@ from torch import Tensor
 
 from distilpeft.errors import InputError
 from distilpeft.machine.artifact import CHECKPOINTS, LOG
-from distilpeft.machine.files import digest_file, fsync, read_sealed, sealed, write_json
+from distilpeft.machine.files import digest_file, publish_folder, read_sealed, sealed, write_json
 
 FORMAT = 2
 WEIGHTS, OPTIMIZER, STATE = "weights.safetensors", "optimizer.safetensors", "state.json"
@@ -57,15 +57,11 @@ class Checkpoints:
         fresh.mkdir(parents=True)
         for name, values in zip((WEIGHTS, OPTIMIZER), tensors, strict=True):
             save_file(dict(values), fresh / name)
-            fsync(fresh / name)
         shutil.copyfile(self.folder.parent / LOG, fresh / LOG)
-        fsync(fresh / LOG)
         files = {name: digest_file(fresh / name) for name in (WEIGHTS, OPTIMIZER, LOG)}
         told = {"format": FORMAT, "state": dict(state), "files": files}
         write_json(fresh / STATE, sealed(told))
-        shutil.rmtree(self.path(step), ignore_errors=True)
-        fresh.rename(self.path(step))
-        fsync(self.folder)
+        publish_folder(fresh, self.path(step), replace=True)
         for other in self._all()[: -self._keep_last]:
             if other != self.path(best_step):
                 shutil.rmtree(other)

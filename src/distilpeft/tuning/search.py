@@ -10,7 +10,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.console import Console
@@ -23,12 +23,15 @@ from distilpeft.machine.locks import POLL_S, Lock
 from distilpeft.machine.processes import spread
 from distilpeft.pipeline import launch
 from distilpeft.planning.plan import Plan
-from distilpeft.planning.roles import CE_ONLY
+from distilpeft.planning.roles import CE_ONLY, STUDENT
 from distilpeft.recipe.task import LOWER_IS_BETTER
 from distilpeft.report import publish
 from distilpeft.tuning.optuna_study import FINISHED, THOUSANDTHS, WAIT, Outcome, Study, Trial
-from distilpeft.tuning.search_space import DISTIL, Range, Search
+from distilpeft.tuning.search_space import Range, Search
 from distilpeft.tuning.sweep_points import settings_of, short
+
+if TYPE_CHECKING:  # it imports torch
+    from distilpeft.machine.runtime import Runtime
 
 
 def run(search: Search, console: Console, jobs: int = 1) -> int:
@@ -111,7 +114,7 @@ def make_trials(number: int, search: Search) -> None:
     _make_trials(search, chain.runtime_of(search.corner.recipe, f"[{number}] "))
 
 
-def _make_trials(search: Search, runtime: Any) -> Study | None:
+def _make_trials(search: Search, runtime: Runtime) -> Study | None:
     """Make trials until there are enough, and wait for those of others; the main process asks and tells."""
     study = Study(search) if runtime.is_main else None
     waiting = False
@@ -143,26 +146,26 @@ class Pruned(Exception):
     """This trial is worse than most were at this point."""
 
 
-def _try(search: Search, runtime: Any, values: Mapping[str, Any], trial: Trial | None) -> Outcome:
+def _try(search: Search, runtime: Runtime, values: Mapping[str, Any], trial: Trial | None) -> Outcome:
     """Train the student of one setting."""
     from distilpeft.pipeline import chain
     from distilpeft.pipeline.jobs import jobs_of
 
     plan = search.plan(values)
-    made = plan.artifacts[DISTIL]
+    made = plan.weights_of(STUDENT).artifact
 
     def watch(share: float, value: float) -> None:
         if runtime.from_main(int(trial is not None and trial.is_hopeless(share, value))):
             raise Pruned
 
     try:
-        jobs = [job for job in jobs_of(plan, "distil") if job.step != f"distil/{CE_ONLY}"]
+        jobs = [job for job in jobs_of(plan, "distil") if job.step.role != CE_ONLY]
         stopped = chain.do(jobs, runtime, watch)
     except Pruned:
         if runtime.is_main:
             _drop(plan, made)
         return Outcome()
-    shared = {one.path for one in search.corner.artifacts.values()} - {made.path}
+    shared = {step.artifact.path for step in search.corner.own} - {made.path}
     for path, error in stopped.items():
         if path in shared:  # the teacher of all trials
             raise error
@@ -194,7 +197,7 @@ def _row(search: Search, study: Study, trial: Any) -> dict[str, Any]:
     stopped = trial.user_attrs.get("stopped")
     state = "stopped" if stopped else {"COMPLETE": "done", "PRUNED": "given up"}.get(trial.state.name, "elsewhere")
     values = study.values(trial) if trial.params else {}
-    made = search.plan(values).artifacts[DISTIL] if values else None
+    made = search.plan(values).weights_of(STUDENT).artifact if values else None
     seconds = trial.duration.total_seconds() if trial.duration else None
     if made is not None and state == "done" and made.done:  # the training alone: the first trial waits for the teacher
         seconds = made.figures()["seconds"]

@@ -22,8 +22,6 @@ from distilpeft.tuning.sweep_points import (
     shared_temperatures,
 )
 
-DISTIL = f"distil/{STUDENT}"
-
 
 @dataclass(frozen=True)
 class Range:
@@ -70,7 +68,7 @@ class Search:
     def key(self) -> str:
         """Names the search by its space and by what its students depend on."""
         space = {key: vars(one) if isinstance(one, Range) else list(one) for key, one in self.space.items()}
-        return digest_json([space, self.corner.artifacts[DISTIL].key, self.monitor])[:12]
+        return digest_json([space, self.corner.weights_of(STUDENT).key, self.monitor])[:12]
 
     @property
     def folder(self) -> Path:
@@ -129,7 +127,7 @@ def make(
     found = Search(recipe, settings, runs, space, trials, storage, corner)
     seen: dict[str, Mapping[str, Any]] = {}
     for values in tried:
-        key = found.plan(values).artifacts[DISTIL].key
+        key = found.plan(values).weights_of(STUDENT).key
         if key in seen:
             raise InputError(f"--search, at {label_of(values)}: trains the same student as at {label_of(seen[key])}")
         seen[key] = values

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
@@ -23,6 +23,9 @@ from distilpeft.planning.roles import LAST_STAGES, STUDENT
 from distilpeft.report import publish
 from distilpeft.tuning.sweep_points import Point
 from distilpeft.tuning.sweep_table import markdown, show, table
+
+if TYPE_CHECKING:  # it imports torch
+    from distilpeft.pipeline.jobs import Job
 
 
 def run(points: Sequence[Point], console: Console, jobs: int = 1) -> int:
@@ -64,7 +67,8 @@ def _compute(points: Sequence[Point], console: Console, jobs: int) -> dict[str, 
 
     read_task_splits(points[0].plan.recipe)  # bad rows are found here, before torch is even imported
     stopped: dict[Path, GateError] = {}
-    untimed = any(step.partition("/")[0] not in LAST_STAGES for point in points for step in point.plan.missing())
+    every = [made for point in points for made in point.plan.steps().values()]
+    untimed = any(made.stage not in LAST_STAGES and not made.done for made in every)
     if jobs > 1 and untimed:
         for found in spread(jobs, train_points, [points], console):
             stopped |= found
@@ -73,9 +77,9 @@ def _compute(points: Sequence[Point], console: Console, jobs: int) -> dict[str, 
     stopped = launch.on_devices(devices, finish_points, (points, stopped), plan.folder)
     failed: dict[str, str] = {}
     for point in points:
-        for made in point.plan.artifacts.values():
-            if made.path in stopped:
-                failed.setdefault(point.label, str(stopped[made.path]))
+        for step in point.plan.own:
+            if step.artifact.path in stopped:
+                failed.setdefault(point.label, str(stopped[step.artifact.path]))
     return failed
 
 
@@ -102,12 +106,12 @@ def train_points(number: int, points: Sequence[Point]) -> dict[Path, GateError]:
     return chain.do([job for job in _jobs(points) if job.stage not in LAST_STAGES], runtime)
 
 
-def _jobs(points: Sequence[Point]) -> list[Any]:
+def _jobs(points: Sequence[Point]) -> list[Job]:
     from distilpeft.pipeline.jobs import Job
 
-    return [Job(point.plan, step, point.label) for point in points for step in point.plan.artifacts]
+    return [Job(point.plan, step, point.label) for point in points for step in point.plan.own]
 
 
 def key_of(points: Sequence[Point]) -> str:
     """Names a sweep by what its points are."""
-    return digest_json([[dict(point.values), point.plan.artifacts[f"distil/{STUDENT}"].key] for point in points])[:12]
+    return digest_json([[dict(point.values), point.plan.weights_of(STUDENT).key] for point in points])[:12]

@@ -36,7 +36,7 @@ def table(
         marks = pareto([row[cost] for row in rows], scores, lower_is_better=metric in LOWER_IS_BETTER)
         for row, mark in zip(rows, marks, strict=True):
             row[front] = mark
-    every = [made.path.name for point in points for made in point.plan.artifacts.values()]
+    every = [step.artifact.path.name for point in points for step in point.plan.own]
     return {
         "recipe": recipe.name,
         "task": recipe.task.kind,
@@ -48,17 +48,18 @@ def table(
         "others": _others(points, every_point or points),
         "failed": dict(failed),
         "artifacts": {"made": len(set(every)), "without_sharing": len(every)},
-        "teachers": len({point.plan.artifacts["teacher"].key for point in points}),
-        "caches": len({made.key for point in points if (made := point.plan.artifacts.get("targets")) is not None}),
+        "teachers": len({point.plan.step("teacher").key for point in points}),
+        "caches": len({step.key for point in points if (step := point.plan.find("targets")) is not None}),
     }
 
 
 def _row(point: Point) -> dict[str, Any]:
-    figures = {step: made.figures() for step, made in point.plan.artifacts.items()}
-    trained, scored = (figures[f"{stage}/{STUDENT}"] for stage in ("distil", "evaluate"))
-    timed = summary(figures["benchmark"], STUDENT)
+    plan = point.plan
+    figures = {(step.stage, step.role): step.artifact.figures() for step in plan.own}
+    trained, scored = figures["distil", STUDENT], figures["evaluate", STUDENT]
+    timed = summary(figures["benchmark", ""], STUDENT)
     assert timed is not None, "the student is the benchmark's reference"
-    recipe = point.plan.recipe
+    recipe = plan.recipe
     return {
         "values": dict(point.values),
         "monitor": recipe.monitor(recipe.distil.fit),
@@ -70,7 +71,7 @@ def _row(point: Point) -> dict[str, Any]:
         "size_bytes": timed["size_bytes"],
         "latency_ms": timed["latency_ms"]["p50"],
         "seconds": trained["seconds"],
-        "artifact": point.plan.artifacts[f"distil/{STUDENT}"].path.name,
+        "artifact": plan.artifact("distil", STUDENT).path.name,
     }
 
 
@@ -78,14 +79,14 @@ def _others(points: Sequence[Point], every: Sequence[Point]) -> list[dict[str, A
     """The teachers and CE-only students beside the points, each once, with the values that set it apart."""
     found: dict[str, dict[str, Any]] = {}
     for point in points:
-        for role, trained in ((TEACHER, "teacher"), (CE_ONLY, f"distil/{CE_ONLY}")):
-            made = point.plan.artifacts
-            if trained not in made or made[trained].path.name in found:
+        for role, trained in ((TEACHER, point.plan.find("teacher")), (CE_ONLY, point.plan.find("distil", CE_ONLY))):
+            if trained is None or trained.artifact.path.name in found:
                 continue
-            users = [one for one in every if _name_of(one, trained) == made[trained].path.name]
-            scored = made[f"evaluate/{role}"].figures()
-            timed = summary(made["benchmark"].figures(), role) or {}
-            found[made[trained].path.name] = {
+            steps = [(one, one.plan.find(trained.stage, trained.role)) for one in every]
+            users = [one for one, step in steps if step is not None and step.key == trained.key]
+            scored = point.plan.artifact("evaluate", role).figures()
+            timed = summary(point.plan.artifact("benchmark").figures(), role) or {}
+            found[trained.artifact.path.name] = {
                 "role": role,
                 "values": {
                     key: value
@@ -97,14 +98,9 @@ def _others(points: Sequence[Point], every: Sequence[Point]) -> list[dict[str, A
                 "num_parameters": timed.get("num_parameters", 0),
                 "size_bytes": timed.get("size_bytes", 0),
                 "latency_ms": timed["latency_ms"]["p50"] if timed else None,
-                "seconds": made[trained].figures()["seconds"],
+                "seconds": trained.artifact.figures()["seconds"],
             }
     return list(found.values())
-
-
-def _name_of(point: Point, step: str) -> str | None:
-    made = point.plan.artifacts.get(step)
-    return made.path.name if made is not None else None
 
 
 def pareto(costs: Sequence[float], scores: Sequence[float], *, lower_is_better: bool) -> list[bool]:

@@ -22,7 +22,7 @@ from distilpeft.machine.files import write_json
 from distilpeft.machine.host import num_launched
 from distilpeft.pipeline import launch
 from distilpeft.planning.plan import make_plan
-from distilpeft.planning.roles import STUDENT, TEACHER, step_of
+from distilpeft.planning.roles import STUDENT, TEACHER
 from distilpeft.recipe import Recipe
 from distilpeft.recipe.yaml_file import load_recipe
 from distilpeft.report import plot_files
@@ -135,16 +135,15 @@ def run(
         *(["teacher.gate=warn"] if stage == "teacher" else []),  # it need not be a good one
     ]  # fmt: skip
     plan = make_plan(load_recipe(path, [*overrides, *changes]), runs)
-    step = step_of(TEACHER if stage == "teacher" else STUDENT)
-    names = list(plan.artifacts)
-    before = [name for name in names[: names.index(step)] if not name.startswith("distil/")]
-    made = plan.artifacts[step]
+    step = plan.weights_of(TEACHER if stage == "teacher" else STUDENT)
+    before = [one for one in plan.own[: plan.own.index(step)] if one.stage != "distil"]
+    made = step.artifact
     try:
         if not made.done:
             launch.on_devices(plan.recipe.devices, launch.make, (plan, [*before, step]), plan.folder)
     except GateError:
         # of this stage, after some steps: the loss was no number at last, the test's natural end
-        if not all(plan.artifacts[name].done for name in before) or not _log(made):
+        if not all(one.artifact.done for one in before) or not _log(made):
             raise
     lines = _log(made)
     found = read([line["lr"] for line in lines], [line["loss"] for line in lines])

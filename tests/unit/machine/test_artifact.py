@@ -5,17 +5,20 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 
 from distilpeft.errors import InputError
 from distilpeft.machine import artifact as module
+from distilpeft.machine import files
 from distilpeft.machine.artifact import MANIFEST, artifact
 from distilpeft.machine.files import (
     digest_file,
     digest_json,
     is_whole,
+    publish_folder,
     read_json,
     replace_link,
     seal_folder,
@@ -66,7 +69,7 @@ def test_the_manifest_records_size_and_sha256_of_every_file(tmp_path):
 @pytest.mark.parametrize("step", ["fsync", "write_json", "digest_file"])
 def test_a_publish_that_fails_leaves_no_artifact_and_keeps_the_work(tmp_path, monkeypatch, step):
     made = started(tmp_path)
-    monkeypatch.setattr(module, step, fail)
+    monkeypatch.setattr(files if step == "fsync" else module, step, fail)
     with pytest.raises(OSError, match="no space left"):
         made.publish({}, {})
     assert not made.done
@@ -85,6 +88,29 @@ def test_a_publish_that_fails_at_the_rename_can_be_done_again_and_verifies(tmp_p
     made.verify()
     assert made.figures() == {"accuracy": 0.75}
     assert sorted(made.manifest()["files"]) == ["log.txt", "model/weights.bin"]
+
+
+def test_a_folder_is_published_by_one_rename_between_the_bytes_and_the_name_on_disk(tmp_path, monkeypatch):
+    (tmp_path / "partial" / "deep").mkdir(parents=True)
+    (tmp_path / "partial" / "deep" / "a").write_bytes(b"abc")
+    seen = []
+    monkeypatch.setattr(files, "fsync", lambda path: seen.append(path.relative_to(tmp_path).as_posix()))
+    rename = Path.rename
+    monkeypatch.setattr(Path, "rename", lambda *names: seen.append("rename") or rename(*names))
+    publish_folder(tmp_path / "partial", tmp_path / "final")
+    assert sorted(seen[:3]) == ["partial", "partial/deep", "partial/deep/a"]
+    assert seen[3:] == ["rename", "."]
+    assert (tmp_path / "final" / "deep" / "a").read_bytes() == b"abc"
+
+
+@pytest.mark.parametrize("replace", [False, True])
+def test_a_folder_that_is_there_is_replaced_only_where_that_is_asked_for(tmp_path, replace):
+    for name in ("partial", "final"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / name).touch()
+    with nullcontext() if replace else pytest.raises(OSError, match="not empty"):
+        publish_folder(tmp_path / "partial", tmp_path / "final", replace=replace)
+    assert [path.name for path in (tmp_path / "final").iterdir()] == ["partial" if replace else "final"]
 
 
 def test_figures_that_are_not_finite_are_never_published(tmp_path):

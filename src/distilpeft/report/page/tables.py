@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from distilpeft.planning.roles import export_role
 from distilpeft.recipe.task import KINDS, LOWER_IS_BETTER
 from distilpeft.report import text
 from distilpeft.report.charts import Model, Report, number, spoken
@@ -165,7 +166,7 @@ def exports(report: Report) -> str:
     for form, made in (report.get("exports") or {}).items():
         parity = made.get("parity") or {}
         rows.append([
-            named(f"export:{form}"), figure(made.get("size_bytes"), MEGA), figure(parity.get("max_abs_diff"), signs=2),
+            named(export_role(form)), figure(made.get("size_bytes"), MEGA), figure(parity.get("max_abs_diff"), signs=2),
             figure(parity.get("kl"), signs=2), share(parity.get("top1_agreement")), share(parity.get("metric_kept")),
             interval(made.get("speedup"), 2), figure(parity.get("rows")), Cell(made.get("way") or "–"),
         ])  # fmt: skip

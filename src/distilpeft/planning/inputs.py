@@ -1,0 +1,115 @@
+"""What a plan starts from: rows, models and soft targets made elsewhere, checked as far as their files tell.
+
+Torch-free, and no weight is read: headers and descriptions are enough.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from distilpeft.data.reading import data_sources
+from distilpeft.data.sources import (
+    Source,
+    check_model,
+    digest,
+    model_config,
+    model_folder,
+    num_layers,
+    resolve,
+    weight_shapes,
+)
+from distilpeft.data.vocabulary import Vocabulary, check_same
+from distilpeft.distillation.store import STORE, read_store
+from distilpeft.errors import InputError
+from distilpeft.machine.files import digest_file, digest_json
+from distilpeft.recipe import Recipe
+from distilpeft.recipe.distil import format_fault
+from distilpeft.recipe.recipe import result_settings
+from distilpeft.recipe.training import Lora
+
+
+def data_digest(recipe: Recipe) -> str:
+    """What names the rows: their sources, and how they are read."""
+    inputs = {split or "all": digest(source) for split, source in data_sources(recipe.data).items()}
+    settings = {"task": result_settings(recipe.task), "data": {**result_settings(recipe.data), "source": None}}
+    return digest_json([settings, inputs])
+
+
+def teacher_base(recipe: Recipe) -> Source:
+    """The teacher's base, checked as far as its files tell without loading them."""
+    source = resolve(recipe.teacher.model, "teacher.model", recipe.teacher.revision)
+    check_model(source, "teacher.model")
+    config = model_config(source)
+    depth = num_layers(config) if config else None
+    cut = recipe.student.from_teacher
+    if cut is not None and depth is not None:
+        cut.of(depth)
+    _check_lora(recipe.teacher.adapter, source, "teacher")
+    return source
+
+
+def student_origin(recipe: Recipe, teacher: str) -> dict[str, str]:
+    """What the student starts from, checked as far as its files tell; `teacher` is the key of the tuned one."""
+    student = recipe.student
+    if student.from_teacher is not None:
+        _check_lora(student.lora, resolve(recipe.teacher.model, "teacher.model", recipe.teacher.revision), "student")
+        return {"student": teacher}
+    if student.from_config is not None:
+        source = resolve(student.from_config.model, "student.from_config.model", student.from_config.revision)
+        check_model(source, "student.from_config.model", weights=False)
+    else:
+        assert student.model is not None
+        source = resolve(student.model, "student.model", student.revision)
+        check_model(source, "student.model")
+        _check_lora(student.lora, source, "student")
+    return {"student": digest(source)}
+
+
+def check_tokens(recipe: Recipe) -> None:
+    """Compare the token ids of the pair as far as its files tell; a run compares the loaded tokenizers in full."""
+    student = recipe.student
+    name, revision = student.model, student.revision
+    if not recipe.kind.same_tokens or name is None:
+        return
+    sources = (
+        resolve(recipe.teacher.model, "teacher.model", recipe.teacher.revision),
+        resolve(name, "student.model", revision),
+    )
+    found = [
+        Vocabulary.of_folder(source.name, folder)
+        for source in sources
+        if (folder := model_folder(source)) is not None and folder.is_dir()
+    ]
+    if len(found) == len(sources) and found[0] is not None and found[1] is not None:
+        check_same(found[0], found[1], chat=False, tokens_only=True)
+
+
+def _check_lora(lora: Lora | None, source: Source, section: str) -> None:
+    """Refuse target modules that the model's files do not know."""
+    shapes = weight_shapes(source)
+    if lora is None or isinstance(lora.target_modules, str) or shapes is None:
+        return
+    modules = {name.rpartition(".")[0] for name in shapes}
+    for target in lora.target_modules:
+        if not any(name == target or name.endswith(f".{target}") for name in modules):
+            known = sorted({m.rpartition(".")[2] for m in modules if len(shapes.get(f"{m}.weight", ())) == 2})
+            raise InputError(
+                f"{section}.lora.target_modules: {source.name} has no module {target!r}; "
+                f"its matrices are {', '.join(known)}"
+            )
+
+
+def source_of_targets(recipe: Recipe, source: str) -> str:
+    """The digest of a store made elsewhere, checked as far as its description tells."""
+    folder, key = Path(source).expanduser(), "targets.source"
+    if not (folder / STORE).is_file():
+        raise InputError(f"{key}: {source}: no soft targets here (no {STORE}); distilpeft targets import makes some")
+    layout = read_store(folder)["layout"]
+    fault = format_fault(layout["kind"], recipe.distil)
+    temperature = recipe.distil.temperature
+    if layout["kind"] != "full" and temperature not in layout["temperatures"]:
+        listed = ", ".join(f"{one:g}" for one in layout["temperatures"])
+        fault = f"its targets are for temperature {listed}, but distil.temperature is {temperature:g}"
+    if fault is not None:
+        raise InputError(f"{key}: {source}: {fault}")
+    return digest_file(folder / STORE)

@@ -1,0 +1,90 @@
+"""A plan: its steps in order, how they are found, and the names that people see."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+from support import commands
+
+from distilpeft.planning.plan import Plan, make_plan
+from distilpeft.planning.roles import (
+    STAGES,
+    export_role,
+    format_of,
+    short_name,
+    step_name,
+    trained_role,
+)
+from distilpeft.recipe.yaml_file import load_recipe
+
+NAMES = [
+    "teacher", "targets", "distil/student_ce_only", "distil/student", "evaluate/teacher", "evaluate/majority",
+    "evaluate/untrained", "evaluate/student_ce_only", "evaluate/student", "evaluate/teacher_full_precision",
+    "evaluate/teacher_merged", "export/safetensors", "evaluate/export:safetensors", "export/onnx-int8",
+    "evaluate/export:onnx-int8", "compare", "benchmark", "bundle/safetensors", "bundle/onnx-int8",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("plan")
+    return commands.workspace(
+        folder, teacher__quantize="nf4", export__formats=["safetensors", "onnx-int8"], evaluate__seeds=[1]
+    )
+
+
+@pytest.fixture(scope="module")
+def plan(recipe) -> Plan:
+    return make_plan(load_recipe(recipe), recipe.parent / "runs")
+
+
+def test_steps_come_in_the_order_in_which_a_run_does_them(plan):
+    assert [step.name for step in plan.own] == NAMES == list(plan.artifacts)
+    assert [step.artifact for step in plan.own] == list(plan.artifacts.values())
+    stages = list(dict.fromkeys(step.stage for step in plan.own))
+    assert stages == [stage for stage in STAGES if stage != "audit"], "an audit is for language models"
+
+
+def test_a_step_knows_its_stage_and_its_role_and_stays_what_it_is(plan):
+    step = plan.step("evaluate", export_role("onnx-int8"))
+    assert (step.stage, step.role, step.name) == ("evaluate", "export:onnx-int8", "evaluate/export:onnx-int8")
+    assert step.artifact == plan.artifacts["evaluate/export:onnx-int8"] == plan.artifact("evaluate", step.role)
+    assert step.key == step.artifact.key
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        step.role = "student"
+
+
+def test_a_step_that_the_recipe_does_not_have_is_none_or_our_fault(plan):
+    assert plan.find("audit") is None
+    assert plan.find("distil", "teacher") is None
+    with pytest.raises(AssertionError, match="no step bundle/gguf-f16"):
+        plan.artifact("bundle", "gguf-f16")
+
+
+def test_the_weights_of_a_role_are_made_by_one_step(plan):
+    assert {role: plan.weights_of(role).name for role in plan.timed()} == {
+        "student_ce_only": "distil/student_ce_only", "student": "distil/student", "teacher": "teacher",
+        "teacher_full_precision": "teacher", "export:safetensors": "export/safetensors",
+        "export:onnx-int8": "export/onnx-int8",
+    }  # fmt: skip
+    assert plan.weights_of("teacher_merged") is plan.step("teacher")
+
+
+def test_a_repeat_ends_with_the_comparison_and_shares_what_does_not_depend_on_the_seed(plan):
+    repeat = plan.repeats[1]
+    assert [step.name for step in repeat.own] == [
+        name for name in NAMES if step_name("export") not in name and not name.startswith(("benchmark", "bundle"))
+    ]
+    more = list(plan.steps())[len(NAMES) :]
+    assert more[0] == "seed 1: teacher"
+    assert "seed 1: evaluate/majority" in more, "it is compared with another teacher"
+    assert plan.missing() == list(plan.steps())
+
+
+def test_an_export_is_called_by_its_format_and_everything_else_by_its_role():
+    assert format_of(export_role("onnx-int8")) == short_name("export:onnx-int8") == "onnx-int8"
+    assert format_of("student") is None
+    assert short_name("student") == "student"
+    assert [trained_role(step_name("distil", "student")), trained_role(step_name("teacher"))] == ["student", "teacher"]
