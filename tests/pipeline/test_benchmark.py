@@ -146,7 +146,7 @@ def test_teacher_and_student_load_in_processes_of_their_own(finished, tmp_path):
     plan = make_plan(load_recipe(finished.parent.parent / "tiny.yaml"), finished.parent)
     data = TaskData(plan.recipe, plan.data_digest, finished / "cache")
     folders = {role: plan.weights_of(role).artifact.path for role in ("teacher", "student")}
-    subjects = subjects_.subjects(plan.recipe, data, folders, tmp_path)
+    subjects = subjects_.subjects(Pair(plan.recipe), data, folders, tmp_path)
     runtime = Runtime()
     found = measure.measure(subjects, subjects_.wanted(plan.recipe, "cpu"), "student", runtime.say, runtime.bar)
     assert found["skipped"] == []
