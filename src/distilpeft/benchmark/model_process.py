@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from distilpeft.export.runtimes import DECODER, PIXELS, Runner, TransformersRunner, open_runner
+from distilpeft.export.runtimes import DECODER, PIXELS, Array, Runner, TransformersRunner, open_runner
 
 WARM_CALLS, WARM_S, WARM_BAND = 30, 5.0, 0.05
 """Warming up ends when the median of three calls is within 5 % of that of the three before, after 30 calls or 5 s."""
@@ -53,7 +53,7 @@ class Rows:
         self._ends: NDArray[np.int64] = found["ends"]
         self._pad, self._left = int(found["pad"]), left
 
-    def batch(self, size: int, length: int | str, seed: Sequence[int]) -> dict[str, NDArray[Any]]:
+    def batch(self, size: int, length: int | str, seed: Sequence[int]) -> dict[str, Array]:
         """`size` random rows: as long as they are (`data`), or real tokens from the row on, cut to `length`."""
         if self._pictures is not None:
             return {PIXELS: self._pictures[np.random.default_rng(seed).integers(0, len(self._pictures), size)]}
@@ -142,7 +142,7 @@ class Timed:
             "lengths": [mask_BS.shape[1] for mask_BS in masks], "tokens": sum(int(one.sum()) for one in masks),
         }  # fmt: skip
 
-    def _batch(self, cell: int, seed: Sequence[int]) -> dict[str, NDArray[Any]]:
+    def _batch(self, cell: int, seed: Sequence[int]) -> dict[str, Array]:
         size, length = self._cells[cell]
         return self._rows.batch(size, length, seed)
 

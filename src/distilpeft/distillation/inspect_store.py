@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from rich import box
@@ -13,6 +13,9 @@ from rich.table import Table
 from distilpeft.data.sources import model_folder, resolve
 from distilpeft.distillation.store import STORE, SoftTargets
 from distilpeft.errors import InputError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 SHOWN_IDS = 6
 
@@ -69,7 +72,7 @@ def facts(store: SoftTargets) -> dict[str, str]:
     return found | {f"of {name}": str(value) for name, value in known["bound"].items()}
 
 
-def _examples(store: SoftTargets, row: int, tokenizer: Any) -> Table:
+def _examples(store: SoftTargets, row: int, tokenizer: PreTrainedTokenizerBase) -> Table:
     """The first positions of a row: the likeliest kept ids, or those drawn most often."""
     table = Table(title=f"row {row}", title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("position", justify="right")
@@ -86,7 +89,7 @@ def _examples(store: SoftTargets, row: int, tokenizer: Any) -> Table:
     return table
 
 
-def _text(tokenizer: Any, number: int) -> str:
+def _text(tokenizer: PreTrainedTokenizerBase, number: int) -> str:
     return repr(tokenizer.decode([number], skip_special_tokens=False)) if tokenizer is not None else f"#{number}"
 
 

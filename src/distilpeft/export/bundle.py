@@ -7,7 +7,7 @@ B  rows    S  positions    C  classes
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from distilpeft.data.pictures import FILE, Reader
 from distilpeft.errors import InputError
 from distilpeft.export.generation import generate
-from distilpeft.export.manifest import check_files, read_manifest
+from distilpeft.export.manifest import ExportManifest, check_files, read_manifest
 from distilpeft.export.runtimes import PIXELS, TransformersRunner, open_runner
 from distilpeft.metrics.answer_spans import choose
 from distilpeft.metrics.probabilities import softmax
@@ -28,7 +28,7 @@ TOKENIZER, CARD = "tokenizer.json", "README.md"
 Text = str | tuple[str, str]
 
 
-def answer(manifest: Mapping[str, Any], logits_C: NDArray[np.float64]) -> dict[str, Any]:
+def answer(manifest: ExportManifest, logits_C: NDArray[np.float64]) -> dict[str, Any]:
     """A row's answer: `label` and `probabilities`; of several `labels` and `probabilities`; `value`; or `vector`."""
     if not KINDS[manifest["task"]].labels:
         return {"vector": [round(float(unit), 6) for unit in logits_C / max(float(np.linalg.norm(logits_C)), 1e-12)]}
@@ -37,12 +37,14 @@ def answer(manifest: Mapping[str, Any], logits_C: NDArray[np.float64]) -> dict[s
     labels = manifest["labels"]
     if manifest["task"] == "multi_label_classification":
         chances_C = softmax(np.stack([np.zeros_like(logits_C), logits_C], axis=-1))[:, 1]
-        told = {"labels": [name for name, chance in zip(labels, chances_C, strict=True) if chance > 0.5]}
+        chosen: dict[str, Any] = {
+            "labels": [name for name, chance in zip(labels, chances_C, strict=True) if chance > 0.5]
+        }
     else:
         chances_C = softmax(logits_C)
-        told = {"label": labels[int(chances_C.argmax())]}
+        chosen = {"label": labels[int(chances_C.argmax())]}
     named = {name: round(float(chance), 6) for name, chance in zip(labels, chances_C, strict=True)}
-    return {**told, "probabilities": named}
+    return {**chosen, "probabilities": named}
 
 
 def tagged(

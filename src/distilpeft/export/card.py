@@ -16,6 +16,7 @@ import yaml
 from distilpeft.data.reading import data_sources
 from distilpeft.data.sources import Source, license_of, resolve
 from distilpeft.export.card_code import snippet
+from distilpeft.export.manifest import ExportManifest
 from distilpeft.planning.roles import export_role
 from distilpeft.recipe import Recipe
 from distilpeft.recipe.export import FORMS
@@ -35,7 +36,7 @@ LIBRARIES = {"transformers": "transformers", "onnxruntime": "onnx", "openvino": 
 
 
 def render(
-    recipe: Recipe, told: Mapping[str, Any], figures: Mapping[str, Any], timed: Mapping[str, Any], export: Any
+    recipe: Recipe, told: ExportManifest, figures: Mapping[str, Any], timed: Mapping[str, Any], export: Any
 ) -> str:
     """The card as Markdown with hub metadata.
 

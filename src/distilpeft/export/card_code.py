@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from distilpeft.export.manifest import ExportManifest
 from distilpeft.recipe.export import FORMS
 from distilpeft.recipe.task import KINDS
 
@@ -161,7 +162,7 @@ for text in texts:
     print(tokenizer.decode(found))"""
 
 
-def snippet(told: Mapping[str, Any]) -> str:
+def snippet(told: ExportManifest) -> str:
     """The code, with its language and what to install, in Markdown.
 
     Args:
@@ -195,7 +196,7 @@ def snippet(told: Mapping[str, Any]) -> str:
     return f"```python\n# pip install {runtime} {'pillow' if 'pictures' in told else 'tokenizers'}\n{code}\n```"
 
 
-def _find(told: Mapping[str, Any]) -> str:
+def _find(told: ExportManifest) -> str:
     """Through a model of transformers, which has no pipeline for it any more."""
     answer = "text[offsets[s][0] : offsets[e][1]]"
     if told["no_answer"]:
@@ -203,7 +204,7 @@ def _find(told: Mapping[str, Any]) -> str:
     return _FIND.format(longest_answer=told["longest_answer"], answer=answer)
 
 
-def _classify(told: Mapping[str, Any]) -> str:
+def _classify(told: ExportManifest) -> str:
     """Through the pipeline of transformers."""
     given = '[{"text": one, "text_pair": two} for one, two in texts]' if told.get("pair") else "texts"
     options = {
@@ -227,7 +228,7 @@ def _runs(runtime: str) -> tuple[str, str]:
     return runs[runtime]
 
 
-def _finder(told: Mapping[str, Any], runtime: str) -> str:
+def _finder(told: ExportManifest, runtime: str) -> str:
     opened, run = _runs(runtime)
     known = {name: told[name] for name in ("max_tokens", "stride", "longest_answer")}
     types = _TYPES_OF_ONE if told.get("typed") else ""
@@ -241,7 +242,7 @@ def _finder(told: Mapping[str, Any], runtime: str) -> str:
     )
 
 
-def _classifier(told: Mapping[str, Any], runtime: str) -> str:
+def _classifier(told: ExportManifest, runtime: str) -> str:
     labels = f"\nlabels = {told['labels']}" if "labels" in told else ""
     imports = "re\n\nimport numpy as np" if told["task"] == "token_classification" else "numpy as np"
     return _CLASSIFIER.format(
@@ -251,7 +252,7 @@ def _classifier(told: Mapping[str, Any], runtime: str) -> str:
     )  # fmt: skip
 
 
-def _see(told: Mapping[str, Any], runtime: str) -> str:
+def _see(told: ExportManifest, runtime: str) -> str:
     """Pictures into a graph, as `pictures.Reader` reads them."""
     opened, run = _runs(runtime)
     settings = told["pictures"]
@@ -280,7 +281,7 @@ def _resize(settings: Mapping[str, Any], shape: Sequence[int]) -> str:
     return found
 
 
-def _answer(told: Mapping[str, Any], runtime: str) -> str:
+def _answer(told: ExportManifest, runtime: str) -> str:
     opened, run = _runs(runtime)
     return _ANSWER.format(
         runtime=runtime, open=opened, run=run, start=told["decoder_start_token_id"], most=told["max_new_tokens"],
@@ -288,7 +289,7 @@ def _answer(told: Mapping[str, Any], runtime: str) -> str:
     )  # fmt: skip
 
 
-def _language(told: Mapping[str, Any], runtime: str) -> str:
+def _language(told: ExportManifest, runtime: str) -> str:
     opens = {"onnxruntime": _ONNX_PAST, "openvino": _OPENVINO_PAST}
     runs = {"onnxruntime": "session.run(None, feed | past)", "openvino": "model(feed | past).to_tuple()"}
     return _LANGUAGE.format(

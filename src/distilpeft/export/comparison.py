@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from distilpeft.export.runtimes import Array
 from distilpeft.metrics.probabilities import divergence, log_softmax
 from distilpeft.recipe.export import Limits
 
@@ -34,15 +35,15 @@ class Call:
         allowed_NV: which ids can be answers, where not all can.
     """
 
-    inputs: Mapping[str, NDArray[Any]]
+    inputs: Mapping[str, Array]
     at_N: NDArray[np.int64]
-    labels_N: NDArray[Any]
+    labels_N: Array
     rows_N: NDArray[np.int64]
     logits_NV: NDArray[np.float32]
     cut: int | None = None
     allowed_NV: NDArray[np.bool_] | None = None
 
-    def masked(self, logits_NV: NDArray[Any]) -> NDArray[Any]:
+    def masked(self, logits_NV: Array) -> Array:
         """Logits with those of impossible answers out of reach."""
         return logits_NV if self.allowed_NV is None else np.where(self.allowed_NV, logits_NV, MASKED)
 
@@ -81,7 +82,7 @@ class Verdict:
         return f"{told}. Validation rows that differ most: {rows}" if rows else told
 
 
-Answers = Callable[[NDArray[Any], NDArray[Any]], tuple[NDArray[Any], NDArray[Any]]]
+Answers = Callable[[Array, Array], tuple[Array, Array]]
 """Outputs and labels of a model's positions → a distribution's logits, or a number, and the right one; see tasks."""
 
 
@@ -117,7 +118,7 @@ def _spread(calls: Sequence[Call]) -> float:
     return float(np.concatenate([call.labels_N for call in calls]).std()) or 1.0
 
 
-def _divergence(family: str, one_NV: NDArray[Any], two_NV: NDArray[Any]) -> NDArray[np.float64]:
+def _divergence(family: str, one_NV: Array, two_NV: Array) -> NDArray[np.float64]:
     """KL(one ‖ two) of each answer, in nats; of numbers that of normal distributions of width 1 around them.
 
     Of vectors likewise: since their length is 1, it is 1 less their cosine.
@@ -141,7 +142,7 @@ class _Compared:
         self._theirs: list[NDArray[np.float64]] = []
 
     def add(
-        self, one_NV: NDArray[Any], two_NV: NDArray[Any], labels_N: NDArray[Any], rows_N: NDArray[np.int64], *,
+        self, one_NV: Array, two_NV: Array, labels_N: Array, rows_N: NDArray[np.int64], *,
         whole: bool,
     ) -> None:  # fmt: skip
         """Compare some answers of a call; `whole`: it did not go through the cache."""
@@ -157,7 +158,7 @@ class _Compared:
             self._ours.append(self._measure(one_NV, labels_N))
             self._theirs.append(self._measure(two_NV, labels_N))
 
-    def _measure(self, answers_NV: NDArray[np.float64], labels_N: NDArray[Any]) -> NDArray[np.float64]:
+    def _measure(self, answers_NV: NDArray[np.float64], labels_N: Array) -> NDArray[np.float64]:
         if self._family == "values":
             squared_N: NDArray[np.float64] = np.square(answers_NV[:, 0] - labels_N / self._unit)
             return squared_N

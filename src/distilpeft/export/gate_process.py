@@ -11,19 +11,17 @@ import os
 import sys
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from distilpeft.export.generation import generate
-from distilpeft.export.runtimes import Inputs, Runner, open_runner
+from distilpeft.export.runtimes import Array, Inputs, Runner, open_runner
 
 STEPS = 4
 """Single tokens after a cut, in calls that go through the cache; the rest follows at once."""
 
 
-def through_cache(runner: Runner, inputs: Inputs, cut: int) -> NDArray[Any]:
+def through_cache(runner: Runner, inputs: Inputs, cut: int) -> Array:
     """Logits [B, S, V] as generation computes them: `cut` positions at once, then one by one, then the rest."""
     ids_BS, mask_BS = inputs["input_ids"], inputs["attention_mask"]
     width = ids_BS.shape[1]

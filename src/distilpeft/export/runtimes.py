@@ -14,26 +14,29 @@ import inspect
 import io
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from distilpeft.data.vocabulary import TYPES
 from distilpeft.errors import InputError
-from distilpeft.export.manifest import read_manifest
+from distilpeft.export.manifest import ExportManifest, read_manifest
 from distilpeft.recipe.export import FORMS
 from distilpeft.recipe.task import KINDS
 from distilpeft.tasks.outputs import logits_of, pooled
 
 if TYPE_CHECKING:
     import torch
+    from transformers import PretrainedConfig, PreTrainedModel
 
 START = "decoder_start_token_id"
 PAST = "past_key_values."
 DECODER = "decoder_input_ids"
 PIXELS = "pixel_values"
-Inputs = Mapping[str, NDArray[Any]]
+Array: TypeAlias = NDArray[Any]
+"""Of any type: token ids, masks, pixels, logits in half or single precision."""
+Inputs = Mapping[str, Array]
 
 
 class Runner(Protocol):
@@ -47,7 +50,7 @@ class Runner(Protocol):
 
     start: int | None
 
-    def run(self, inputs: Inputs, cache: Any = None, *, last: bool = False) -> tuple[NDArray[Any], Any]:
+    def run(self, inputs: Inputs, cache: Any = None, *, last: bool = False) -> tuple[Array, Any]:
         """Logits [B, C], or [B, S, V] and what was computed of these positions.
 
         Args:
@@ -70,7 +73,7 @@ class GraphRunner:
 
     def __init__(
         self,
-        compute: Callable[[dict[str, NDArray[Any]]], Sequence[NDArray[Any]]],
+        compute: Callable[[dict[str, Array]], Sequence[Array]],
         caches: Sequence[tuple[str, tuple[int, int], Any]],
         width: int,
         *,
@@ -80,7 +83,7 @@ class GraphRunner:
         self._compute, self._caches, self.width, self._typed = compute, caches, width, typed
         self.start = start
 
-    def run(self, inputs: Inputs, cache: Any = None, *, last: bool = False) -> tuple[NDArray[Any], Any]:
+    def run(self, inputs: Inputs, cache: Any = None, *, last: bool = False) -> tuple[Array, Any]:
         """See `Runner`; rows with position_ids hold several documents, which go through one by one."""
         del last  # the graph computes all
         if "position_ids" in inputs:
@@ -90,7 +93,7 @@ class GraphRunner:
         logits, *cached = self._compute(self.feed(inputs, cache))
         return np.asarray(logits, dtype=np.float32), cached or None
 
-    def _answer(self, inputs: Inputs, cache: Any) -> tuple[NDArray[Any], Any]:
+    def _answer(self, inputs: Inputs, cache: Any) -> tuple[Array, Any]:
         """Such a graph keeps nothing: what came before is its cache, and goes in again."""
         given = dict(inputs)
         if cache is not None:
@@ -98,7 +101,7 @@ class GraphRunner:
         (logits,) = self._compute(self.feed(given))
         return np.asarray(logits, dtype=np.float32)[:, -inputs[DECODER].shape[1] :], given
 
-    def feed(self, inputs: Inputs, cache: Any = None) -> dict[str, NDArray[Any]]:
+    def feed(self, inputs: Inputs, cache: Any = None) -> dict[str, Array]:
         """What the graph itself takes: the inputs, and a cache even if it is empty."""
         if PIXELS in inputs:
             return {PIXELS: inputs[PIXELS]}
@@ -158,7 +161,7 @@ def _openvino_runner(file: Path, threads: int, start: int | None) -> GraphRunner
         if one.get_any_name().startswith(PAST)
     ]
 
-    def compute(feed: dict[str, NDArray[Any]]) -> list[NDArray[Any]]:
+    def compute(feed: dict[str, Array]) -> list[Array]:
         found = model(feed)
         return [np.array(found[output]) for output in model.outputs]
 
@@ -170,11 +173,11 @@ def _openvino_runner(file: Path, threads: int, start: int | None) -> GraphRunner
 class TransformersRunner:
     """A model in transformers; a language model's calls leave a cache."""
 
-    def __init__(self, model: Any, *, caching: bool) -> None:
+    def __init__(self, model: PreTrainedModel, *, caching: bool) -> None:
         self.model, self._caching = model, caching
         bare = model.get_base_model() if hasattr(model, "get_base_model") else model
         self._bare = bare
-        config: Any = getattr(bare, "config", None)
+        config: PretrainedConfig = getattr(bare, "config", None)
         self.start = config.decoder_start_token_id if getattr(config, "is_encoder_decoder", False) else None
         self._trims = self.start is None and "logits_to_keep" in inspect.signature(bare.forward).parameters
 
@@ -207,7 +210,7 @@ class TransformersRunner:
         told: list[int] = found[0].tolist()
         return told
 
-    def run(self, inputs: Inputs, cache: Any = None, *, last: bool = False) -> tuple[NDArray[Any], Any]:
+    def run(self, inputs: Inputs, cache: Any = None, *, last: bool = False) -> tuple[Array, Any]:
         """See `Runner`."""
         import torch
 
@@ -246,14 +249,12 @@ def open_runner(folder: Path, threads: int = 0) -> Runner:
         missing = [name for name in form.missing() if name == form.runtime]
     if missing:
         raise InputError(f"{folder}: {manifest['format']} needs {', '.join(missing)}; install it with pip")
-    start = manifest.get(START)
+    start = manifest.get("decoder_start_token_id")
     if form.runtime == "onnxruntime":
         return open_onnx(folder / form.file, threads, start)
     if form.runtime == "openvino":
         return _openvino_runner(folder / form.file, threads, start)
     import torch
-
-    pass
 
     if threads:
         torch.set_num_threads(threads)
@@ -264,7 +265,7 @@ def open_runner(folder: Path, threads: int = 0) -> Runner:
     return TransformersRunner(model, caching=KINDS[manifest["task"]].language)
 
 
-def _unpacked(runner: GraphRunner, inputs: Inputs) -> NDArray[Any]:
+def _unpacked(runner: GraphRunner, inputs: Inputs) -> Array:
     """Logits [B, S, V] of rows in which several documents stand behind each other, each beginning at position 0."""
     ids_BS, positions_BS = inputs["input_ids"], inputs["position_ids"]
     starts = [(row, int(at)) for row, ids in enumerate(positions_BS) for at in np.flatnonzero(ids == 0)]
@@ -281,7 +282,7 @@ def _unpacked(runner: GraphRunner, inputs: Inputs) -> NDArray[Any]:
     return logits_BSV
 
 
-def load_exported(folder: Path, manifest: Mapping[str, Any], device: torch.device) -> Any:
+def load_exported(folder: Path, manifest: ExportManifest, device: torch.device) -> Any:
     """The model that transformers makes of an exported folder, frozen."""
     import torch
     import transformers

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -12,8 +12,11 @@ from distilpeft.errors import InputError
 from distilpeft.models.weights import blocks
 from distilpeft.recipe.student import FromTeacher
 
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
 
-def keep_layers(model: Any, chosen: FromTeacher) -> None:
+
+def keep_layers(model: PreTrainedModel, chosen: FromTeacher) -> None:
     """Keep only some transformer layers of a model, in place, and correct its configuration.
 
     Raises:
@@ -38,7 +41,7 @@ def keep_layers(model: Any, chosen: FromTeacher) -> None:
         _keep(getattr(model, f"get_{side}")(), chosen.of(depth, side=side), config, names)
 
 
-def _keep(model: Any, layers: tuple[int, ...], config: Any, names: Sequence[str]) -> None:
+def _keep(model: PreTrainedModel, layers: tuple[int, ...], config: PretrainedConfig, names: Sequence[str]) -> None:
     """Keep these layers of one stack; `names` are those under which the configuration keeps their number."""
     key, told, depth = "student.from_teacher", config.to_dict(), getattr(config, names[0])
     stacks = [(name, m) for name, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m) == depth]
@@ -62,7 +65,7 @@ FFN = ("intermediate_size", "hidden_dim")
 """What configurations call the width of the feed-forward part."""
 
 
-def narrow(model: Any, width: int) -> None:
+def narrow(model: PreTrainedModel, width: int) -> None:
     """Keep only the most important units inside each feed-forward part, in place, and correct the configuration.
 
     A unit's importance is the product of the lengths of its weights, those into it (and of its gate) and those out of

@@ -125,7 +125,9 @@ def load_base(
     return model.to(device) if quantize == "none" else model, heads
 
 
-def head_modules(architecture: Architecture, config: Any, *, trusted: bool = False) -> list[str]:
+def head_modules(
+    architecture: Architecture, config: transformers.PretrainedConfig, *, trusted: bool = False
+) -> list[str]:
     """Names of the modules outside the pretrained body (classifier, score, ...), from the architecture itself.
 
     Of language models the layer that gives logits: their other parts may all be siblings (T5). Code that comes with the
@@ -142,7 +144,7 @@ def head_modules(architecture: Architecture, config: Any, *, trusted: bool = Fal
     return [name for name in heads if any(True for _ in getattr(model, name).parameters())]
 
 
-def dequantize(model: Any) -> Any:
+def dequantize(model: transformers.PreTrainedModel) -> Any:
     """Turn a quantized base into an ordinary float32 model that computes with the very same weights."""
     if not getattr(model, "is_quantized", False):
         return model
@@ -151,7 +153,7 @@ def dequantize(model: Any) -> Any:
     return model
 
 
-def _unmark(model: Any) -> None:
+def _unmark(model: transformers.PreTrainedModel) -> None:
     """Forget that the weights were once quantized; `save_pretrained` would refuse them."""
     for owner, name in (
         (model.config, "quantization_config"),

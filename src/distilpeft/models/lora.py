@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import peft
 from torch import nn
@@ -12,6 +12,9 @@ from torch import nn
 from distilpeft.errors import InputError
 from distilpeft.models.loading import Architecture, dequantize
 from distilpeft.recipe.training import Lora
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 def add_lora(model: nn.Module, lora: Lora, architecture: Architecture, heads: list[str], key: str) -> Any:
@@ -50,7 +53,7 @@ def load_adapter(model: nn.Module, folder: Path) -> Any:
     return peft.PeftModel.from_pretrained(model, str(folder), is_trainable=False)
 
 
-def merge(base: Any, adapter: Path) -> Any:
+def merge(base: PreTrainedModel, adapter: Path) -> Any:
     """Merge a saved adapter into its base, dequantizing the base first.
 
     Merging into 4-bit weights would round the sum to 4 bits again and give another model than the one that was

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from distilpeft.data.sources import Source, resolve
 from distilpeft.machine.files import digest_file, digest_json
@@ -18,6 +18,9 @@ from distilpeft.models.loading import Architecture
 from distilpeft.recipe import Recipe
 from distilpeft.tasks.rows import RowReader, task_of
 from distilpeft.tasks.task import InputReader, Task
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 MODEL, ADAPTER, HEADS = "model", "adapter", "heads.json"
 TOKENIZER_FILES = (
@@ -96,7 +99,7 @@ class Pair:
 class Loaded:
     """A frozen model ready to predict, and how it reads rows."""
 
-    model: Any
+    model: PreTrainedModel
     reader: RowReader
 
     @property

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -15,6 +15,9 @@ from distilpeft.models.pair import Loaded, Pair
 from distilpeft.models.teacher import load_teacher_merged, start_head
 from distilpeft.tasks.rows import RowReader
 from distilpeft.tasks.task import InputReader
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 def new_student(context: Context, teacher: Path | None) -> Loaded:
@@ -57,7 +60,9 @@ def _untrained(runtime: Runtime, pair: Pair, teacher: Path | None) -> Any:
     return model
 
 
-def save_student(model: Any, tokenizer: InputReader, folder: Path, dtype: torch.dtype = torch.float32) -> None:
+def save_student(
+    model: PreTrainedModel, tokenizer: InputReader, folder: Path, dtype: torch.dtype = torch.float32
+) -> None:
     """Save an ordinary transformers model (an adapter is merged) with its tokenizer."""
     if hasattr(model, "peft_config"):
         model = model.merge_and_unload()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -19,6 +19,9 @@ from distilpeft.models.pair import ADAPTER, HEADS, MODEL, Loaded, Pair
 from distilpeft.models.parallel import offload_layers, shard_layers
 from distilpeft.recipe.training import Precision
 from distilpeft.tasks.rows import RowReader
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 def new_teacher(context: Context) -> tuple[Any, list[str]]:
@@ -42,7 +45,7 @@ def new_teacher(context: Context) -> tuple[Any, list[str]]:
     return model, heads
 
 
-def _as_it_is(pair: Pair, model: Any) -> Any:
+def _as_it_is(pair: Pair, model: PreTrainedModel) -> Any:
     pair.task.prepare(model)
     used = set(dict(model.named_parameters()))
     fresh = [name for name in model.fresh if name in used]
@@ -54,14 +57,14 @@ def _as_it_is(pair: Pair, model: Any) -> Any:
     return model.requires_grad_(False).eval()
 
 
-def start_head(context: Context, model: Any, reader: RowReader) -> None:
+def start_head(context: Context, model: PreTrainedModel, reader: RowReader) -> None:
     """Let a new head start at the answer usual in training, where the task has one."""
     bias_C = context.task.head_start(context.data.tokens("train", reader))
     if bias_C is not None:
         weights.start_head(model, bias_C)
 
 
-def save_teacher(model: Any, folder: Path, heads: list[str], *, tuned: bool = True) -> None:
+def save_teacher(model: PreTrainedModel, folder: Path, heads: list[str], *, tuned: bool = True) -> None:
     """Save what was tuned: the adapter with its heads, the whole model, or nothing."""
     if hasattr(model, "peft_config"):
         # Nothing of ours resizes embeddings; to find out, PEFT would look for the base's configuration on the hub.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -12,8 +12,11 @@ from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 
 from distilpeft.models.loading import Architecture
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
-def start_head(model: Any, bias_C: NDArray[np.float64]) -> None:
+
+def start_head(model: PreTrainedModel, bias_C: NDArray[np.float64]) -> None:
     """Set the bias of the output layer, if it came without weights.
 
     Answers begin at what is usual in training instead of at 0. Without it the first steps only learn that, and where
@@ -29,7 +32,7 @@ def start_head(model: Any, bias_C: NDArray[np.float64]) -> None:
             layers[-1].bias.copy_(torch.as_tensor(bias_C))
 
 
-def unfreeze(model: Any, architecture: Architecture) -> None:
+def unfreeze(model: PreTrainedModel, architecture: Architecture) -> None:
     """Let training change all weights but those that the architecture itself keeps as they are.
 
     Marian's sines and cosines of positions are parameters, for instance, and were never trained.

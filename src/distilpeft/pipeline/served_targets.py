@@ -14,7 +14,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from rich.console import Console
@@ -28,6 +28,9 @@ from distilpeft.machine.files import publish_folder
 from distilpeft.planning.plan import Plan
 from distilpeft.recipe.distil import format_fault
 from distilpeft.tasks.rows import TaskData, Tokens
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 SUM_TOLERANCE = 1e-3
 """Servers round: kept probabilities may sum to this much over 1, and are then scaled down."""
@@ -149,7 +152,7 @@ class _Answer:
 class _Reader:
     """Reads answers for the rows of one recipe."""
 
-    def __init__(self, source: Path, rows: Tokens, tokenizer: Any, layout: Layout) -> None:
+    def __init__(self, source: Path, rows: Tokens, tokenizer: PreTrainedTokenizerBase, layout: Layout) -> None:
         self._source, self._dataset, self._tokenizer, self._layout = source, rows.dataset, tokenizer, layout
 
     def read(self, number: int, line: Mapping[str, Any]) -> tuple[int, Kept, dict[str, float]]:

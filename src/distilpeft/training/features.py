@@ -11,7 +11,7 @@ twice.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,9 @@ from distilpeft.errors import InputError
 from distilpeft.models.pair import Pair
 from distilpeft.models.weights import blocks
 from distilpeft.recipe.distil import Features, HiddenStates, Relations
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 NAMES = {
     "query": ("query", "q_proj", "q_lin", "query_proj", "q"),
@@ -88,7 +91,9 @@ class FeatureLoss:
         InputError: a layer is not there, attention has no such linear layers, or heads do not divide a width.
     """
 
-    def __init__(self, settings: Features, student: Any, teacher: Any, *, by_token: bool) -> None:
+    def __init__(
+        self, settings: Features, student: PreTrainedModel, teacher: PreTrainedModel, *, by_token: bool
+    ) -> None:
         self._settings, self._by_token = settings, by_token
         sides = (blocks(student), blocks(teacher))
         depths = [len(side) for side in sides]
@@ -117,13 +122,13 @@ class FeatureLoss:
                 )
         self._ours, self._theirs = Taps(wanted[0]), Taps(wanted[1])
 
-    def _project(self, settings: HiddenStates, student: Any, teacher: Any) -> None:
+    def _project(self, settings: HiddenStates, student: PreTrainedModel, teacher: PreTrainedModel) -> None:
         widths = [model.config.get_text_config().hidden_size for model in (student, teacher)]
         if widths[0] == widths[1] and not settings.project:
             return
         carry(student, {str(layer): nn.Linear(widths[0], widths[1], bias=False) for layer in self._hidden})
 
-    def sum(self, student: Any, batch: Mapping[str, Any], count: int) -> Tensor:
+    def sum(self, student: PreTrainedModel, batch: Mapping[str, Any], count: int) -> Tensor:
         """All terms with their weights, summed over what the task's loss counts in a batch.
 
         Both models have just read it: the teacher first or the student, whichever.

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gguf
 import numpy as np
@@ -24,6 +24,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from distilpeft.errors import InputError
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
 
 FILE_TYPES = {
     "f32": gguf.LlamaFileType.ALL_F32,
@@ -56,7 +59,7 @@ PRE: dict[tuple[tuple[str, ...], bool], str] = {
 """How text is cut, and whether a piece that is a token stays whole, → llama.cpp's name for it."""
 
 
-def fault(config: Any, tokenizer_json: dict[str, Any]) -> str | None:
+def fault(config: PretrainedConfig, tokenizer_json: dict[str, Any]) -> str | None:
     """Why this model cannot become a GGUF file; None if it can.
 
     Args:
@@ -71,7 +74,7 @@ def fault(config: Any, tokenizer_json: dict[str, Any]) -> str | None:
     )
 
 
-def _architecture_fault(config: Any) -> str | None:
+def _architecture_fault(config: PretrainedConfig) -> str | None:
     kind = config.model_type
     if kind not in ARCHITECTURES:
         return f"models of type {kind} are not written as GGUF; {', '.join(ARCHITECTURES)} are"
@@ -88,7 +91,7 @@ def _architecture_fault(config: Any) -> str | None:
     return None
 
 
-def _rope_fault(config: Any) -> str | None:
+def _rope_fault(config: PretrainedConfig) -> str | None:
     rope = config.rope_parameters
     kind = rope.get("rope_type", "default")
     llama = ARCHITECTURES[config.model_type] is gguf.MODEL_ARCH.LLAMA
@@ -185,8 +188,8 @@ def _frame(step: dict[str, Any] | None) -> tuple[int | None, int | None] | None:
 
 
 def write(
-    model: Any, tokenizer_json: dict[str, Any], special: Mapping[str, int | None], template: str | None, path: Path,
-    kind: str, *, name: str,
+    model: PreTrainedModel, tokenizer_json: dict[str, Any], special: Mapping[str, int | None], template: str | None,
+    path: Path, kind: str, *, name: str,
 ) -> None:  # fmt: skip
     """Write a model, with its tokenizer, for which `fault` found none.
 
@@ -231,7 +234,7 @@ def write(
         writer.close()
 
 
-def _add_shape(writer: Any, config: Any) -> None:
+def _add_shape(writer: Any, config: PretrainedConfig) -> None:
     writer.add_block_count(config.num_hidden_layers)
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
@@ -246,7 +249,7 @@ def _add_shape(writer: Any, config: Any) -> None:
     writer.add_vocab_size(config.vocab_size)
 
 
-def _head_dim(config: Any) -> int:
+def _head_dim(config: PretrainedConfig) -> int:
     return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
 
 
@@ -289,7 +292,7 @@ def _vocabulary(words: dict[str, Any], rows: int) -> tuple[list[str], list[int]]
     return [found[row][0] for row in range(rows)], [int(found[row][1]) for row in range(rows)]
 
 
-def _tensors(model: Any) -> Iterator[tuple[str, Tensor]]:
+def _tensors(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
     """All weights, a tied head not twice, by their names in GGUF, and the stretching of rotary wavelengths."""
     config = model.config
     names = gguf.get_tensor_name_map(ARCHITECTURES[config.model_type], config.num_hidden_layers)
@@ -314,7 +317,7 @@ def _type(title: str, shape: tuple[int, ...], wanted: Any, tied: bool) -> Any:
     return Type.F16 if shape[-1] % block else wanted
 
 
-def _arranged(title: str, tensor: Tensor, config: Any) -> Tensor:
+def _arranged(title: str, tensor: Tensor, config: PretrainedConfig) -> Tensor:
     """The weight as llama.cpp multiplies with it.
 
     Its llama models turn neighbouring rows of a head together; transformers turns a row with the one half a head on.

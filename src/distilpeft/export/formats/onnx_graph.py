@@ -13,7 +13,7 @@ no cache: source and answer so far go in anew for each token.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -24,11 +24,14 @@ from distilpeft.export.formats.quiet import quiet
 from distilpeft.export.runtimes import DECODER, PAST, PIXELS
 from distilpeft.tasks.outputs import logits_of, pooled
 
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
+
 EXTERNAL_BYTES = 1_500_000_000
 """A graph whose weights are larger keeps them in a file beside it: protobuf files end at 2 GB."""
 
 
-def fault(config: Any) -> str | None:
+def fault(config: PretrainedConfig) -> str | None:
     """Why a model of this configuration cannot become a graph with a cache, as far as the configuration tells."""
     kinds = set(getattr(config.get_text_config(), "layer_types", None) or ())
     if kinds - {"full_attention"}:
@@ -39,7 +42,7 @@ def fault(config: Any) -> str | None:
 
 
 def write(
-    model: Any, file: Path, *, caching: bool = False, typed: bool = False, reads_first: bool = False,
+    model: PreTrainedModel, file: Path, *, caching: bool = False, typed: bool = False, reads_first: bool = False,
     shape: tuple[int, int, int] | None = None, pooling: str | None = None, dtype: torch.dtype = torch.float32,
 ) -> None:  # fmt: skip
     """Write the graph.
@@ -112,7 +115,7 @@ class _Classifier(nn.Module):
         return logits.float()
 
 
-def _pictures(model: Any, shape: tuple[int, int, int]) -> Export:
+def _pictures(model: PreTrainedModel, shape: tuple[int, int, int]) -> Export:
     arguments = (torch.zeros(2, *shape, dtype=model.dtype),)
     return _Pictures(model), arguments, {PIXELS: {0: torch.export.Dim.DYNAMIC}}, ([PIXELS], ["logits"])
 
@@ -148,7 +151,7 @@ class _EncoderDecoder(nn.Module):
         return logits.float()
 
 
-def _language(model: Any) -> Export:
+def _language(model: PreTrainedModel) -> Export:
     size, cached, new = 2, 3, 5
     prompt_BP = torch.ones(size, cached, dtype=torch.long, device=model.device)
     with torch.no_grad():
@@ -185,7 +188,7 @@ class _Language(nn.Module):
         return [found.logits.float(), *cache]
 
 
-def _strip(model: Any) -> None:
+def _strip(model: PreTrainedModel) -> None:
     """Forget where the graph came from: stack traces with this machine's paths."""
     model.metadata_props.clear()
     for owner in (model.graph, *model.functions.values()):

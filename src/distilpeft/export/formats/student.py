@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from distilpeft.data.vocabulary import TYPES
 from distilpeft.recipe import Recipe
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -27,7 +30,7 @@ class Student:
     recipe: Recipe
     folder: Path
     auto_class: Any
-    tokenizer: Any
+    tokenizer: PreTrainedTokenizerBase
     heads: tuple[str, ...]
 
     @property

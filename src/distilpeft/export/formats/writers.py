@@ -25,7 +25,9 @@ from distilpeft.recipe.export import FORMS
 __all__ = ["WRITERS", "Student", "Writer", "fault"]
 
 
-def fault(form: str, config: Any, tokenizer: Any, *, caches: bool) -> str | None:
+def fault(
+    form: str, config: transformers.PretrainedConfig, tokenizer: transformers.PreTrainedTokenizerBase, *, caches: bool
+) -> str | None:
     """Why a model has no such form, as far as its configuration and tokenizer tell; None if it has.
 
     Args:

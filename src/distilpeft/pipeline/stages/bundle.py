@@ -10,14 +10,15 @@ import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from distilpeft import __version__
 from distilpeft.export import card
-from distilpeft.export.manifest import MANIFEST
+from distilpeft.export.manifest import MANIFEST, ExportManifest
 from distilpeft.machine.artifact import Artifact
 from distilpeft.machine.files import digest_file, read_sealed, sealed, write_json, write_text
 from distilpeft.models.pair import MODEL
+from distilpeft.planning.roles import export_role
 from distilpeft.recipe import Recipe
 
 
@@ -45,15 +46,16 @@ def run(
     for file in sorted(source.iterdir()):
         if file.name != MANIFEST:
             _link(file, folder / file.name)
-    made, own = export.figures(), f"export:{form}"
-    told = read_sealed(source / MANIFEST, f"delete {export.path} to make it again")
-    write_text(folder / "README.md", card.render(recipe, told, figures, timed, made))
+    made, own = export.figures(), export_role(form)
+    described = read_sealed(source / MANIFEST, f"delete {export.path} to make it again")
+    text = card.render(recipe, cast("ExportManifest", described), figures, timed, made)
+    write_text(folder / "README.md", text)
     files = {
         file.name: {"bytes": file.stat().st_size, "sha256": digest_file(file)} for file in sorted(folder.iterdir())
     }
     main = recipe.kind.main
     manifest = {
-        **told,
+        **described,
         "files": files,
         "provenance": {
             "distilpeft": __version__,

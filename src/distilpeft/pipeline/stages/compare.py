@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from distilpeft.machine.artifact import Artifact
 from distilpeft.metrics import significance
 from distilpeft.models.context import Context
+from distilpeft.planning.roles import format_of
 
 ROWS, VALUES = "rows.npz", "values.npy"
 TEACHER = "teacher"
@@ -54,7 +55,7 @@ def run(context: Context, evaluated: Mapping[str, Artifact], out: Artifact) -> d
             **significance.compare(added[role], added[other]), "num_rows": len(added[role].sum_N),
         }
         for role in added
-        for other in (EXPORT_AGAINST if role.startswith("export:") else AGAINST.get(role, ()))
+        for other in (EXPORT_AGAINST if format_of(role) is not None else AGAINST.get(role, ()))
         if other in added
     ]  # fmt: skip
     groups_N = data.groups()
@@ -66,7 +67,7 @@ def _by_group(added: Mapping[str, significance.Added], groups_N: NDArray[np.str_
     """How each model differs from the teacher in each group, and `beyond`: by how much more than on all rows."""
     found = []
     for role in added:
-        if role == TEACHER or not (role in AGAINST or role.startswith("export:")):
+        if role == TEACHER or not (role in AGAINST or format_of(role) is not None):
             continue
         overall = significance.difference(added[role], added[TEACHER])
         for name in np.unique(groups_N):

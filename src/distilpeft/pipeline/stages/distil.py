@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +34,9 @@ from distilpeft.training.step import Watch, Work
 from distilpeft.training.tracking import tracked
 from distilpeft.training.train import train
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 MOST_NAMED = 20
 """New weights whose names the manifest holds; of more their number."""
 INNER = 1
@@ -52,7 +55,7 @@ class Supervision:
 
     train: Soft | None = None
     validation: Soft | None = None
-    teacher: Any = None
+    teacher: PreTrainedModel = None
 
 
 def run(
@@ -174,7 +177,7 @@ def origin(recipe: Recipe) -> str:
     return f"configuration of {student.from_config.model}" if student.from_config else str(student.model)
 
 
-def _inner(recipe: Recipe, student: Any, teacher: Any) -> FeatureLoss | None:
+def _inner(recipe: Recipe, student: PreTrainedModel, teacher: PreTrainedModel) -> FeatureLoss | None:
     """The terms from inside the teacher, if the recipe has any."""
     if recipe.distil.features is None:
         return None

@@ -5,7 +5,7 @@ Leaves: `values.npy`, what the task measures per row: logits [rows, classes], or
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,9 @@ from distilpeft.models.pair import Loaded
 from distilpeft.tasks.rows import RowSubset, Tokens
 from distilpeft.tasks.task import Batch, Values
 from distilpeft.training.scoring import measure_with, soft_of, soft_of_rows, values_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 VALUES = "values.npy"
 SPEAKERS = ("teacher", "student")
@@ -109,7 +112,7 @@ def _written(context: Context, loaded: Loaded, rows: Tokens) -> NDArray[np.float
     asked, settings, runtime = context.recipe.evaluate, context.recipe.evaluate.generate, context.runtime
     count = min(settings.rows, len(rows.lengths_N))
 
-    def measure(model: Any, batch: Batch) -> Any:
+    def measure(model: PreTrainedModel, batch: Batch) -> Any:
         return context.task.written(model, batch, loaded.tokenizer, settings)
 
     with runtime.bar(f"write {count} {asked.split} rows", count) as bar:

@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -22,7 +22,7 @@ from distilpeft.export.formats.onnx_int8 import Candidate, candidates
 from distilpeft.export.formats.student import Student
 from distilpeft.export.formats.writers import WRITERS
 from distilpeft.export.gate import Gate
-from distilpeft.export.manifest import MANIFEST
+from distilpeft.export.manifest import MANIFEST, ExportManifest
 from distilpeft.export.runtimes import START, Inputs, open_onnx
 from distilpeft.machine.artifact import Artifact
 from distilpeft.machine.files import sealed, write_json
@@ -34,6 +34,9 @@ from distilpeft.recipe import Recipe
 from distilpeft.recipe.export import FORMS
 from distilpeft.recipe.task import Embedding, QuestionAnswering, Seq2Seq
 from distilpeft.tasks.language import seq2seq
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 CALIBRATION_BATCH = 8
 
@@ -107,7 +110,7 @@ def _describe(context: Context, loaded: Loaded, form: str, folder: Path) -> None
         raise InputError(
             f"export.formats: the tokenizer {type(tokenizer).__name__} has no tokenizer.json to run without us"
         )
-    told: dict[str, Any] = {
+    manifest: ExportManifest = {
         "format": form,
         "file": FORMS[form].file,
         "name": recipe.name,
@@ -115,12 +118,12 @@ def _describe(context: Context, loaded: Loaded, form: str, folder: Path) -> None
         "auto_class": context.pair.architecture.auto_class.__name__,
     }
     if not recipe.kind.images:
-        told["max_tokens"] = min(recipe.data.max_tokens, tokenizer.model_max_length)
-        told["pad_token_id"] = tokenizer.pad_token_id
-    write_json(folder / MANIFEST, sealed(told | _own_facts(recipe, model, tokenizer)))
+        manifest["max_tokens"] = min(recipe.data.max_tokens, tokenizer.model_max_length)
+        manifest["pad_token_id"] = tokenizer.pad_token_id
+    write_json(folder / MANIFEST, sealed({**manifest, **_own_facts(recipe, model, tokenizer)}))
 
 
-def _describe_writing(recipe: Recipe, model: Any, folder: Path) -> None:
+def _describe_writing(recipe: Recipe, model: PreTrainedModel, folder: Path) -> None:
     """How a language model writes; called again when its files are there, among which is the untouched one."""
     if recipe.kind.reads_first:
         model.generation_config = seq2seq.settings_of(model, recipe.evaluate.generate)
@@ -128,7 +131,7 @@ def _describe_writing(recipe: Recipe, model: Any, folder: Path) -> None:
         model.generation_config.save_pretrained(str(folder))
 
 
-def _own_facts(recipe: Recipe, model: Any, tokenizer: Any) -> dict[str, Any]:
+def _own_facts(recipe: Recipe, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     """What only some tasks need, to run without us."""
     task = recipe.task
     told: dict[str, Any] = {}

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
@@ -27,6 +27,9 @@ from distilpeft.training.scoring import validator
 from distilpeft.training.step import Work
 from distilpeft.training.tracking import tracked
 from distilpeft.training.train import train
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 def run(context: Context, out: Artifact) -> dict[str, Any]:
@@ -73,7 +76,11 @@ def run(context: Context, out: Artifact) -> dict[str, Any]:
 
 
 def _tune(
-    context: Context, rows: Tokens, model: Any, validate: Callable[[nn.Module], dict[str, float]], out: Artifact
+    context: Context,
+    rows: Tokens,
+    model: PreTrainedModel,
+    validate: Callable[[nn.Module], dict[str, float]],
+    out: Artifact,
 ) -> dict[str, Any]:
     """Train the teacher on the labels; the training's figures, with those of the weights that are kept as `tuned`."""
     recipe, task = context.recipe, context.task

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import datasets
 import numpy as np
@@ -161,7 +161,7 @@ class CausalLMTask(LanguageTask):
         return found
 
 
-def _leak(model: Any, ids: Tensor) -> float:
+def _leak(model: PreTrainedModel, ids: Tensor) -> float:
     """How far the hidden states of a document differ when another is packed before it, relative to their size."""
     import torch
 

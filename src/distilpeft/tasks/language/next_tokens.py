@@ -20,7 +20,7 @@ from distilpeft.tasks.task import Batch, Doubles, Rows, Task, Values
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
-    from transformers import PreTrainedModel
+    from transformers import PretrainedConfig, PreTrainedModel
 
     from distilpeft.distillation.fused import Head, Running, Soft
     from distilpeft.distillation.losses import Loss
@@ -116,12 +116,12 @@ class LanguageTask(Task):
         return None if np.isnan(found["kl"]) else {name: found[name] for name in AGAINST}
 
 
-def bare(model: Any) -> Any:
+def bare(model: PreTrainedModel) -> Any:
     """The model without its adapter's wrapper."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
-def find_head(model: Any, hidden: Tensor, expected: Tensor) -> None:
+def find_head(model: PreTrainedModel, hidden: Tensor, expected: Tensor) -> None:
     """Find out how a bare model turns its head's output into logits, and prove it.
 
     Args:
@@ -151,7 +151,7 @@ Shape = tuple[float, float | None, bool]
 """Scale, cap, and whether the model's `final_logits_bias` is added."""
 
 
-def _shapes(model: Any, config: Any) -> Iterator[Shape]:
+def _shapes(model: PreTrainedModel, config: PretrainedConfig) -> Iterator[Shape]:
     """Scales and caps to try, by the names that architectures use; some divide by what others multiply by."""
     names = ("logit_scale", "logits_scaling", "lm_head_multiplier", "output_multiplier")
     values = [getattr(owner, name, None) for owner in (config, model) for name in names]
@@ -163,12 +163,12 @@ def _shapes(model: Any, config: Any) -> Iterator[Shape]:
             yield scale, cap, bias is not None and bool(bias.any())
 
 
-def _head(make: type[Head], model: Any, shape: Shape) -> Head:
+def _head(make: type[Head], model: PreTrainedModel, shape: Shape) -> Head:
     scale, cap, shifted = shape
     return make(model.get_output_embeddings(), scale, cap, model.final_logits_bias[0] if shifted else None)
 
 
-def head_of(model: Any) -> Head:
+def head_of(model: PreTrainedModel) -> Head:
     """The model's head, as `find_head` has found it."""
     from distilpeft.distillation.fused import Head
 
@@ -176,7 +176,7 @@ def head_of(model: Any) -> Head:
     return _head(Head, own, own.logit_shape)
 
 
-def measured(states_NH: Tensor, model: Any, batch: Batch, soft: Running | None) -> Tensor:
+def measured(states_NH: Tensor, model: PreTrainedModel, batch: Batch, soft: Running | None) -> Tensor:
     """Sums over each row's targets, [B, K] in the order of `VALUES`; kl and agree are 0 without a teacher."""
     import torch
 

@@ -21,6 +21,8 @@ from distilpeft.tasks import text_rows
 from distilpeft.tasks.task import Columns, Text
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
     from distilpeft.tasks.task import InputReader
 
 FEATURES = datasets.Features(
@@ -140,7 +142,7 @@ def _documents(task: CausalLM, columns: Columns, tokenizer: InputReader) -> Iter
                 yield _pair(task, prompt, completion, tokenizer)
 
 
-def _pair(task: CausalLM, prompt: str, completion: str, tokenizer: Any) -> Piece:
+def _pair(task: CausalLM, prompt: str, completion: str, tokenizer: PreTrainedTokenizerBase) -> Piece:
     """Prompt and completion are tokenised apart, as they will be when the model is asked; then the end token."""
     head, head_sizes = _tokens(prompt, tokenizer, begin=True)
     tail, tail_sizes = _tokens(completion, tokenizer, begin=False)
@@ -150,7 +152,7 @@ def _pair(task: CausalLM, prompt: str, completion: str, tokenizer: Any) -> Piece
     return Piece(head + tail, [False, *target[1:]], head_sizes + tail_sizes)
 
 
-def _chat(task: CausalLM, messages: list[dict[str, str]], tokenizer: Any) -> Piece:
+def _chat(task: CausalLM, messages: list[dict[str, str]], tokenizer: PreTrainedTokenizerBase) -> Piece:
     """Render with the tokenizer's template; the targets are what the assistant says, with the end of its turn."""
     if not tokenizer.chat_template:
         raise InputError(f"task: the tokenizer of {tokenizer.name_or_path} has no chat template")
@@ -164,7 +166,9 @@ def _chat(task: CausalLM, messages: list[dict[str, str]], tokenizer: Any) -> Pie
     return Piece(encoded["input_ids"], [False, *target[1:]], sizes)
 
 
-def _replies(messages: list[dict[str, str]], text: str, tokenizer: Any) -> Iterator[tuple[int, int]]:
+def _replies(
+    messages: list[dict[str, str]], text: str, tokenizer: PreTrainedTokenizerBase
+) -> Iterator[tuple[int, int]]:
     """Where in the rendered text the assistant speaks, found by rendering every beginning of the chat."""
     for index, message in enumerate(messages):
         if message["role"] != "assistant":
@@ -182,7 +186,7 @@ def _replies(messages: list[dict[str, str]], text: str, tokenizer: Any) -> Itera
         yield len(before), len(stripped) if ends else len(after)
 
 
-def _tokens(text: str, tokenizer: Any, *, begin: bool) -> tuple[list[int], list[int]]:
+def _tokens(text: str, tokenizer: PreTrainedTokenizerBase, *, begin: bool) -> tuple[list[int], list[int]]:
     """Token ids (with the tokenizer's own first token if `begin`) and the bytes of text that each stands for."""
     encoded = tokenizer(text, add_special_tokens=begin, return_offsets_mapping=True, verbose=False)
     ids, offsets = list(encoded["input_ids"]), list(encoded["offset_mapping"])
@@ -191,7 +195,9 @@ def _tokens(text: str, tokenizer: Any, *, begin: bool) -> tuple[list[int], list[
     return ids, _sizes(text, ids, offsets, tokenizer)
 
 
-def _sizes(text: str, ids: Sequence[int], offsets: Sequence[tuple[int, int]], tokenizer: Any) -> list[int]:
+def _sizes(
+    text: str, ids: Sequence[int], offsets: Sequence[tuple[int, int]], tokenizer: PreTrainedTokenizerBase
+) -> list[int]:
     """Bytes of each token's text; what lies between two tokens' spans goes to the second. They add up to the text's."""
     special = set(tokenizer.all_special_ids)
     sizes, reached = [], 0
@@ -201,7 +207,7 @@ def _sizes(text: str, ids: Sequence[int], offsets: Sequence[tuple[int, int]], to
     return sizes
 
 
-def _ended(ids: list[int], sizes: list[int], tokenizer: Any) -> tuple[list[int], list[int]]:
+def _ended(ids: list[int], sizes: list[int], tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
     """Append the end token, which is worth no bytes."""
     if tokenizer.eos_token_id is None or ids[-1:] == [tokenizer.eos_token_id]:
         return ids, sizes
