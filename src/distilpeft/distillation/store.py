@@ -28,7 +28,16 @@ from numpy.typing import NDArray
 
 from distilpeft.distillation.codec import Bytes, Kept, Layout
 from distilpeft.errors import InputError
-from distilpeft.machine.files import digest_file, digest_json, fsync, read_json, read_sealed, sealed, write_json
+from distilpeft.machine.files import (
+    JsonObject,
+    digest_file,
+    digest_json,
+    fsync,
+    read_json,
+    read_sealed,
+    sealed,
+    write_json,
+)
 
 FORMAT = 1
 STORE, ROWS, POSITIONS, BEGUN = "store.json", "rows.npy", "positions.npy", "begun.json"
@@ -109,7 +118,7 @@ class Contents:
     edges: Sequence[int]
 
     @functools.cached_property
-    def identity(self) -> dict[str, Any]:
+    def identity(self) -> JsonObject:
         """Plain values that name it."""
         rows = hashlib.sha256(self.hashes_R.astype("<u8").tobytes()).hexdigest()
         shards = {"edges": list(self.edges), "positions": _digest_numbers(self.positions_R)}
@@ -168,7 +177,7 @@ class Writer:
         told = {**entry, "sha256": digest_file(file), "measured": dict(measured)}
         write_json(self._folder / _record(shard), sealed(told))
 
-    def finish(self, notes: Mapping[str, Any]) -> dict[str, Any]:
+    def finish(self, notes: Mapping[str, Any]) -> JsonObject:
         """Put the store together; `notes` are kept in it as they are.
 
         Returns:
@@ -199,11 +208,11 @@ class Writer:
             write_json(folder / STORE, sealed(store))
         for record in [*folder.glob("shard-*.json"), folder / BEGUN]:
             record.unlink(missing_ok=True)
-        measured: dict[str, Any] = read_store(folder)["measured"]
+        measured: JsonObject = read_store(folder)["measured"]
         return measured
 
 
-def _read_or_none(path: Path, read: Callable[[Path, str], dict[str, Any]]) -> dict[str, Any] | None:
+def _read_or_none(path: Path, read: Callable[[Path, str], JsonObject]) -> JsonObject | None:
     """What a file holds; None if that is damaged or not there, and is to be made again."""
     try:
         return read(path, "")
@@ -211,10 +220,10 @@ def _read_or_none(path: Path, read: Callable[[Path, str], dict[str, Any]]) -> di
         return None
 
 
-def summary(sums: Sequence[Mapping[str, float]], num_bytes: int) -> dict[str, Any]:
+def summary(sums: Sequence[Mapping[str, float]], num_bytes: int) -> JsonObject:
     """Figures of a store from the sums of its shards; see `sparse.describe`. Bytes are those of the shards."""
     positions = max(1.0, sum(part["positions"] for part in sums))
-    found: dict[str, Any] = {"bytes": num_bytes, "bytes_per_token": num_bytes / positions}
+    found: JsonObject = {"bytes": num_bytes, "bytes_per_token": num_bytes / positions}
     names = {"ids": "ids_per_token", "mass": "captured_mass", "entropy": "entropy_nats", "error": "log_p_error"}
     for key, name in names.items():
         if all(key in part for part in sums):
@@ -224,7 +233,7 @@ def summary(sums: Sequence[Mapping[str, float]], num_bytes: int) -> dict[str, An
     return found
 
 
-def read_store(folder: Path) -> dict[str, Any]:
+def read_store(folder: Path) -> JsonObject:
     """The checked content of `store.json`.
 
     Raises:
@@ -339,7 +348,7 @@ def _rows_fault(ours: Hashes, theirs: Hashes) -> str | None:
     )
 
 
-def _plain(layout: Layout) -> dict[str, Any]:
+def _plain(layout: Layout) -> JsonObject:
     return {**asdict(layout), "temperatures": list(layout.temperatures)}
 
 

@@ -14,14 +14,16 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from distilpeft.errors import InputError
-from distilpeft.machine.files import digest_file, names_in, publish_folder, read_sealed, sealed, write_json
+from distilpeft.machine.files import JsonObject, digest_file, names_in, publish_folder, read_sealed, sealed, write_json
 
 MANIFEST = "manifest.json"
 LOG = "train_log.jsonl"
 """A line for each step of a training."""
+Figures: TypeAlias = dict[str, Any]
+"""What a stage measured: a JSON object, which its manifest keeps. Each stage describes its own."""
 CHECKPOINTS = "checkpoints"
 """Folder of the training loop's checkpoints inside `partial`; dropped when the artifact is published."""
 
@@ -57,7 +59,7 @@ class Artifact:
         """Whether the artifact has been published."""
         return (self.path / MANIFEST).is_file()
 
-    def manifest(self) -> dict[str, Any]:
+    def manifest(self) -> JsonObject:
         """The published manifest.
 
         Raises:
@@ -65,9 +67,9 @@ class Artifact:
         """
         return read_sealed(self.path / MANIFEST, f"delete {self.path} to make it again")
 
-    def figures(self) -> dict[str, Any]:
+    def figures(self) -> Figures:
         """The numbers that the stage measured."""
-        figures: dict[str, Any] = self.manifest()["figures"]
+        figures: Figures = self.manifest()["figures"]
         return figures
 
     def verify(self) -> None:

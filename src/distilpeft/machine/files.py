@@ -9,14 +9,16 @@ import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from distilpeft.errors import InputError
 
+JsonObject: TypeAlias = dict[str, Any]
+"""A JSON object; nothing is known of its values until they are read."""
 CHECKSUM, SUMS = "checksum", "sums.json"
 
 
-def read_json(path: Path, advice: str) -> dict[str, Any]:
+def read_json(path: Path, advice: str) -> JsonObject:
     """Read a JSON object.
 
     Raises:
@@ -31,13 +33,13 @@ def read_json(path: Path, advice: str) -> dict[str, Any]:
     return value
 
 
-def sealed(value: Mapping[str, Any]) -> dict[str, Any]:
+def sealed(value: Mapping[str, Any]) -> JsonObject:
     """A JSON object with a checksum of itself, for `read_sealed`."""
-    plain: dict[str, Any] = json.loads(json.dumps(value, allow_nan=False))
+    plain: JsonObject = json.loads(json.dumps(value, allow_nan=False))
     return {**plain, CHECKSUM: digest_json(plain)}
 
 
-def read_sealed(path: Path, advice: str) -> dict[str, Any]:
+def read_sealed(path: Path, advice: str) -> JsonObject:
     """Read a JSON object that `sealed` has made, without its checksum.
 
     Raises:

@@ -7,7 +7,6 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -15,7 +14,7 @@ from distilpeft.distillation.store import SoftTargets
 from distilpeft.errors import GateError
 from distilpeft.export.formats.writers import check_exports
 from distilpeft.export.graph_module import load_export
-from distilpeft.machine.artifact import Artifact, Published
+from distilpeft.machine.artifact import Artifact, Figures, Published
 from distilpeft.machine.runtime import Runtime, device_name
 from distilpeft.models.checks import check_lengths, check_tokenizers, check_words
 from distilpeft.models.context import Context
@@ -176,7 +175,7 @@ class Steps:
             if out.stage in TRAINING_STAGES:  # Accelerate holds on to what it has prepared
                 runtime.accelerator.free_memory()
 
-    def _figures(self, step: Step) -> dict[str, Any]:
+    def _figures(self, step: Step) -> Figures:
         context = self.context
         stage, role, out = step.stage, step.role, step.artifact
         if stage in ("audit", "benchmark"):
@@ -197,13 +196,13 @@ class Steps:
             return self._runtime.on_main(lambda: compare.run(context, evaluated, out))  # type: ignore[no-any-return]
         return self._evaluate(role, out)
 
-    def _audit(self) -> dict[str, Any]:
+    def _audit(self) -> Figures:
         layout = SoftTargets(self.plan.artifact("targets").path).layout
         loaded = self._load(STUDENT)
         assert loaded is not None
         return audit.run(self.context, layout=layout, student=loaded, teacher=self._teacher())
 
-    def _evaluate(self, role: str, out: Artifact) -> dict[str, Any]:
+    def _evaluate(self, role: str, out: Artifact) -> Figures:
         recipe = self.plan.recipe
         loaded = self._load(role)
         reference = self.plan.artifact("evaluate", TEACHER) if role != TEACHER else None
@@ -211,7 +210,7 @@ class Steps:
         live = self._teacher() if compared else None
         return evaluate.run(self.context, loaded=loaded, teacher=live, reference=reference, role=role, out=out)
 
-    def _benchmark(self) -> dict[str, Any]:
+    def _benchmark(self) -> Figures:
         """All models beside each other, in the main process's children."""
         self._held = self._live = None  # they would only take memory
         gc.collect()
@@ -221,7 +220,7 @@ class Steps:
             lambda: benchmark.run(self.context, folders, STUDENT)
         )
 
-    def _distil(self, role: str, out: Artifact) -> dict[str, Any]:
+    def _distil(self, role: str, out: Artifact) -> Figures:
         recipe = self.plan.recipe
         alpha = recipe.distil.alpha if role == STUDENT else 0.0
         cached = alpha > 0 and recipe.targets.mode == "cached"
@@ -230,7 +229,7 @@ class Steps:
             targets=self._targets() if cached else None, out=out, watch=self._watch,
         )  # fmt: skip
 
-    def _bundle(self, form: str, out: Artifact) -> dict[str, Any]:
+    def _bundle(self, form: str, out: Artifact) -> Figures:
         plan = self.plan
         roles = [role for role in plan.roles() if format_of(role) in (None, form)]
         figures = {role: plan.artifact("evaluate", role).figures() for role in roles}

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from distilpeft.errors import InputError
+from distilpeft.machine.files import JsonObject
 from distilpeft.planning.data_profile import Wishes
 from distilpeft.recipe.student import spread
 from distilpeft.recipe.task import KINDS, Kind
@@ -49,8 +50,8 @@ class Choice:
     """
 
     kind: str
-    teacher: dict[str, Any]
-    student: dict[str, Any] | None
+    teacher: JsonObject
+    student: JsonObject | None
     layers: Sequence[int]
 
     @property
@@ -70,7 +71,7 @@ def choose(wishes: Wishes, max_tokens: int) -> Choice:
     traits = KINDS[wishes.task or "text_classification"]
     kind = models_for(traits)
     alike = traits.same_tokens
-    listed: list[dict[str, Any]] = json.loads((Path(__file__).parent / "catalogue.json").read_text("utf-8"))[kind]
+    listed: list[JsonObject] = json.loads((Path(__file__).parent / "catalogue.json").read_text("utf-8"))[kind]
     most = MOST_MILLIONS[kind] if wishes.device == "cpu" else MILLIONS_PER_GB * memory_gb(wishes.device)
     fitting = [one for one in listed if _suits(one, wishes, kind, max_tokens)]
     unlisted = {"millions": 0, "embeddings": 0, "layers": 0, "family": None, "tokens": max_tokens}
@@ -105,7 +106,7 @@ def choose(wishes: Wishes, max_tokens: int) -> Choice:
     return _cut(kind, teacher, wishes, size, inner, max_tokens)
 
 
-def _cut(kind: str, teacher: dict[str, Any], wishes: Wishes, size: float, inner: float, max_tokens: int) -> Choice:
+def _cut(kind: str, teacher: JsonObject, wishes: Wishes, size: float, inner: float, max_tokens: int) -> Choice:
     """A student of as many layers of its teacher as size and latency allow, up to half of them."""
     half = max(1, teacher["layers"] // 2)
     if wishes.size_mb is None and wishes.latency_ms is None:

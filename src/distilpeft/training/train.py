@@ -22,7 +22,7 @@ from torch import nn
 
 from distilpeft.data.batches import epoch_batches
 from distilpeft.errors import GateError, InputError, is_out_of_memory
-from distilpeft.machine.artifact import LOG
+from distilpeft.machine.artifact import LOG, Figures
 from distilpeft.machine.runtime import Interrupted, Runtime
 from distilpeft.models.parallel import (
     gather_optimizer,
@@ -75,7 +75,7 @@ class State:
     validations: list[dict[str, float]] = field(default_factory=list)
 
 
-def train(runtime: Runtime, model: nn.Module, work: Work) -> dict[str, Any]:
+def train(runtime: Runtime, model: nn.Module, work: Work) -> Figures:
     """Train until the recipe's end, resuming from the newest checkpoint in `work.folder`; changes `model` in place.
 
     Returns:

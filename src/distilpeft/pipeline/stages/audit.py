@@ -23,6 +23,7 @@ from distilpeft.distillation.codec import Layout
 from distilpeft.distillation.fused import even_chunks, rows_per_chunk, soft_value_and_grad
 from distilpeft.distillation.losses import Loss
 from distilpeft.distillation.sparse import Sparse, keep, keep_drawn_often
+from distilpeft.machine.artifact import Figures
 from distilpeft.models.context import Context
 from distilpeft.models.pair import Loaded
 from distilpeft.recipe import Recipe
@@ -33,7 +34,7 @@ DRAWS = 8
 """Repetitions of random targets; what does not vary is computed once."""
 
 
-def run(context: Context, *, layout: Layout, student: Loaded, teacher: Loaded) -> dict[str, Any]:
+def run(context: Context, *, layout: Layout, student: Loaded, teacher: Loaded) -> Figures:
     """Compare forms of soft targets with the whole distribution, at the recipe's divergence and temperature.
 
     Returns:

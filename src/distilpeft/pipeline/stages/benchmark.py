@@ -8,14 +8,14 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from distilpeft.benchmark import measure
 from distilpeft.benchmark.subjects import subjects, wanted
+from distilpeft.machine.artifact import Figures
 from distilpeft.models.context import Context
 
 
-def run(context: Context, folders: Mapping[str, Path], reference: str) -> dict[str, Any]:
+def run(context: Context, folders: Mapping[str, Path], reference: str) -> Figures:
     """Time all models.
 
     Args:

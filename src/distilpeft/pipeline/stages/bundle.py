@@ -15,7 +15,7 @@ from typing import Any, cast
 from distilpeft import __version__
 from distilpeft.export import card
 from distilpeft.export.manifest import MANIFEST, ExportManifest
-from distilpeft.machine.artifact import Artifact
+from distilpeft.machine.artifact import Artifact, Figures
 from distilpeft.machine.files import digest_file, read_sealed, sealed, write_json, write_text
 from distilpeft.models.pair import MODEL
 from distilpeft.planning.roles import export_role
@@ -25,7 +25,7 @@ from distilpeft.recipe import Recipe
 def run(
     recipe: Recipe, form: str, export: Artifact, *, figures: Mapping[str, Any], timed: Mapping[str, Any],
     keys: Mapping[str, str], out: Artifact,
-) -> dict[str, Any]:  # fmt: skip
+) -> Figures:  # fmt: skip
     """Put the bundle of one form into `out.partial`.
 
     Args:

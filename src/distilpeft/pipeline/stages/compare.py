@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from distilpeft.machine.artifact import Artifact
+from distilpeft.machine.artifact import Artifact, Figures
 from distilpeft.metrics import significance
 from distilpeft.models.context import Context
 from distilpeft.planning.roles import format_of
@@ -26,7 +26,7 @@ AGAINST = {
 EXPORT_AGAINST = ("student", "teacher")
 
 
-def run(context: Context, evaluated: Mapping[str, Artifact], out: Artifact) -> dict[str, Any]:
+def run(context: Context, evaluated: Mapping[str, Artifact], out: Artifact) -> Figures:
     """Compare the models.
 
     Args:

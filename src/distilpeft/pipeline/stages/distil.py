@@ -17,7 +17,7 @@ from distilpeft.distillation.losses import Loss
 from distilpeft.distillation.projections import drop_projections
 from distilpeft.distillation.sparse import Sparse
 from distilpeft.distillation.store import SoftTargets
-from distilpeft.machine.artifact import Artifact
+from distilpeft.machine.artifact import Artifact, Figures
 from distilpeft.machine.runtime import Runtime
 from distilpeft.models import weights
 from distilpeft.models.context import Context
@@ -61,7 +61,7 @@ class Supervision:
 def run(
     context: Context, *, alpha: float, teacher: Artifact | None, targets: Path | None, out: Artifact,
     watch: Watch | None = None,
-) -> dict[str, Any]:  # fmt: skip
+) -> Figures:  # fmt: skip
     """Train a student into `out.partial`.
 
     Args:
@@ -134,7 +134,7 @@ def _monitor(recipe: Recipe, alpha: float) -> str:
     return asked if asked != "kl" or alpha > 0 else recipe.kind.main
 
 
-def _start(recipe: Recipe, student: Loaded, rows: Tokens) -> dict[str, Any]:
+def _start(recipe: Recipe, student: Loaded, rows: Tokens) -> Figures:
     """What the student was before it was trained, and its rows; for the manifest."""
     fresh = [] if recipe.student.from_teacher else list(getattr(student.model, "fresh", []))
     return {

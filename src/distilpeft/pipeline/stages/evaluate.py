@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from distilpeft.errors import GateError
 from distilpeft.export.graph_module import rows_at_once
-from distilpeft.machine.artifact import Artifact
+from distilpeft.machine.artifact import Artifact, Figures
 from distilpeft.metrics.score import Score
 from distilpeft.models.context import Context
 from distilpeft.models.pair import Loaded
@@ -30,7 +30,7 @@ SPEAKERS = ("teacher", "student")
 def run(
     context: Context, *, loaded: Loaded | None, teacher: Loaded | None, reference: Artifact | None, role: str,
     out: Artifact,
-) -> dict[str, Any]:  # fmt: skip
+) -> Figures:  # fmt: skip
     """Score a model into `out.partial`.
 
     Args:
@@ -55,7 +55,7 @@ def run(
     if context.runtime.is_main:
         np.save(out.partial / VALUES, values_NK, allow_pickle=False)
 
-    figures: dict[str, Any] = {"scores": task.scores(context.recipe.metrics, values_NK, rows)}
+    figures: Figures = {"scores": task.scores(context.recipe.metrics, values_NK, rows)}
     groups_N = data.groups()
     if groups_N is not None:
         figures["groups"] = _by_group(context, values_NK, rows, groups_N)

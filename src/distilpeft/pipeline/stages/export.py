@@ -24,7 +24,7 @@ from distilpeft.export.formats.writers import WRITERS
 from distilpeft.export.gate import Gate
 from distilpeft.export.manifest import MANIFEST, ExportManifest
 from distilpeft.export.runtimes import START, Inputs, open_onnx
-from distilpeft.machine.artifact import Artifact
+from distilpeft.machine.artifact import Artifact, Figures
 from distilpeft.machine.files import sealed, write_json
 from distilpeft.models.context import Context
 from distilpeft.models.loading import head_modules
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 CALIBRATION_BATCH = 8
 
 
-def run(context: Context, *, form: str, student: Artifact, out: Artifact) -> dict[str, Any]:
+def run(context: Context, *, form: str, student: Artifact, out: Artifact) -> Figures:
     """Export the student into `out.partial` and prove it equal within the form's limits; the main process does it.
 
     Args:
@@ -61,11 +61,11 @@ def run(context: Context, *, form: str, student: Artifact, out: Artifact) -> dic
     loaded = load_student(context.runtime, context.pair, student.path / MODEL)
     for split in ("train", "validation"):  # by all processes together; below they are at hand
         context.data.tokens(split, loaded.reader)
-    figures: dict[str, Any] = context.runtime.on_main(lambda: _export(context, form, loaded, student, out))
+    figures: Figures = context.runtime.on_main(lambda: _export(context, form, loaded, student, out))
     return figures
 
 
-def _export(context: Context, form: str, loaded: Loaded, student: Artifact, out: Artifact) -> dict[str, Any]:
+def _export(context: Context, form: str, loaded: Loaded, student: Artifact, out: Artifact) -> Figures:
     runtime, recipe, architecture = context.runtime, context.recipe, context.pair.architecture
     shutil.rmtree(out.partial)  # what a killed run may have left
     folder = out.partial / MODEL
@@ -80,7 +80,7 @@ def _export(context: Context, form: str, loaded: Loaded, student: Artifact, out:
     runtime.say(f"  export: comparing {form} with the student")
     gate = Gate(context, loaded)
     limits = recipe.limits(form)
-    figures: dict[str, Any] = {}
+    figures: Figures = {}
     if form == "onnx-int8":
         verdict, figures = _int8(context, loaded, gate, folder)
     else:

@@ -21,7 +21,7 @@ from distilpeft.distillation.losses import MASKED
 from distilpeft.distillation.sparse import describe, keep
 from distilpeft.distillation.store import Contents, Writer, row_hashes, shard_edges
 from distilpeft.errors import GateError
-from distilpeft.machine.artifact import Artifact
+from distilpeft.machine.artifact import Artifact, Figures
 from distilpeft.machine.runtime import Bar, Runtime
 from distilpeft.models.context import Context
 from distilpeft.models.pair import Loaded
@@ -35,7 +35,7 @@ FULL_BYTES = 1 << 30
 """What `format: auto` may spend on all logits of tokens."""
 
 
-def run(context: Context, teacher: Artifact, out: Artifact) -> dict[str, Any]:
+def run(context: Context, teacher: Artifact, out: Artifact) -> Figures:
     """Keep the soft targets of every training row in `out.partial`.
 
     Raises:
@@ -56,7 +56,7 @@ def run(context: Context, teacher: Artifact, out: Artifact) -> dict[str, Any]:
     maker = _Maker(context, loaded, rows, layout)
     with runtime.bar("targets", len(positions_R), 0) as bar, runtime.stoppable():
         _fill(runtime, writer, maker, bar)
-    figures: dict[str, Any] = {"num_rows": len(positions_R), "truncated_rows": rows.num_truncated, "why": why}
+    figures: Figures = {"num_rows": len(positions_R), "truncated_rows": rows.num_truncated, "why": why}
     if runtime.is_main:
         tokenizer = {"model": recipe.teacher.model, "revision": recipe.teacher.revision}
         figures["measured"] = writer.finish({"tokenizer": tokenizer})

@@ -8,13 +8,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
 from distilpeft.distillation.losses import Loss
 from distilpeft.errors import GateError
-from distilpeft.machine.artifact import Artifact
+from distilpeft.machine.artifact import Artifact, Figures
 from distilpeft.machine.runtime import Runtime
 from distilpeft.models import weights
 from distilpeft.models.context import Context
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-def run(context: Context, out: Artifact) -> dict[str, Any]:
+def run(context: Context, out: Artifact) -> Figures:
     """Tune the teacher into `out.partial`.
 
     Returns:
@@ -55,7 +55,7 @@ def run(context: Context, out: Artifact) -> dict[str, Any]:
 
     validate = validator(context, held_out, recipe.teacher.precision)
     if recipe.teacher.fit is None:
-        figures: dict[str, Any] = {"tuned": validate(model)}
+        figures: Figures = {"tuned": validate(model)}
     else:
         figures = _tune(context, rows, model, validate, out)
         figures["untuned"] = figures["validations"][0]
@@ -81,7 +81,7 @@ def _tune(
     model: PreTrainedModel,
     validate: Callable[[nn.Module], dict[str, float]],
     out: Artifact,
-) -> dict[str, Any]:
+) -> Figures:
     """Train the teacher on the labels; the training's figures, with those of the weights that are kept as `tuned`."""
     recipe, task = context.recipe, context.task
     fit, optim = recipe.teacher.fit, recipe.teacher.optim
@@ -109,7 +109,7 @@ def _majority(context: Context, rows: Tokens, held_out: Tokens) -> dict[str, flo
     return {name: value for name, value in metrics.items() if math.isfinite(value)}
 
 
-def _gate(runtime: Runtime, recipe: Recipe, figures: dict[str, Any]) -> None:
+def _gate(runtime: Runtime, recipe: Recipe, figures: Figures) -> None:
     """A teacher that is no better than a guess would supervise to the end, and cost days."""
     name = recipe.kind.main
     sign = -1 if name in LOWER_IS_BETTER else 1
