@@ -129,20 +129,19 @@ def sentence(result: dict[str, Any]) -> str:
     )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path, nargs="?", default=Path("runs/quickstart"))
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--table", action="store_true")
-    options = parser.parse_args()
-    if not options.table:
-        run(options)
-        return
+def show() -> None:
+    """Put the tables and the sentence into the pages."""
     result = json.loads(RESULT.read_text())
     page.insert(DOCS / "export.md", "export", exports_table(result))
-    page.insert(DOCS / "benchmark.md", "export", repeats_table(result))
     page.insert(HERE.parent / "README.md", "export", sentence(result))
-    print(repeats_table(result))
+    page.show(DOCS / "benchmark.md", "export", repeats_table(result))
+
+
+def main() -> None:
+    parser = page.parser(__doc__)
+    parser.add_argument("run", type=Path, nargs="?", default=Path("runs/quickstart"))
+    parser.add_argument("--repeats", type=int, default=3)
+    page.run_or_show(parser, run, show)
 
 
 if __name__ == "__main__":

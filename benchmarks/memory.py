@@ -139,15 +139,9 @@ def table() -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = page.parser(__doc__)
     parser.add_argument("--rows", type=int, nargs="+", default=[10_000, 1_000_000])
-    parser.add_argument("--table", action="store_true")
-    options = parser.parse_args()
-    if not options.table:
-        run(options)
-        return
-    page.insert(PAGE, "memory", table())
-    print(table())
+    page.run_or_show(parser, run, lambda: page.show(PAGE, "memory", table()))
 
 
 if __name__ == "__main__":

@@ -138,19 +138,13 @@ def spread(values: list[float]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = page.parser(__doc__)
     parser.add_argument("--articles", type=int, default=16)
     parser.add_argument("--test-articles", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--seeds", type=int, nargs="+", default=[17, 18, 19])
-    parser.add_argument("--table", action="store_true")
-    options = parser.parse_args()
-    if not options.table:
-        run(options)
-        return
-    page.insert(PAGE, "sparsity", table())
-    print(table())
+    page.run_or_show(parser, run, lambda: page.show(PAGE, "sparsity", table()))
 
 
 if __name__ == "__main__":

@@ -173,16 +173,10 @@ WORDS = ["the", "of", "teacher", "student", "loss", "memory", "language", "model
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = page.parser(__doc__)
     for name, default in (("--rows", 8), ("--tokens", 128), ("--repeats", 9), ("--micro-batch", 0)):
         parser.add_argument(name, type=int, default=default)
-    parser.add_argument("--table", action="store_true")
-    options = parser.parse_args()
-    if not options.table:
-        run(options)
-        return
-    page.insert(PAGE, "step", table())
-    print(table())
+    page.run_or_show(parser, run, lambda: page.show(PAGE, "step", table()))
 
 
 if __name__ == "__main__":

@@ -178,17 +178,11 @@ def table() -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = page.parser(__doc__)
     for name, default in (("--rows", 8), ("--tokens", 128), ("--repeats", 12)):
         parser.add_argument(name, type=int, default=default)
     parser.add_argument("--temperature", type=float, default=1.0)
-    parser.add_argument("--table", action="store_true")
-    options = parser.parse_args()
-    if not options.table:
-        run(options)
-        return
-    page.insert(PAGE, "targets", table())
-    print(table())
+    page.run_or_show(parser, run, lambda: page.show(PAGE, "targets", table()))
 
 
 if __name__ == "__main__":
