@@ -160,14 +160,15 @@ def ours(turns: Turns, folder: Path, ids: np.ndarray, device: str) -> None:
     from distilpeft.models.parallel import wrap
     from distilpeft.recipe.task import CausalLM
     from distilpeft.recipe.training import Fit, Optim
-    from distilpeft.tasks.language import causal_lm
+    from distilpeft.tasks.language.causal_lm import CausalLMTask
     from distilpeft.training.step import Work, make_optimizer, optimizer_step
 
     runtime = Runtime()
     assert runtime.device.type == device, f"{runtime.device} is not {device}"
     teacher, student = load(folder, device)
+    task = CausalLMTask(CausalLM(kind="causal_lm", text="text"))
     for model in (teacher, student):
-        causal_lm.prepare(CausalLM(kind="causal_lm", text="text"), model)
+        task.prepare(model)
     loss, tokenizer = Loss(alpha=1.0, temperature=1.0), SimpleNamespace(pad_token_id=0)
     steps, rows, tokens = ids.shape
     lists = ids.reshape(-1, tokens).tolist()
@@ -179,17 +180,17 @@ def ours(turns: Turns, folder: Path, ids: np.ndarray, device: str) -> None:
             "input_ids": [lists[row] for row in chosen], "target": [target] * count, "segments": [[tokens]] * count,
             "num_bytes": [0] * count,
         }  # fmt: skip
-        return causal_lm.collate(columns, tokenizer)
+        return task.collate(columns, tokenizer)
 
     def loss_sum(model: Any, batch: dict[str, Any]) -> Any:
         with torch.no_grad():
-            soft = causal_lm.soft(teacher, batch)
-        return causal_lm.loss_sum(model, batch, loss, soft)
+            soft = task.soft(teacher, batch)
+        return task.loss_sum(model, batch, loss, soft)
 
     work = Work(
         label="ours", fit=Fit(epochs=1, batch_size=rows, micro_batch_size=rows),
         optim=Optim(lr=LR, max_grad_norm=CLIP, weight_decay=0.0), seed=0, load_batch=load_batch, loss_sum=loss_sum,
-        lengths_N=np.full(len(lists), tokens, np.int32), count_rows=causal_lm.count_rows, validate=lambda _: {},
+        lengths_N=np.full(len(lists), tokens, np.int32), count_rows=task.count_rows, validate=lambda _: {},
         folder=folder,
     )  # fmt: skip
     wrapped, optimizer = wrap(runtime, student), make_optimizer(student, work.optim)

@@ -30,7 +30,7 @@ from distilpeft.machine.artifact import Artifact
 from distilpeft.machine.runtime import Runtime
 from distilpeft.models.pair import MODEL
 from distilpeft.models.student import load_student
-from distilpeft.pipeline.chain import Steps
+from distilpeft.pipeline.chain import StepRunner
 from distilpeft.pipeline.stages import distil
 from distilpeft.planning.plan import make_plan
 from distilpeft.recipe.yaml_file import load_recipe
@@ -82,7 +82,7 @@ def arms(runtime: Runtime, common: list[str]) -> dict[str, Any]:
     for name, changes in ARMS.items():
         plan = make_plan(load_recipe(RECIPE, [*common, *changes]), folder)
         plan.folder.mkdir(parents=True, exist_ok=True)
-        steps = Steps(plan, runtime)
+        steps = StepRunner(plan, runtime)
         for step in ("teacher", "targets"):
             todo = plan.find(step)
             if todo is not None and not todo.artifact.done:
@@ -102,7 +102,7 @@ def arms(runtime: Runtime, common: list[str]) -> dict[str, Any]:
     return found
 
 
-def scores(steps: Steps, out: Artifact) -> dict[str, float]:
+def scores(steps: StepRunner, out: Artifact) -> dict[str, float]:
     """Of a trained student on the test rows, against the running teacher."""
     runtime, data = steps.context.runtime, steps.context.data
     student = load_student(runtime, steps.context.pair, out.partial / MODEL)

@@ -20,7 +20,7 @@ What the counts mean:
   and the timed models, which otherwise have processes of their own, run in it too. No plots are drawn.
 - a stage: everything below `run` of `stages/NAME.py`, in a fresh process that finds the earlier stages done.
 - job loop: calls of os.stat, os.lstat, os.listdir and os.scandir made by the code that decides on the next step,
-  directly or through artifacts and locks. Work on a step itself (class `Steps`) is not included.
+  directly or through artifacts and locks. Work on a step itself (class `StepRunner`, once `Steps`) is not included.
 - `Any` and the rows below it: places in the code, without imports, comments and strings; "lines with" is a plain text
   search over all lines.
 - cycles: direct children of the package, modules and folders alike, that import themselves through others. Imports
@@ -396,7 +396,7 @@ def from_loop(frame: FrameType | None, inside: str) -> bool:
         code = frame.f_code
         name = code.co_filename.rpartition(os.sep)[2]
         if code.co_filename.startswith(inside) and name not in LOW:
-            return name in LOOP and not code.co_qualname.startswith("Steps.")
+            return name in LOOP and not code.co_qualname.startswith(("StepRunner.", "Steps."))
         frame = frame.f_back
     return False
 

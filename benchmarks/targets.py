@@ -27,14 +27,12 @@ from accelerate.utils import send_to_device
 from step import MODEL, TASK, finish, load
 
 from distilpeft.distillation.codec import Layout
-from distilpeft.distillation.fused import vocabulary_of
 from distilpeft.distillation.losses import Loss
 from distilpeft.distillation.sparse import Sparse, describe, keep
 from distilpeft.distillation.store import Contents, SoftTargets, Writer
 from distilpeft.machine.runtime import Runtime
 from distilpeft.models.parallel import wrap
 from distilpeft.recipe.training import Fit, Optim
-from distilpeft.tasks.language import causal_lm
 from distilpeft.training.step import Work, make_optimizer, optimizer_step
 
 RESULT = Path(__file__).parent / "results" / "targets_{}.json"
@@ -50,17 +48,17 @@ def run(options: argparse.Namespace) -> None:
     teacher, student, tokenizer = load(runtime)
     with TEXT.open(encoding="utf-8") as file:
         texts = [json.loads(line)["text"] for _, line in zip(range(8), file, strict=False)]
-    rows = causal_lm.encode(TASK, None, {"text": texts}, tokenizer, options.tokens)  # type: ignore[arg-type]
+    rows = TASK.encode(None, {"text": texts}, tokenizer, options.tokens)  # type: ignore[arg-type]
     chosen = np.flatnonzero(np.array(rows["num_tokens"]) == options.tokens)[: options.rows]
     rows = {name: [column[i] for i in chosen] for name, column in rows.items()}
 
     def load_batch(ids: Any, epoch: int = 0) -> dict[str, Any]:
-        batch = causal_lm.collate({name: [column[i] for i in ids] for name, column in rows.items()}, tokenizer)
+        batch = TASK.collate({name: [column[i] for i in ids] for name, column in rows.items()}, tokenizer)
         return {**batch, "row_ids_N": np.asarray(ids)}
 
     def running(batch: dict[str, Any]) -> Any:
         with torch.no_grad(), runtime.autocast("auto"):
-            return causal_lm.soft(teacher, batch)
+            return TASK.soft(teacher, batch)
 
     with tempfile.TemporaryDirectory() as folder:
         stores = {
@@ -100,7 +98,7 @@ def store(
     """The rows' soft targets, through the writer."""
     folder.mkdir()
     kind, count, ragged = form
-    layout = Layout(kind, vocabulary_of(causal_lm.head_of(teacher)), 12, (options.temperature,), count, ragged)
+    layout = Layout(kind, TASK.vocabulary(teacher, 0), 12, (options.temperature,), count, ragged)
     kept, sums = [], {"positions": 0.0, "ids": 0.0, "mass": 0.0, "entropy": 0.0, "error": 0.0, "max_error": 0.0}
     for row in range(options.rows):
         logits_NV = running(send_to_device(load_batch([row]), runtime.device))[0 : options.tokens].float()
@@ -122,19 +120,19 @@ def time_steps(
     """Seconds of an optimizer step of every arm, turn by turn, in a rotating order."""
     steps: dict[str, Callable[[], Any]] = {}
     optim, ids = Optim(lr=1e-6), np.arange(options.rows)
-    optimizer = runtime.accelerator.prepare(make_optimizer(student, optim))
+    optimizer = make_optimizer(student, optim)
     for name, known in soft.items():
         loss = Loss(alpha=ALPHA if known else 0.0, temperature=options.temperature)
 
         def loss_sum(bare: Any, batch: Any, known: Any = known, loss: Loss = loss) -> torch.Tensor:
             targets = known(batch) if known else None
             with runtime.autocast("auto"):
-                return causal_lm.loss_sum(bare, batch, loss, targets)
+                return TASK.loss_sum(bare, batch, loss, targets)
 
         fit = Fit(epochs=1, batch_size=options.rows, micro_batch_size=options.rows)
         work = Work(
             label=name, fit=fit, optim=optim, seed=0, lengths_N=np.full(options.rows, options.tokens, dtype=np.int32),
-            load_batch=load_batch, loss_sum=loss_sum, count_rows=causal_lm.count_rows, validate=lambda _: {},
+            load_batch=load_batch, loss_sum=loss_sum, count_rows=TASK.count_rows, validate=lambda _: {},
             folder=folder,
         )  # fmt: skip
         wrapped = wrap(runtime, student)

@@ -80,7 +80,7 @@ def start_here(spec: Path, environment: dict[str, str]) -> tuple[object, object]
     """`timing.start_process` likewise: the model in this very process."""
     import torch
 
-    from distilpeft.benchmark.measure import ArmError
+    from distilpeft.benchmark.measure import TimedModelError
     from distilpeft.benchmark.model_process import Timed
 
     del environment
@@ -93,7 +93,7 @@ def start_here(spec: Path, environment: dict[str, str]) -> tuple[object, object]
                 loaded.append(Timed({**json.loads(spec.read_text()), "threads": torch.get_num_threads()}))
             return json.loads(json.dumps(loaded[0].answer(json.loads(json.dumps(command)))))
         except Exception as error:
-            raise ArmError(f"{type(error).__name__}: {error}") from None
+            raise TimedModelError(f"{type(error).__name__}: {error}") from None
 
     return ask, loaded.clear
 

@@ -17,7 +17,7 @@ from distilpeft.distillation.losses import Loss, distil_sum
 from distilpeft.machine.runtime import Runtime
 from distilpeft.models import loading, lora
 from distilpeft.models.parallel import wrap
-from distilpeft.planning.memory import Load, Shape
+from distilpeft.planning.memory import MemoryModel, Shape
 from distilpeft.recipe.task import CausalLM
 from distilpeft.recipe.training import Fit, Lora, Optim
 from distilpeft.tasks.language.causal_lm import CausalLMTask
@@ -104,7 +104,7 @@ def main(kind: str, out: Path) -> None:
         Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far: the first step has no moments yet
         optimizer_step(runtime, wrapped, optimizer, np.arange(ROWS), work, step)
     tuned = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
-    load = Load(
+    load = MemoryModel(
         Shape.of(config.to_dict(), total, sum(map(math.prod, linear.values())), config.num_hidden_layers),
         4.0 * (total + tuned * (tuned < total)), tuned, TOKENS, ROWS, half=precision == "bf16", language=language,
         adapted=sum(shape[1] for shape in linear.values()) if adapter else 0, adapter_dropout=adapter is not None,

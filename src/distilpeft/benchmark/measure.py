@@ -69,7 +69,7 @@ class Subject:
 
 
 @dataclass(frozen=True)
-class Wanted:
+class Settings:
     """What is measured of every model: see the recipe's `benchmark`."""
 
     batch_sizes: Sequence[int]
@@ -89,7 +89,7 @@ class Wanted:
 
 
 @dataclass
-class Arm:
+class TimedModel:
     """One model under one setting, in its process.
 
     Attributes:
@@ -106,16 +106,16 @@ class Arm:
     told: dict[str, Any] = field(default_factory=dict)
     cells: list[dict[str, Any]] = field(default_factory=list)
 
-    def same_setting(self, other: Arm) -> bool:
+    def same_setting(self, other: TimedModel) -> bool:
         """Whether two arms differ in the model only."""
         return (self.device, self.threads) == (other.device, other.threads)
 
 
-class ArmError(Exception):
+class TimedModelError(Exception):
     """A model could not be loaded or run; the message is its process's last line."""
 
 
-def measure(subjects: Sequence[Subject], wanted: Wanted, reference: str, tell: Tell, bar: Bar) -> dict[str, Any]:
+def measure(subjects: Sequence[Subject], wanted: Settings, reference: str, tell: Tell, bar: Bar) -> dict[str, Any]:
     """Time all subjects.
 
     Args:
@@ -133,13 +133,13 @@ def measure(subjects: Sequence[Subject], wanted: Wanted, reference: str, tell: T
     """
     meter = Meter()
     skipped: list[dict[str, str]] = []
-    arms: list[Arm] = []
+    arms: list[TimedModel] = []
     with tempfile.TemporaryDirectory() as scratch:
         try:
             for number, setting in enumerate(_settings(subjects, wanted, reference)):
                 try:
                     _warm(_start(*setting, wanted, Path(scratch) / f"{number}.json"), arms, wanted, tell)
-                except ArmError as error:
+                except TimedModelError as error:
                     skipped.append({"role": setting[0].name, "why": str(error)})
             busy = _rounds(arms, wanted, reference, meter, bar)
         finally:
@@ -160,7 +160,7 @@ def measure(subjects: Sequence[Subject], wanted: Wanted, reference: str, tell: T
     }
 
 
-def _settings(subjects: Sequence[Subject], wanted: Wanted, reference: str) -> list[tuple[Subject, str, int, bool]]:
+def _settings(subjects: Sequence[Subject], wanted: Settings, reference: str) -> list[tuple[Subject, str, int, bool]]:
     """Every model on every device with every number of threads; the reference also compiled, if that is wanted."""
     return [
         (subject, device, threads, compiled)
@@ -171,7 +171,7 @@ def _settings(subjects: Sequence[Subject], wanted: Wanted, reference: str) -> li
     ]
 
 
-def _start(subject: Subject, device: str, threads: int, compiled: bool, wanted: Wanted, file: Path) -> Arm:
+def _start(subject: Subject, device: str, threads: int, compiled: bool, wanted: Settings, file: Path) -> TimedModel:
     processors = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
     spec = {
         "folder": str(subject.folder), "recipe": subject.recipe, "role": subject.role, "rows": str(subject.rows),
@@ -185,7 +185,7 @@ def _start(subject: Subject, device: str, threads: int, compiled: bool, wanted: 
     if device == "cpu":
         environment["CUDA_VISIBLE_DEVICES"] = ""
     ask, close = start_process(file, environment)
-    return Arm(subject, device, threads, compiled, ask, close)
+    return TimedModel(subject, device, threads, compiled, ask, close)
 
 
 def start_process(
@@ -213,7 +213,7 @@ def start_process(
             code = child.wait()
             words.seek(0)
             last = [one for one in words.read().splitlines() if one.strip()][-1:]
-            raise ArmError(" ".join((last or [f"its process ended with exit code {code}"])[0].split())[:300])
+            raise TimedModelError(" ".join((last or [f"its process ended with exit code {code}"])[0].split())[:300])
         found: dict[str, Any] = json.loads(line)
         return found
 
@@ -228,7 +228,7 @@ def start_process(
     return ask, close
 
 
-def _warm(arm: Arm, arms: list[Arm], wanted: Wanted, tell: Tell) -> None:
+def _warm(arm: TimedModel, arms: list[TimedModel], wanted: Settings, tell: Tell) -> None:
     """Load an arm, run every cell until it is steady, and put it among the others."""
     try:
         arm.told = arm.ask({"do": "load"})
@@ -245,7 +245,7 @@ def _warm(arm: Arm, arms: list[Arm], wanted: Wanted, tell: Tell) -> None:
     tell(f"  benchmark: {arm.subject.name} ({setting}) loaded in {arm.told['load_s']:.1f} s, warm after {calls} calls")
 
 
-def _rounds(arms: Sequence[Arm], wanted: Wanted, reference: str, meter: Meter, bar: Bar) -> float | None:
+def _rounds(arms: Sequence[TimedModel], wanted: Settings, reference: str, meter: Meter, bar: Bar) -> float | None:
     """All rounds of all cells; returns the share of the processors that other processes took meanwhile."""
     before, own = busy_s(), sum(arm.ask({"do": "memory"})["cpu_s"] for arm in arms)
     begin, times = time.monotonic(), os.times()
@@ -271,7 +271,7 @@ def _rounds(arms: Sequence[Arm], wanted: Wanted, reference: str, meter: Meter, b
     return float(max(0.0, (after - before - own) / (max(elapsed, 1e-9) * (os.cpu_count() or 1))))
 
 
-def _round(arms: Sequence[Arm], cells: Sequence[int], turn: int, rng: np.random.Generator, meter: Meter) -> None:
+def _round(arms: Sequence[TimedModel], cells: Sequence[int], turn: int, rng: np.random.Generator, meter: Meter) -> None:
     for arm in arms:
         arm.ask({"do": "move"})
     for cell in cells:
@@ -280,7 +280,7 @@ def _round(arms: Sequence[Arm], cells: Sequence[int], turn: int, rng: np.random.
             _turn(arms[at], cell, turn, meter)
 
 
-def _imprecise(arms: Sequence[Arm], reference: str, cell: int, precision: float | None) -> list[str]:
+def _imprecise(arms: Sequence[TimedModel], reference: str, cell: int, precision: float | None) -> list[str]:
     """The models whose ratio's interval in this cell is wider than wanted, as a share of the ratio."""
     if precision is None:
         return []
@@ -292,14 +292,14 @@ def _imprecise(arms: Sequence[Arm], reference: str, cell: int, precision: float 
     return [name for name, one in ratios.items() if one["high"] - one["low"] > precision * one["value"]]
 
 
-def _base(arm: Arm, arms: Sequence[Arm], reference: str) -> Arm:
+def _base(arm: TimedModel, arms: Sequence[TimedModel], reference: str) -> TimedModel:
     """The reference under the same setting; without one, the arm itself."""
     return next(
         (one for one in arms if one.subject.name == reference and not one.compiled and one.same_setting(arm)), arm
     )
 
 
-def _turn(arm: Arm, cell: int, turn: int, meter: Meter) -> None:
+def _turn(arm: TimedModel, cell: int, turn: int, meter: Meter) -> None:
     kept = arm.cells[cell]
     calls = max(1, min(MOST_CALLS, round(TURN_S / kept["seconds"])))
     before = meter.read()
@@ -313,7 +313,7 @@ def _turn(arm: Arm, cell: int, turn: int, meter: Meter) -> None:
         kept["joules"] += (meter.read() or 0.0) - before
 
 
-def _figures(arm: Arm, arms: Sequence[Arm], reference: str, wanted: Wanted) -> dict[str, Any]:
+def _figures(arm: TimedModel, arms: Sequence[TimedModel], reference: str, wanted: Settings) -> dict[str, Any]:
     base = _base(arm, arms, reference)
     told = {name: arm.told.get(name) for name in ("num_parameters", "size_bytes", "gpu_memory_bytes")}
     return {
@@ -330,7 +330,7 @@ def _figures(arm: Arm, arms: Sequence[Arm], reference: str, wanted: Wanted) -> d
     }
 
 
-def _noise(arms: Sequence[Arm], reference: str, others: float | None, precision: float | None) -> dict[str, Any]:
+def _noise(arms: Sequence[TimedModel], reference: str, others: float | None, precision: float | None) -> dict[str, Any]:
     """What speaks against the figures, in words too."""
     if not arms:
         return {}

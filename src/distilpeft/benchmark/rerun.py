@@ -21,7 +21,7 @@ from distilpeft.benchmark import measure, subjects
 from distilpeft.benchmark import subjects as subjects_
 from distilpeft.benchmark.measure import Subject
 from distilpeft.errors import InputError
-from distilpeft.export.bundle import Deployed
+from distilpeft.export.bundle import Bundle
 from distilpeft.export.manifest import MANIFEST, read_manifest
 from distilpeft.machine.files import write_json
 from distilpeft.machine.runtime import Runtime
@@ -89,7 +89,7 @@ class Target:
         ]
 
     def _bundle(self, scratch: Path, texts: Sequence[str] | None) -> Subject:
-        deployed = Deployed(self.path)
+        deployed = Bundle(self.path)
         if texts is not None:
             rows = [np.asarray(ids, np.int64) for ids in deployed.encode(texts)]
         else:

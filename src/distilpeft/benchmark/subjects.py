@@ -19,10 +19,10 @@ MOST_ROWS, MOST_PICTURES = 512, 64
 TWINS = {"student_ce_only": "student"}
 
 
-def wanted(recipe: Recipe, device: str) -> measure.Wanted:
+def wanted(recipe: Recipe, device: str) -> measure.Settings:
     """What the recipe's `benchmark` section asks for; `device` is what `auto` means here."""
     settings = recipe.benchmark
-    return measure.Wanted(
+    return measure.Settings(
         batch_sizes=sorted(settings.batch_sizes), lengths=settings.lengths,
         devices=list(dict.fromkeys(device if one == "auto" else one for one in settings.devices)),
         threads=measure.threads_of(settings.threads), rounds=settings.rounds, precision=settings.precision,

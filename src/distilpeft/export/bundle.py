@@ -66,7 +66,7 @@ def tagged(
     return {"entities": found, "words": words}
 
 
-class Deployed:
+class Bundle:
     """An exported folder, its tokenizer read, its model loaded when it is first asked.
 
     Args:

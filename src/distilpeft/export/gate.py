@@ -22,7 +22,7 @@ import numpy as np
 
 from distilpeft.data.pictures import Reader
 from distilpeft.errors import InputError, machine_fault
-from distilpeft.export.bundle import Deployed
+from distilpeft.export.bundle import Bundle
 from distilpeft.export.comparison import BLOCK, DISTANCE_CALLS, NUM_TEXTS, Call, Verdict, _divergence, compare, faults
 from distilpeft.export.generation import generate
 from distilpeft.export.runtimes import Runner, TransformersRunner
@@ -167,7 +167,7 @@ class Gate:
 
     def _misread(self, folder: Path) -> list[str]:
         """Whether the exported tokenizer reads text, or pictures, otherwise than the student's."""
-        deployed = Deployed(folder)
+        deployed = Bundle(folder)
         if self._reader is not None:
             same = deployed.reader is not None and deployed.reader.settings == self._reader.settings
             return [] if same else ["its preprocessor_config.json is not the student's"]

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from distilpeft.errors import InputError
-from distilpeft.export.bundle import Deployed, Text
+from distilpeft.export.bundle import Bundle, Text
 from distilpeft.recipe.task import KINDS
 
 TEXT, PROMPT, IMAGE, PAIR = "text", "prompt", "image", "pair"
@@ -48,7 +48,7 @@ def run(
     Raises:
         InputError: the folder is no export, or a line cannot be answered; the line is named.
     """
-    deployed = Deployed(folder)
+    deployed = Bundle(folder)
     pairs = bool(deployed.manifest.get(PAIR))
     if source is None:
         for number, text in enumerate(texts, 1):
@@ -101,7 +101,7 @@ def read(source: Iterable[str], name: str, *, pairs: bool = False) -> Iterator[d
 
 
 def answered(
-    deployed: Deployed, rows: Iterator[dict[str, Any]], batch_size: int, max_new_tokens: int | None
+    deployed: Bundle, rows: Iterator[dict[str, Any]], batch_size: int, max_new_tokens: int | None
 ) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
     """Each row with its answer: see `deployed.answer`; of a language model `completion` or `output`."""
     if KINDS[deployed.manifest["task"]].language:
@@ -114,7 +114,7 @@ def answered(
         yield from zip(batch, deployed.answers([_given(deployed, row) for row in batch]), strict=True)
 
 
-def _given(deployed: Deployed, row: dict[str, Any]) -> Text:
+def _given(deployed: Bundle, row: dict[str, Any]) -> Text:
     text = str(_text(row))
     return (text, row[PAIR]) if deployed.manifest.get(PAIR) else text
 

@@ -106,7 +106,7 @@ def do(
     """
     failed = dict(failed or {})
     users = Counter(job.artifact.path for job in jobs)
-    steps: Steps | None = None
+    steps: StepRunner | None = None
     published, announced = Published(), set[Path]()
     while True:
         live = [job for job in jobs if not any(step.artifact.path in failed for step in job.plan.own)]
@@ -116,7 +116,7 @@ def do(
         job = ready.job
         try:
             if steps is None or steps.plan is not job.plan:
-                steps = Steps(job.plan, runtime, watch, steps)
+                steps = StepRunner(job.plan, runtime, watch, steps)
             whose = f" of {job.label}" if job.label and users[job.artifact.path] == 1 else ""
             runtime.say(f"[{ready.num_done + 1}/{ready.num_all}] {job.step.name}{whose} → {job.artifact.path}")
             steps.do(job.step)
@@ -130,10 +130,12 @@ LOADERS = {TEACHER: load_teacher, FULL: load_teacher_unquantized, MERGED: load_t
 """How each form of the teacher is loaded."""
 
 
-class Steps:
+class StepRunner:
     """Does single steps; rows and the model in hand are kept between steps that need the same ones."""
 
-    def __init__(self, plan: Plan, runtime: Runtime, watch: Watch | None = None, before: Steps | None = None) -> None:
+    def __init__(
+        self, plan: Plan, runtime: Runtime, watch: Watch | None = None, before: StepRunner | None = None
+    ) -> None:
         self.plan, self._runtime, self._watch = plan, runtime, watch
         same = before is not None and (before.plan.recipe.task, before.plan.recipe.data) == (
             plan.recipe.task, plan.recipe.data,

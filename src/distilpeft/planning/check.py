@@ -18,7 +18,7 @@ from distilpeft import __version__
 from distilpeft.data.reading import data_sources, told_skipped
 from distilpeft.machine.host import gpu_memories, memory_bytes
 from distilpeft.machine.host import num_processes as processes_of
-from distilpeft.planning.memory import MARGIN, Load, Machine, Way, best, settings, variants
+from distilpeft.planning.memory import MARGIN, Machine, MemoryModel, Placement, best, settings, variants
 from distilpeft.planning.plan import Plan
 from distilpeft.planning.roles import CE_ONLY, STUDENT, step_name
 from distilpeft.planning.sizes import (
@@ -88,7 +88,7 @@ def show_memory(recipe: Recipe, machine: Machine, console: Console) -> None:
         console.print(line, highlight=False, soft_wrap=True)
 
 
-def _memory_row(load: Load, way: Way, own: Way, machine: Machine) -> list[str]:
+def _memory_row(load: MemoryModel, way: Placement, own: Placement, machine: Machine) -> list[str]:
     parts = load.parts(way, machine)
     choice = {
         "tune": way.parallel,
@@ -103,7 +103,7 @@ def _memory_row(load: Load, way: Way, own: Way, machine: Machine) -> list[str]:
     return [f"  {choice}{' *' if way == own else ''}", *map(_bytes, cells), "yes" if fits else "no"]
 
 
-def _advice(stage: str, load: Load, own: Way, machine: Machine, places: tuple[str, ...]) -> str:
+def _advice(stage: str, load: MemoryModel, own: Placement, machine: Machine, places: tuple[str, ...]) -> str:
     way = best(own, load, machine, places=places)
     if way is None:
         return (

@@ -117,7 +117,7 @@ GATED = ("llama", "qwen2", "qwen3", "mistral", "gemma", "gemma2", "gemma3", "phi
 
 
 @dataclass(frozen=True)
-class Way:
+class Placement:
     """How a stage is spread, and what can be changed without changing its result.
 
     Attributes:
@@ -136,8 +136,8 @@ class Way:
 
 
 @dataclass(frozen=True)
-class Load:
-    """What a training is: the model, how much of it is tuned, and its batches; bytes follow from a `Way`.
+class MemoryModel:
+    """What a training is: the model, how much of it is tuned, and its batches; bytes follow from a `Placement`.
 
     Attributes:
         shape: the model that is tuned.
@@ -163,7 +163,7 @@ class Load:
     adapted: int = 0
     adapter_dropout: bool = False
 
-    def parts(self, way: Way, machine: Machine) -> dict[str, float]:
+    def parts(self, way: Placement, machine: Machine) -> dict[str, float]:
         """Bytes on each device, by part."""
         shape, tokens = self.shape, way.micro_batch_size * self.tokens
         shards = machine.count if way.parallel == "fsdp2" else 1
@@ -184,7 +184,7 @@ class Load:
             found["weights"] += 8.0 * (2 * shape.layer + shape.rest)
         return found
 
-    def _activations(self, way: Way, tokens: int, machine: Machine) -> float:
+    def _activations(self, way: Placement, tokens: int, machine: Machine) -> float:
         """Bytes kept for the backward pass."""
         if way.mode == "give":
             return 0.0
@@ -207,7 +207,7 @@ class Load:
             return shape.layers * tokens * layer
         return shape.layers * 4.0 * tokens * hidden + tokens * layer
 
-    def _logits(self, way: Way, tokens: int, machine: Machine) -> float:
+    def _logits(self, way: Placement, tokens: int, machine: Machine) -> float:
         if not self.language:
             return 0.0
         shape, size = self.shape, 2 if self.half else 4
@@ -219,7 +219,7 @@ class Load:
         chunks = (2 if way.mode == "online" else 1) * rows * size * shape.vocabulary
         return chunks + (4.0 * shape.vocabulary * shape.hidden if self.tuned == shape.total else 0.0)
 
-    def _teacher(self, way: Way, machine: Machine, tokens: int) -> float:
+    def _teacher(self, way: Placement, machine: Machine, tokens: int) -> float:
         if self.teacher is None or way.mode == "cached":
             return 0.0
         shape, whole, in_layers = self.teacher
@@ -227,7 +227,7 @@ class Load:
         kept = {"replicated": in_layers, "offloaded": one, "sharded": in_layers / machine.count + 2 * one}[way.place]
         return whole - in_layers + kept + forward(shape, tokens, half=self.half)
 
-    def total(self, way: Way, machine: Machine) -> float:
+    def total(self, way: Placement, machine: Machine) -> float:
         """Bytes on each device."""
         return sum(self.parts(way, machine).values())
 
@@ -237,7 +237,9 @@ def forward(shape: Shape, tokens: int, *, half: bool) -> float:
     return tokens * (12.0 * shape.hidden + (2 if half else 4) * (3 if shape.gated else 2) * shape.ffn)
 
 
-def ways(own: Way, load: Load, machine: Machine, *, places: tuple[str, ...]) -> Iterator[tuple[float, Way]]:
+def ways(
+    own: Placement, load: MemoryModel, machine: Machine, *, places: tuple[str, ...]
+) -> Iterator[tuple[float, Placement]]:
     """Every way, with what it costs in speed against the recipe's own; larger micro-batches gain a little."""
     most = max(1, load.batch_size // machine.count)
     sizes = [size for size in (own.micro_batch_size * 2**power for power in range(-10, 6)) if 1 <= size <= most]
@@ -250,14 +252,14 @@ def ways(own: Way, load: Load, machine: Machine, *, places: tuple[str, ...]) -> 
     ):
         if mode == "cached" and place != places[0]:
             continue
-        way = Way(mode, parallel, place, checkpointing, size)
+        way = Placement(mode, parallel, place, checkpointing, size)
         slow = {"replicated": 0.0, "sharded": 3.0, "offloaded": 5.0}[place] + 2.0 * (mode != own.mode)
         slow += 1.5 * (parallel == "fsdp2") + 1.0 * checkpointing
         halvings = (own.micro_batch_size / size - 1) * 0.4 if size < own.micro_batch_size else 0.0
         yield slow + halvings - 0.05 * max(0, (size // own.micro_batch_size).bit_length() - 1), way
 
 
-def best(own: Way, load: Load, machine: Machine, *, places: tuple[str, ...]) -> Way | None:
+def best(own: Placement, load: MemoryModel, machine: Machine, *, places: tuple[str, ...]) -> Placement | None:
     """The fastest way that fits with a margin; None if none does."""
     fitting = [
         (cost, way)
@@ -267,7 +269,7 @@ def best(own: Way, load: Load, machine: Machine, *, places: tuple[str, ...]) -> 
     return min(fitting, key=lambda pair: pair[0])[1] if fitting else None
 
 
-def settings(own: Way, way: Way, stage: str) -> list[str]:
+def settings(own: Placement, way: Placement, stage: str) -> list[str]:
     """What to put into the recipe for `stage` to go another way: teacher, targets or distil."""
     section = "targets" if stage == "targets" else f"{stage}.fit"
     model = "student" if stage == "distil" else "teacher"
@@ -285,7 +287,7 @@ def settings(own: Way, way: Way, stage: str) -> list[str]:
     return changed
 
 
-def variants(own: Way, machine: Machine, places: tuple[str, ...]) -> list[Way]:
+def variants(own: Placement, machine: Machine, places: tuple[str, ...]) -> list[Placement]:
     """The choices that are worth a row in a table, at the recipe's own micro-batches."""
     strategies = ["ddp"] if machine.count == 1 or own.mode == "tune" else ["ddp", "fsdp2"]
     if own.mode == "tune":

@@ -17,7 +17,7 @@ from distilpeft.data.sources import (
     weight_shapes,
 )
 from distilpeft.machine.host import cpu_has_bf16
-from distilpeft.planning.memory import BYTES, Load, Machine, Shape, Way
+from distilpeft.planning.memory import BYTES, Machine, MemoryModel, Placement, Shape
 from distilpeft.recipe import Recipe
 from distilpeft.recipe.student import Student
 from distilpeft.recipe.training import Fit, Lora
@@ -107,34 +107,34 @@ def weight_bytes(recipe: Recipe, size: Size) -> tuple[float, float]:
     return inside + (size.total - size.num_linear) * BYTES[teacher.dtype], inside
 
 
-def teacher_load(recipe: Recipe, size: Size, kind: str) -> Load:
+def teacher_load(recipe: Recipe, size: Size, kind: str) -> MemoryModel:
     """The tuning of the teacher."""
     teacher = recipe.teacher
     assert teacher.fit is not None, "a teacher that is used as it is has no such load"
     tuned = lora_weights(size, teacher.lora) if teacher.lora else size.total
     whole, _ = weight_bytes(recipe, size)
-    return Load(
+    return MemoryModel(
         size.shape, whole + 4 * tuned if teacher.lora else whole, tuned, recipe.data.max_tokens,
         teacher.fit.batch_size, _is_half(teacher.fit, kind), recipe.kind.language,
         adapted=_inputs(size, teacher.lora), adapter_dropout=bool(teacher.lora and teacher.lora.dropout),
     )  # fmt: skip
 
 
-def targets_load(recipe: Recipe, size: Size, machine: Machine) -> Load:
+def targets_load(recipe: Recipe, size: Size, machine: Machine) -> MemoryModel:
     """The frozen teacher while it gives soft targets to be kept."""
     whole = (size.shape, *weight_bytes(recipe, size))
     half = _is_half(recipe.teacher.fit or recipe.distil.fit, machine.kind)
     most = recipe.targets.micro_batch_size * machine.count  # larger ones gain nothing: no gradient waits for them
     language = recipe.kind.language
-    return Load(size.shape, 0.0, 0, recipe.data.max_tokens, most, half, language, whole)
+    return MemoryModel(size.shape, 0.0, 0, recipe.data.max_tokens, most, half, language, whole)
 
 
-def student_load(recipe: Recipe, student: Size, teacher: Size | None, kind: str) -> Load:
+def student_load(recipe: Recipe, student: Size, teacher: Size | None, kind: str) -> MemoryModel:
     """The training of the student, with the teacher that may run beside it."""
     fit, lora = recipe.distil.fit, recipe.student.lora
     tuned = lora_weights(student, lora) if lora else student.total
     beside = None if teacher is None else (teacher.shape, *weight_bytes(recipe, teacher))
-    return Load(
+    return MemoryModel(
         student.shape, 4.0 * student.total + (4 * tuned if lora else 0), tuned, recipe.data.max_tokens, fit.batch_size,
         _is_half(fit, kind), recipe.kind.language, beside,
         adapted=_inputs(student, lora), adapter_dropout=bool(lora and lora.dropout),
@@ -145,16 +145,18 @@ def _is_half(fit: Fit, kind: str) -> bool:
     return fit.precision in ("bf16", "fp16") or (fit.precision == "auto" and (kind == "GPU" or cpu_has_bf16()))
 
 
-def own_ways(recipe: Recipe) -> tuple[Way, Way, Way]:
+def own_ways(recipe: Recipe) -> tuple[Placement, Placement, Placement]:
     """How the recipe tunes the teacher, keeps its soft targets, and trains the student."""
     teacher, fit = recipe.teacher, recipe.distil.fit
     mode = recipe.targets.mode if recipe.distil.alpha > 0 else "cached"
     micro = [min(one.micro_batch_size, one.batch_size) for one in (teacher.fit or fit, fit)]
     quantized = teacher.quantize != "none"
     return (
-        Way("tune", "ddp" if quantized else recipe.parallel, "replicated", teacher.gradient_checkpointing, micro[0]),
-        Way("give", "ddp", teacher.place, checkpointing=False, micro_batch_size=recipe.targets.micro_batch_size),
-        Way(mode, recipe.parallel, teacher.place, recipe.student.gradient_checkpointing, micro[1]),
+        Placement(
+            "tune", "ddp" if quantized else recipe.parallel, "replicated", teacher.gradient_checkpointing, micro[0]
+        ),
+        Placement("give", "ddp", teacher.place, checkpointing=False, micro_batch_size=recipe.targets.micro_batch_size),
+        Placement(mode, recipe.parallel, teacher.place, recipe.student.gradient_checkpointing, micro[1]),
     )
 
 

@@ -18,7 +18,7 @@ import pytest
 
 from distilpeft.benchmark import measure as timing
 from distilpeft.benchmark import ratios
-from distilpeft.benchmark.measure import ArmError, Subject, Wanted, measure
+from distilpeft.benchmark.measure import Settings, Subject, TimedModelError, measure
 from distilpeft.benchmark.model_process import Rows
 from distilpeft.benchmark.ratios import ratio
 from distilpeft.errors import InputError
@@ -26,7 +26,7 @@ from distilpeft.report import timings
 from distilpeft.report.timings import summary
 
 SPEED = {"student": 0.010, "student_ce_only": 0.010, "teacher": 0.030, "export:onnx": 0.004}
-WANTED = Wanted(
+WANTED = Settings(
     batch_sizes=[1, 8], lengths=["data", 16], devices=["cpu"], threads=[2], rounds=6, precision=None, new_tokens=2,
     compiled=False, language=False,
 )  # fmt: skip
@@ -50,7 +50,7 @@ class Made:
         if command["do"] == "time":
             self.times += 1
         if self.role == "broken":
-            raise ArmError("no such file")
+            raise TimedModelError("no such file")
         cell = command.get("cell", 0)
         size = self.spec["cells"][cell][0]
         self.asked.append((command["do"], self.role, cell))
@@ -120,7 +120,7 @@ def steady(_label, _total):
     return contextlib.nullcontext(SimpleNamespace(advance=lambda _count: None))
 
 
-def measured(*roles: str, wanted: Wanted = WANTED, said: list[str] | None = None, bar_=bar):
+def measured(*roles: str, wanted: Settings = WANTED, said: list[str] | None = None, bar_=bar):
     return measure(subjects(*roles), wanted, "student", (said if said is not None else []).append, bar_)
 
 
@@ -171,7 +171,7 @@ def test_all_are_loaded_and_warm_before_the_first_is_timed():
 
 
 def test_rounds_go_on_until_the_ratios_are_precise_but_not_for_ever():
-    one = Wanted(**{**WANTED.__dict__, "batch_sizes": [1], "lengths": ["data"], "precision": 0.05})
+    one = Settings(**{**WANTED.__dict__, "batch_sizes": [1], "lengths": ["data"], "precision": 0.05})
 
     def rounds(mood):
         Made.moods["teacher"] = mood
@@ -189,7 +189,7 @@ def test_rounds_go_on_until_the_ratios_are_precise_but_not_for_ever():
 
 def test_only_settings_that_are_not_precise_yet_go_on():
     Made.moods["teacher"] = lambda time: 1 + 0.15 * ((time + 1) // 2 % 2) * (time % 2)  # every second time of cell 0
-    wanted = Wanted(**{**WANTED.__dict__, "lengths": ["data"], "precision": 0.01})
+    wanted = Settings(**{**WANTED.__dict__, "lengths": ["data"], "precision": 0.01})
     cells = arm(measured("teacher", "student", wanted=wanted), "teacher")["cells"]
     assert len(cells[0]["round_ms"]) > 6
     assert len(cells[1]["round_ms"]) == 6
@@ -324,7 +324,10 @@ def test_a_model_that_cannot_be_loaded_is_left_out_with_its_last_words():
 
 
 def test_without_the_reference_there_is_nothing_to_compare_with():
-    with mock.patch.object(Made, "ask", side_effect=ArmError("out of memory")), pytest.raises(InputError) as refused:
+    with (
+        mock.patch.object(Made, "ask", side_effect=TimedModelError("out of memory")),
+        pytest.raises(InputError) as refused,
+    ):
         measured("student")
     assert "benchmark: student could not be run (student: out of memory)" in str(refused.value)
 
@@ -338,7 +341,7 @@ def test_no_process_is_left_whatever_happens():
 
 
 def test_every_setting_is_an_arm_of_its_own_and_compared_with_its_own_reference():
-    wanted = Wanted(**{**WANTED.__dict__, "threads": [1, 2], "devices": ["cuda", "cpu"], "compiled": True})
+    wanted = Settings(**{**WANTED.__dict__, "threads": [1, 2], "devices": ["cuda", "cpu"], "compiled": True})
     found = measured("teacher", "student", wanted=wanted)
     assert len(found["arms"]) == 2 * 2 * 3
     assert arm(found, "student", device="cpu", threads=1, compiled=True)["cells"][0]["ratio"]["value"] == 2.0
@@ -347,7 +350,7 @@ def test_every_setting_is_an_arm_of_its_own_and_compared_with_its_own_reference(
 
 
 def test_threads_and_processors_are_pinned_and_a_cpu_arm_sees_no_gpu():
-    wanted = Wanted(**{**WANTED.__dict__, "threads": [1], "devices": ["cpu"]})
+    wanted = Settings(**{**WANTED.__dict__, "threads": [1], "devices": ["cpu"]})
     measured("student", wanted=wanted)
     (model,) = Made.all
     assert model.environment["OMP_NUM_THREADS"] == "1"

@@ -9,7 +9,7 @@ import pytest
 from support import tiny, tiny_lm
 
 from distilpeft.errors import InputError
-from distilpeft.export.bundle import Deployed, answer
+from distilpeft.export.bundle import Bundle, answer
 from distilpeft.machine.files import sealed
 
 
@@ -32,7 +32,7 @@ def deployed(folder, words, runner, **manifest):
     words.save_pretrained(str(folder))
     told = {"format": "onnx", "pad_token_id": words.pad_token_id, "eos_token_ids": [], **manifest}
     (folder / "manifest.json").write_text(json.dumps(sealed(told)))
-    found = Deployed(folder)
+    found = Bundle(folder)
     found._runner = runner
     return found
 
@@ -74,7 +74,7 @@ def test_a_prompt_goes_in_as_in_training_with_its_template_if_it_is_a_chat(tmp_p
 def test_a_folder_without_a_tokenizer_file_is_refused(tmp_path):
     (tmp_path / "manifest.json").write_text(json.dumps(sealed({"format": "onnx", "task": "regression"})))
     with pytest.raises(InputError, match=r"has no tokenizer\.json"):
-        Deployed(tmp_path)
+        Bundle(tmp_path)
 
 
 class Tagger(Recorder):

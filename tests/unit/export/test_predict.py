@@ -36,7 +36,7 @@ class Writer:
 def lines(source, model=None, out=None, texts=(), batch_size=2):
     model = model or Classifier()
     stream = None if source is None else io.StringIO(source)
-    with mock.patch.object(predict, "Deployed", return_value=model):
+    with mock.patch.object(predict, "Bundle", return_value=model):
         found = predict.run("folder", texts, stream, out, batch_size=batch_size, max_new_tokens=3)
         return [json.loads(line) for line in found]
 

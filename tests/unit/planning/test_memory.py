@@ -12,17 +12,17 @@ import pytest
 
 from distilpeft.data.sources import Source, known_model, num_parameters
 from distilpeft.errors import InputError
-from distilpeft.planning.memory import CONTEXT_BYTES, Load, Machine, Shape, Way, best, settings
+from distilpeft.planning.memory import CONTEXT_BYTES, Machine, MemoryModel, Placement, Shape, best, settings
 
-OWN = Way("online", "ddp", "replicated", checkpointing=False, micro_batch_size=4)
+OWN = Placement("online", "ddp", "replicated", checkpointing=False, micro_batch_size=4)
 SMALL = Shape(total=1000, linear=600, layers=2, hidden=10, keys=10, ffn=40, vocabulary=20, gated=False, tied=False)
 BIG = Shape(
     total=10**9, linear=9 * 10**8, layers=30, hidden=2048, keys=512, ffn=8192, vocabulary=10**5, gated=True, tied=True
 )
 
 
-def load(shape: Shape = SMALL, **changes: object) -> Load:
-    whole = Load(shape, 4.0 * shape.total, shape.total, tokens=8, batch_size=16, half=False, language=False)
+def load(shape: Shape = SMALL, **changes: object) -> MemoryModel:
+    whole = MemoryModel(shape, 4.0 * shape.total, shape.total, tokens=8, batch_size=16, half=False, language=False)
     return replace(whole, **changes)
 
 
@@ -57,8 +57,8 @@ def test_the_teacher_takes_what_its_place_leaves_on_the_device(place, kept):
 
 
 def test_a_teacher_that_gives_soft_targets_has_no_gradients_and_a_chunk_of_logits():
-    own = Way("give", "ddp", "replicated", checkpointing=False, micro_batch_size=4)
-    giving = Load(SMALL, 0.0, 0, 8, 4, half=True, language=True, teacher=(SMALL, 1000.0, 600.0))
+    own = Placement("give", "ddp", "replicated", checkpointing=False, micro_batch_size=4)
+    giving = MemoryModel(SMALL, 0.0, 0, 8, 4, half=True, language=True, teacher=(SMALL, 1000.0, 600.0))
     parts = giving.parts(own, Machine(1, 1e9))
     assert parts["weights"] == parts["moments"] == parts["gradients"] == parts["activations"] == 0
     assert parts["logits"] == 32 * 20 * (4 * 4 + 2)
@@ -91,7 +91,7 @@ def test_a_large_device_keeps_the_recipes_way_and_a_small_one_pays_in_speed():
 
 def test_settings_name_only_what_changes():
     assert settings(OWN, OWN, "distil") == []
-    other = Way("online", "fsdp2", "offloaded", checkpointing=True, micro_batch_size=2)
+    other = Placement("online", "fsdp2", "offloaded", checkpointing=True, micro_batch_size=2)
     assert settings(OWN, other, "distil") == [
         "parallel=fsdp2", "teacher.place=offloaded", "student.gradient_checkpointing=true",
         "distil.fit.micro_batch_size=2",
@@ -125,7 +125,7 @@ def test_the_plan_is_near_the_peak_of_a_real_step(tmp_path, kind):
     script = Path(__file__).parents[2] / "support" / "peak.py"
     subprocess.run([sys.executable, str(script), kind, str(out)], check=True, capture_output=True)
     found = json.loads(out.read_text())
-    given = Load(**{**found["load"], "shape": Shape(**found["load"]["shape"])})
-    way = Way("cached", "ddp", "replicated", kind == "checkpointing", given.batch_size)
+    given = MemoryModel(**{**found["load"], "shape": Shape(**found["load"]["shape"])})
+    way = Placement("cached", "ddp", "replicated", kind == "checkpointing", given.batch_size)
     planned = given.total(way, Machine(1, 1e12, "CPU"))
     assert planned == pytest.approx(found["peak_bytes"], rel=0.2), given.parts(way, Machine(1, 1e12, "CPU"))
