@@ -6,13 +6,15 @@ VENV := .venv
 PIP_OPTIONS ?=
 READY := $(VENV)/.ready
 
-.PHONY: quickstart test lint slow clean
+.PHONY: quickstart test test-all slow lint clean
 
 quickstart: $(READY)
 	$(VENV)/bin/distilpeft run recipes/quickstart.yaml
 
 test: $(READY)
 	$(VENV)/bin/python -m pytest -n auto --dist worksteal
+
+test-all: test slow
 
 lint: $(READY)
 	$(VENV)/bin/ruff check .

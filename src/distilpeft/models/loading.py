@@ -36,13 +36,13 @@ class Architecture:
     """
 
     def __init__(self, auto_class: str, peft_task: str | None, options: dict[str, Any], *, train_heads: bool) -> None:
-        self.auto_class: Any = getattr(transformers, auto_class)
+        self.auto_class: type[transformers.AutoModel] = getattr(transformers, auto_class)
         self.peft_task = peft_task
         self.options = options
         self.train_heads = train_heads
 
 
-def load_tokenizer(source: Source) -> Any:
+def load_tokenizer(source: Source) -> transformers.PreTrainedTokenizerBase:
     """The model's tokenizer; one without a padding token pads with its end-of-text token.
 
     Raises:
@@ -82,7 +82,7 @@ def load_base(
     device: torch.device,
     pad_token_id: int | None,
     heads: list[str] | None = None,
-) -> tuple[Any, list[str]]:
+) -> tuple[transformers.PreTrainedModel, list[str]]:
     """Load a pretrained model for the task.
 
     Args:
@@ -144,7 +144,7 @@ def head_modules(
     return [name for name in heads if any(True for _ in getattr(model, name).parameters())]
 
 
-def dequantize(model: transformers.PreTrainedModel) -> Any:
+def dequantize(model: transformers.PreTrainedModel) -> transformers.PreTrainedModel:
     """Turn a quantized base into an ordinary float32 model that computes with the very same weights."""
     if not getattr(model, "is_quantized", False):
         return model
@@ -165,7 +165,9 @@ def _unmark(model: transformers.PreTrainedModel) -> None:
     model.is_quantized = False
 
 
-def configuration(source: Source, architecture: Architecture, overrides: Mapping[str, Any]) -> Any:
+def configuration(
+    source: Source, architecture: Architecture, overrides: Mapping[str, Any]
+) -> transformers.PretrainedConfig:
     """A model's configuration, for the task and with some values changed.
 
     Raises:
@@ -179,7 +181,9 @@ def configuration(source: Source, architecture: Architecture, overrides: Mapping
     return config
 
 
-def from_config(source: Source, architecture: Architecture, overrides: dict[str, Any], pad_token_id: int | None) -> Any:
+def from_config(
+    source: Source, architecture: Architecture, overrides: dict[str, Any], pad_token_id: int | None
+) -> transformers.PreTrainedModel:
     """Build a model with random weights.
 
     Raises:
@@ -203,7 +207,9 @@ def _keep_trainable(model: nn.Module) -> None:
             setattr(module, "support_avx512bf16_for_cpu", False)  # noqa: B010 (see above)
 
 
-def quantization(quantize: Quantize, compute_dtype: torch.dtype = torch.float32, *, heads: list[str]) -> Any:
+def quantization(
+    quantize: Quantize, compute_dtype: torch.dtype = torch.float32, *, heads: list[str]
+) -> transformers.BitsAndBytesConfig:
     """What transformers needs to know to quantize the linear layers of a model, but for the heads."""
     if quantize == "int8":
         return transformers.BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=heads)

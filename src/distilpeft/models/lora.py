@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import peft
 from torch import nn
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-def add_lora(model: nn.Module, lora: Lora, architecture: Architecture, heads: list[str], key: str) -> Any:
+def add_lora(model: nn.Module, lora: Lora, architecture: Architecture, heads: list[str], key: str) -> PreTrainedModel:
     """Freeze the model, add a LoRA adapter, and train new heads in full beside it.
 
     Raises:
@@ -48,12 +48,12 @@ def add_lora(model: nn.Module, lora: Lora, architecture: Architecture, heads: li
     return tuned
 
 
-def load_adapter(model: nn.Module, folder: Path) -> Any:
+def load_adapter(model: nn.Module, folder: Path) -> PreTrainedModel:
     """Put a saved adapter (and its heads) on its base; everything is frozen."""
     return peft.PeftModel.from_pretrained(model, str(folder), is_trainable=False)
 
 
-def merge(base: PreTrainedModel, adapter: Path) -> Any:
+def merge(base: PreTrainedModel, adapter: Path) -> PreTrainedModel:
     """Merge a saved adapter into its base, dequantizing the base first.
 
     Merging into 4-bit weights would round the sum to 4 bits again and give another model than the one that was

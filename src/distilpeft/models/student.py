@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -44,7 +44,7 @@ def new_student(context: Context, teacher: Path | None) -> Loaded:
     return Loaded(model, reader)
 
 
-def _untrained(runtime: Runtime, pair: Pair, teacher: Path | None) -> Any:
+def _untrained(runtime: Runtime, pair: Pair, teacher: Path | None) -> PreTrainedModel:
     """Layers of the teacher, random weights, or pretrained ones."""
     student, pad = pair.recipe.student, pair.student_reader.tokenizer.pad_token_id
     if student.from_teacher is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-def new_teacher(context: Context) -> tuple[Any, list[str]]:
+def new_teacher(context: Context) -> tuple[PreTrainedModel, list[str]]:
     """The untuned teacher, ready to be trained or used as it is, and the names of its heads.
 
     Raises:
@@ -45,7 +45,7 @@ def new_teacher(context: Context) -> tuple[Any, list[str]]:
     return model, heads
 
 
-def _as_it_is(pair: Pair, model: PreTrainedModel) -> Any:
+def _as_it_is(pair: Pair, model: PreTrainedModel) -> PreTrainedModel:
     pair.task.prepare(model)
     used = set(dict(model.named_parameters()))
     fresh = [name for name in model.fresh if name in used]
@@ -104,7 +104,7 @@ def load_teacher_merged(
 
 def _load(
     runtime: Runtime, pair: Pair, folder: Path, precision: Precision, quantize: Quantize,
-    join: Callable[[Any, Path], Any], *, placed: bool,
+    join: Callable[[PreTrainedModel, Path], PreTrainedModel], *, placed: bool,
 ) -> Loaded:  # fmt: skip
     """`join` puts the adapter on its base."""
     teacher = pair.recipe.teacher
@@ -138,7 +138,7 @@ def _load(
 def _base(
     runtime: Runtime, pair: Pair, quantize: Quantize, precision: Precision, heads: list[str] | None = None,
     device: torch.device | None = None,
-) -> tuple[Any, list[str]]:  # fmt: skip
+) -> tuple[PreTrainedModel, list[str]]:  # fmt: skip
     runtime.seed(pair.recipe.seed)
     return loading.load_base(
         pair.teacher, pair.architecture, quantize=quantize, dtype=pair.recipe.teacher.dtype,

@@ -24,6 +24,7 @@ from distilpeft.errors import InputError
 from distilpeft.models.pair import Pair
 from distilpeft.models.weights import blocks
 from distilpeft.recipe.distil import Features, HiddenStates, Relations
+from distilpeft.tasks.task import Batch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -128,7 +129,7 @@ class FeatureLoss:
             return
         carry(student, {str(layer): nn.Linear(widths[0], widths[1], bias=False) for layer in self._hidden})
 
-    def sum(self, student: PreTrainedModel, batch: Mapping[str, Any], count: int) -> Tensor:
+    def sum(self, student: PreTrainedModel, batch: Batch, count: int) -> Tensor:
         """All terms with their weights, summed over what the task's loss counts in a batch.
 
         Both models have just read it: the teacher first or the student, whichever.
@@ -158,7 +159,7 @@ class FeatureLoss:
                     total = total + relations.weight / len(self._relations) * (weight_BS * apart_BS).sum()
         return total
 
-    def _weights(self, batch: Mapping[str, Any], mask_BS: Tensor, count: int) -> Tensor:
+    def _weights(self, batch: Batch, mask_BS: Tensor, count: int) -> Tensor:
         """How much each position counts; they add up to `count`."""
         if self._by_token:
             flat = torch.zeros(mask_BS.numel(), device=mask_BS.device)

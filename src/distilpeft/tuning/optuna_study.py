@@ -13,13 +13,20 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 from distilpeft.errors import InputError
 from distilpeft.machine.files import write_text
 from distilpeft.machine.locks import POLL_S, Lock
 from distilpeft.recipe.task import LOWER_IS_BETTER
 from distilpeft.tuning.search_space import Range, Search, Space, own_values
+
+if TYPE_CHECKING:
+    import optuna
+    from optuna.distributions import BaseDistribution
+    from optuna.storages import BaseStorage
+    from optuna.trial import FrozenTrial
 
 THOUSANDTHS = 1000
 """Validations are reported by the share of the training that is done, so that trials of different length compare."""
@@ -36,7 +43,7 @@ class Trial:
     """
 
     values: dict[str, Any]
-    found: Any
+    found: FrozenTrial
     lock: Lock
 
     @property
@@ -90,7 +97,7 @@ class Study:
     def _lock(self, name: str) -> Lock:
         return Lock(self._search.corner.folder, f"search-{self._search.key}-{name}")
 
-    def _open(self) -> Any:
+    def _open(self) -> optuna.Study:
         optuna, search = self._optuna, self._search
         try:
             return optuna.create_study(
@@ -104,7 +111,7 @@ class Study:
             where = (search.storage or str(search.folder)).partition("://")[0]  # the rest may hold a password
             raise InputError(f"--storage {where}: cannot be used: {' '.join(str(error).split())[:300]}") from None
 
-    def counted(self) -> list[Any]:
+    def counted(self) -> list[FrozenTrial]:
         """All trials but those that died and were begun again."""
         trials = self._study.get_trials(deepcopy=False)
         again = {trial.user_attrs.get("again") for trial in trials}
@@ -128,16 +135,16 @@ class Study:
                 return self._ask(len(trials))
             return WAIT if any(map(self._is_ours, trials)) else FINISHED
 
-    def _is_waiting(self, trial: Any) -> bool:
+    def _is_waiting(self, trial: FrozenTrial) -> bool:
         return bool(trial.state == self._optuna.trial.TrialState.WAITING)
 
-    def _is_ours(self, trial: Any) -> bool:
+    def _is_ours(self, trial: FrozenTrial) -> bool:
         """Whether somebody in this folder is at the trial, or was when he died."""
         running = trial.state == self._optuna.trial.TrialState.RUNNING
         unnamed = self._search.storage is None and "folder" not in trial.user_attrs  # died in the middle of asking
         return running and (unnamed or trial.user_attrs.get("folder") == self._folder)
 
-    def _has_died(self, trial: Any) -> bool:
+    def _has_died(self, trial: FrozenTrial) -> bool:
         lock = self._lock(f"trial-{trial.number}")
         free = lock.acquire()
         lock.release()
@@ -155,7 +162,7 @@ class Study:
         lock.acquire()
         return Trial(self.values(found), found, lock)
 
-    def values(self, trial: Any) -> dict[str, Any]:
+    def values(self, trial: FrozenTrial) -> dict[str, Any]:
         """A trial's values for the recipe."""
         return {
             key: trial.params[key] if isinstance(one, Range) else json.loads(trial.params[key])
@@ -172,7 +179,7 @@ class Study:
         else:
             self._study.tell(trial.found, outcome.value)
 
-    def best(self) -> Any:
+    def best(self) -> FrozenTrial | None:
         """The best trial that came to its end, or None."""
         state = self._optuna.trial.TrialState
         sign = 1 if self._search.monitor in LOWER_IS_BETTER else -1
@@ -180,16 +187,16 @@ class Study:
         return min(ended, key=lambda one: sign * one.value, default=None)
 
 
-def _optuna() -> Any:
+def _optuna() -> ModuleType:
     try:
         import optuna
     except ImportError:
         raise InputError("--search needs Optuna: pip install 'distilpeft[search]'") from None
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    return optuna
+    return optuna  # type: ignore[no-any-return]
 
 
-def _storage(optuna: Any, search: Search) -> Any:
+def _storage(optuna: ModuleType, search: Search) -> BaseStorage:
     if search.storage is not None and "://" in search.storage:
         return optuna.storages.RDBStorage(search.storage)
     journal = Path(search.storage).expanduser() if search.storage else search.folder / "journal.log"
@@ -213,7 +220,7 @@ class _JournalLock:
         self._lock.release()
 
 
-def _distribution(optuna: Any, one: Range | tuple[Any, ...]) -> Any:
+def _distribution(optuna: ModuleType, one: Range | tuple[Any, ...]) -> BaseDistribution:
     if not isinstance(one, Range):
         return optuna.distributions.CategoricalDistribution([json.dumps(value) for value in one])
     if one.whole:
