@@ -40,8 +40,7 @@ def report_of(run: Path) -> dict:
 
 
 def verb(*arguments: str, stdin: str | None = None) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "distilpeft", *arguments]
-    return subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=120, check=False)
+    return commands.python("-m", "distilpeft", *arguments, stdin=stdin)
 
 
 def labels_of_the_student(run: Path) -> list[str]:
