@@ -17,6 +17,7 @@ from distilpeft.export.formats.writers import check_exports
 from distilpeft.export.graph_module import load_export
 from distilpeft.machine.artifact import Artifact
 from distilpeft.machine.runtime import Runtime, device_name
+from distilpeft.metrics.timings import summary
 from distilpeft.models.checks import check_lengths, check_tokenizers, check_words
 from distilpeft.models.pair import MODEL, Loaded
 from distilpeft.models.soft_targets import open_targets
@@ -28,7 +29,6 @@ from distilpeft.planning.plan import Plan
 from distilpeft.planning.roles import CE_ONLY, FULL, MAJORITY, MERGED, STUDENT, TEACHER, UNTRAINED, step_of
 from distilpeft.recipe import Recipe
 from distilpeft.report import publish
-from distilpeft.report.timings import summary
 from distilpeft.tasks.rows import TaskData
 from distilpeft.training.features import check_features
 from distilpeft.training.step import Watch

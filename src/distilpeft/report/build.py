@@ -12,12 +12,12 @@ from typing import Any
 from distilpeft.errors import InputError
 from distilpeft.machine.files import read_sealed, replace_link, sealed, write_json, write_text
 from distilpeft.machine.locks import Lock
+from distilpeft.metrics.timings import summary
 from distilpeft.planning.plan import Plan
 from distilpeft.planning.roles import CE_ONLY, FULL, MAJORITY, MERGED, STUDENT, TEACHER, UNTRAINED
 from distilpeft.recipe.task import KINDS, LOWER_IS_BETTER
 from distilpeft.report import verdict
 from distilpeft.report.text import markdown
-from distilpeft.report.timings import summary
 
 ORDER = (MAJORITY, UNTRAINED, CE_ONLY, STUDENT, TEACHER, FULL, MERGED)
 EXPORTS = "exports"

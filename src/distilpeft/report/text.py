@@ -9,10 +9,10 @@ from rich.console import Console
 from rich.table import Table
 
 from distilpeft.data.reading import told_skipped
+from distilpeft.metrics.timings import main_arm
 from distilpeft.planning.roles import CE_ONLY, STUDENT, TEACHER
 from distilpeft.recipe.task import KINDS
 from distilpeft.report import verdict
-from distilpeft.report.timings import main_arm
 
 TITLES = {
     "accuracy": "accuracy", "macro_f1": "macro-F1", "mcc": "MCC", "ece": "ECE", "log_loss": "log-loss",

@@ -22,8 +22,8 @@ from distilpeft.benchmark.measure import ArmError, Subject, Wanted, measure
 from distilpeft.benchmark.model_process import Rows
 from distilpeft.benchmark.ratios import ratio
 from distilpeft.errors import InputError
-from distilpeft.report import timings
-from distilpeft.report.timings import summary
+from distilpeft.metrics import timings
+from distilpeft.metrics.timings import summary
 
 SPEED = {"student": 0.010, "student_ce_only": 0.010, "teacher": 0.030, "export:onnx": 0.004}
 WANTED = Wanted(
