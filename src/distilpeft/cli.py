@@ -265,7 +265,7 @@ def export(
 
     if not formats:
         raise InputError("--format: give at least one, such as --format onnx-int8")
-    given = build.load(run)["given"]
+    given = build.load(run).given
     plan = make_plan(with_formats(given, formats, overrides or []), run.resolve().parent)
     launch.on_devices(plan.recipe.devices, launch.run_plan, (plan,), plan.folder)
     console = Console(quiet=not is_first_process())
@@ -364,7 +364,7 @@ def report_command(
 
     found = [build.load(run) for run in runs]
     if as_json:
-        print(build.as_json(found[0] if len(found) == 1 else found))
+        print(build.as_json(found))
     elif len(found) == 1:
         text.show(found[0], Console())
         folder = out or runs[0]

@@ -9,6 +9,7 @@ import pytest
 from support import reports
 
 from distilpeft.report.page import page
+from distilpeft.report.schema import Report
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="the package selenium is not installed")
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -32,7 +33,7 @@ def browser(tmp_path_factory):
     found.quit()
 
 
-def opened(browser, folder: Path, found: list[dict]):
+def opened(browser, folder: Path, found: list[Report]):
     file = folder / "report.html"
     file.write_text(page.render(found), encoding="utf-8")
     browser.get_log("browser")
@@ -54,7 +55,7 @@ def test_the_page_opens_without_a_complaint(browser, tmp_path, case):
 
 
 def test_every_timed_model_is_a_visible_point_on_the_pareto_plot(classifier):
-    timed = [model for model in reports.classifier()["models"] if model["latency_ms"]]
+    timed = [model for model in reports.classifier().models if model.latency_ms]
     points = classifier.execute_script("""
         const svg = document.querySelector('[data-chart="latency"] .on-wide svg'), frame = svg.getBoundingClientRect();
         return [...svg.querySelectorAll('.point')].map((point) => {

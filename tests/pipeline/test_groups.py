@@ -9,12 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support import commands, tiny
+from support import commands, reports, tiny
 
 from distilpeft.data.reading import read_splits
 from distilpeft.planning.plan import make_plan
 from distilpeft.recipe.yaml_file import load_recipe
 from distilpeft.report import verdict
+from distilpeft.report.schema import Report
 
 
 def workspace(folder: Path, **changes: object) -> Path:
@@ -76,9 +77,9 @@ def gap(group: str, beyond: float, role: str = "student") -> dict:
     return {"group": group, "role": role, "beyond": beyond, **figures}
 
 
-def report(*gaps: dict) -> dict:
-    models = [{"role": role} for role in ("teacher", "student", "student_ce_only", "export:onnx")]
-    return {"metric": "accuracy", "models": models, "groups": {"column": "place", "margin": 0.02, "gaps": list(gaps)}}
+def report(*gaps: dict) -> Report:
+    groups = {"column": "place", "margin": 0.02, "scores": {}, "gaps": list(gaps)}
+    return reports.changed(reports.classifier(), groups=groups)
 
 
 def test_a_group_that_loses_more_than_the_margin_is_warned_of_and_others_are_not():
@@ -91,7 +92,7 @@ def test_a_group_that_loses_more_than_the_margin_is_warned_of_and_others_are_not
     assert verdict.losing(report(gap("south", -0.019))) == [
         "No place loses more than 2 points beyond what all rows lose."
     ]
-    assert verdict.losing({**report(), "groups": None}) == []
+    assert verdict.losing(reports.classifier()) == []
 
 
 @pytest.mark.parametrize(

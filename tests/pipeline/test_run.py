@@ -18,6 +18,8 @@ from distilpeft import cli
 from distilpeft.machine.files import read_sealed
 from distilpeft.planning.plan import make_plan
 from distilpeft.recipe.yaml_file import load_recipe
+from distilpeft.report import build, text
+from distilpeft.report.page import page
 
 ROLES = [
     "majority",
@@ -64,6 +66,16 @@ def test_the_report_names_every_model_with_scores_sizes_and_latency(finished):
     teacher = models["teacher"]["scores"]["accuracy"]["value"]
     assert teacher > 0.9, "one word decides the class: a teacher that learns at all finds it"
     assert report["student_vs_teacher"] == models["student"]["scores"]["accuracy"]["value"] / teacher
+
+
+def test_the_report_and_its_page_hold_what_the_run_has_found(finished):
+    run = finished.parent / "runs/tiny"
+    found = read_sealed(run / "report.json", "")
+    report = build.load(run)
+    assert json.dumps(report.as_json()) == json.dumps(found), "every key, in its order"
+    assert report == build.build(plan_of(finished))
+    assert (run / "report.md").read_text() == text.markdown(report)
+    assert (run / "report.html").read_text() == page.render([report])
 
 
 def test_the_manifest_tells_what_the_student_was_before(finished):

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import copy
 import math
 
 from distilpeft.report import verdict
+from distilpeft.report.schema import Report
 
 METRICS = {
     "text_classification": ("accuracy", "macro_f1", "mcc", "ece", "log_loss"),
@@ -214,7 +214,8 @@ def _seeds(models, task):
     }  # fmt: skip
 
 
-def _report(name, task, table):
+def plain(name, task, table):
+    """The JSON of a report, but for the verdict."""
     language = task == "causal_lm"
     teacher = table["teacher"][0]
     models = [_model(task, role, figures, teacher) for role, figures in table.items()]
@@ -226,7 +227,7 @@ def _report(name, task, table):
         "data": {"source": "rows.csv", "max_tokens": 256},
         "teacher": {"model": "base", "quantize": "nf4", "lora": {"rank": 16}}, "distil": {"alpha": 0.3},
     }  # fmt: skip
-    report = {
+    return {
         "recipe": name, "seed": 17, "split": "test", "task": task, "metric": METRICS[task][0], "models": models,
         "student_vs_teacher": next(model["kept"] for model in models if model["role"] == "student"),
         "ce_gap_closed": None if language else 0.42,
@@ -253,20 +254,30 @@ def _report(name, task, table):
         "comparisons": _comparisons(task, models),
         "seeds": None if language else _seeds(models, task),
         "curves": {step: _curve(500, 0.69 if not language else 14.0, 0.31) for step in trained},
+        "not_measured": ["energy: the machine does not tell it"],
     }  # fmt: skip
-    return {**report, "verdict": verdict.verdict(report), "not_measured": ["energy: the machine does not tell it"]}
+
+
+def judged(report):
+    """A report from its JSON, with the verdict that follows from it."""
+    found = Report.model_validate({name: part for name, part in report.items() if name != "verdict"})
+    return found.model_copy(update={"verdict": verdict.verdict(found)})
+
+
+def changed(report, **parts):
+    """A report with other parts, given as JSON."""
+    return Report.model_validate({**report.as_json(), **parts})
 
 
 def classifier(name="quickstart"):
     """A text_classification run with twelve models, exports among them."""
-    return copy.deepcopy(_report(name, "text_classification", CLASSIFIERS))
+    return judged(plain(name, "text_classification", CLASSIFIERS))
 
 
 def language_model(name="smollm2-wikitext"):
     """A causal_lm run, whose main metric is better when lower, with samples."""
-    report = copy.deepcopy(_report(name, "causal_lm", LANGUAGE_MODELS))
     prompt = "= Robert Boulter =\n\nRobert Boulter is an English film"
-    report["samples"] = [
+    samples = [
         {"prompt": prompt, "teacher": " director and actor.", "student": " of the 1999, the 1999."},
         {
             "prompt": "<b>&",
@@ -274,12 +285,12 @@ def language_model(name="smollm2-wikitext"):
             "student": '"><img src=x onerror=alert(1)>',
         },
     ]
-    return report
+    return changed(judged(plain(name, "causal_lm", LANGUAGE_MODELS)), samples=samples)
 
 
 def two_runs():
     """Two classifiers of one task: the second is a little worse and a good deal faster."""
-    other = classifier("quickstart-small")
+    other = classifier("quickstart-small").as_json()
     for model in other["models"]:
         if model["latency_ms"]:
             model["latency_ms"] = {name: value * 0.61 for name, value in model["latency_ms"].items()}
@@ -287,16 +298,16 @@ def two_runs():
         model["size_bytes"] = int(model["size_bytes"] * 0.55)
         for score in model["scores"].values():
             score.update({name: score[name] - 0.011 for name in ("value", "low", "high")})
-    return [classifier(), {**other, "verdict": verdict.verdict(other)}]
+    return [classifier(), judged(other)]
 
 
 def bare():
     """What a report holds at the least: nothing was timed, compared, drawn or calibrated."""
-    report = classifier("bare")
+    report = classifier("bare").as_json()
     for name in ("benchmark", "comparisons", "seeds", "curves", "verdict", "not_measured", "training", "samples"):
         del report[name]
     for model in report["models"]:
         for name in ("latency_ms", "memory_bytes", "calibration", "kept", "decode", "load_s", "tokens_per_s"):
             del model[name]
         model["size_bytes"] = 0
-    return report
+    return Report.model_validate(report)

@@ -32,6 +32,7 @@ from distilpeft.planning.roles import STUDENT
 from distilpeft.recipe import Recipe
 from distilpeft.recipe.yaml_file import with_benchmark
 from distilpeft.report import build, text
+from distilpeft.report.figures import Benchmark
 from distilpeft.tasks.rows import TaskData
 
 NUM_TEXTS, FILLER_ROWS, WIDE = 512, 64, 120
@@ -50,10 +51,10 @@ class Target:
         self.plan: Plan | None = None
         if (path / "report.json").is_file():
             told = build.load(path)
-            self.recipe = with_benchmark(told["given"], overrides)
+            self.recipe = with_benchmark(told.given, overrides)
             self.plan = make_plan(self.recipe, path.resolve().parent)
             self._check_finished(self.plan)
-            self.scores = {self._named(one["role"]): one["scores"][told["metric"]]["value"] for one in told["models"]}
+            self.scores = {self._named(one.role): one.scores[told.metric].value for one in told.models}
         elif (path / MANIFEST).is_file():
             manifest = read_manifest(path)
             if "provenance" not in manifest:
@@ -239,7 +240,7 @@ def show(result: Mapping[str, Any], console: Console) -> None:
         table.add_row(*row)
     wide = Console(file=console.file, width=max(console.width, WIDE))  # a narrow one would cut figures off
     wide.print(table)
-    for line in text.timing_notes(result["repeats"][-1]):
+    for line in text.timing_notes(Benchmark.model_validate(result["repeats"][-1])):
         console.print(line, highlight=False)
     apart = result["agreement"]
     if apart is not None:

@@ -16,6 +16,7 @@ from distilpeft.export.formats.writers import check_exports
 from distilpeft.export.graph_module import load_export
 from distilpeft.machine.artifact import Artifact, Figures, Published
 from distilpeft.machine.runtime import Runtime, device_name
+from distilpeft.metrics.timings import summary
 from distilpeft.models.checks import check_lengths, check_tokenizers, check_words
 from distilpeft.models.context import Context
 from distilpeft.models.pair import MODEL, Loaded, Pair
@@ -38,7 +39,6 @@ from distilpeft.planning.roles import (
 )
 from distilpeft.recipe import Recipe
 from distilpeft.report import publish
-from distilpeft.report.timings import summary
 from distilpeft.tasks.rows import TaskData
 from distilpeft.training.features import check_features
 from distilpeft.training.step import Watch

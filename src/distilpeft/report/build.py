@@ -6,12 +6,16 @@ Torch-free; it only joins the figures in the manifests. `report.json` is describ
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from pydantic import ValidationError
 
 from distilpeft.errors import InputError
 from distilpeft.machine.files import read_sealed, replace_link, sealed, write_json, write_text
 from distilpeft.machine.locks import Lock
+from distilpeft.metrics.timings import summary
 from distilpeft.planning.plan import Plan
 from distilpeft.planning.roles import (
     CE_ONLY,
@@ -25,10 +29,10 @@ from distilpeft.planning.roles import (
     format_of,
     step_name,
 )
-from distilpeft.recipe.task import KINDS, LOWER_IS_BETTER
+from distilpeft.recipe.task import LOWER_IS_BETTER
 from distilpeft.report import verdict
+from distilpeft.report.schema import Export, Model, QuantizationCost, Report, Rows, Sample, SoftTargets
 from distilpeft.report.text import markdown
-from distilpeft.report.timings import summary
 
 ORDER = (MAJORITY, UNTRAINED, CE_ONLY, STUDENT, TEACHER, FULL, MERGED)
 EXPORTS = "exports"
@@ -37,114 +41,116 @@ TRAINING = ("steps", "rows", "seconds", "rows_per_s", "precision", "kept_step", 
             "loss_spikes")  # fmt: skip
 
 
-def build(plan: Plan) -> dict[str, Any]:
+def build(plan: Plan) -> Report:
     """Join the figures of a finished run."""
     figures = {step: made.figures() for step, made in plan.artifacts.items()}
+    recipe, tuned = plan.recipe, figures["teacher"]
+    kind, main = recipe.task.kind, recipe.kind.main
     roles = sorted(plan.roles(), key=lambda role: ORDER.index(role) if role in ORDER else len(ORDER))
-    models = [_model(role, figures) for role in roles]
-    exports = {form: _export(form, figures) for form in plan.recipe.export.formats}
-    kind = plan.recipe.task.kind
-    main = KINDS[kind].main
-    score = {model["role"]: model["scores"][main]["value"] for model in models}
-    for model in models:
-        model["kept"] = verdict.kept(kind, score[model["role"]], score[TEACHER])
-    teacher, student, ce_only = score[TEACHER], score[STUDENT], score.get(CE_ONLY)
-    sign = -1 if main in LOWER_IS_BETTER else 1
-    gap = sign * (teacher - ce_only) if ce_only is not None else 0.0
-    tuned = figures["teacher"]
-    report = {
-        "recipe": plan.recipe.name,
-        "seed": plan.recipe.seed,
-        "split": plan.recipe.evaluate.split,
-        "models": models,
-        "exports": exports,
-        "task": kind,
-        "metric": main,
-        "student_vs_teacher": verdict.kept(kind, student, teacher),
-        "ce_gap_closed": sign * (student - ce_only) / gap if ce_only is not None and gap > 0 else None,
-        "quantization_cost": _quantization_cost(plan, figures, main),
-        "merging_cost": figures[f"evaluate/{MERGED}"]["against_teacher"] if f"evaluate/{MERGED}" in figures else None,
-        "rows": {
-            "train": tuned["train_rows"],
-            "truncated": tuned["truncated_rows"],
-            "duplicates": tuned["duplicates"],
-            "skipped": tuned["skipped_rows"],
-        },
-        "benchmark": figures["benchmark"],
-        "comparisons": figures["compare"]["pairs"],
-        "seeds": verdict.over_seeds(plan),
-        "groups": verdict.groups(plan, figures),
-        "curves": verdict.curves(plan),
-        "samples": _samples(figures),
-        "soft_targets": _soft_targets(figures),
-        "training": {
+    score = {role: figures[f"evaluate/{role}"]["scores"][main]["value"] for role in roles}
+    kept = {role: verdict.kept(kind, score[role], score[TEACHER]) for role in roles}
+    report = Report(
+        recipe=recipe.name,
+        seed=recipe.seed,
+        split=recipe.evaluate.split,
+        models=tuple(_model(role, figures, kept[role]) for role in roles),
+        exports={form: _export(form, figures) for form in recipe.export.formats},
+        task=kind,
+        metric=main,
+        student_vs_teacher=kept[STUDENT],
+        ce_gap_closed=_gap_closed(score, -1 if main in LOWER_IS_BETTER else 1),
+        quantization_cost=_quantization_cost(plan, figures, main),
+        merging_cost=figures[f"evaluate/{MERGED}"]["against_teacher"] if f"evaluate/{MERGED}" in figures else None,
+        rows=Rows(
+            train=tuned["train_rows"],
+            truncated=tuned["truncated_rows"],
+            duplicates=tuned["duplicates"],
+            skipped=tuned["skipped_rows"],
+        ),
+        benchmark=figures["benchmark"],
+        comparisons=figures["compare"]["pairs"],
+        seeds=verdict.over_seeds(plan),
+        groups=verdict.groups(plan, figures),
+        curves=verdict.curves(plan),
+        samples=_samples(figures),
+        soft_targets=_soft_targets(figures),
+        training={
             step: {name: made[name] for name in TRAINING} for step, made in figures.items() if "rows_per_s" in made
         },
-        "settings": plan.recipe.model_dump(mode="json"),
-        "given": plan.recipe.model_dump(mode="json", exclude_unset=True),
-        "environment": plan.artifacts[f"distil/{STUDENT}"].manifest()["environment"],
-        "artifacts": {step: made.path.name for step, made in plan.steps().items()},
-    }
-    return {**report, "verdict": verdict.verdict(report), "not_measured": verdict.not_measured(report)}
+        settings=recipe.model_dump(mode="json"),
+        given=recipe.model_dump(mode="json", exclude_unset=True),
+        environment=plan.artifacts[f"distil/{STUDENT}"].manifest()["environment"],
+        artifacts={step: made.path.name for step, made in plan.steps().items()},
+    )
+    found = {"verdict": verdict.verdict(report), "not_measured": tuple(verdict.not_measured(report))}
+    return report.model_copy(update=found)
 
 
-def _model(role: str, figures: dict[str, Any]) -> dict[str, Any]:
+def _gap_closed(score: Mapping[str, float], sign: int) -> float | None:
+    """The share of the gap between the CE-only student and the teacher that distilling closed."""
+    if CE_ONLY not in score:
+        return None
+    gap = sign * (score[TEACHER] - score[CE_ONLY])
+    return sign * (score[STUDENT] - score[CE_ONLY]) / gap if gap > 0 else None
+
+
+def _model(role: str, figures: dict[str, Any], kept: float | None) -> Model:
     scored = figures[f"evaluate/{role}"]
     timed, student = (summary(figures["benchmark"], name) or {} for name in (role, STUDENT))
     form = format_of(role)
     exported = {} if form is None else figures[step_name("export", form)]
     weights = student if exported or role == UNTRAINED else timed
-    return {
-        "role": role,
-        "scores": scored["scores"],
-        "against_teacher": scored.get("against_teacher"),
-        "num_parameters": weights.get("num_parameters", 0),
-        "size_bytes": exported.get("size_bytes", weights.get("size_bytes", 0)),
-        "calibration": figures["compare"]["calibration"].get(role),
-        "latency_ms": timed.get("latency_ms"),
+    return Model(
+        role=role,
+        scores=scored["scores"],
+        against_teacher=scored.get("against_teacher"),
+        num_parameters=weights.get("num_parameters", 0),
+        size_bytes=exported.get("size_bytes", weights.get("size_bytes", 0)),
+        calibration=figures["compare"]["calibration"].get(role),
+        latency_ms=timed.get("latency_ms"),
         **{name: timed.get(name) for name in TIMED},
-    }
+        kept=kept,
+    )
 
 
-def _export(form: str, figures: dict[str, Any]) -> dict[str, Any]:
+def _export(form: str, figures: dict[str, Any]) -> Export:
     """What one form's gate found, how large it is, and how much faster than the student."""
     made = figures[step_name("export", form)]
     timed = summary(figures["benchmark"], export_role(form))
     kept = ("parity", "limits", "worst", "size_bytes", "way", "tried")
-    return {**{name: made[name] for name in kept if name in made}, "speedup": timed["ratio"] if timed else None}
+    return Export(**{name: made[name] for name in kept if name in made}, speedup=timed["ratio"] if timed else None)
 
 
-def _quantization_cost(plan: Plan, figures: dict[str, Any], main: str) -> dict[str, Any] | None:
+def _quantization_cost(plan: Plan, figures: dict[str, Any], main: str) -> QuantizationCost | None:
     """What the quantized teacher loses against the same adapter on the full-precision base."""
     if f"evaluate/{FULL}" not in figures:
         return None
     full, quantized = (figures[f"evaluate/{role}"]["scores"] for role in (FULL, TEACHER))
-    return {
-        "quantize": plan.recipe.teacher.quantize,
-        **{
-            f"{name}_lost": full[name]["value"] - quantized[name]["value"]
-            for name in dict.fromkeys((main, "accuracy"))
-            if name in full
-        },
-        **figures[f"evaluate/{FULL}"]["against_teacher"],
+    lost = {
+        f"{name}_lost": full[name]["value"] - quantized[name]["value"]
+        for name in dict.fromkeys((main, "accuracy"))
+        if name in full
     }
+    return QuantizationCost(
+        quantize=plan.recipe.teacher.quantize, **lost, **figures[f"evaluate/{FULL}"]["against_teacher"]
+    )
 
 
-def _soft_targets(figures: dict[str, Any]) -> dict[str, Any] | None:
+def _soft_targets(figures: dict[str, Any]) -> SoftTargets | None:
     """What is kept of the teacher's distributions, and what that costs."""
     if "targets" not in figures:
         return None
     made = figures["targets"]
-    return {"layout": made["layout"], "why": made["why"], "measured": made["measured"], "audit": figures.get("audit")}
+    return SoftTargets(layout=made["layout"], why=made["why"], measured=made["measured"], audit=figures.get("audit"))
 
 
-def _samples(figures: dict[str, Any]) -> list[dict[str, str]]:
+def _samples(figures: dict[str, Any]) -> tuple[Sample, ...]:
     """What teacher and student make of the same beginnings, side by side."""
     told = {role: figures[f"evaluate/{role}"].get("samples", []) for role in (TEACHER, STUDENT)}
-    return [
-        {"prompt": one["prompt"], TEACHER: one["completion"], STUDENT: two["completion"]}
+    return tuple(
+        Sample(prompt=one["prompt"], teacher=one["completion"], student=two["completion"])
         for one, two in zip(told[TEACHER], told[STUDENT], strict=False)
-    ]
+    )
 
 
 def finish(plan: Plan) -> None:
@@ -158,28 +164,34 @@ def finish(plan: Plan) -> None:
         replace_link(plan.folder / "student", f"{EXPORTS}/{forms[0]}")
 
 
-def save(plan: Plan, report: dict[str, Any]) -> None:
+def save(plan: Plan, report: Report) -> None:
     """Write report.json and report.md into the run's folder."""
-    write_json(plan.folder / "report.json", sealed(report))
+    write_json(plan.folder / "report.json", sealed(report.as_json()))
     write_text(plan.folder / "report.md", markdown(report))
 
 
-def load(run: Path) -> dict[str, Any]:
+def load(run: Path) -> Report:
     """Read a run's report.
 
     Raises:
-        InputError: there is none.
+        InputError: there is none, or it cannot be read.
     """
-    if not (run / "report.json").is_file():
+    file = run / "report.json"
+    if not file.is_file():
         raise InputError(
             f"{run}: no report.json here; give a run's folder, such as runs/quickstart, once it is finished"
         )
-    found = read_sealed(run / "report.json", "run the recipe again")
-    if "verdict" not in found:
-        raise InputError(f"{run / 'report.json'}: written by another version of distilpeft; run the recipe again")
-    return found
+    found = read_sealed(file, "run the recipe again")
+    try:
+        report = Report.model_validate(found)
+    except ValidationError:
+        report = None
+    if report is None or "verdict" not in found:
+        raise InputError(f"{file}: written by another version of distilpeft; run the recipe again")
+    return report
 
 
-def as_json(report: dict[str, Any] | list[dict[str, Any]]) -> str:
+def as_json(reports: Sequence[Report]) -> str:
     """One report, or several, as JSON text."""
-    return json.dumps(report, indent=2, ensure_ascii=False)
+    found = [report.as_json() for report in reports]
+    return json.dumps(found[0] if len(found) == 1 else found, indent=2, ensure_ascii=False)

@@ -6,16 +6,15 @@ Torch-free. Every chart carries its figures as a table too. A chart without data
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal, TypeGuard
 
-from distilpeft.planning.roles import MAJORITY, UNTRAINED, short_name
+from distilpeft.planning.roles import MAJORITY, UNTRAINED
 from distilpeft.recipe.task import KINDS, LOWER_IS_BETTER
+from distilpeft.report.figures import Figure
 from distilpeft.report.markers import Mark, mark
-
-Report = Mapping[str, Any]
-Model = Mapping[str, Any]
+from distilpeft.report.schema import Model, Report
 
 
 @dataclass(frozen=True)
@@ -103,24 +102,26 @@ class _Cost:
 
 
 def _latency(model: Model) -> float | None:
-    return (model.get("latency_ms") or {}).get("p50")
+    return model.latency_ms.p50 if model.latency_ms else None
 
 
-def _bytes(name: str) -> Callable[[Model], float | None]:
-    return lambda model: model[name] / 1e6 if model.get(name) else None
+def _mega(count: Figure | None) -> float | None:
+    return count / 1e6 if count else None
 
 
 LATENCY = _Cost("latency", "Latency and score", "latency p50 at batch 1 (ms)", _latency)
 FIRST_TOKEN = _Cost("latency", "Latency and score", "time to first token p50 at batch 1 (ms)", _latency)
-MEMORY = _Cost("memory", "Memory and score", "peak memory of a fresh process (MB)", _bytes("memory_bytes"))
-SIZE = _Cost("size", "Size and score", "size of the weights (MB)", _bytes("size_bytes"))
+MEMORY = _Cost(
+    "memory", "Memory and score", "peak memory of a fresh process (MB)", lambda model: _mega(model.memory_bytes)
+)
+SIZE = _Cost("size", "Size and score", "size of the weights (MB)", lambda model: _mega(model.size_bytes))
 
 
 def names(reports: Sequence[Report]) -> list[str]:
     """What to call each run: its recipe, with the seed and a number where that is not enough."""
-    plain = [str(report["recipe"]) for report in reports]
+    plain = [report.recipe for report in reports]
     seeded = [
-        f"{name} (seed {report.get('seed')})" if plain.count(name) > 1 else name
+        f"{name} (seed {report.seed})" if plain.count(name) > 1 else name
         for name, report in zip(plain, reports, strict=True)
     ]
     return [
@@ -142,7 +143,7 @@ def spoken(metric: str) -> str:
 
 def latency(reports: Sequence[Report]) -> list[Chart]:
     """Score over latency, one chart for each kind of task among the reports."""
-    return _all_against(lambda report: FIRST_TOKEN if KINDS[report["task"]].language else LATENCY, reports)
+    return _all_against(lambda report: FIRST_TOKEN if KINDS[report.task].language else LATENCY, reports)
 
 
 def memory(reports: Sequence[Report]) -> list[Chart]:
@@ -159,7 +160,7 @@ def by_metric(reports: Sequence[Report]) -> list[list[int]]:
     """Places of the reports that are judged by the same metric of the same task, together."""
     groups: dict[tuple[str, str], list[int]] = {}
     for at, report in enumerate(reports):
-        groups.setdefault((report["task"], report["metric"]), []).append(at)
+        groups.setdefault((report.task, report.metric), []).append(at)
     return list(groups.values())
 
 
@@ -169,7 +170,7 @@ def _all_against(cost_of: Callable[[Report], _Cost], reports: Sequence[Report]) 
     for group in groups:
         first = reports[group[0]]
         runs = [(at, called[at] + "/" if len(reports) > 1 else "", reports[at]) for at in group]
-        made = _against(cost_of(first), runs, first["metric"], f"-{first['task']}" if len(groups) > 1 else "")
+        made = _against(cost_of(first), runs, first.metric, f"-{first.task}" if len(groups) > 1 else "")
         found += [made] if made else []
     return found
 
@@ -178,18 +179,18 @@ def _against(cost: _Cost, runs: Sequence[tuple[int, str, Report]], metric: str, 
     """The main score over what a model costs; the front joins the models that no other beats at both."""
     series, rows = [], []
     for run, prefix, report in runs:
-        for model in report["models"]:
-            role, spent, score = model["role"], cost.of(model), model["scores"].get(metric)
+        for model in report.models:
+            role, spent, score = model.role, cost.of(model), model.scores.get(metric)
             # Without training there is nothing to deploy, and its score would squeeze all others into a corner.
             if not spent or not score or role in (MAJORITY, UNTRAINED):
                 continue
-            name = prefix + short_name(role)
-            low, high = score.get("low"), score.get("high")
+            name = prefix + model.name
+            low, high = score.low, score.high
             span = "" if low is None or high is None else f"{number(low)} to {number(high)}"
-            text = f"{name}\n{spoken(metric)} {number(score['value'])}" + (f", 95 % {span}" if span else "")
-            point = Point(spent, score["value"], low, high, f"{text}\n{cost.axis}: {number(spent)}")
+            text = f"{name}\n{spoken(metric)} {number(score.value)}" + (f", 95 % {span}" if span else "")
+            point = Point(spent, score.value, low, high, f"{text}\n{cost.axis}: {number(spent)}")
             series.append(Series(name, (point,), mark(role, run)))
-            rows.append((name, number(spent), number(score["value"]), span or "–"))
+            rows.append((name, number(spent), number(score.value), span or "–"))
     if not series:
         return None
     lower = metric in LOWER_IS_BETTER
@@ -219,7 +220,7 @@ def front(points: Sequence[Point], lower_is_better: bool) -> list[Point]:
     return found
 
 
-def finite(value: Any) -> bool:
+def finite(value: object) -> TypeGuard[Figure]:
     """Whether it can be drawn."""
     return isinstance(value, int | float) and math.isfinite(value)
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from distilpeft.report import charts, training_charts
 from distilpeft.report.charts import Chart, Series
 from distilpeft.report.markers import COLOURS, SHAPES, Mark
+from distilpeft.report.schema import Report
 
 DPI, SIZE_IN = 160, (7.2, 4.6)
 SETTINGS = {"svg.hashsalt": "distilpeft", "svg.fonttype": "none", "font.size": 10, "axes.spines.top": False,
@@ -23,7 +24,7 @@ def available() -> bool:
     return importlib.util.find_spec("matplotlib") is not None
 
 
-def write(reports: Sequence[Mapping[str, Any]], folder: Path) -> list[Path]:
+def write(reports: Sequence[Report], folder: Path) -> list[Path]:
     """Write every plot of the reports' page; returns the files, none without matplotlib."""
     return draw(every(reports), folder) if available() else []
 
@@ -38,7 +39,7 @@ def draw(made: Sequence[Chart], folder: Path) -> list[Path]:
         return [file for chart in made for file in _files(chart, folder)]
 
 
-def every(reports: Sequence[Mapping[str, Any]]) -> list[Chart]:
+def every(reports: Sequence[Report]) -> list[Chart]:
     """The charts of a page; those of single runs carry a number where there are several."""
     joint = [*charts.latency(reports), *charts.memory(reports), *charts.size(reports)]
     for at, report in enumerate(reports):

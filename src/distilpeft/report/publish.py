@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from rich import box
 from rich.console import Console
@@ -17,9 +16,10 @@ from distilpeft.machine.files import write_json, write_text
 from distilpeft.planning.plan import Plan
 from distilpeft.report import build, charts, plot_files, text
 from distilpeft.report.page import page
+from distilpeft.report.schema import Report
 
 PAGE, PLOTS = "report.html", "plots"
-Reports = Sequence[dict[str, Any]]
+Reports = Sequence[Report]
 
 
 def finish(plan: Plan) -> None:
@@ -46,18 +46,18 @@ def joint(reports: Reports, out: Path, console: Console) -> None:
         console: where the tables go.
     """
     out.mkdir(parents=True, exist_ok=True)
-    write_json(out / "report.json", {"reports": list(reports)})
+    write_json(out / "report.json", {"reports": [report.as_json() for report in reports]})
     where = pages(out, reports)
     called = charts.names(reports)
     for group in charts.by_metric(reports):
         console.print(_table([(called[at], reports[at]) for at in group]))
     for name, one in zip(called, reports, strict=True):
-        for line in one["verdict"]["sentences"]:
+        for line in one.verdict.sentences:
             console.print(f"{name}: {line}", highlight=False)
     console.print(f"Page: {where}", highlight=False)
 
 
-def _table(reports: Sequence[tuple[str, dict[str, Any]]]) -> Table:
+def _table(reports: Sequence[tuple[str, Report]]) -> Table:
     """Every model of every run."""
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     first = reports[0][1]

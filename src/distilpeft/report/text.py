@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from rich import box
@@ -9,10 +10,11 @@ from rich.console import Console
 from rich.table import Table
 
 from distilpeft.data.reading import told_skipped
-from distilpeft.planning.roles import CE_ONLY, STUDENT, TEACHER
+from distilpeft.planning.roles import CE_ONLY, STUDENT, TEACHER, UNTRAINED
 from distilpeft.recipe.task import KINDS
 from distilpeft.report import verdict
-from distilpeft.report.timings import main_arm
+from distilpeft.report.figures import Benchmark, Latency, Score
+from distilpeft.report.schema import AgainstTeacher, AuditForm, QuantizationCost, Report
 
 TITLES = {
     "accuracy": "accuracy", "macro_f1": "macro-F1", "mcc": "MCC", "ece": "ECE", "log_loss": "log-loss",
@@ -28,65 +30,66 @@ MANY = 0.2
 ON_TERMINAL = 6  # columns that fit into 80 characters
 
 
-def columns(report: dict[str, Any]) -> tuple[str, ...]:
+def columns(report: Report) -> tuple[str, ...]:
     """The titles of the report's table."""
-    main, *others = KINDS[report["task"]].scored
-    kl = ("KL",) if KINDS[report["task"]].language else ()
+    main, *others = KINDS[report.task].scored
+    kl = ("KL",) if KINDS[report.task].language else ()
     titles = tuple(TITLES[name] for name in others)
     return ("model", f"{TITLES[main]} (95 %)", *kl, "params", "size", "ms p50/p95", "memory", "rows/s", *titles)
 
 
-def table_rows(report: dict[str, Any]) -> list[tuple[str, ...]]:
+def table_rows(report: Report) -> list[tuple[str, ...]]:
     """The report's table, cell by cell, in the order of `columns`."""
-    main, *others = KINDS[report["task"]].scored
+    main, *others = KINDS[report.task].scored
     return [
         (
-            model["role"],
-            _interval(model["scores"][main]),
-            *([_against(model["against_teacher"])] if KINDS[report["task"]].language else []),
-            f"{model['num_parameters'] / 1e6:.1f}M" if model["num_parameters"] else "-",
-            f"{_short(model['size_bytes'] / 1e6)}MB" if model["size_bytes"] else "-",
-            _pair(model["latency_ms"]),
-            f"{_short(model['memory_bytes'] / 1e6)}MB" if model["memory_bytes"] else "-",
-            f"{model['throughput_rows_per_s']:.0f}" if model["throughput_rows_per_s"] else "-",
-            *(_value(model["scores"].get(name)) for name in others),
+            model.role,
+            _interval(model.scores[main]),
+            *([_against(model.against_teacher)] if KINDS[report.task].language else []),
+            f"{model.num_parameters / 1e6:.1f}M" if model.num_parameters else "-",
+            f"{_short(model.size_bytes / 1e6)}MB" if model.size_bytes else "-",
+            _pair(model.latency_ms),
+            f"{_short(model.memory_bytes / 1e6)}MB" if model.memory_bytes else "-",
+            f"{model.throughput_rows_per_s:.0f}" if model.throughput_rows_per_s else "-",
+            *(_value(model.scores.get(name)) for name in others),
         )
-        for model in report["models"]
+        for model in report.models
     ]
 
 
-def sentences(report: dict[str, Any]) -> list[str]:
+def sentences(report: Report) -> list[str]:
     """What the table means, in plain words."""
-    lines = [*report["verdict"]["sentences"], *_kept(report)]
-    if report["ce_gap_closed"] is not None and report["ce_gap_closed"] < 0:
+    lines = [*report.verdict.sentences, *_kept(report)]
+    if report.ce_gap_closed is not None and report.ce_gap_closed < 0:
         lines.append("Distilling did not close the gap that training on labels alone leaves: it is wider.")
-    elif report["ce_gap_closed"] is not None:
-        lines.append(
-            f"Distilling closed {report['ce_gap_closed']:.0%} of the gap that training on labels alone leaves."
-        )
-    elif any(model["role"] == CE_ONLY for model in report["models"]):
+    elif report.ce_gap_closed is not None:
+        lines.append(f"Distilling closed {report.ce_gap_closed:.0%} of the gap that training on labels alone leaves.")
+    elif report.model(CE_ONLY):
         lines.append("The CE-only student is as good as the teacher here: there was no gap to close.")
-    cost = report["quantization_cost"]
+    cost = report.quantization_cost
     if cost is not None:
-        language = KINDS[report["task"]].language
-        lost = -cost[f"{report['metric']}_lost"]
+        lost = -cost.lost(report.metric)
         change = (
-            f"nats per token by {lost:+.4f}" if language else f"{TITLES[report['metric']]} by {lost * 100:+.2f} points"
+            f"nats per token by {lost:+.4f}"
+            if KINDS[report.task].language
+            else f"{TITLES[report.metric]} by {lost * 100:+.2f} points"
         )
-        lines.append(f"Quantizing the teacher to {cost['quantize']} changed its {change} ({_apart(cost, report)}).")
-    merging = report["merging_cost"]
+        lines.append(f"Quantizing the teacher to {cost.quantize} changed its {change} ({_apart(cost, report)}).")
+    merging = report.merging_cost
     if merging is not None:
         lines.append(
             f"Merging its adapter into the dequantized base, which the student is cut from: {_apart(merging, report)}."
         )
-    lines += [*_compared(report), *verdict.losing(report), *_stored(report)]
-    lines += _chosen(report)
-    rows = report["rows"]
-    limit = report["settings"]["data"]["max_tokens"]
-    if not KINDS[report["task"]].images:
-        lines.append(f"{rows['truncated']} of {rows['train']} training rows were cut to {limit} tokens.")
-    lines += [*told_skipped(rows["skipped"]), *_disturbed(report)]
-    shared = {pair: count for pair, count in rows["duplicates"].items() if count}
+    return [*lines, *_compared(report), *verdict.losing(report), *_stored(report), *_chosen(report), *_trained(report)]
+
+
+def _trained(report: Report) -> list[str]:
+    """What became of the training rows, and of the steps on them."""
+    lines, rows = [], report.rows
+    if not KINDS[report.task].images:
+        lines.append(f"{rows.truncated} of {rows.train} training rows were cut to {report.max_tokens} tokens.")
+    lines += [*told_skipped(rows.skipped), *_disturbed(report)]
+    shared = {pair: count for pair, count in rows.duplicates.items() if count}
     if shared:
         lines.append(
             "Texts that stand in two splits: " + ", ".join(f"{pair} {count}" for pair, count in shared.items()) + "."
@@ -94,138 +97,135 @@ def sentences(report: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _disturbed(report: dict[str, Any]) -> list[str]:
+def _disturbed(report: Report) -> list[str]:
     """Steps of trainings that were left out or whose loss jumped."""
     lines = []
-    for step, figures in report["training"].items():
-        if figures.get("skipped_steps"):
-            lines.append(
-                f"{step}: {figures['skipped_steps']} of {figures['steps']} steps were not finite and were left out."
-            )
-        if figures.get("loss_spikes"):
-            jumps = figures["loss_spikes"]
+    for step, trained in report.training.items():
+        if trained.skipped_steps:
+            lines.append(f"{step}: {trained.skipped_steps} of {trained.steps} steps were not finite and were left out.")
+        jumps = trained.loss_spikes
+        if jumps:
             shown = ", ".join(map(str, jumps[:5])) + (", ..." if len(jumps) > 5 else "")
             lines.append(f"{step}: the loss jumped at step {shown} ({len(jumps)} in all); see its curve.")
     return lines
 
 
-def _compared(report: dict[str, Any]) -> list[str]:
+def _compared(report: Report) -> list[str]:
     """Whether the student and its teacher and baseline differ by more than chance."""
     lines = [
-        f"{pair['role']} over {pair['against']} on the same rows: {verdict.difference(pair)}."
-        for pair in report["comparisons"]
-        if pair["role"] == STUDENT
+        f"{pair.role} over {pair.against} on the same rows: {verdict.difference(pair)}."
+        for pair in report.comparisons
+        if pair.role == STUDENT
     ]
-    if report["seeds"] is not None:
-        count = len(report["seeds"]["seeds"])
+    if report.seeds is not None:
+        count = len(report.seeds.seeds)
         lines += [
-            f"Over {count} seeds, {pair['role']} less {pair['against']}: mean {pair['mean']:+.4f}, "
-            f"95 % {pair['low']:+.4f} to {pair['high']:+.4f}."
-            for pair in report["seeds"]["comparisons"]
-            if pair["role"] == STUDENT
+            f"Over {count} seeds, {pair.role} less {pair.against}: mean {pair.mean:+.4f}, "
+            f"95 % {pair.low:+.4f} to {pair.high:+.4f}."
+            for pair in report.seeds.comparisons
+            if pair.role == STUDENT
         ]
     return lines
 
 
-def seed_rows(report: dict[str, Any]) -> list[tuple[str, ...]]:
+def seed_rows(report: Report) -> list[tuple[str, ...]]:
     """The main score of every seed, cell by cell; the first row holds the titles."""
-    found = report["seeds"]
+    found = report.seeds
     if found is None:
         return []
-    titles: tuple[str, ...] = ("model", *(f"seed {seed}" for seed in found["seeds"]), "mean ± sd")
+    titles: tuple[str, ...] = ("model", *(f"seed {seed}" for seed in found.seeds), "mean ± sd")
     rows = [
-        (model["role"], *(f"{value:.4f}" for value in model["values"]), f"{model['mean']:.4f} ± {model['sd']:.4f}")
-        for model in found["models"]
+        (model.role, *(f"{value:.4f}" for value in model.values), f"{model.mean:.4f} ± {model.sd:.4f}")
+        for model in found.models
     ]
     gaps = [
         (
-            f"{pair['role']} − {pair['against']}",
-            *(f"{gap:+.4f} (p {p:.2g})" for gap, p in zip(pair["differences"], pair["p_values"], strict=True)),
-            f"{pair['mean']:+.4f} ({pair['low']:+.4f} to {pair['high']:+.4f})",
+            f"{pair.role} − {pair.against}",
+            *(f"{gap:+.4f} (p {p:.2g})" for gap, p in zip(pair.differences, pair.p_values, strict=True)),
+            f"{pair.mean:+.4f} ({pair.low:+.4f} to {pair.high:+.4f})",
         )
-        for pair in found["comparisons"]
+        for pair in found.comparisons
     ]
     return [titles, *rows, *gaps]
 
 
-def group_rows(report: dict[str, Any]) -> list[tuple[str, ...]]:
+def group_rows(report: Report) -> list[tuple[str, ...]]:
     """The main score in each group, cell by cell; the first row holds the titles."""
-    found, metric = report.get("groups"), report["metric"]
+    found, metric = report.groups, report.metric
     if found is None:
         return []
-    roles = [role for role in (TEACHER, CE_ONLY, STUDENT) if role in found["scores"]]
-    titles = (found["column"], "rows", *roles, f"{STUDENT} − {TEACHER}", "beyond all rows")
+    roles = [role for role in (TEACHER, CE_ONLY, STUDENT) if role in found.scores]
+    titles = (found.column, "rows", *roles, f"{STUDENT} − {TEACHER}", "beyond all rows")
     return [titles] + [
         (
-            gap["group"],
-            str(gap["num_rows"]),
-            *(_interval(found["scores"][role][gap["group"]][metric]) for role in roles),
-            f"{gap['difference']:+.4f} ({gap['low']:+.4f} to {gap['high']:+.4f})",
-            f"{gap['beyond']:+.4f}",
+            gap.group,
+            str(gap.num_rows),
+            *(_interval(found.scores[role][gap.group][metric]) for role in roles),
+            f"{gap.difference:+.4f} ({gap.low:+.4f} to {gap.high:+.4f})",
+            f"{gap.beyond:+.4f}",
         )
-        for gap in found["gaps"]
-        if gap["role"] == STUDENT
+        for gap in found.gaps
+        if gap.role == STUDENT
     ]
 
 
-def audit_rows(report: dict[str, Any]) -> list[tuple[str, ...]]:
+def audit_rows(report: Report) -> list[tuple[str, ...]]:
     """What forms of soft targets cost, cell by cell; the first row holds the titles."""
-    audit = (report["soft_targets"] or {}).get("audit")
+    audit = report.soft_targets.audit if report.soft_targets else None
     if audit is None:
         return []
     titles: tuple[str, ...] = ("soft targets", "bytes/token", "bias", "spread", "cosine per token", "cosine of sum")
     return [titles] + [
         (
-            form_name(form) + (" (in use)" if form["in_use"] else ""),
-            f"{form['bytes_per_token']:.1f}",
-            f"{form['bias']:+.4f} ± {form['standard_error']:.4f}",
-            f"{form['spread']:.3f}",
-            f"{form['cosine_per_token']:.4f}",
-            f"{form['cosine_of_sum']:.4f}",
+            form_name(form) + (" (in use)" if form.in_use else ""),
+            f"{form.bytes_per_token:.1f}",
+            f"{form.bias:+.4f} ± {form.standard_error:.4f}",
+            f"{form.spread:.3f}",
+            f"{form.cosine_per_token:.4f}",
+            f"{form.cosine_of_sum:.4f}",
         )
-        for form in audit["forms"]
+        for form in audit.forms
     ]
 
 
-def form_name(layout: dict[str, Any]) -> str:
-    """A layout in two words."""
-    names = {"full": "full", "top_k": f"top_k {layout['count']}", "sampled": f"sampled {layout['count']}"}
-    return names[layout["kind"]]
+def form_name(form: AuditForm) -> str:
+    """A form of soft targets in two words."""
+    return form.kind if form.kind == "full" else f"{form.kind} {form.count}"
 
 
-def _apart(found: dict[str, Any], report: dict[str, Any]) -> str:
+def _apart(found: AgainstTeacher | QuantizationCost, report: Report) -> str:
     """How far a model is from the teacher, in words."""
-    if "kl" not in found:
-        return f"its numbers are {found['rmse']:.2g} apart (RMSE), correlation {found['pearson']:.6f}"
-    unit = KINDS[report["task"]].unit
-    return f"KL {max(found['kl'], 0):.2g} nats, same answer on {found['top1_agreement']:.2%} of {unit}"
+    if found.kl is None:
+        return f"its numbers are {found.rmse:.2g} apart (RMSE), correlation {found.pearson:.6f}"
+    unit = KINDS[report.task].unit
+    return f"KL {max(found.kl, 0):.2g} nats, same answer on {found.top1_agreement:.2%} of {unit}"
 
 
-def _stored(report: dict[str, Any]) -> list[str]:
+def _stored(report: Report) -> list[str]:
     """What was kept of the teacher's distributions."""
-    found = report["soft_targets"]
-    if found is None or not KINDS[report["task"]].language:
+    found = report.soft_targets
+    if found is None or not KINDS[report.task].language:
         return []
-    measured = found["measured"]
+    measured = found.measured
     return [
-        f"Soft targets on disk ({found['why']}): {measured['bytes_per_token']:.1f} bytes per token, "
-        f"{measured['bytes'] / 1e6:.1f} MB; {measured['ids_per_token']:.1f} ids hold "
-        f"{measured['captured_mass']:.1%} of the teacher's probability."
+        f"Soft targets on disk ({found.why}): {measured.bytes_per_token:.1f} bytes per token, "
+        f"{measured.bytes / 1e6:.1f} MB; {measured.ids_per_token:.1f} ids hold "
+        f"{measured.captured_mass:.1%} of the teacher's probability."
     ]
 
 
-def _chosen(report: dict[str, Any]) -> list[str]:
+def _chosen(report: Report) -> list[str]:
     """How int8 was made, and what did not hold."""
     lines = []
-    for form, made in report["exports"].items():
-        if "way" in made:
-            failed = ", then ".join(one["way"] for one in made["tried"])
+    for form, made in report.exports.items():
+        if made.way is not None:
+            failed = ", then ".join(one.way for one in made.tried)
             rest = f"; tried before, and too far off: {failed}." if failed else ", the first way tried."
-            lines.append(f"{form}: {made['way']} holds{rest}")
+            lines.append(f"{form}: {made.way} holds{rest}")
     return lines
 
 
-def export_rows(report: dict[str, Any]) -> list[tuple[str, ...]]:
+def export_rows(report: Report) -> list[tuple[str, ...]]:
     """What each export holds, cell by cell; the first row holds the titles."""
     titles: tuple[str, ...] = (
         "export",
@@ -239,146 +239,154 @@ def export_rows(report: dict[str, Any]) -> list[tuple[str, ...]]:
     return [titles] + [
         (
             form,
-            f"{made['size_bytes'] / 1e6:.1f}MB",
-            f"{made['parity']['max_abs_diff']:.2g}",
-            f"{made['parity']['kl']:.2g}",
-            f"{made['parity']['top1_agreement']:.2%}" if "top1_agreement" in made["parity"] else "-",
-            f"{made['parity']['metric_kept']:.2%}",
-            f"{made['speedup']['value']:.2f} ({made['speedup']['low']:.2f}-{made['speedup']['high']:.2f})"
-            if made["speedup"]
-            else "-",
+            f"{made.size_bytes / 1e6:.1f}MB",
+            f"{made.parity.max_abs_diff:.2g}",
+            f"{made.parity.kl:.2g}",
+            f"{made.parity.top1_agreement:.2%}" if made.parity.top1_agreement is not None else "-",
+            f"{made.parity.metric_kept:.2%}",
+            f"{made.speedup.value:.2f} ({made.speedup.low:.2f}-{made.speedup.high:.2f})" if made.speedup else "-",
         )
-        for form, made in report["exports"].items()
+        for form, made in report.exports.items()
     ]
 
 
-def _kept(report: dict[str, Any]) -> list[str]:
+def _kept(report: Report) -> list[str]:
     """How near the student came to the teacher."""
-    models = {model["role"]: model for model in report["models"]}
-    scored = f"{models[STUDENT]['scores'][report['metric']]['num_rows']} {report['split']}"
-    if report["student_vs_teacher"] is None:
+    student, untrained = report.model(STUDENT), report.model(UNTRAINED)
+    assert student is not None, "every run has a student"
+    scored = f"{student.scores[report.metric].num_rows} {report.split}"
+    share = report.student_vs_teacher
+    if share is None:
         return [f"The teacher scores 0 ({scored} rows): there is nothing to keep."]
-    if not KINDS[report["task"]].labels:
-        share = f"{report['student_vs_teacher']:.1%}"
-        return [f"Of the texts nearest to one by the teacher, {share} are so by the student too ({scored} rows)."]
-    if not KINDS[report["task"]].language:
-        unit, title = KINDS[report["task"]].unit, TITLES[report["metric"]]
-        return [f"The student keeps {report['student_vs_teacher']:.1%} of the teacher's {title} ({scored} {unit})."]
+    kind = KINDS[report.task]
+    if not kind.labels:
+        return [f"Of the texts nearest to one by the teacher, {share:.1%} are so by the student too ({scored} rows)."]
+    if not kind.language:
+        title = TITLES[report.metric]
+        return [f"The student keeps {share:.1%} of the teacher's {title} ({scored} {kind.unit})."]
     lines = [
-        f"On average the student gives the right token {report['student_vs_teacher']:.1%} of the probability that the "
+        f"On average the student gives the right token {share:.1%} of the probability that the "
         f"teacher gives it ({scored} tokens, geometric mean)."
     ]
-    before, after = (models[role]["against_teacher"]["kl"] for role in ("untrained", STUDENT))
-    factor = f", {before / after:.1f} x less" if after > 0 else ""
-    lines.append(f"KL to the teacher: {before:.3f} nats per token untrained, {after:.3f} distilled{factor}.")
+    before, after = (one.against_teacher.kl if one and one.against_teacher else None for one in (untrained, student))
+    if before is not None and after is not None:
+        factor = f", {before / after:.1f} x less" if after > 0 else ""
+        lines.append(f"KL to the teacher: {before:.3f} nats per token untrained, {after:.3f} distilled{factor}.")
     return lines
 
 
-def markdown(report: dict[str, Any]) -> str:
+def markdown(report: Report) -> str:
     """The report as Markdown."""
-    lines = [f"# {report['recipe']}", "", *(f"- {line}" for line in sentences(report)), ""]
-    titles = columns(report)
-    lines += [" | ".join(titles), " | ".join("---" for _ in titles)]
-    lines += [" | ".join(row) for row in table_rows(report)]
+    lines = [f"# {report.recipe}", "", *(f"- {line}" for line in sentences(report)), ""]
+    lines += _table([columns(report), *table_rows(report)])
     seeds = seed_rows(report)
     if seeds:
-        lines += ["", f"## {report['metric']} over seeds", "", "Differences: of each seed with the p-value of the "
-                  "paired test; then their mean with a 95 % interval over rows and seeds.", ""]  # fmt: skip
-        lines += [" | ".join(seeds[0]), " | ".join("---" for _ in seeds[0]), *(" | ".join(row) for row in seeds[1:])]
-    parts = group_rows(report)
-    if parts:
-        lines += ["", f"## {report['metric']} by {report['groups']['column']}", "",
-                  " | ".join(parts[0]), " | ".join("---" for _ in parts[0])]  # fmt: skip
-        lines += [" | ".join(row) for row in parts[1:]]
-    audit = audit_rows(report)
-    if audit:
-        titles_, *forms = audit
-        loss = report["soft_targets"]["audit"]
+        lines += ["", f"## {report.metric} over seeds", "", "Differences: of each seed with the p-value of the paired "
+                  "test; then their mean with a 95 % interval over rows and seeds.", "", *_table(seeds)]  # fmt: skip
+    if report.groups is not None:
+        lines += ["", f"## {report.metric} by {report.groups.column}", "", *_table(group_rows(report))]
+    audit = report.soft_targets.audit if report.soft_targets else None
+    if audit is not None:
         lines += ["", "## What soft targets on disk cost", ""]
-        lines += [f"Against the whole distribution on {loss['positions']} validation tokens, where the divergence is "
-                  f"{loss['loss_per_token']:.4f} nats per token. Bias and spread (standard deviation) are per token; "
+        lines += [f"Against the whole distribution on {audit.positions} validation tokens, where the divergence is "
+                  f"{audit.loss_per_token:.4f} nats per token. Bias and spread (standard deviation) are per token; "
                   "cosines are between gradients for the student's logits.", ""]  # fmt: skip
-        lines += [" | ".join(titles_), " | ".join("---" for _ in titles_), *(" | ".join(row) for row in forms)]
-    titles_, *exports = export_rows(report)
+        lines += _table(audit_rows(report))
     lines += ["", "## Exports", "", "Each was opened in its own runtime, in a process of its own, and held against "
               "the student on validation rows before it counted; x: latency of the student in PyTorch at batch 1 over "
               "its own, with a 95 % interval.", ""]  # fmt: skip
-    lines += [" | ".join(titles_), " | ".join("---" for _ in titles_), *(" | ".join(row) for row in exports)]
-    tried = [(form, one) for form, made in report["exports"].items() for one in made.get("tried", ())]
-    lines += ["", *(f"- {form}, {one['way']}: {'; '.join(one['faults'])}" for form, one in tried)] if tried else []
-    for sample in report["samples"]:
-        lines += ["", "### Sample", "", *(f"- {role}: {_quoted(text)}" for role, text in sample.items())]
-    environment = report["environment"]
-    versions = ", ".join(f"{name} {version}" for name, version in environment["versions"].items())
-    where = f"{environment['device']}, {environment['threads']} threads"
-    lines += ["", f"Measured on {where}; Python {environment['python']}, {versions}.", ""]
-    lines += [*timing_notes(report["benchmark"]), "", f"Not measured: {'; '.join(report['not_measured'])}."]
-    return "\n".join(lines) + "\n"
+    lines += _table(export_rows(report))
+    tried = [(form, one) for form, made in report.exports.items() for one in made.tried]
+    lines += ["", *(f"- {form}, {one.way}: {'; '.join(one.faults)}" for form, one in tried)] if tried else []
+    for sample in report.samples:
+        lines += ["", "### Sample", "", *(f"- {role}: {_quoted(text)}" for role, text in sample.lines())]
+    return "\n".join([*lines, "", *_measured(report)]) + "\n"
 
 
-def timing_notes(found: dict[str, Any]) -> list[str]:
+def _table(rows: Sequence[tuple[str, ...]]) -> list[str]:
+    """Cells as a table in Markdown; the first row holds the titles."""
+    titles, *others = rows
+    return [" | ".join(titles), " | ".join("---" for _ in titles), *(" | ".join(row) for row in others)]
+
+
+def _measured(report: Report) -> list[str]:
+    """Where the figures were measured, and which were not."""
+    environment = report.environment
+    versions = ", ".join(f"{name} {version}" for name, version in environment.versions.items())
+    where = f"{environment.device}, {environment.threads} threads"
+    notes = timing_notes(report.benchmark) if report.benchmark else []
+    return [
+        f"Measured on {where}; Python {environment.python}, {versions}.", "", *notes, "",
+        f"Not measured: {'; '.join(report.not_measured)}.",
+    ]  # fmt: skip
+
+
+def timing_notes(found: Benchmark) -> list[str]:
     """How latency was measured, and what speaks against it."""
-    arm = main_arm(found, found["reference"])
+    arm = found.main_arm(found.reference)
     assert arm is not None, "ratios are over the reference"
-    sizes = [cell["batch_size"] for cell in arm["cells"]]
-    language = found["new_tokens"] is not None
-    most = max(len(cell["round_ms"]) for cell in arm["cells"])
-    rounds = f"{found['rounds']} to {most}" if most > found["rounds"] else str(most)
+    sizes = [cell.batch_size for cell in arm.cells]
+    language = found.new_tokens is not None
+    most = max(len(cell.round_ms) for cell in arm.cells)
+    rounds = f"{found.rounds} to {most}" if most > found.rounds else str(most)
     unit = "the first token after a prompt" if language else "a pass"
-    noise, skipped = found["noise"], found["skipped"]
-    twice = noise["same_model_ratio"]
+    noise = found.noise
+    twice = noise.same_model_ratio
     alike = f"; two models of the same architecture differed by {abs(twice - 1):.1%}" if twice is not None else ""
     lines = [
         f"Latency: {unit} over {min(sizes)} row{'s' if min(sizes) > 1 else ''}; throughput: {max(sizes)} rows at once. "
-        f"Every model ran in a process of its own on {arm['threads']} threads, in turns over {rounds} rounds"
+        f"Every model ran in a process of its own on {arm.threads} threads, in turns over {rounds} rounds"
         f"{alike}. Memory: the most that its process held."
     ]
-    if noise["disturbed"] > MANY:
+    if noise.disturbed > MANY:
         lines.append(
-            f"In {noise['disturbed']:.0%} of the turns a model was a fifth or more slower than its own pace; the "
+            f"In {noise.disturbed:.0%} of the turns a model was a fifth or more slower than its own pace; the "
             "latencies hold them, the ratios do not."
         )
-    if noise["noisy"]:
+    if noise.noisy:
         lines.append(
-            f"The machine was noisy: {'; '.join(noise['why'])}. Measure again before you rely on small differences."
+            f"The machine was noisy: {'; '.join(noise.why)}. Measure again before you rely on small differences."
         )
-    return lines + [f"{one['role']} was not timed: {one['why']}." for one in skipped]
+    return lines + [f"{one.role} was not timed: {one.why}." for one in found.skipped]
 
 
-def show(report: dict[str, Any], console: Console) -> None:
+def show(report: Report, console: Console) -> None:
     """Print the table and what it means."""
     layout: dict[str, Any] = {"box": box.SIMPLE_HEAD, "padding": (0, 1, 0, 0), "pad_edge": False}
-    table = Table(title=report["recipe"], title_justify="left", **layout)
+    table = Table(title=report.recipe, title_justify="left", **layout)
     width = ON_TERMINAL
     for index, column in enumerate(columns(report)[:width]):
         table.add_column(column, justify="left" if index == 0 else "right", no_wrap=True)
     for row in table_rows(report):
         table.add_row(*row[:width], style="bold" if row[0] == STUDENT else None)
     console.print(table)
-    doubts = timing_notes(report["benchmark"])[1:]  # how it was measured is in the files
+    doubts = timing_notes(report.benchmark)[1:] if report.benchmark else []  # how it was measured is in the files
     for line in [*sentences(report), *doubts]:
         console.print(line, highlight=False)
 
 
-def _interval(score: dict[str, Any]) -> str:
-    digits = 2 if score["value"] < 10 else 1  # as wide, whatever the unit
-    return f"{score['value']:.{digits + 2}f} ({score['low']:.{digits}f}-{score['high']:.{digits}f})"
+def _interval(score: Score) -> str:
+    digits = 2 if score.value < 10 else 1  # as wide, whatever the unit
+    value = f"{score.value:.{digits + 2}f}"
+    return value if score.low is None else f"{value} ({score.low:.{digits}f}-{score.high:.{digits}f})"
 
 
-def _against(found: dict[str, float] | None) -> str:
-    return "-" if not found else f"{found['kl']:.4f}" if found["kl"] < 10 else f"{found['kl']:.3f}"
+def _against(found: AgainstTeacher | None) -> str:
+    if found is None or found.kl is None:
+        return "-"
+    return f"{found.kl:.4f}" if found.kl < 10 else f"{found.kl:.3f}"
 
 
 def _quoted(text: str) -> str:
     return "`" + " ".join(text.split()).replace("`", "'") + "`"
 
 
-def _value(score: dict[str, Any] | None) -> str:
-    return f"{score['value']:.4f}" if score else "-"
+def _value(score: Score | None) -> str:
+    return f"{score.value:.4f}" if score else "-"
 
 
-def _pair(latency: dict[str, float] | None) -> str:
-    return f"{_short(latency['p50'])}/{_short(latency['p95'])}" if latency else "-"
+def _pair(latency: Latency | None) -> str:
+    return f"{_short(latency.p50)}/{_short(latency.p95)}" if latency else "-"
 
 
 def _short(value: float) -> str:

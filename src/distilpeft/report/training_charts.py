@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Any
 
 from distilpeft.planning.roles import MAJORITY, short_name, trained_role
 from distilpeft.recipe.task import LOWER_IS_BETTER
-from distilpeft.report import charts
-from distilpeft.report.charts import Axis, Chart, Point, Report, Series, finite, number, spoken
+from distilpeft.report.charts import Axis, Chart, Point, Series, finite, number, spoken
+from distilpeft.report.figures import Figure
 from distilpeft.report.markers import mark
+from distilpeft.report.schema import Calibration, Curve, Report, Training
 
 MOST_ROWS = 40
 PANELS = {"loss": ("Loss", "loss", False), "grad_norm": ("Gradient norm", "gradient norm before clipping", True)}
@@ -18,25 +18,21 @@ PANELS = {"loss": ("Loss", "loss", False), "grad_norm": ("Gradient norm", "gradi
 
 def training(report: Report, prefix: str = "") -> list[Chart]:
     """Of each trained model: loss, gradient norm, and the metric on validation rows, over the steps."""
-    curves, trained = report.get("curves") or {}, report.get("training") or {}
     found = []
-    for step in dict.fromkeys([*trained, *curves]):
-        for name in PANELS:
-            made = _curve(step, name, curves.get(step) or {}, prefix)
+    for step in dict.fromkeys([*report.training, *report.curves]):
+        curve = report.curves.get(step, Curve())
+        for name, values in (("loss", curve.loss), ("grad_norm", curve.grad_norm)):
+            made = _curve(step, name, curve.step, values, prefix)
             found += [made] if made else []
-        made = _validations(step, trained.get(step) or {}, report["metric"], prefix)
+        made = _validations(step, report.training.get(step, Training()), report.metric, prefix)
         found += [made] if made else []
     return found
 
 
-def _curve(step: str, name: str, curve: dict[str, list[Any]], prefix: str) -> Chart | None:
+def _curve(step: str, name: str, xs: Sequence[Figure | None], ys: Sequence[Figure | None], prefix: str) -> Chart | None:
     title, axis, log = PANELS[name]
     role = trained_role(step)
-    pairs = [
-        (x, y)
-        for x, y in zip(curve.get("step") or (), curve.get(name) or (), strict=False)
-        if finite(x) and finite(y) and (y > 0 or not log)
-    ]
+    pairs = [(x, y) for x, y in zip(xs, ys, strict=False) if finite(x) and finite(y) and (y > 0 or not log)]
     if not pairs:
         return None
     points = tuple(Point(x, y, text=f"{role}, step {number(x)}\n{title.lower()} {number(y)}") for x, y in pairs)
@@ -61,9 +57,10 @@ def evenly(count: int, most: int) -> list[int]:
     return sorted({round(at * (count - 1) / (most - 1)) for at in range(most)})
 
 
-def _validations(step: str, trained: dict[str, Any], metric: str, prefix: str) -> Chart | None:
-    role, kept = trained_role(step), trained.get("kept_step")
-    pairs = [(one["step"], one[metric]) for one in trained.get("validations") or () if finite(one.get(metric))]
+def _validations(step: str, trained: Training, metric: str, prefix: str) -> Chart | None:
+    role, kept = trained_role(step), trained.kept_step
+    found = ((one.get("step"), one.get(metric)) for one in trained.validations)
+    pairs = [(x, y) for x, y in found if finite(x) and finite(y)]
     if not pairs:
         return None
     points = tuple(
@@ -90,19 +87,18 @@ def _validations(step: str, trained: dict[str, Any], metric: str, prefix: str) -
 def calibration(report: Report, prefix: str = "") -> list[Chart]:
     """Reliability of each model's confidence; models whose bins are the same share a chart."""
     groups: dict[tuple[tuple[float, float, int], ...], list[str]] = {}
-    for model in report["models"]:
-        bins = _bins(model.get("calibration") or {})
-        if bins and model["role"] != MAJORITY:
-            groups.setdefault(bins, []).append(model["role"])
+    for model in report.models:
+        bins = _bins(model.calibration or Calibration())
+        if bins and model.role != MAJORITY:
+            groups.setdefault(bins, []).append(model.role)
     return [_reliability(bins, roles, prefix) for bins, roles in groups.items()]
 
 
-def _bins(found: dict[str, list[Any]]) -> tuple[tuple[float, float, int], ...]:
+def _bins(found: Calibration) -> tuple[tuple[float, float, int], ...]:
     """Confidence, share of right answers and rows of each bin that has any; rounded, so that alike is the same."""
-    columns = [found.get(name) or () for name in ("confidence", "accuracy", "count")]
     return tuple(
         (round(confidence, 3), round(right, 3), count)
-        for confidence, right, count in zip(*columns, strict=False)
+        for confidence, right, count in zip(found.confidence, found.accuracy, found.count, strict=False)
         if count and finite(confidence) and finite(right)
     )
 
@@ -135,15 +131,6 @@ def _reliability(bins: Sequence[tuple[float, float, int]], roles: Sequence[str],
         tuple((number(confidence, 3), number(right, 3), str(count)) for confidence, right, count in bins),
         f"Below the dashed line the model is too sure.{alike}",
     )
-
-
-def everything(reports: Sequence[Report]) -> list[Chart]:
-    """All charts of the reports, those of several runs together first."""
-    found = [*charts.latency(reports), *charts.memory(reports), *charts.size(reports)]
-    for name, report in zip(charts.names(reports), reports, strict=True):
-        prefix = f"{name}-" if len(reports) > 1 else ""
-        found += [*training(report, prefix), *calibration(report, prefix)]
-    return found
 
 
 def _slug(text: str) -> str:

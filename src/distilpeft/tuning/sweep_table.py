@@ -9,9 +9,9 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from distilpeft.metrics.timings import summary
 from distilpeft.planning.roles import CE_ONLY, STUDENT, TEACHER
 from distilpeft.recipe.task import KINDS, LOWER_IS_BETTER
-from distilpeft.report.timings import summary
 from distilpeft.tuning.sweep_points import Point, label_of, short
 
 

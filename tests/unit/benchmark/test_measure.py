@@ -22,8 +22,9 @@ from distilpeft.benchmark.measure import Settings, Subject, TimedModelError, mea
 from distilpeft.benchmark.model_process import Rows
 from distilpeft.benchmark.ratios import ratio
 from distilpeft.errors import InputError
-from distilpeft.report import timings
-from distilpeft.report.timings import summary
+from distilpeft.metrics import timings
+from distilpeft.metrics.timings import summary
+from distilpeft.report.figures import Benchmark
 
 SPEED = {"student": 0.010, "student_ce_only": 0.010, "teacher": 0.030, "export:onnx": 0.004}
 WANTED = Settings(
@@ -347,6 +348,7 @@ def test_every_setting_is_an_arm_of_its_own_and_compared_with_its_own_reference(
     assert arm(found, "student", device="cpu", threads=1, compiled=True)["cells"][0]["ratio"]["value"] == 2.0
     shown = timings.main_arm(found, "student")
     assert (shown["device"], shown["threads"], shown["compiled"]) == ("cuda", 2, False)
+    assert Benchmark.model_validate(found).main_arm("student").as_json() == shown
 
 
 def test_threads_and_processors_are_pinned_and_a_cpu_arm_sees_no_gpu():

@@ -15,6 +15,7 @@ from distilpeft.export.card_code import snippet
 from distilpeft.recipe.yaml_file import load_recipe
 from distilpeft.report import build, verdict
 from distilpeft.report import text as text_
+from distilpeft.report.schema import Report
 
 
 def model(role, accuracy, **more):
@@ -54,14 +55,14 @@ PARITY = {
 }  # fmt: skip
 
 
-def small():
+def small(**parts):
     timed = {
         "num_parameters": 22_713_216, "size_bytes": 90_900_000, "throughput_rows_per_s": 151.6,
         "latency_ms": {"p50": 4.26, "p95": 5.04}, "memory_bytes": 512_000_000,
     }  # fmt: skip
     student = model("student", 0.81, **timed)
     student["scores"]["ece"] = {"value": 0.0512, "low": 0.04, "high": 0.07, "num_rows": 200}
-    return {
+    found = {
         "recipe": "small",
         "split": "test",
         "task": "text_classification",
@@ -101,6 +102,7 @@ def small():
         "not_measured": ["latency and memory on a GPU"],
         "environment": {"device": "cpu", "threads": 2, "python": "3.11", "versions": {"torch": "2.11", "peft": "0.18"}},
     }
+    return Report.model_validate({**found, **parts})
 
 
 def test_the_sentences_say_what_the_figures_mean():
@@ -127,30 +129,29 @@ def test_of_a_teacher_that_scores_nothing_no_share_can_be_kept():
     assert verdict.kept("text_classification", 0.5, 0.0) is None
     assert verdict.kept("text_classification", 0.4, 0.5) == 0.8
     assert verdict.kept("causal_lm", 3.0, 3.0) == 1.0
-    assert "there is nothing to keep" in text_.sentences({**small(), "student_vs_teacher": None})[0]
+    assert "there is nothing to keep" in text_.sentences(small(student_vs_teacher=None))[0]
 
 
 def test_a_gap_that_is_not_there_cannot_be_closed():
-    found = {**small(), "ce_gap_closed": -3.4}
+    found = small(ce_gap_closed=-3.4)
     assert "Distilling did not close the gap that training on labels alone leaves: it is wider." in text_.sentences(
         found
     )
-    found = {**small(), "ce_gap_closed": None}
+    found = small(ce_gap_closed=None)
     assert "there was no gap to close" in text_.sentences(found)[1]
 
 
 def test_without_a_baseline_a_quantized_teacher_or_duplicates_nothing_is_said_of_them():
-    found = {
-        **small(),
-        "ce_gap_closed": None,
-        "quantization_cost": None,
-        "merging_cost": None,
-        "exports": {},
-        "training": {},
-    }
-    found["models"] = [entry for entry in found["models"] if entry["role"] != "student_ce_only"]
-    found["rows"] = {"train": 10, "truncated": 0, "duplicates": {"train/test": 0}, "skipped": {}}
-    found["comparisons"] = []
+    found = small(
+        ce_gap_closed=None,
+        quantization_cost=None,
+        merging_cost=None,
+        exports={},
+        training={},
+        models=[entry for entry in small().models if entry.role != "student_ce_only"],
+        rows={"train": 10, "truncated": 0, "duplicates": {"train/test": 0}, "skipped": {}},
+        comparisons=[],
+    )
     assert text_.sentences(found) == [
         "The student keeps 90.0% of the teacher's accuracy (200 test rows).",
         "0 of 10 training rows were cut to 64 tokens.",
@@ -194,7 +195,7 @@ def test_the_markdown_holds_every_sentence_and_a_well_formed_table():
 
 
 def test_the_report_as_json_is_the_report():
-    assert json.loads(build.as_json(small())) == small()
+    assert json.loads(build.as_json([small()])) == small().as_json()
 
 
 def test_a_folder_without_a_report_is_refused_with_what_to_give(tmp_path):
@@ -209,7 +210,7 @@ def test_a_damaged_report_is_refused_with_what_to_do(tmp_path):
 
 
 def rendered(*overrides, form="safetensors"):
-    figures = {entry["role"]: {"scores": entry["scores"]} for entry in small()["models"]}
+    figures = {entry["role"]: {"scores": entry["scores"]} for entry in small().as_json()["models"]}
     figures[f"export:{form}"] = figures["student"]
     timed = {"num_parameters": 22_713_216, "size_bytes": 90_900_000, "latency_ms": {"p50": 4.26}, "machine": "CPU x2",
              "threads": 2}  # fmt: skip
@@ -294,13 +295,12 @@ def test_the_markdown_says_what_soft_targets_on_disk_cost():
     form = {"kind": "sampled", "count": 50, "bytes_per_token": 57.25, "bias": 0.0012, "standard_error": 0.001,
             "spread": 0.5, "cosine_per_token": 0.9, "cosine_of_sum": 0.99, "in_use": True}  # fmt: skip
     other = {**form, "kind": "top_k", "count": 16, "bias": -0.25, "in_use": False}
-    found = small()
-    found["task"] = "causal_lm"
-    found["soft_targets"] = {
+    soft_targets = {
         "layout": {}, "why": "sampled, 50 draws",
         "audit": {"positions": 9, "loss_per_token": 1.5, "forms": [form, other]},
         "measured": {"bytes": 5e6, "bytes_per_token": 57.25, "ids_per_token": 12.3, "captured_mass": 0.91},
     }  # fmt: skip
+    found = small(task="causal_lm", soft_targets=soft_targets)
     titles, first, second = text_.audit_rows(found)
     assert first[:3] == ("sampled 50 (in use)", "57.2", "+0.0012 ± 0.0010")
     assert second[0] == "top_k 16"

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -39,15 +37,15 @@ def test_every_timed_model_is_a_point_with_its_interval():
     report = reports.classifier()
     (chart,) = charts.latency([report])
     points = {one.label: one.points[0] for one in series_of(chart, "points")}
-    timed = {model["role"].removeprefix("export:"): model for model in report["models"] if model["latency_ms"]}
+    timed = {model.name: model for model in report.models if model.latency_ms}
     assert points.keys() == timed.keys()
     for name, model in timed.items():
-        score = model["scores"]["accuracy"]
+        score = model.scores["accuracy"]
         point = points[name]
-        assert (point.x, point.y) == (model["latency_ms"]["p50"], score["value"])
-        assert (point.low, point.high) == (score["low"], score["high"])
+        assert (point.x, point.y) == (model.latency_ms.p50, score.value)
+        assert (point.low, point.high) == (score.low, score.high)
         assert name in point.text
-        assert f"{score['value']:.4f}".rstrip("0") in point.text
+        assert f"{score.value:.4f}".rstrip("0") in point.text
 
 
 def test_the_table_of_a_chart_holds_its_points_and_says_which_are_on_the_front():
@@ -81,7 +79,7 @@ def test_two_runs_share_a_chart_and_are_told_apart():
 def test_runs_of_one_name_get_names_that_differ():
     one, two = reports.classifier(), reports.classifier()
     assert charts.names([one, two]) == ["quickstart (seed 17) #1", "quickstart (seed 17) #2"]
-    assert charts.names([one, {**two, "seed": 18}]) == ["quickstart (seed 17)", "quickstart (seed 18)"]
+    assert charts.names([one, reports.changed(two, seed=18)]) == ["quickstart (seed 17)", "quickstart (seed 18)"]
 
 
 def test_tasks_with_different_metrics_get_charts_of_their_own():
@@ -90,9 +88,9 @@ def test_tasks_with_different_metrics_get_charts_of_their_own():
 
 
 def test_without_figures_there_is_no_chart_and_that_is_said():
-    bare = copy.deepcopy(reports.classifier())
-    for model in bare["models"]:
-        model.update(latency_ms=None, memory_bytes=None)
+    bare = reports.classifier()
+    untimed = {"latency_ms": None, "memory_bytes": None}
+    bare = bare.model_copy(update={"models": [model.model_copy(update=untimed) for model in bare.models]})
     assert charts.latency([bare]) == charts.memory([bare]) == []
     assert charts.missing([bare]) == [
         "plot of latency and score: no model was timed",

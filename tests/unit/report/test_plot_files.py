@@ -16,7 +16,8 @@ from distilpeft.report.markers import mark
 def test_every_chart_is_a_png_and_an_svg(tmp_path):
     pytest.importorskip("matplotlib")
     report = reports.classifier()
-    report["models"] = [m for m in report["models"] if m["role"] in ("student", "teacher", "export:onnx", "majority")]
+    few = tuple(m for m in report.models if m.role in ("student", "teacher", "export:onnx", "majority"))
+    report = report.model_copy(update={"models": few})
     files = plot_files.write([report], tmp_path)
     names = {chart.name for chart in plot_files.every([report])}
     assert {file.name for file in files} == {f"{name}.{kind}" for name in names for kind in ("png", "svg")}

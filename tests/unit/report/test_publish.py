@@ -23,7 +23,7 @@ def runs(tmp_path) -> list[Path]:
     for at, report in enumerate((*reports.two_runs(), reports.language_model())):
         run = tmp_path / f"run{at}"
         run.mkdir()
-        (run / "report.json").write_text(json.dumps(sealed(report)))
+        (run / "report.json").write_text(json.dumps(sealed(report.as_json())))
         found.append(run)
     return found
 

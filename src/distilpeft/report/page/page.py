@@ -3,36 +3,34 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from html import escape
 from importlib import resources
-from typing import Any
 
 from distilpeft.report import charts, training_charts
-from distilpeft.report.charts import Report
 from distilpeft.report.page import sections, tables
 from distilpeft.report.page.markup import section
+from distilpeft.report.schema import Report
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
 
 
-def render(reports: Sequence[Mapping[str, Any]]) -> str:
+def render(reports: Sequence[Report]) -> str:
     """Reports as a page.
 
     Args:
         reports: of finished runs, see docs/report.md; several are shown in joint plots and tables first.
     """
     assert reports, "a page is of at least one report"
-    found = [sections.whole(report) for report in reports]
-    called = charts.names(found)
-    title = called[0] if len(found) == 1 else f"{len(found)} runs: {', '.join(called)}"
-    body = "".join([_joint(found, called), *(_own(at, found, called) for at in range(len(found)))])
+    called = charts.names(reports)
+    title = called[0] if len(reports) == 1 else f"{len(reports)} runs: {', '.join(called)}"
+    body = "".join([_joint(reports, called), *(_own(at, reports, called) for at in range(len(reports)))])
     return (
         f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
         f'<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f'<meta name="color-scheme" content="light dark">\n<title>{escape(title)} – distilpeft</title>\n'
-        f"<style>\n{_file('page.css')}</style>\n</head>\n<body>\n{_header(found, called)}{_contents(body)}"
+        f"<style>\n{_file('page.css')}</style>\n</head>\n<body>\n{_header(reports, called)}{_contents(body)}"
         f"<main>{body}</main>\n<footer>Made by distilpeft from report.json. All figures were measured; "
         f"intervals are 95 %.</footer>\n"
         f'<div id="tip" role="presentation" hidden></div>\n<script>\n{_file("page.js")}</script>\n</body>\n</html>\n'
@@ -46,9 +44,7 @@ def _file(name: str) -> str:
 def _header(reports: Sequence[Report], called: Sequence[str]) -> str:
     single = len(reports) == 1
     first = reports[0]
-    about = (
-        f"{first['task'].replace('_', ' ')} · judged on {first.get('split', '–')}" if single else "runs side by side"
-    )
+    about = f"{first.task.replace('_', ' ')} · judged on {first.split}" if single else "runs side by side"
     title = called[0] if single else ", ".join(called)
     told = "".join(
         ("" if single else f'<h2 class="run">{escape(name)}</h2>') + sections.verdict(report)
@@ -77,7 +73,7 @@ def _joint(reports: Sequence[Report], called: Sequence[str]) -> str:
     joint = "".join(
         tables.models(
             [(at, f"{called[at]}/" if several else "", reports[at]) for at in group],
-            f"All models, {charts.spoken(reports[group[0]]['metric'])}",
+            f"All models, {charts.spoken(reports[group[0]].metric)}",
         )
         for group in charts.by_metric(reports)
     )

@@ -11,28 +11,19 @@ import yaml
 
 from distilpeft.recipe.task import KINDS
 from distilpeft.report import text
-from distilpeft.report.charts import Chart, Report, number, spoken
+from distilpeft.report.charts import Chart, number, spoken
 from distilpeft.report.page import tables
 from distilpeft.report.page.markup import details, listed, notes, plain
 from distilpeft.report.page.svg import Paper, draw, swatch
+from distilpeft.report.schema import Model, Report
 
 WIDE, TALL = Paper(1000, 500, 14, labels=True), Paper(380, 400, 13)
 MIDDLE, SMALL = Paper(520, 380, 13.5), Paper(380, 270, 13)
-DEFAULTS: dict[str, Any] = {
-    "comparisons": [], "seeds": None, "groups": None, "curves": {}, "benchmark": None, "not_measured": [],
-    "samples": [], "training": {}, "exports": {}, "soft_targets": None, "quantization_cost": None, "merging_cost": None,
-    "ce_gap_closed": None, "verdict": {"sentences": []},
-}  # fmt: skip
-
-
-def whole(report: Mapping[str, Any]) -> dict[str, Any]:
-    """The report with what it lacks as empty."""
-    return {**DEFAULTS, **report}
 
 
 def verdict(report: Report) -> str:
     """What to deploy, in large letters."""
-    lines = report["verdict"].get("sentences") or ["Nothing was timed, so this report names no model to deploy."]
+    lines = report.verdict.sentences or ["Nothing was timed, so this report names no model to deploy."]
     return f'<div class="verdict">{"".join(_sentence(line) for line in lines)}</div>'
 
 
@@ -48,36 +39,37 @@ def _sentence(line: str) -> str:
     )
 
 
-def chosen(report: Report) -> dict[str, Any] | None:
+def chosen(report: Report) -> Model | None:
     """The model that key figures are of: what the verdict names first, else the student."""
-    roles = [report["verdict"].get(name) for name in ("fastest", "best", "smallest")]
-    models = {model["role"]: model for model in report["models"]}
-    return next((models[role] for role in (*roles, "student") if role in models), None)
+    verdict = report.verdict
+    models = (report.model(role) for role in (verdict.fastest, verdict.best, verdict.smallest, "student") if role)
+    return next((model for model in models if model is not None), None)
 
 
 def key_figures(report: Report) -> str:
     """The chosen model beside its teacher, and what the figures mean in words."""
-    model = chosen(report)
-    teacher = next((one for one in report["models"] if one["role"] == "teacher"), None)
+    model, teacher = chosen(report), report.model("teacher")
     tiles = "".join(_tiles(model, teacher, report)) if model and teacher else ""
-    title = f'<p class="lead">{escape(model["role"])} beside its teacher</p>' if model else ""
-    told = set(report["verdict"].get("sentences") or ())
-    lines = [line for line in text.sentences(dict(report)) if line not in told]
+    title = f'<p class="lead">{escape(model.role)} beside its teacher</p>' if model else ""
+    lines = [line for line in text.sentences(report) if line not in report.verdict.sentences]
     return f'{title}<div class="tiles">{tiles}</div>{notes(lines)}'
 
 
-def _tiles(model: Mapping[str, Any], teacher: Mapping[str, Any], report: Report) -> list[str]:
-    metric, split = report["metric"], report.get("split", "")
-    own, other = ((one["scores"].get(metric) or {}).get("value") for one in (model, teacher))
-    tiles = [_tile(f"{spoken(metric)} ({split})", own, other, "", 4)]
-    if model.get("kept") is not None:
-        tiles.append(_tile("kept of the teacher's score", model["kept"] * 100, None, "%", 3))
-    own, other = ((one.get("latency_ms") or {}).get("p50") for one in (model, teacher))
+def _tiles(model: Model, teacher: Model, report: Report) -> list[str]:
+    metric, both = report.metric, (model, teacher)
+    own, other = (one.scores[metric].value if metric in one.scores else None for one in both)
+    tiles = [_tile(f"{spoken(metric)} ({report.split})", own, other, "", 4)]
+    if model.kept is not None:
+        tiles.append(_tile("kept of the teacher's score", model.kept * 100, None, "%", 3))
+    own, other = (one.latency_ms.p50 if one.latency_ms else None for one in both)
     if own is not None:
-        first = "first token, p50" if KINDS[report["task"]].language else "latency, p50"
+        first = "first token, p50" if KINDS[report.task].language else "latency, p50"
         tiles.append(_tile(first, own, other, "ms", 3))
-    for title, name in (("size", "size_bytes"), ("peak memory", "memory_bytes")):
-        own, other = ((one.get(name) or 0) / 1e6 or None for one in (model, teacher))
+    for title, pair in (
+        ("size", (model.size_bytes, teacher.size_bytes)),
+        ("peak memory", (model.memory_bytes, teacher.memory_bytes)),
+    ):
+        own, other = ((one or 0) / 1e6 or None for one in pair)
         if own is not None:
             tiles.append(_tile(title, own, other, "MB", 3))
     return tiles
@@ -134,36 +126,35 @@ def grid(charts: Sequence[Chart]) -> str:
 def exports(report: Report) -> str:
     """Parity of the exports, and which ways of making them did not hold."""
     tried = [
-        f"{form}, {one['way']}, was tried and did not hold: {'; '.join(one.get('faults') or ())}"
-        for form, made in report["exports"].items()
-        for one in made.get("tried") or ()
+        f"{form}, {one.way}, was tried and did not hold: {'; '.join(one.faults)}"
+        for form, made in report.exports.items()
+        for one in made.tried
     ]
     return tables.exports(report) + notes(tried)
 
 
 def soft_targets(report: Report) -> str:
     """What soft targets on disk cost against the whole distribution."""
-    titles, *rows = text.audit_rows(dict(report)) or [()]
+    titles, *rows = text.audit_rows(report) or [()]
     return plain(titles, rows, "What soft targets on disk cost") if rows else ""
 
 
 def benchmark(report: Report) -> str:
     """Every cell of the benchmark, and what speaks against the figures."""
-    found = report["benchmark"]
-    if not found or not found.get("arms"):
+    found = report.benchmark
+    if not found or not found.arms:
         return ""
-    noise = found.get("noise") or {}
-    quiet = ", ".join(noise.get("unsteady") or ())
+    quiet = ", ".join(found.noise.unsteady)
     lines = [*text.timing_notes(found), *([f"Not steady when measuring began: {quiet}."] if quiet else [])]
-    kind = "notes warn" if noise.get("noisy") else "notes"
+    kind = "notes warn" if found.noise.noisy else "notes"
     return notes(lines, kind) + tables.cells(found) + tables.processes(found)
 
 
 def samples(report: Report) -> str:
     """What teacher and student make of the same beginnings."""
     return "".join(
-        f'<div class="sample">{"".join(_said(role, text) for role, text in sample.items())}</div>'
-        for sample in report["samples"]
+        f'<div class="sample">{"".join(_said(role, text) for role, text in sample.lines())}</div>'
+        for sample in report.samples
     )
 
 
@@ -173,25 +164,29 @@ def _said(role: str, text: str) -> str:
 
 def provenance(report: Report, missing: Sequence[str]) -> str:
     """Where the figures come from, and what they are silent about."""
-    environment, timed = report.get("environment") or {}, report["benchmark"] or {}
-    seeds = (report["seeds"] or {}).get("seeds") or [report.get("seed", "–")]
+    environment, timed = report.environment, report.benchmark
+    seeds = report.seeds.seeds if report.seeds else (report.seed,)
     facts = [
-        ("seeds", ", ".join(str(seed) for seed in seeds)),
-        ("trained on", f"{environment.get('device', '–')}, {environment.get('threads', '–')} threads, "
-                       f"{environment.get('num_processes', '–')} processes"),
-        ("timed on", str(timed.get("machine", "–"))),
-        ("Python", str(environment.get("python", "–"))),
-        *((name, str(version)) for name, version in (environment.get("versions") or {}).items()),
+        ("seeds", ", ".join(_known(seed) for seed in seeds)),
+        ("trained on", f"{_known(environment.device)}, {_known(environment.threads)} threads, "
+                       f"{_known(environment.num_processes)} processes"),
+        ("timed on", _known(timed.machine if timed else None)),
+        ("Python", _known(environment.python)),
+        *environment.versions.items(),
     ]  # fmt: skip
-    silent = [*report["not_measured"], *missing]
-    recipe = yaml.safe_dump(_plain(report.get("given") or {}), sort_keys=False, allow_unicode=True, width=100)
-    artifacts = [(str(step), str(folder)) for step, folder in (report.get("artifacts") or {}).items()]
+    silent = [*report.not_measured, *missing]
+    recipe = yaml.safe_dump(_plain(report.given), sort_keys=False, allow_unicode=True, width=100)
+    artifacts = list(report.artifacts.items())
     return (
         (f"<h3>Not measured</h3>{notes(silent)}" if silent else "")
         + f"<h3>Versions and hardware</h3>{listed(facts)}"
         + details("Recipe as given", f'<pre class="code">{escape(recipe)}</pre>')
         + (details("Artifacts", plain(("step", "folder"), artifacts, "Artifacts of the run")) if artifacts else "")
     )
+
+
+def _known(fact: object) -> str:
+    return "–" if fact is None else str(fact)
 
 
 def _plain(found: Any) -> Any:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from distilpeft.planning.roles import export_role
 from distilpeft.recipe.task import KINDS, LOWER_IS_BETTER
 from distilpeft.report import text
-from distilpeft.report.charts import Model, Report, number, spoken
+from distilpeft.report.charts import number, spoken
+from distilpeft.report.figures import Arm, Benchmark, Decode, Figure, Latency, Ratio, Score
+from distilpeft.report.figures import Cell as Timed
 from distilpeft.report.markers import mark
 from distilpeft.report.page.markup import Cell, Column, plain, table
 from distilpeft.report.page.svg import swatch
+from distilpeft.report.schema import Comparison, Model, Report
 
 MEGA = 1e6
 Made = tuple[Column, Callable[[Model], Cell]]
@@ -32,13 +34,13 @@ def share(value: float | None) -> Cell:
     return Cell("–") if value is None else Cell(f"{value:.1%}", value)
 
 
-def interval(found: dict[str, Any] | None, digits: int = 4) -> Cell:
+def interval(found: Score | Ratio | None, digits: int = 4) -> Cell:
     """A figure with its interval below it."""
-    if not found or found.get("value") is None:
+    if not found:
         return Cell("–")
-    low, high = found.get("low"), found.get("high")
+    low, high = found.low, found.high
     span = f"{low:.{digits - 1}f} to {high:.{digits - 1}f}" if low is not None and high is not None else ""
-    return Cell(f"{found['value']:.{digits}f}", found["value"], span)
+    return Cell(f"{found.value:.{digits}f}", found.value, span)
 
 
 def models(runs: Sequence[tuple[int, str, Report]], caption: str) -> str:
@@ -49,71 +51,81 @@ def models(runs: Sequence[tuple[int, str, Report]], caption: str) -> str:
         caption: what the table is.
     """
     first = runs[0][2]
-    every = [model for _, _, report in runs for model in report["models"]]
+    every = [model for _, _, report in runs for model in report.models]
     made = [(column, cell) for column, cell in _model_columns(first) if any(cell(model).text != "–" for model in every)]
     rows = [
-        [named(model["role"], prefix, run, _badges(model["role"], report)), *(cell(model) for _, cell in made)]
+        [named(model.role, prefix, run, _badges(model.role, report)), *(cell(model) for _, cell in made)]
         for run, prefix, report in runs
-        for model in report["models"]
+        for model in report.models
     ]
     return table([Column("model", numeric=False), *(column for column, _ in made)], rows, caption, kind="models")
 
 
 def _badges(role: str, report: Report) -> tuple[str, ...]:
-    verdict = report.get("verdict") or {}
-    return tuple(title for title in ("fastest", "smallest", "best") if verdict.get(title) == role)
+    verdict = report.verdict
+    titles = (("fastest", verdict.fastest), ("smallest", verdict.smallest), ("best", verdict.best))
+    return tuple(title for title, chosen in titles if chosen == role)
 
 
 def _model_columns(report: Report) -> list[Made]:
-    main = report["metric"]
-    others = [name for name in KINDS[report["task"]].scored if name != main]
-    first = "time to first token" if KINDS[report["task"]].language else "latency"
+    main = report.metric
+    others = [name for name in KINDS[report.task].scored if name != main]
+    first = "time to first token" if KINDS[report.task].language else "latency"
     columns: list[Made] = [
-        (Column(spoken(main), "with its 95 % interval"), lambda model: interval(model["scores"].get(main))),
-        (Column("kept", "share of the teacher's score"), lambda model: share(model.get("kept"))),
+        (Column(spoken(main), "with its 95 % interval"), lambda model: interval(model.scores.get(main))),
+        (Column("kept", "share of the teacher's score"), lambda model: share(model.kept)),
     ]
     columns += [
-        (Column(f"{name} ms", f"{first} at batch 1"), _timed(name)) for name in ("p50", "p95", "p99")
-    ]  # fmt: skip
+        (Column(f"{name} ms", f"{first} at batch 1"), _timed(of))
+        for name, of in QUANTILES.items()
+        if name in ("p50", "p95", "p99")
+    ]
     columns += [
-        (Column("ms/token", "decoding, p50"), lambda model: figure(_inner(model, "decode", "ms_per_token", "p50"))),
-        (Column("rows/s", "largest batch"), lambda model: figure(model.get("throughput_rows_per_s"))),
-        (Column("tokens/s", "largest batch"), lambda model: figure(model.get("tokens_per_s"))),
-        (Column("size MB"), lambda model: figure(model.get("size_bytes") or None, MEGA)),
-        (Column("memory MB", "the most that a fresh process held"), _bytes("memory_bytes")),
-        (Column("GPU MB"), _bytes("gpu_memory_bytes")),
-        (Column("load s"), lambda model: figure(model.get("load_s"), signs=3)),
-        (Column("params M"), lambda model: figure(model.get("num_parameters") or None, MEGA)),
-        (Column("KL", "nats from the teacher"), lambda model: figure(_inner(model, "against_teacher", "kl"), signs=3)),
-        (
-            Column("same answer", "as the teacher"),
-            lambda model: share(_inner(model, "against_teacher", "top1_agreement")),
-        ),
+        (Column("ms/token", "decoding, p50"), lambda model: figure(_per_token(model.decode))),
+        (Column("rows/s", "largest batch"), lambda model: figure(model.throughput_rows_per_s)),
+        (Column("tokens/s", "largest batch"), lambda model: figure(model.tokens_per_s)),
+        (Column("size MB"), lambda model: figure(model.size_bytes or None, MEGA)),
+        (Column("memory MB", "the most that a fresh process held"), lambda model: figure(model.memory_bytes, MEGA)),
+        (Column("GPU MB"), lambda model: figure(model.gpu_memory_bytes, MEGA)),
+        (Column("load s"), lambda model: figure(model.load_s, signs=3)),
+        (Column("params M"), lambda model: figure(model.num_parameters or None, MEGA)),
+        (Column("KL", "nats from the teacher"), lambda model: figure(_kl(model), signs=3)),
+        (Column("same answer", "as the teacher"), lambda model: share(_same(model))),
     ]
     return columns + [(Column(spoken(name), _sense(name)), _scored(name)) for name in others]
+
+
+QUANTILES: dict[str, Callable[[Latency], Figure | None]] = {
+    "p50": lambda latency: latency.p50,
+    "p90": lambda latency: latency.p90,
+    "p95": lambda latency: latency.p95,
+    "p99": lambda latency: latency.p99,
+    "max": lambda latency: latency.max,
+}
 
 
 def _sense(metric: str) -> str:
     return "lower is better" if metric in LOWER_IS_BETTER else "higher is better"
 
 
-def _inner(found: Any, *path: str) -> Any:
-    """What lies along the path, or None."""
-    for name in path:
-        found = (found or {}).get(name)
-    return found
+def _timed(of: Callable[[Latency], Figure | None]) -> Callable[[Model | Timed], Cell]:
+    return lambda one: figure(of(one.latency_ms) if one.latency_ms else None)
 
 
-def _timed(name: str) -> Callable[[Model], Cell]:
-    return lambda model: figure(_inner(model, "latency_ms", name))
+def _per_token(decode: Decode | None) -> Figure | None:
+    return decode.ms_per_token.p50 if decode else None
 
 
-def _bytes(name: str) -> Callable[[Model], Cell]:
-    return lambda model: figure(model.get(name), MEGA)
+def _kl(model: Model) -> Figure | None:
+    return model.against_teacher.kl if model.against_teacher else None
+
+
+def _same(model: Model) -> Figure | None:
+    return model.against_teacher.top1_agreement if model.against_teacher else None
 
 
 def _scored(name: str) -> Callable[[Model], Cell]:
-    return lambda model: figure(_inner(model, "scores", name, "value"))
+    return lambda model: figure(model.scores[name].value if name in model.scores else None)
 
 
 def comparisons(report: Report) -> str:
@@ -123,36 +135,34 @@ def comparisons(report: Report) -> str:
         Column("95 % high"), Column("p"), Column("reading", numeric=False), Column("only first right"),
         Column("only second right"), Column("rows"), Column("test", numeric=False),
     ]  # fmt: skip
-    rows = [_comparison(pair) for pair in report.get("comparisons") or ()]
-    return table(columns, rows, f"Differences in {spoken(report['metric'])}") if rows else ""
+    rows = [_comparison(pair) for pair in report.comparisons]
+    return table(columns, rows, f"Differences in {spoken(report.metric)}") if rows else ""
 
 
-def _comparison(pair: dict[str, Any]) -> list[Cell]:
-    p_value = pair.get("p_value")
-    reading = "–" if p_value is None else "more than chance" if p_value < 0.05 else "may be chance"
-    signed = [Cell("–") if pair.get(name) is None else Cell(f"{pair[name]:+.4f}", pair[name])
-              for name in ("difference", "low", "high")]  # fmt: skip
+def _comparison(pair: Comparison) -> list[Cell]:
+    reading = "more than chance" if pair.p_value < 0.05 else "may be chance"
+    signed = [Cell(f"{one:+.4f}", one) for one in (pair.difference, pair.low, pair.high)]
     return [
-        Cell(f"{pair['role']} − {pair['against']}"), *signed, figure(p_value, signs=2), Cell(reading),
-        figure(pair.get("wins")), figure(pair.get("losses")), figure(pair.get("num_rows")),
-        Cell({"mcnemar": "McNemar, exact", "bootstrap": "paired bootstrap"}.get(pair.get("test", ""), "–")),
+        Cell(f"{pair.role} − {pair.against}"), *signed, figure(pair.p_value, signs=2), Cell(reading),
+        figure(pair.wins), figure(pair.losses), figure(pair.num_rows),
+        Cell({"mcnemar": "McNemar, exact", "bootstrap": "paired bootstrap"}.get(pair.test or "", "–")),
     ]  # fmt: skip
 
 
 def seeds(report: Report) -> str:
     """The main score of every seed."""
-    if not report.get("seeds"):
+    if not report.seeds:
         return ""
-    titles, *rows = text.seed_rows(dict(report))
-    return plain(titles, rows, f"{spoken(report['metric'])} of every seed")
+    titles, *rows = text.seed_rows(report)
+    return plain(titles, rows, f"{spoken(report.metric)} of every seed")
 
 
 def groups(report: Report) -> str:
     """The main score in each group of rows."""
-    if not report.get("groups"):
+    if not report.groups:
         return ""
-    titles, *rows = text.group_rows(dict(report))
-    return plain(titles, rows, f"{spoken(report['metric'])} by {report['groups']['column']}")
+    titles, *rows = text.group_rows(report)
+    return plain(titles, rows, f"{spoken(report.metric)} by {report.groups.column}")
 
 
 def exports(report: Report) -> str:
@@ -163,67 +173,63 @@ def exports(report: Report) -> str:
         Column("rows"), Column("way", numeric=False),
     ]  # fmt: skip
     rows = []
-    for form, made in (report.get("exports") or {}).items():
-        parity = made.get("parity") or {}
+    for form, made in report.exports.items():
+        parity = made.parity
         rows.append([
-            named(export_role(form)), figure(made.get("size_bytes"), MEGA), figure(parity.get("max_abs_diff"), signs=2),
-            figure(parity.get("kl"), signs=2), share(parity.get("top1_agreement")), share(parity.get("metric_kept")),
-            interval(made.get("speedup"), 2), figure(parity.get("rows")), Cell(made.get("way") or "–"),
+            named(export_role(form)), figure(made.size_bytes, MEGA), figure(parity.max_abs_diff, signs=2),
+            figure(parity.kl, signs=2), share(parity.top1_agreement), share(parity.metric_kept),
+            interval(made.speedup, 2), figure(parity.rows), Cell(made.way or "–"),
         ])  # fmt: skip
     return table(columns, rows, "Exports held against the student") if rows else ""
 
 
-def cells(found: dict[str, Any]) -> str:
+def cells(found: Benchmark) -> str:
     """Every model on every device with every number of threads, batch size and length."""
-    timed = [(arm, cell) for arm in found.get("arms") or () for cell in arm.get("cells") or ()]
-    columns: list[tuple[Column, Callable[[dict[str, Any], dict[str, Any]], Cell]]] = [
+    timed = [(arm, cell) for arm in found.arms for cell in arm.cells]
+    columns: list[tuple[Column, Callable[[Arm, Timed], Cell]]] = [
         (Column("model", numeric=False), lambda arm, _: _arm(arm)),
-        (Column("device", numeric=False), lambda arm, _: Cell(arm.get("device") or "–")),
-        (Column("threads"), lambda arm, _: figure(arm.get("threads"))),
-        (Column("batch"), lambda _, cell: figure(cell.get("batch_size"))),
-        (
-            Column("length", "tokens; data: as the rows are", numeric=False),
-            lambda _, cell: Cell(str(cell.get("length", "–"))),
-        ),
-        *((Column(f"{name} ms"), _cell_of("latency_ms", name)) for name in ("p50", "p90", "p95", "p99", "max")),
-        (Column("rows/s"), _cell_of("rows_per_s")),
-        (Column("tokens/s"), _cell_of("tokens_per_s")),
-        (Column("ms/token p50"), _cell_of("decode", "ms_per_token", "p50")),
-        (Column("ms/token p95"), _cell_of("decode", "ms_per_token", "p95")),
-        (Column(f"× {found.get('reference', 'reference')}"), lambda _, cell: interval(cell.get("ratio"), 3)),
-        (Column("× decoding"), lambda _, cell: interval(cell.get("decode_ratio"), 3)),
-        (Column("J/row"), _cell_of("joules_per_row")),
-        (Column("tokens/row"), _cell_of("mean_tokens")),
-        (Column("calls"), _cell_of("num_calls")),
-        (Column("outliers"), _cell_of("outliers")),
-        (Column("first call ms"), _cell_of("first_call_ms")),
-    ]  # fmt: skip
+        (Column("device", numeric=False), lambda arm, _: Cell(arm.device)),
+        (Column("threads"), lambda arm, _: figure(arm.threads)),
+        (Column("batch"), lambda _, cell: figure(cell.batch_size)),
+        (Column("length", "tokens; data: as the rows are", numeric=False), lambda _, cell: Cell(str(cell.length))),
+        *((Column(f"{name} ms"), _latency_of(of)) for name, of in QUANTILES.items()),
+        (Column("rows/s"), lambda _, cell: figure(cell.rows_per_s)),
+        (Column("tokens/s"), lambda _, cell: figure(cell.tokens_per_s)),
+        (Column("ms/token p50"), lambda _, cell: figure(_per_token(cell.decode))),
+        (Column("ms/token p95"), lambda _, cell: figure(cell.decode.ms_per_token.p95 if cell.decode else None)),
+        (Column(f"× {found.reference}"), lambda _, cell: interval(cell.ratio, 3)),
+        (Column("× decoding"), lambda _, cell: interval(cell.decode_ratio, 3)),
+        (Column("J/row"), lambda _, cell: figure(cell.joules_per_row)),
+        (Column("tokens/row"), lambda _, cell: figure(cell.mean_tokens)),
+        (Column("calls"), lambda _, cell: figure(cell.num_calls)),
+        (Column("outliers"), lambda _, cell: figure(cell.outliers)),
+        (Column("first call ms"), lambda _, cell: figure(cell.first_call_ms)),
+    ]
     filled = [(column, of) for column, of in columns if any(of(*one).text != "–" for one in timed)]
     rows = [[of(arm, cell) for _, of in filled] for arm, cell in timed]
     return table([column for column, _ in filled], rows, "Latency and throughput") if rows else ""
 
 
-def _arm(arm: dict[str, Any]) -> Cell:
-    return named(arm["role"], badges=("compiled",) * bool(arm.get("compiled")))
+def _arm(arm: Arm) -> Cell:
+    return named(arm.role, badges=("compiled",) * arm.compiled)
 
 
-def _cell_of(*path: str) -> Callable[[dict[str, Any], dict[str, Any]], Cell]:
-    return lambda _, cell: figure(_inner(cell, *path))
+def _latency_of(of: Callable[[Latency], Figure | None]) -> Callable[[Arm, Timed], Cell]:
+    return lambda _, cell: _timed(of)(cell)
 
 
-def processes(found: dict[str, Any]) -> str:
+def processes(found: Benchmark) -> str:
     """What the process of each model held."""
     columns = [
         Column("model", numeric=False), Column("device", numeric=False), Column("threads"), Column("load s"),
         Column("start MB"), Column("loaded MB"), Column("peak MB"), Column("GPU peak MB"),
     ]  # fmt: skip
-    held = ("rss_start_bytes", "rss_loaded_bytes", "memory_bytes", "gpu_memory_bytes")
     rows = [
         [
-            _arm(arm), Cell(arm.get("device") or "–"),
-            figure(arm.get("threads")), figure(arm.get("load_s"), signs=3),
-            *(figure(arm.get(name), MEGA) for name in held),
+            _arm(arm), Cell(arm.device), figure(arm.threads), figure(arm.load_s, signs=3),
+            figure(arm.rss_start_bytes, MEGA), figure(arm.rss_loaded_bytes, MEGA), figure(arm.memory_bytes, MEGA),
+            figure(arm.gpu_memory_bytes, MEGA),
         ]
-        for arm in found.get("arms") or ()
+        for arm in found.arms
     ]  # fmt: skip
     return table(columns, rows, "Processes and their memory") if rows else ""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import re
 from html.parser import HTMLParser
 
@@ -10,6 +9,7 @@ import pytest
 from support import reports
 
 from distilpeft.report.page import page
+from distilpeft.report.schema import Report
 
 VOID = {"meta", "br", "path", "circle", "rect", "polygon", "img", "line", "link", "input", "hr"}
 CASES = {
@@ -94,24 +94,24 @@ def test_every_model_is_in_the_table_and_sortable(case):
     heads = re.findall(r'data-sort="(number|text)"', table[: table.index("</thead>")])
     assert len(heads) >= 10
     for report in found:
-        for model in report["models"]:
-            assert model["role"] in text
+        for model in report.models:
+            assert model.role in text
 
 
 def test_the_verdict_stands_at_the_top(case):
     found, text = case
     top = re.sub(r"<[^>]*>", "", text[: text.index("<nav")])
     for report in found:
-        for line in report["verdict"]["sentences"]:
+        for line in report.verdict.sentences:
             assert line.replace("'", "&#x27;") in top
 
 
 def test_what_was_not_measured_and_where_it_was_run_is_told(case):
     found, text = case
     for report in found:
-        for line in report["not_measured"]:
+        for line in report.not_measured:
             assert line in text
-        for name, version in report["environment"]["versions"].items():
+        for name, version in report.environment.versions.items():
             assert name in text
             assert version in text
     assert "Recipe as given" in text
@@ -119,7 +119,7 @@ def test_what_was_not_measured_and_where_it_was_run_is_told(case):
 
 def test_texts_of_models_labels_and_data_never_become_markup():
     nasty = '</script></style><img src=x onerror="alert(1)">&amp;"\'`${1}'
-    report = reports.language_model()
+    report = reports.language_model().as_json()
     report["samples"] = [{"prompt": nasty, "teacher": nasty, "student": nasty}]
     report["recipe"] = nasty
     report["given"]["task"]["text"] = nasty
@@ -129,7 +129,7 @@ def test_texts_of_models_labels_and_data_never_become_markup():
     report["benchmark"]["skipped"] = [{"role": nasty, "why": nasty}]
     for model in report["models"][-1:]:
         model["role"] = f"export:{nasty}"
-    text = page.render([report])
+    text = page.render([Report.model_validate(report)])
     reader = Reader(text)
     assert len(reader.all("script")) == 1
     assert not reader.all("img")
@@ -141,7 +141,7 @@ def test_the_same_report_makes_the_same_page(case):
 
 
 def test_an_older_or_barer_report_is_still_a_page():
-    report = copy.deepcopy(reports.classifier())
+    report = reports.classifier().as_json()
     for name in ("curves", "seeds", "comparisons", "not_measured", "samples", "soft_targets", "merging_cost"):
         report.pop(name, None)
     for model in report["models"]:
@@ -149,6 +149,6 @@ def test_an_older_or_barer_report_is_still_a_page():
             model.pop(name, None)
     report["comparisons"] = []
     report["seeds"] = None
-    text = page.render([report])
+    text = page.render([Report.model_validate(report)])
     assert "<h2>Models" in text
     assert "<h2>Seeds" not in text

@@ -1,16 +1,33 @@
-"""Latency figures of a run as the report shows them."""
+"""Latency figures of a run in one line per model, for the report, the model cards and the tables of sweeps."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+
+class Setting(NamedTuple):
+    """What a model was timed with: one arm of the benchmark."""
+
+    role: str
+    device: str
+    threads: int
+    compiled: bool
+
+
+def main_place(settings: Sequence[Setting], role: str) -> int | None:
+    """Where in a list the arm is that tables show of a role: uncompiled, on the first device, with the most threads."""
+    places = [at for at, one in enumerate(settings) if one.role == role and not one.compiled]
+    own = [at for at in places if settings[at].device == settings[places[0]].device]
+    return max(own, key=lambda at: settings[at].threads) if own else None
 
 
 def main_arm(found: Mapping[str, Any], role: str) -> dict[str, Any] | None:
-    """The arm that tables show of a role: uncompiled, on the first device, with the most threads."""
-    arms = [arm for arm in found["arms"] if arm["role"] == role and not arm["compiled"]]
-    own = [arm for arm in arms if arm["device"] == arms[0]["device"]]
-    return max(own, key=lambda arm: int(arm["threads"])) if own else None
+    """The arm of a benchmark's figures that `main_place` chooses."""
+    arms: list[dict[str, Any]] = found["arms"]
+    settings = [Setting(arm["role"], arm["device"], int(arm["threads"]), arm["compiled"]) for arm in arms]
+    at = main_place(settings, role)
+    return None if at is None else arms[at]
 
 
 def summary(found: Mapping[str, Any], role: str) -> dict[str, Any] | None:
