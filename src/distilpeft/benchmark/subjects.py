@@ -26,7 +26,7 @@ def wanted(recipe: Recipe, device: str) -> measure.Settings:
         batch_sizes=sorted(settings.batch_sizes), lengths=settings.lengths,
         devices=list(dict.fromkeys(device if one == "auto" else one for one in settings.devices)),
         threads=measure.threads_of(settings.threads), rounds=settings.rounds, precision=settings.precision,
-        new_tokens=settings.new_tokens, compiled=settings.compile, language=recipe.kind.language,
+        new_tokens=settings.new_tokens, compiled=settings.compile, language=recipe.kind.is_language_model,
     )  # fmt: skip
 
 
@@ -53,7 +53,7 @@ def _write_rows(recipe: Recipe, data: TaskData, reader: RowReader, file: Path) -
     split = data.tokens(recipe.evaluate.split, reader)
     rows = split.dataset
     chosen = np.random.default_rng(0).permutation(len(rows))[:MOST_ROWS]
-    if recipe.kind.images:
+    if recipe.kind.reads_images:
         batch = split.load_batch(chosen[:MOST_PICTURES])
         np.savez(file, **{PIXELS: batch["inputs"][PIXELS].numpy()})  # type: ignore[arg-type]
         return

@@ -30,9 +30,9 @@ Text = str | tuple[str, str]
 
 def answer(manifest: ExportManifest, logits_C: NDArray[np.float64]) -> dict[str, Any]:
     """A row's answer: `label` and `probabilities`; of several `labels` and `probabilities`; `value`; or `vector`."""
-    if not KINDS[manifest["task"]].labels:
+    if not KINDS[manifest["task"]].has_labels:
         return {"vector": [round(float(unit), 6) for unit in logits_C / max(float(np.linalg.norm(logits_C)), 1e-12)]}
-    if KINDS[manifest["task"]].values:
+    if KINDS[manifest["task"]].is_numeric:
         return {"value": round(float(logits_C[0]), 6)}
     labels = manifest["labels"]
     if manifest["task"] == "multi_label_classification":
@@ -84,7 +84,7 @@ class Bundle:
         check_files(folder, self.manifest, CARD)
         self._threads = threads
         self._runner: Any = None
-        self.reader = Reader.of(folder / FILE, str(folder)) if KINDS[self.manifest["task"]].images else None
+        self.reader = Reader.of(folder / FILE, str(folder)) if KINDS[self.manifest["task"]].reads_images else None
         if self.reader is not None:
             return
         if not (folder / TOKENIZER).is_file():
@@ -95,7 +95,7 @@ class Bundle:
         if self.manifest["task"] == "question_answering":
             cut = {"stride": self.manifest["stride"], "strategy": "only_second"}
             self._words.enable_truncation(self.manifest["max_tokens"], **cut)
-        elif not KINDS[self.manifest["task"]].caches:
+        elif not KINDS[self.manifest["task"]].has_cache:
             self._words.enable_truncation(self.manifest["max_tokens"])
 
     @property

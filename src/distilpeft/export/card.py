@@ -49,7 +49,7 @@ def render(
     """
     form = told["format"]
     own = export_role(form)
-    main = recipe.kind.main
+    main, written = recipe.kind.main, recipe.kind.generation_metrics[:2]
     num_rows = figures[own]["scores"][main]["num_rows"]
     what = _what(recipe)
     unit = recipe.kind.unit
@@ -67,9 +67,9 @@ In this folder:
 
 On {num_rows} {recipe.evaluate.split} {unit}; latency of one row{_where(timed)}.
 
-| model | {" | ".join((f"{main} (95 % interval)", *recipe.kind.written[:2]))} | weights | size | latency p50 |
-{"| --- " * (5 + len(recipe.kind.written[:2]))}|
-{_table(figures, timed, own, main, recipe.kind.written[:2], export["size_bytes"])}
+| model | {" | ".join((f"{main} (95 % interval)", *written))} | weights | size | latency p50 |
+{"| --- " * (5 + len(written))}|
+{_table(figures, timed, own, main, written, export["size_bytes"])}
 
 {_groups(recipe, figures, own)}{_parity(recipe, form, export)}
 
@@ -165,7 +165,7 @@ def _parity(recipe: Recipe, form: str, export: Mapping[str, Any]) -> str:
         f"Before it counted, this file{way} was opened in a process of its own and held against the student on "
         f"{parity['rows']} other held-out rows"
     )
-    if not recipe.kind.labels:
+    if not recipe.kind.has_labels:
         return f"{held}: the mean cosine to the student's vectors is {parity['metric_export']:.6f}."
     if "top1_agreement" not in parity:  # numbers on a scale
         return (
@@ -211,7 +211,7 @@ def _made(recipe: Recipe) -> str:
         tuned = "as it is"
     teacher = resolve(recipe.teacher.model, "teacher.model", recipe.teacher.revision)
     data = ", ".join(f"`{_shown(source)}`" for source in dict.fromkeys(data_sources(recipe.data).values()))
-    cut = "" if recipe.kind.images else f", texts cut to {recipe.data.max_tokens} tokens"
+    cut = "" if recipe.kind.reads_images else f", texts cut to {recipe.data.max_tokens} tokens"
     return f"""- Teacher: `{_shown(teacher)}`, quantized: {recipe.teacher.quantize}, {tuned}.
 - Student: {_student(recipe)}.
 - Loss: {_loss(recipe)}.
@@ -265,7 +265,7 @@ USES: dict[str, Callable[[Any], str]] = {
 
 def _limits(recipe: Recipe) -> str:
     what, beyond = "text", f"; texts beyond {recipe.data.max_tokens} tokens were not seen in training"
-    if recipe.kind.images:
+    if recipe.kind.reads_images:
         what, beyond = "pictures", ""
     return (
         f"{USES[recipe.task.kind](recipe.task)} The scores hold for {what} like the data above{beyond}. What the "

@@ -168,7 +168,7 @@ def snippet(told: ExportManifest) -> str:
     Args:
         told: the export's manifest.
     """
-    form, language = told["format"], KINDS[told["task"]].language
+    form, language = told["format"], KINDS[told["task"]].is_language_model
     runtime = FORMS[form].runtime
     if form.startswith("gguf"):
         return f'```sh\nllama-cli -m {FORMS[form].file} -p "Once upon a time"\n```'
@@ -186,7 +186,7 @@ def snippet(told: ExportManifest) -> str:
         return f"```python\n# needs transformers{needs}\n{code}\n```"
     kind = KINDS[told["task"]]
     make = (
-        _see if kind.images
+        _see if kind.reads_images
         else _answer if kind.reads_first
         else _language if language
         else _finder if "stride" in told

@@ -52,9 +52,9 @@ class Gate:
     def __init__(self, context: Context, loaded: Loaded) -> None:
         recipe, data, student, tokenizer = context.recipe, context.data, loaded.model, loaded.tokenizer
         rows = data.tokens("validation", loaded.reader)
-        self._gate_rows, self._language = recipe.export.gate_rows, recipe.kind.language
+        self._gate_rows, self._language = recipe.export.gate_rows, recipe.kind.is_language_model
         self._family, self._answers = recipe.kind.family, data.task.answers
-        self._data, self._student, self._caches = data, student, recipe.kind.caches
+        self._data, self._student, self._caches = data, student, recipe.kind.has_cache
         self._runner = TransformersRunner(student, caching=self._language)
         width = student.config.get_text_config(decoder=True).vocab_size if self._language else 1
         self.calls = self._calls(rows, width)

@@ -104,7 +104,7 @@ def answered(
     deployed: Bundle, rows: Iterator[dict[str, Any]], batch_size: int, max_new_tokens: int | None
 ) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
     """Each row with its answer: see `deployed.answer`; of a language model `completion` or `output`."""
-    if KINDS[deployed.manifest["task"]].language:
+    if KINDS[deployed.manifest["task"]].is_language_model:
         told = "output" if KINDS[deployed.manifest["task"]].reads_first else "completion"
         most = max_new_tokens or deployed.manifest.get("max_new_tokens") or MOST_TOKENS
         for row in rows:

@@ -262,7 +262,7 @@ def open_runner(folder: Path, threads: int = 0) -> Runner:
     model = load_exported(folder, manifest, device)
     if "pooling" in manifest:
         model.pooling = manifest["pooling"]
-    return TransformersRunner(model, caching=KINDS[manifest["task"]].language)
+    return TransformersRunner(model, caching=KINDS[manifest["task"]].is_language_model)
 
 
 def _unpacked(runner: GraphRunner, inputs: Inputs) -> Array:

@@ -62,7 +62,7 @@ def check_lengths(pair: Pair) -> None:
     asked = [length for length in recipe.benchmark.lengths if length != "data"]
     if not asked:
         return
-    longest = max(asked) + (recipe.benchmark.new_tokens if recipe.kind.caches else 0)
+    longest = max(asked) + (recipe.benchmark.new_tokens if recipe.kind.has_cache else 0)
     for source, config in zip((pair.teacher, pair.student), pair.configurations(), strict=True):
         most = getattr(config, "max_position_embeddings", None)
         # RoBERTa and its kin keep the positions up to the padding id for themselves

@@ -85,7 +85,7 @@ class Pair:
 
     def load_reader(self, source: Source) -> InputReader:
         """What makes inputs out of rows: a model's tokenizer, or how it reads pictures."""
-        return loading.load_picture_reader(source) if self.recipe.kind.images else loading.load_tokenizer(source)
+        return loading.load_picture_reader(source) if self.recipe.kind.reads_images else loading.load_tokenizer(source)
 
     def configurations(self) -> tuple[Any, Any]:
         """The configurations of teacher and student, for the task."""

@@ -208,7 +208,7 @@ class StepRunner:
         recipe = self.plan.recipe
         loaded = self._load(role)
         reference = self.plan.artifact("evaluate", TEACHER) if role != TEACHER else None
-        compared = recipe.kind.held_against and loaded is not None and role != TEACHER
+        compared = recipe.kind.is_compared_live and loaded is not None and role != TEACHER
         live = self._teacher() if compared else None
         return evaluate.run(self.context, loaded=loaded, teacher=live, reference=reference, role=role, out=out)
 

@@ -84,7 +84,7 @@ def run(plan: Plan, source: Path, out: Path, teacher: str, console: Console) -> 
 def _check(plan: Plan, source: Path, out: Path) -> None:
     """What can be refused before anything is read."""
     recipe = plan.recipe
-    if not recipe.kind.caches:
+    if not recipe.kind.has_cache:
         raise InputError("targets import: is for causal_lm recipes; classifiers' targets are all their logits")
     if recipe.distil.temperature != 1:
         raise InputError(

@@ -49,7 +49,7 @@ def machine_here(recipe: Recipe) -> Machine:
 
 def show_memory(recipe: Recipe, machine: Machine, console: Console) -> None:
     """Print the memory of each device for every choice, and the fastest that fits."""
-    if recipe.kind.images:
+    if recipe.kind.reads_images:
         console.print("Memory: not estimated of image models.", highlight=False)
         return
     teacher, student = teacher_size(recipe), student_size(recipe)
@@ -199,7 +199,7 @@ def stage_rows(plan: Plan, splits: Mapping[str, int] | None) -> list[tuple[str, 
     train = splits["train"] if splits else None
     scored = splits[recipe.evaluate.split] if splits else None
     # Bytes kept per row: all logits of a class; for tokens six sums, and never their logits.
-    per_row = 24 if recipe.kind.language else 4 * _outputs(recipe)
+    per_row = 24 if recipe.kind.is_language_model else 4 * _outputs(recipe)
     exported = sum(student.total * _export_bytes(recipe, form) for form in recipe.export.formats) if student else None
     needs = {
         ("teacher", ""): _teacher_needs(recipe, teacher, train),
@@ -231,7 +231,7 @@ def _outputs(recipe: Recipe) -> int:
 
 def _target_bytes(recipe: Recipe, vocabulary: int) -> float:
     """Bytes of a row's soft targets; of tokens at most."""
-    if not recipe.kind.language:
+    if not recipe.kind.is_language_model:
         return 4.0 * _outputs(recipe)
     targets, form = recipe.targets, recipe.targets.format
     if form == "full":

@@ -156,11 +156,11 @@ def operations_per_s() -> float:
 
 def models_for(traits: Kind) -> str:
     """The part of the catalogue that has models for a kind of task."""
-    if not traits.labels:
+    if not traits.has_labels:
         return "embedder"
-    if traits.images:
+    if traits.reads_images:
         return "image"
-    return "encoder_decoder" if traits.reads_first else "decoder" if traits.language else "encoder"
+    return "encoder_decoder" if traits.reads_first else "decoder" if traits.is_language_model else "encoder"
 
 
 def cut_millions(model: Mapping[str, Any], layers: int) -> float:

@@ -46,7 +46,7 @@ def needed(wishes: Wishes, seen: Look) -> int:
     """Tokens of a row; where source and target are read apart, of the longer."""
     columns = wishes.read()
     apart = wishes.task is not None and KINDS[wishes.task].reads_first
-    if wishes.task is not None and KINDS[wishes.task].images:
+    if wishes.task is not None and KINDS[wishes.task].reads_images:
         return PATCHES
     return max(length(seen.rows, part) for part in ([[one] for one in columns] if apart else [columns]))
 
@@ -79,7 +79,7 @@ def write(out: Path, wishes: Wishes, ask: Ask) -> str:
     seen = look(wishes.data)
     wishes = settled(wishes, seen, ask)
     longest = LONGEST["cpu" if wishes.device == "cpu" or wishes.packages else "GPU"]
-    longest = PATCHES if wishes.task is not None and KINDS[wishes.task].images else longest
+    longest = PATCHES if wishes.task is not None and KINDS[wishes.task].reads_images else longest
     max_tokens = wishes.max_tokens or min(needed(wishes, seen), longest)
     choice = choose(wishes, max_tokens)
     text = render(out.stem, wishes, seen, choice, max_tokens)
@@ -88,7 +88,7 @@ def write(out: Path, wishes: Wishes, ask: Ask) -> str:
         load_recipe(Path(folder) / out.name)
     write_text(out, text)
     student = choice.student["name"] if choice.student else f"{len(choice.layers)} of its layers"
-    rows = "pictures" if KINDS[wishes.task or ""].images else f"rows of {max_tokens} tokens"
+    rows = "pictures" if KINDS[wishes.task or ""].reads_images else f"rows of {max_tokens} tokens"
     return f"{wishes.task}: {choice.teacher['name']} into {student}; {rows}"
 
 
@@ -100,7 +100,9 @@ def render(name: str, wishes: Wishes, seen: Look, choice: Choice, max_tokens: in
     budget = 4096 if wishes.device == "cpu" else 4096 * max(1.0, memory_gb(wishes.device) / 12)
     scales = (choice.teacher["millions"], choice.student_millions)
     micro = [min(batch, power(budget / max_tokens / max(1.0, (millions / 100) ** 0.5))) for millions in scales]
-    whole = KINDS[wishes.task or ""].images and not choice.teacher["layers"]  # convolutions: nothing for an adapter
+    whole = (
+        KINDS[wishes.task or ""].reads_images and not choice.teacher["layers"]
+    )  # convolutions: nothing for an adapter
     large = choice.teacher["millions"] >= 300 and not whole
     quantize = "nf4" if large else "none"
     why = (
@@ -130,7 +132,7 @@ def render(name: str, wishes: Wishes, seen: Look, choice: Choice, max_tokens: in
         "",
         "data:",
         *_data_lines(wishes, seen),
-        *([] if traits.images else [f"  max_tokens: {max_tokens:<18}# {_why_tokens(wishes, seen, max_tokens)}"]),
+        *([] if traits.reads_images else [f"  max_tokens: {max_tokens:<18}# {_why_tokens(wishes, seen, max_tokens)}"]),
         "",
         "teacher:",
         f"  model: {choice.teacher['name']:<24}  # {_about(choice.teacher)}",
@@ -155,10 +157,10 @@ def render(name: str, wishes: Wishes, seen: Look, choice: Choice, max_tokens: in
 
 def _loss_lines(traits: Kind) -> list[str]:
     """Weights of teacher and labels."""
-    if not traits.labels:
+    if not traits.has_labels:
         return ["  alpha: 1                      # the teacher is all there is", "  temperature: 1"]
-    plain = traits.language or traits.values
-    why = "numbers have none" if traits.values else "another needs no new teacher: distilpeft sweep"
+    plain = traits.is_language_model or traits.is_numeric
+    why = "numbers have none" if traits.is_numeric else "another needs no new teacher: distilpeft sweep"
     return [
         "  alpha: 0.9                    # loss = alpha * T^2 * KL + (1 - alpha) * CE",
         f"  temperature: {1 if plain else 2:<17}# {why}",

@@ -247,7 +247,7 @@ def _students(names: _Naming, origin: Mapping[str, str], soft: Mapping[str, str]
     recipe = names.recipe
     settings = {**_without(result_settings(recipe.distil), "ce_only_baseline"), "student": _student_settings(names)}
     student = names.step("distil", settings, {**origin, **soft}, STUDENT)
-    if not (recipe.distil.ce_only_baseline and recipe.kind.labels):
+    if not (recipe.distil.ce_only_baseline and recipe.kind.has_labels):
         return [student]
     on_labels = {**_without(settings, "temperature", "divergence", "features"), "alpha": 0.0}
     return [names.step("distil", on_labels, origin, CE_ONLY), student]
@@ -260,7 +260,7 @@ def _student_settings(names: _Naming) -> dict[str, Any]:
 def _audit(names: _Naming, student: Step, targets: list[Step]) -> list[Step]:
     """For language models: how far the gradient from stored soft targets is from the one from all logits."""
     recipe = names.recipe
-    if not targets or not recipe.kind.language:
+    if not targets or not recipe.kind.is_language_model:
         return []
     settings = {
         "temperature": recipe.distil.temperature, "precision": recipe.evaluate.precision, **names.seeded,
@@ -347,7 +347,7 @@ def _target_settings(recipe: Recipe) -> dict[str, Any]:
     """What soft targets depend on besides the teacher. All logits, which classes keep, serve every temperature."""
     targets = recipe.targets
     settings: dict[str, Any] = {"precision": targets.precision}
-    if not recipe.kind.language:
+    if not recipe.kind.is_language_model:
         return settings
     read = {"auto": ("k", "draws"), "top_k": ("k",), "sampled": ("draws",), "full": ()}[targets.format]
     settings |= {name: getattr(targets, name) for name in ("format", "value_bits", *read)}

@@ -45,7 +45,7 @@ class Size:
 
 def teacher_size(recipe: Recipe) -> Size | None:
     """The teacher's size; not of image models, whose memory goes by what a picture becomes inside."""
-    if recipe.kind.images:
+    if recipe.kind.reads_images:
         return None
     return size_of(resolve(recipe.teacher.model, "teacher.model", recipe.teacher.revision))
 
@@ -115,7 +115,7 @@ def teacher_load(recipe: Recipe, size: Size, kind: str) -> MemoryModel:
     whole, _ = weight_bytes(recipe, size)
     return MemoryModel(
         size.shape, whole + 4 * tuned if teacher.lora else whole, tuned, recipe.data.max_tokens,
-        teacher.fit.batch_size, _is_half(teacher.fit, kind), recipe.kind.language,
+        teacher.fit.batch_size, _is_half(teacher.fit, kind), recipe.kind.is_language_model,
         adapted=_inputs(size, teacher.lora), adapter_dropout=bool(teacher.lora and teacher.lora.dropout),
     )  # fmt: skip
 
@@ -125,7 +125,7 @@ def targets_load(recipe: Recipe, size: Size, machine: Machine) -> MemoryModel:
     whole = (size.shape, *weight_bytes(recipe, size))
     half = _is_half(recipe.teacher.fit or recipe.distil.fit, machine.kind)
     most = recipe.targets.micro_batch_size * machine.count  # larger ones gain nothing: no gradient waits for them
-    language = recipe.kind.language
+    language = recipe.kind.is_language_model
     return MemoryModel(size.shape, 0.0, 0, recipe.data.max_tokens, most, half, language, whole)
 
 
@@ -136,7 +136,7 @@ def student_load(recipe: Recipe, student: Size, teacher: Size | None, kind: str)
     beside = None if teacher is None else (teacher.shape, *weight_bytes(recipe, teacher))
     return MemoryModel(
         student.shape, 4.0 * student.total + (4 * tuned if lora else 0), tuned, recipe.data.max_tokens, fit.batch_size,
-        _is_half(fit, kind), recipe.kind.language, beside,
+        _is_half(fit, kind), recipe.kind.is_language_model, beside,
         adapted=_inputs(student, lora), adapter_dropout=bool(lora and lora.dropout),
     )  # fmt: skip
 
@@ -163,7 +163,7 @@ def own_ways(recipe: Recipe) -> tuple[Placement, Placement, Placement]:
 def student_size(recipe: Recipe) -> Size | None:
     """The student's size, if the files that tell are on this machine."""
     student: Student = recipe.student
-    if student.from_config is not None or recipe.kind.images:
+    if student.from_config is not None or recipe.kind.reads_images:
         return None
     if student.from_teacher is not None:
         size = teacher_size(recipe)

@@ -129,7 +129,7 @@ def cross_faults(recipe: Recipe) -> Iterator[tuple[tuple[str, ...], str]]:
             hub = "; a hub metric is written hub:NAME" if recipe.kind.hub_metrics else ""
             yield ("evaluate", "metrics"), f"{name!r} is none of {', '.join(judged)}{hub}"
     for section, fit in (("teacher", recipe.teacher.fit), ("distil", recipe.distil.fit)):
-        live = recipe.kind.language and recipe.targets.mode == "online" and recipe.distil.alpha > 0
+        live = recipe.kind.is_language_model and recipe.targets.mode == "online" and recipe.distil.alpha > 0
         allowed = (*known, "kl") if section == "distil" and live else known
         if fit is not None and fit.monitor is not None and fit.monitor not in allowed:
             why = (
@@ -152,7 +152,7 @@ def _other_faults(recipe: Recipe) -> Iterator[tuple[tuple[str, ...], str]]:
     for name in recipe.tracking:
         if importlib.util.find_spec(name) is None:
             yield ("tracking",), f'{name} is not installed: pip install "distilpeft[{name}]"'
-    if recipe.kind.language and recipe.benchmark.compile:
+    if recipe.kind.is_language_model and recipe.benchmark.compile:
         yield ("benchmark", "compile"), "is for classifiers; generation is not timed under torch.compile"
     yield from _kind_faults(recipe)
 
@@ -167,13 +167,17 @@ def _kind_faults(recipe: Recipe) -> Iterator[tuple[tuple[str, ...], str]]:
     if "generate" in recipe.evaluate.model_fields_set and not recipe.kind.reads_first:
         yield ("evaluate", "generate"), f"is for seq2seq; {recipe.task.kind} is not scored on what it writes"
     if recipe.kind.same_tokens and not recipe.kind.reads_first and recipe.evaluate.groups is not None:
-        why = "rows of language models are cut and packed" if recipe.kind.language else "long texts become several rows"
+        why = (
+            "rows of language models are cut and packed"
+            if recipe.kind.is_language_model
+            else "long texts become several rows"
+        )
         yield ("evaluate", "groups"), f"is not for {recipe.task.kind}: {why}"
-    if not recipe.kind.language and recipe.student.tokenizer == "teacher":
+    if not recipe.kind.is_language_model and recipe.student.tokenizer == "teacher":
         yield ("student", "tokenizer"), "only language models can take over the teacher's tokenizer"
-    if recipe.kind.values:
+    if recipe.kind.is_numeric:
         yield from _value_faults(recipe)
-    if not recipe.kind.labels:
+    if not recipe.kind.has_labels:
         yield from _label_faults(recipe)
     if recipe.distil.features is not None:
         yield from _feature_faults(recipe)
@@ -184,14 +188,14 @@ def _picture_faults(recipe: Recipe) -> Iterator[tuple[tuple[str, ...], str]]:
     augment = getattr(recipe.task, "augment", None)
     if augment is not None and recipe.distil.alpha > 0 and recipe.targets.mode == "cached":
         yield ("task", "augment"), "soft targets on disk are of the pictures as they are; set targets.mode: online"
-    if recipe.kind.images and set(recipe.benchmark.lengths) != {"data"}:
+    if recipe.kind.reads_images and set(recipe.benchmark.lengths) != {"data"}:
         yield ("benchmark", "lengths"), "are of texts; a model reads pictures of one size"
 
 
 def _feature_faults(recipe: Recipe) -> Iterator[tuple[tuple[str, ...], str]]:
     """What learning from inside the teacher cannot go with."""
     at = ("distil", "features")
-    if not recipe.kind.inner:
+    if not recipe.kind.allows_features:
         yield at, f"is not for {recipe.task.kind}"
     if recipe.distil.alpha == 0 or recipe.targets.mode != "online":
         yield at, "is learnt from the running teacher: set targets.mode: online, and alpha above 0"
@@ -231,7 +235,7 @@ def _export_faults(recipe: Recipe) -> Iterator[tuple[tuple[str, ...], str]]:
     """Forms that the task does not have, or that cannot be written here."""
     for name in recipe.export.formats:
         form = FORMS[name]
-        if form.language and not recipe.kind.caches:
+        if form.language and not recipe.kind.has_cache:
             yield ("export", "formats"), f"{name} is for causal_lm"
         if form.missing():
             needs = ", ".join(form.missing())
@@ -241,7 +245,7 @@ def _export_faults(recipe: Recipe) -> Iterator[tuple[tuple[str, ...], str]]:
 def _target_faults(recipe: Recipe) -> Iterator[tuple[tuple[str, ...], str]]:
     """Soft targets on disk that the loss could not use."""
     targets, distil = recipe.targets, recipe.distil
-    if not recipe.kind.language:
+    if not recipe.kind.is_language_model:
         for name in ("format", "k", "draws", "temperatures", "value_bits"):
             if name in targets.model_fields_set and (name, targets.format) != ("format", "full"):
                 yield ("targets", name), "is for causal_lm; of classes all logits are kept"

@@ -21,30 +21,30 @@ class Kind:
         metrics: those that work without a hub; models are judged by the first.
         unit: what scores and soft targets are counted in.
         pipeline: the hub's name for it.
-        language: its classes are a vocabulary, and its answers are written token by token.
+        is_language_model: its classes are a vocabulary, and its answers are written token by token.
         same_tokens: teacher and student have to read the very same tokens, since what is taught belongs to them.
-        values: its answers are numbers on a scale instead of classes.
+        is_numeric: its answers are numbers on a scale instead of classes.
         hub_metrics: takes metrics of the hub, which get class ids.
-        inner: the inside of teachers can be learnt too (`distil.features`).
-        labels: there are labels to learn from beside the teacher, and to tune a teacher on.
-        images: it reads pictures instead of texts.
+        allows_features: the inside of teachers can be learnt too (`distil.features`).
+        has_labels: there are labels to learn from beside the teacher, and to tune a teacher on.
+        reads_images: it reads pictures instead of texts.
         reads_first: an encoder reads the whole source before a decoder writes the answer.
-        written: metrics of what models write by themselves; measured at the end only, and of no use as monitors.
+        generation_metrics: metrics of what models write by themselves; measured at the end only, so never monitors.
         needs: modules that the metrics need, and the extra of distilpeft that brings them.
     """
 
     metrics: tuple[str, ...]
     unit: str = "rows"
     pipeline: str = "text-classification"
-    language: bool = False
+    is_language_model: bool = False
     same_tokens: bool = False
-    values: bool = False
+    is_numeric: bool = False
     hub_metrics: bool = False
-    inner: bool = False
-    labels: bool = True
-    images: bool = False
+    allows_features: bool = False
+    has_labels: bool = True
+    reads_images: bool = False
     reads_first: bool = False
-    written: tuple[str, ...] = ()
+    generation_metrics: tuple[str, ...] = ()
     needs: tuple[tuple[str, ...], str] = ((), "")
 
     @property
@@ -55,24 +55,24 @@ class Kind:
     @property
     def scored(self) -> tuple[str, ...]:
         """All metrics of the report."""
-        return (*self.metrics, *self.written)
+        return (*self.metrics, *self.generation_metrics)
 
     @property
-    def held_against(self) -> bool:
-        """Whether models are measured beside the running teacher."""
-        return self.language or not self.labels
+    def is_compared_live(self) -> bool:
+        """Whether models are measured next to the running teacher."""
+        return self.is_language_model or not self.has_labels
 
     @property
-    def caches(self) -> bool:
+    def has_cache(self) -> bool:
         """Whether an export's graph keeps what it computed of earlier tokens."""
-        return self.language and not self.reads_first
+        return self.is_language_model and not self.reads_first
 
     @property
     def family(self) -> str:
         """What an export's limits go by: `language`, `values`, `vectors` or `classes`."""
-        if not self.labels:
+        if not self.has_labels:
             return "vectors"
-        return "language" if self.language else "values" if self.values else "classes"
+        return "language" if self.is_language_model else "values" if self.is_numeric else "classes"
 
 
 Labels = Annotated[tuple[str, ...], distinct("class names")]
@@ -92,7 +92,9 @@ class TextClassification(Texts):
     """Single-label classification of texts, or of pairs of texts."""
 
     kind: Literal["text_classification"]
-    traits: ClassVar[Kind] = Kind(("accuracy", "macro_f1", "mcc", "ece", "log_loss"), hub_metrics=True, inner=True)
+    traits: ClassVar[Kind] = Kind(
+        ("accuracy", "macro_f1", "mcc", "ece", "log_loss"), hub_metrics=True, allows_features=True
+    )
     label: str = Field(min_length=1, description="column with the class: its name, or its index in `labels`")
     labels: Labels = Field(min_length=2, description="class names; the position is the class id")
 
@@ -111,7 +113,7 @@ class ImageClassification(Section):
     traits: ClassVar[Kind] = Kind(
         ("accuracy", "macro_f1", "mcc", "ece", "log_loss"),
         pipeline="image-classification",
-        images=True,
+        reads_images=True,
         hub_metrics=True,
         needs=(("PIL",), "images"),
     )
@@ -126,7 +128,7 @@ class MultiLabelClassification(Texts):
 
     kind: Literal["multi_label_classification"]
     traits: ClassVar[Kind] = Kind(
-        ("samples_f1", "micro_f1", "macro_f1", "exact_match", "accuracy", "ece", "log_loss"), inner=True
+        ("samples_f1", "micro_f1", "macro_f1", "exact_match", "accuracy", "ece", "log_loss"), allows_features=True
     )
     label: str | None = Field(
         None, min_length=1, description="column with the row's classes: a list of names or of indices in `labels`, "
@@ -146,7 +148,7 @@ class Regression(Texts):
     """A number for each text, or pair of texts, such as how alike two are."""
 
     kind: Literal["regression"]
-    traits: ClassVar[Kind] = Kind(("r2", "pearson", "spearman", "rmse", "mae"), values=True, inner=True)
+    traits: ClassVar[Kind] = Kind(("r2", "pearson", "spearman", "rmse", "mae"), is_numeric=True, allows_features=True)
     label: str = Field(min_length=1, description="column with the number; models learn best what spreads over about 1")
 
 
@@ -158,7 +160,7 @@ class TokenClassification(Section):
         ("entity_f1", "entity_precision", "entity_recall", "accuracy", "ece", "log_loss"),
         unit="words",
         pipeline="token-classification",
-        inner=True,
+        allows_features=True,
     )
     words: str = Field(min_length=1, description="column with a list of words")
     tags: str = Field(min_length=1, description="column with a list of as many tags: names, or indices in `labels`")
@@ -191,9 +193,9 @@ class CausalLM(Section):
         ("nats_per_token", "perplexity", "bits_per_byte", "accuracy", "ece"),
         unit="tokens",
         pipeline="text-generation",
-        language=True,
+        is_language_model=True,
         same_tokens=True,
-        inner=True,
+        allows_features=True,
     )
     prompt: str | None = Field(
         None, min_length=1, description="column with the prompt; with `completion`; may be empty in a row"
@@ -230,10 +232,10 @@ class Seq2Seq(Section):
         ("nats_per_token", "perplexity", "accuracy", "ece"),
         unit="tokens",
         pipeline="text2text-generation",
-        language=True,
+        is_language_model=True,
         same_tokens=True,
         reads_first=True,
-        written=("chrf", "bleu", *ROUGE),
+        generation_metrics=("chrf", "bleu", *ROUGE),
         needs=(("sacrebleu", "rouge_score"), "seq2seq"),
     )
     source: str = Field(min_length=1, description="column with the text that is read")
@@ -251,7 +253,9 @@ class Embedding(Section):
     """Vectors of texts, learnt from a teacher's vectors; there are no labels, and the teacher is used as it is."""
 
     kind: Literal["embedding"]
-    traits: ClassVar[Kind] = Kind(("neighbours", "similarity", "cosine"), pipeline="feature-extraction", labels=False)
+    traits: ClassVar[Kind] = Kind(
+        ("neighbours", "similarity", "cosine"), pipeline="feature-extraction", has_labels=False
+    )
     text: str = Field(min_length=1, description="column with the text")
     pooling: Literal["mean", "first"] = Field(
         "mean", description="a vector is the mean of the last hidden states, or the first of them ([CLS])"

@@ -143,7 +143,7 @@ def spoken(metric: str) -> str:
 
 def latency(reports: Sequence[Report]) -> list[Chart]:
     """Score over latency, one chart for each kind of task among the reports."""
-    return _all_against(lambda report: FIRST_TOKEN if KINDS[report.task].language else LATENCY, reports)
+    return _all_against(lambda report: FIRST_TOKEN if KINDS[report.task].is_language_model else LATENCY, reports)
 
 
 def memory(reports: Sequence[Report]) -> list[Chart]:

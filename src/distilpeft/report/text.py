@@ -33,7 +33,7 @@ ON_TERMINAL = 6  # columns that fit into 80 characters
 def columns(report: Report) -> tuple[str, ...]:
     """The titles of the report's table."""
     main, *others = KINDS[report.task].scored
-    kl = ("KL",) if KINDS[report.task].language else ()
+    kl = ("KL",) if KINDS[report.task].is_language_model else ()
     titles = tuple(TITLES[name] for name in others)
     return ("model", f"{TITLES[main]} (95 %)", *kl, "params", "size", "ms p50/p95", "memory", "rows/s", *titles)
 
@@ -45,7 +45,7 @@ def table_rows(report: Report) -> list[tuple[str, ...]]:
         (
             model.role,
             _interval(model.scores[main]),
-            *([_against(model.against_teacher)] if KINDS[report.task].language else []),
+            *([_against(model.against_teacher)] if KINDS[report.task].is_language_model else []),
             f"{model.num_parameters / 1e6:.1f}M" if model.num_parameters else "-",
             f"{_short(model.size_bytes / 1e6)}MB" if model.size_bytes else "-",
             _pair(model.latency_ms),
@@ -71,7 +71,7 @@ def sentences(report: Report) -> list[str]:
         lost = -cost.lost(report.metric)
         change = (
             f"nats per token by {lost:+.4f}"
-            if KINDS[report.task].language
+            if KINDS[report.task].is_language_model
             else f"{TITLES[report.metric]} by {lost * 100:+.2f} points"
         )
         lines.append(f"Quantizing the teacher to {cost.quantize} changed its {change} ({_apart(cost, report)}).")
@@ -86,7 +86,7 @@ def sentences(report: Report) -> list[str]:
 def _trained(report: Report) -> list[str]:
     """What became of the training rows, and of the steps on them."""
     lines, rows = [], report.rows
-    if not KINDS[report.task].images:
+    if not KINDS[report.task].reads_images:
         lines.append(f"{rows.truncated} of {rows.train} training rows were cut to {report.max_tokens} tokens.")
     lines += [*told_skipped(rows.skipped), *_disturbed(report)]
     shared = {pair: count for pair, count in rows.duplicates.items() if count}
@@ -204,7 +204,7 @@ def _apart(found: AgainstTeacher | QuantizationCost, report: Report) -> str:
 def _stored(report: Report) -> list[str]:
     """What was kept of the teacher's distributions."""
     found = report.soft_targets
-    if found is None or not KINDS[report.task].language:
+    if found is None or not KINDS[report.task].is_language_model:
         return []
     measured = found.measured
     return [
@@ -259,9 +259,9 @@ def _kept(report: Report) -> list[str]:
     if share is None:
         return [f"The teacher scores 0 ({scored} rows): there is nothing to keep."]
     kind = KINDS[report.task]
-    if not kind.labels:
+    if not kind.has_labels:
         return [f"Of the texts nearest to one by the teacher, {share:.1%} are so by the student too ({scored} rows)."]
-    if not kind.language:
+    if not kind.is_language_model:
         title = TITLES[report.metric]
         return [f"The student keeps {share:.1%} of the teacher's {title} ({scored} {kind.unit})."]
     lines = [

@@ -43,7 +43,7 @@ def kept(kind: str, value: float, teacher: float) -> float | None:
 
     Of a language model: the probability of the right token over the teacher's, as a geometric mean.
     """
-    if KINDS[kind].language:
+    if KINDS[kind].is_language_model:
         return math.exp(teacher - value)
     return value / teacher if teacher else None
 

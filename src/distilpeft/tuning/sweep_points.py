@@ -145,7 +145,7 @@ def _keeps_some(recipe: Recipe) -> bool:
     """Whether the point's cache serves only temperatures that are listed, and the recipe leaves the list open."""
     targets = recipe.targets
     cached = targets.mode == "cached" and targets.source is None and recipe.distil.alpha > 0
-    return recipe.kind.language and cached and targets.format != "full" and targets.temperatures is None
+    return recipe.kind.is_language_model and cached and targets.format != "full" and targets.temperatures is None
 
 
 def shared_temperatures(recipes: Sequence[Recipe]) -> list[str]:

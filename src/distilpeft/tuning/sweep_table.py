@@ -136,7 +136,7 @@ ON_TERMINAL = frozenset({"point", "valid.", "test (95 %)", "KL", "size", "ms p50
 
 def columns(joint: Mapping[str, Any]) -> tuple[str, ...]:
     """The titles of the table; KL to the teacher is measured for tokens, on the evaluation rows."""
-    return tuple(title for title in COLUMNS if title != "KL" or KINDS[joint["task"]].language)
+    return tuple(title for title in COLUMNS if title != "KL" or KINDS[joint["task"]].is_language_model)
 
 
 def cells(joint: Mapping[str, Any]) -> list[tuple[str, ...]]:

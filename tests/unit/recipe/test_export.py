@@ -99,4 +99,4 @@ def test_forms_that_a_finished_recipe_cannot_have_are_refused(formats, overrides
 def test_every_metric_of_every_kind_has_a_title_and_a_direction():
     for kind in KINDS.values():
         assert set(kind.metrics) <= set(text.TITLES)
-        assert kind.main not in LOWER_IS_BETTER or kind.language, "shares of the teacher's score are ratios"
+        assert kind.main not in LOWER_IS_BETTER or kind.is_language_model, "shares of the teacher's score are ratios"

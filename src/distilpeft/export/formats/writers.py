@@ -124,7 +124,7 @@ def check_exports(pair: Pair) -> None:
     """
     _, config = pair.configurations()
     for form in pair.recipe.export.formats:
-        wrong = fault(form, config, pair.student_reader.tokenizer, caches=pair.recipe.kind.caches)
+        wrong = fault(form, config, pair.student_reader.tokenizer, caches=pair.recipe.kind.has_cache)
         if wrong is not None:
             raise InputError(f"export.formats: {form}: {wrong}")
 
@@ -138,9 +138,9 @@ def _requantized(student: Student, settings: Any, folder: Path) -> None:
 
 def _write(student: Student, file: Path, dtype: torch.dtype) -> None:
     kind = student.recipe.kind
-    shape = student.tokenizer.shape if kind.images else None
+    shape = student.tokenizer.shape if kind.reads_images else None
     onnx_graph.write(
-        student.load(), file, caching=kind.caches, typed=student.typed, reads_first=kind.reads_first, shape=shape,
+        student.load(), file, caching=kind.has_cache, typed=student.typed, reads_first=kind.reads_first, shape=shape,
         pooling=getattr(student.recipe.task, "pooling", None),
         dtype=dtype,
     )  # fmt: skip

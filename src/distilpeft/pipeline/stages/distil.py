@@ -113,7 +113,7 @@ def _loss(
     recipe, task, runtime = context.recipe, context.task, context.runtime
     fit, loss = recipe.distil.fit, Loss.of(recipe.distil, alpha)
     runtime.seed(recipe.seed, INNER)  # of what only training has, whatever was loaded before it
-    if not recipe.kind.labels:
+    if not recipe.kind.has_labels:
         task.attach(student.model, task.vocabulary(supervision.teacher, recipe.data.max_tokens))
     inner = _inner(recipe, student.model, supervision.teacher) if alpha > 0 else None
 
@@ -158,14 +158,14 @@ def _supervision(context: Context, teacher: Artifact | None, targets: Path | Non
     if targets is not None:
         owner = teacher if recipe.targets.source is None else None
         kept = _kept(context.runtime, recipe, open_targets(context.pair, context.data, targets, owner))
-        if recipe.kind.labels:
+        if recipe.kind.has_labels:
             return Supervision(kept)
     precision = recipe.targets.precision
     loaded = load_teacher(context.runtime, context.pair, teacher.path, precision, placed=True)
-    if recipe.kind.language:
+    if recipe.kind.is_language_model:
         live = soft_of(context, loaded, precision)
         return Supervision(live, live, loaded.model)
-    beside = None if recipe.kind.labels else soft_of_rows(context, loaded, precision, "validation")
+    beside = None if recipe.kind.has_labels else soft_of_rows(context, loaded, precision, "validation")
     return Supervision(kept or soft_of_rows(context, loaded, precision, "train"), beside, loaded.model)
 
 

@@ -94,7 +94,7 @@ def _values(context: Context, loaded: Loaded, teacher: Loaded | None, rows: Toke
     if teacher is not None:
         soft = (
             soft_of(context, teacher, settings.precision)
-            if recipe.kind.language
+            if recipe.kind.is_language_model
             else soft_of_rows(context, teacher, settings.precision, settings.split)
         )
     with runtime.bar(f"evaluate on {settings.split}", len(rows.lengths_N)) as bar:
@@ -102,7 +102,7 @@ def _values(context: Context, loaded: Loaded, teacher: Loaded | None, rows: Toke
             runtime, loaded.model, rows, measure_with(context.task, soft), precision=settings.precision,
             micro_batch_size=rows_at_once(loaded.model, settings.micro_batch_size, recipe.data.max_tokens), bar=bar,
         )  # fmt: skip
-    if not recipe.kind.written:
+    if not recipe.kind.generation_metrics:
         return found
     return np.concatenate([found, _written(context, loaded, rows)], axis=1)
 

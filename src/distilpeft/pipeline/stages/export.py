@@ -106,7 +106,7 @@ def _describe(context: Context, loaded: Loaded, form: str, folder: Path) -> None
     model.config.save_pretrained(str(folder))
     _describe_writing(recipe, model, folder)
     save_tokenizer(tokenizer, folder)
-    if not recipe.kind.images and not (folder / "tokenizer.json").is_file():
+    if not recipe.kind.reads_images and not (folder / "tokenizer.json").is_file():
         raise InputError(
             f"export.formats: the tokenizer {type(tokenizer).__name__} has no tokenizer.json to run without us"
         )
@@ -117,7 +117,7 @@ def _describe(context: Context, loaded: Loaded, form: str, folder: Path) -> None
         "task": task.kind,
         "auto_class": context.pair.architecture.auto_class.__name__,
     }
-    if not recipe.kind.images:
+    if not recipe.kind.reads_images:
         manifest["max_tokens"] = min(recipe.data.max_tokens, tokenizer.model_max_length)
         manifest["pad_token_id"] = tokenizer.pad_token_id
     write_json(folder / MANIFEST, sealed({**manifest, **_own_facts(recipe, model, tokenizer)}))
@@ -127,7 +127,7 @@ def _describe_writing(recipe: Recipe, model: PreTrainedModel, folder: Path) -> N
     """How a language model writes; called again when its files are there, among which is the untouched one."""
     if recipe.kind.reads_first:
         model.generation_config = seq2seq.settings_of(model, recipe.evaluate.generate)
-    if recipe.kind.language:
+    if recipe.kind.is_language_model:
         model.generation_config.save_pretrained(str(folder))
 
 
@@ -141,7 +141,7 @@ def _own_facts(recipe: Recipe, model: PreTrainedModel, tokenizer: PreTrainedToke
         told |= {name: getattr(task, name) for name in ("no_answer", "stride", "longest_answer")}
     if recipe.reads_pairs:
         told |= {"pair": True, "typed": TYPES in tokenizer.model_input_names}
-    if recipe.kind.language:
+    if recipe.kind.is_language_model:
         ends = model.generation_config.eos_token_id
         ends = [tokenizer.eos_token_id] if ends is None else ends
         told["eos_token_ids"] = [end for end in (ends if isinstance(ends, list) else [ends]) if end is not None]

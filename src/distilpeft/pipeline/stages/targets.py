@@ -67,8 +67,12 @@ def run(context: Context, teacher: Artifact, out: Artifact) -> Figures:
 def choose(recipe: Recipe, vocabulary: int, num_positions: int) -> tuple[Layout, str]:
     """The layout that a recipe asks for, or the best that is small enough, and why."""
     targets, form = recipe.targets, recipe.targets.format
-    if not recipe.kind.language:
-        what = "the number" if recipe.kind.values else f"all {vocabulary} {'logits' if recipe.kind.labels else 'units'}"
+    if not recipe.kind.is_language_model:
+        what = (
+            "the number"
+            if recipe.kind.is_numeric
+            else f"all {vocabulary} {'logits' if recipe.kind.has_labels else 'units'}"
+        )
         return Layout("full", vocabulary), f"{what} of every {recipe.kind.unit.removesuffix('s')}"
     full = Layout("full", vocabulary, targets.value_bits or 32)
     size = f"all logits take {num_positions * full.bytes_per_position(0) / 1e9:.2f} GB"

@@ -63,7 +63,7 @@ def _tiles(model: Model, teacher: Model, report: Report) -> list[str]:
         tiles.append(_tile("kept of the teacher's score", model.kept * 100, None, "%", 3))
     own, other = (one.latency_ms.p50 if one.latency_ms else None for one in both)
     if own is not None:
-        first = "first token, p50" if KINDS[report.task].language else "latency, p50"
+        first = "first token, p50" if KINDS[report.task].is_language_model else "latency, p50"
         tiles.append(_tile(first, own, other, "ms", 3))
     for title, pair in (
         ("size", (model.size_bytes, teacher.size_bytes)),

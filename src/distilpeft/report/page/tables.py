@@ -70,7 +70,7 @@ def _badges(role: str, report: Report) -> tuple[str, ...]:
 def _model_columns(report: Report) -> list[Made]:
     main = report.metric
     others = [name for name in KINDS[report.task].scored if name != main]
-    first = "time to first token" if KINDS[report.task].language else "latency"
+    first = "time to first token" if KINDS[report.task].is_language_model else "latency"
     columns: list[Made] = [
         (Column(spoken(main), "with its 95 % interval"), lambda model: interval(model.scores.get(main))),
         (Column("kept", "share of the teacher's score"), lambda model: share(model.kept)),
