@@ -1,4 +1,4 @@
-"""The whole chain as plain calls: teacher → targets → distil → evaluate → export → benchmark → report."""
+"""The whole chain as plain calls: teacher → targets → distil → evaluate → export → benchmark → bundle."""
 
 from __future__ import annotations
 
@@ -28,14 +28,13 @@ from distilpeft.pipeline.stages import audit, benchmark, bundle, compare, distil
 from distilpeft.planning.plan import Plan
 from distilpeft.planning.roles import CE_ONLY, FULL, MAJORITY, MERGED, STUDENT, TEACHER, UNTRAINED, step_of
 from distilpeft.recipe import Recipe
-from distilpeft.report import publish
 from distilpeft.tasks.rows import TaskData
 from distilpeft.training.features import check_features
 from distilpeft.training.step import Watch
 
 
 def run(plan: Plan, until: str | None = None) -> None:
-    """Do every step of the plan that is not done, then write the report.
+    """Do every step of the plan that is not done.
 
     Args:
         plan: what there is to do.
@@ -49,8 +48,6 @@ def run(plan: Plan, until: str | None = None) -> None:
     check_shared(runtime, plan.folder)
     for error in do(jobs, runtime).values():
         raise error
-    if until is None and runtime.is_main:
-        publish.finish(plan)
     runtime.accelerator.wait_for_everyone()
 
 
