@@ -53,7 +53,7 @@ def run(
     from distilpeft.planning import check
     from distilpeft.planning.plan import make_plan
     from distilpeft.recipe.yaml_file import load_recipe
-    from distilpeft.report import build, publish, text
+    from distilpeft.report import publish, text
 
     if until is not None and until not in STAGES:
         raise InputError(f"--until {until}: one of {', '.join(STAGES)}")
@@ -61,7 +61,8 @@ def run(
     console = Console(quiet=not is_first_process())
     missing = plan.missing()
     # torchrun's processes go on together: while others are at work here, each for itself might see another state
-    if missing or num_launched() > 1 or not (plan.folder / "report.json").is_file():
+    unfinished = missing or num_launched() > 1 or not (plan.folder / "report.json").is_file()
+    if unfinished:
         from distilpeft.data.reading import told_skipped
         from distilpeft.tasks.rows import read_task_splits
 
@@ -76,11 +77,11 @@ def run(
         launch.on_devices(plan.recipe.devices, launch.run_plan, (plan, until), plan.folder)
     else:
         console.print(f"{plan.recipe.name}: nothing to do, all {len(plan.steps())} steps are done.")
-        if is_first_process():
-            build.save(plan, build.build(plan))
-            publish.pages(plan.folder, [build.load(plan.folder)], drawn=False)
+    if not is_first_process() or (unfinished and until is not None):
+        return
+    report = publish.finish(plan) if unfinished else publish.refresh(plan)
     if until is None:
-        text.show(build.load(plan.folder), console)
+        text.show(report, console)
         console.print(f"Page: {plan.folder / publish.PAGE}   Model: {plan.folder / 'student'}", highlight=False)
 
 
@@ -261,17 +262,18 @@ def export(
     from distilpeft.pipeline import launch
     from distilpeft.planning.plan import make_plan
     from distilpeft.recipe.yaml_file import with_formats
-    from distilpeft.report import build, text
+    from distilpeft.report import build, publish, text
 
     if not formats:
         raise InputError("--format: give at least one, such as --format onnx-int8")
     given = build.load(run).given
     plan = make_plan(with_formats(given, formats, overrides or []), run.resolve().parent)
     launch.on_devices(plan.recipe.devices, launch.run_plan, (plan,), plan.folder)
-    console = Console(quiet=not is_first_process())
-    text.show(build.load(plan.folder), console)
-    for form in formats:
-        console.print(f"{form}: {plan.folder / build.EXPORTS / ALIASES.get(form, form)}", highlight=False)
+    if is_first_process():
+        console = Console()
+        text.show(publish.finish(plan), console)
+        for form in formats:
+            console.print(f"{form}: {plan.folder / publish.EXPORTS / ALIASES.get(form, form)}", highlight=False)
 
 
 @app.command()

@@ -1,4 +1,4 @@
-"""The whole chain as plain calls: teacher → targets → distil → evaluate → export → benchmark → report."""
+"""The whole chain as plain calls: teacher → targets → distil → evaluate → export → benchmark → bundle."""
 
 from __future__ import annotations
 
@@ -38,14 +38,13 @@ from distilpeft.planning.roles import (
     format_of,
 )
 from distilpeft.recipe import Recipe
-from distilpeft.report import publish
 from distilpeft.tasks.rows import TaskData
 from distilpeft.training.features import check_features
 from distilpeft.training.step import Watch
 
 
 def run(plan: Plan, until: str | None = None) -> None:
-    """Do every step of the plan that is not done, then write the report.
+    """Do every step of the plan that is not done.
 
     Args:
         plan: what there is to do.
@@ -59,8 +58,6 @@ def run(plan: Plan, until: str | None = None) -> None:
     check_shared(runtime, plan.folder)
     for error in do(jobs, runtime).values():
         raise error
-    if until is None and runtime.is_main:
-        publish.finish(plan)
     runtime.accelerator.wait_for_everyone()
 
 

@@ -13,8 +13,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from distilpeft.errors import InputError
-from distilpeft.machine.files import read_sealed, replace_link, sealed, write_json, write_text
-from distilpeft.machine.locks import Lock
+from distilpeft.machine.files import read_sealed, sealed, write_json, write_text
 from distilpeft.metrics.timings import summary
 from distilpeft.planning.plan import Plan
 from distilpeft.planning.roles import (
@@ -35,7 +34,6 @@ from distilpeft.report.schema import Export, Model, QuantizationCost, Report, Ro
 from distilpeft.report.text import markdown
 
 ORDER = (MAJORITY, UNTRAINED, CE_ONLY, STUDENT, TEACHER, FULL, MERGED)
-EXPORTS = "exports"
 TIMED = ("throughput_rows_per_s", "tokens_per_s", "decode", "memory_bytes", "gpu_memory_bytes", "load_s")
 TRAINING = ("steps", "rows", "seconds", "rows_per_s", "precision", "kept_step", "validations", "skipped_steps",
             "loss_spikes")  # fmt: skip
@@ -151,17 +149,6 @@ def _samples(figures: dict[str, Any]) -> tuple[Sample, ...]:
         Sample(prompt=one["prompt"], teacher=one["completion"], student=two["completion"])
         for one, two in zip(told[TEACHER], told[STUDENT], strict=False)
     )
-
-
-def finish(plan: Plan) -> None:
-    """Write the report, and point `runs/<name>/exports/<format>` at the bundles, `student` at the first of them."""
-    forms = plan.recipe.export.formats
-    with Lock(plan.folder, "report").held():
-        save(plan, build(plan))
-        (plan.folder / EXPORTS).mkdir(exist_ok=True)
-        for form in forms:
-            replace_link(plan.folder / EXPORTS / form, f"../{plan.artifacts[f'bundle/{form}'].path.name}/model")
-        replace_link(plan.folder / "student", f"{EXPORTS}/{forms[0]}")
 
 
 def save(plan: Plan, report: Report) -> None:

@@ -1,4 +1,4 @@
-"""What people look at: one HTML page of one or several runs, and its plots as files.
+"""The end of a run: its report, its page with the plots as files, its links; and several runs on one page.
 
 The page needs nothing but a browser; the plots need matplotlib (extra `report`).
 """
@@ -12,20 +12,40 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from distilpeft.machine.files import write_json, write_text
+from distilpeft.machine.files import replace_link, write_json, write_text
+from distilpeft.machine.locks import Lock
 from distilpeft.planning.plan import Plan
 from distilpeft.report import build, charts, plot_files, text
 from distilpeft.report.page import page
 from distilpeft.report.schema import Report
 
-PAGE, PLOTS = "report.html", "plots"
+PAGE, PLOTS, EXPORTS = "report.html", "plots", "exports"
 Reports = Sequence[Report]
 
 
-def finish(plan: Plan) -> None:
-    """Write everything that a finished run shows."""
-    build.finish(plan)
-    pages(plan.folder, [build.load(plan.folder)])
+def finish(plan: Plan) -> Report:
+    """Write everything that a finished run shows; of all processes, the first one calls this.
+
+    The report and its page; links from `exports/FORM` to the bundles, and from `student` to the first of them.
+    """
+    forms = plan.recipe.export.formats
+    with Lock(plan.folder, "report").held():
+        report = build.build(plan)
+        build.save(plan, report)
+        (plan.folder / EXPORTS).mkdir(exist_ok=True)
+        for form in forms:
+            replace_link(plan.folder / EXPORTS / form, f"../{plan.artifacts[f'bundle/{form}'].path.name}/model")
+        replace_link(plan.folder / "student", f"{EXPORTS}/{forms[0]}")
+    pages(plan.folder, [report])
+    return report
+
+
+def refresh(plan: Plan) -> Report:
+    """Write the report and the page of a finished run again; plots and links stay as they are."""
+    report = build.build(plan)
+    build.save(plan, report)
+    pages(plan.folder, [report], drawn=False)
+    return report
 
 
 def pages(folder: Path, reports: Reports, *, drawn: bool = True) -> Path:
