@@ -10,7 +10,6 @@ import contextlib
 import json
 import signal
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Annotated
@@ -116,7 +115,7 @@ def init(  # noqa: PLR0913 - the command line's options
 ) -> None:
     """Write a first recipe for your data, with the reason beside every choice; asks for what it cannot see."""
     from distilpeft.planning import first_recipe
-    from distilpeft.planning.data_profile import Wishes
+    from distilpeft.planning.data_profile import Wishes, ask_at_terminal
     from distilpeft.recipe.task import KINDS
 
     for flag, value, allowed in (
@@ -132,21 +131,9 @@ def init(  # noqa: PLR0913 - the command line's options
     wishes = Wishes(
         data, task, columns, device, size_mb, language, max_tokens, packages, teacher, student, latency_ms
     )  # fmt: skip
-    chosen = first_recipe.write(out, wishes, _ask)
+    chosen = first_recipe.write(out, wishes, ask_at_terminal)
     typer.echo(f"{out}: {chosen}")
     typer.echo(f"next: distilpeft check {out}; distilpeft run {out}")
-
-
-def _ask(flag: str, question: str, choices: Sequence[str]) -> str:
-    """Ask at a terminal; elsewhere name the flag that would have told."""
-    if not sys.stdin.isatty():
-        among = f": one of {', '.join(choices)}" if choices else ""
-        raise InputError(f"--{flag} is needed{among}")
-    while True:
-        listed = f" ({', '.join(choices)})" if choices else ""
-        answer: str = typer.prompt(f"{question}{listed}")
-        if not choices or answer in choices:
-            return answer
 
 
 @app.command()

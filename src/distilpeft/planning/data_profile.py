@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -11,6 +12,7 @@ from typing import Any
 
 import datasets
 import numpy as np
+import typer
 
 from distilpeft.data.reading import load_parts
 from distilpeft.errors import InputError
@@ -44,7 +46,7 @@ class Wishes:
 
     Attributes:
         data: see `data.source`.
-        task: a name of `kinds.KINDS`.
+        task: a name of `KINDS`.
         columns: recipe key of the task → column, and `separator`.
         device: `cpu`, or a GPU's memory in GB.
         size_mb: of the smallest export, at most.
@@ -148,6 +150,18 @@ def num_words(cell: Any) -> int:
 def _mean_words(cells: Iterable[Any]) -> float:
     counts = [num_words(cell) for cell in cells]
     return float(np.mean(counts)) if counts else 0.0
+
+
+def ask_at_terminal(flag: str, question: str, choices: Sequence[str]) -> str:
+    """An `Ask` for people at a terminal; elsewhere it names the flag that would have answered."""
+    if not sys.stdin.isatty():
+        among = f": one of {', '.join(choices)}" if choices else ""
+        raise InputError(f"--{flag} is needed{among}")
+    while True:
+        listed = f" ({', '.join(choices)})" if choices else ""
+        answer: str = typer.prompt(f"{question}{listed}")
+        if not choices or answer in choices:
+            return answer
 
 
 def settled(wishes: Wishes, seen: Look, ask: Ask) -> Wishes:
