@@ -12,6 +12,7 @@ import struct
 import tempfile
 from pathlib import Path
 
+import hypothesis  # noqa: F401 - before gc.freeze in support.commands: it looks for what refers to an object
 import pytest
 
 _HOME = tempfile.mkdtemp(prefix="distilpeft-tests-")
