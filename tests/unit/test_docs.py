@@ -11,6 +11,7 @@ import yaml
 
 from distilpeft.recipe import Recipe, reference
 from distilpeft.recipe.export import LIMITS, Limits
+from distilpeft.report import reference as report_reference
 
 ROOT = Path(__file__).parents[2]
 
@@ -18,6 +19,16 @@ ROOT = Path(__file__).parents[2]
 def test_the_recipe_reference_is_the_schemas():
     """Make it anew with: distilpeft schema --markdown > docs/recipes.md."""
     assert (ROOT / "docs/recipes.md").read_text(encoding="utf-8") == reference.markdown()
+
+
+def test_the_description_of_the_report_is_the_schemas():
+    """Regenerate it with: python -m distilpeft.report.reference docs/report.md."""
+    text = (ROOT / "docs/report.md").read_text(encoding="utf-8")
+    assert text == report_reference.filled(text)
+
+
+def test_every_key_of_the_report_has_a_meaning():
+    assert "None" not in report_reference.markdown()
 
 
 def test_the_limits_of_exports_are_those_of_the_code():

@@ -19,16 +19,18 @@ _INTERVAL = "95 % interval"
 
 
 class AgainstTeacher(Part):
-    """How far a model is from the teacher."""
+    """How far a model is from the teacher, as in `models.against_teacher`."""
 
     kl: Figure | None = Field(
-        None, description="KL(teacher ‖ model) in nats per row; for causal_lm and seq2seq per target token"
+        None,
+        description="KL(teacher ‖ model) in nats per row; token_classification: per word; causal_lm, seq2seq: per "
+        "target token",
     )
-    top1_agreement: Figure | None = Field(None, description="share of rows or tokens with the teacher's answer")
+    top1_agreement: Figure | None = Field(None, description="share of rows, words or tokens with the teacher's answer")
     rmse: Figure | None = Field(None, description="regression: root mean squared difference from the teacher's numbers")
     pearson: Figure | None = Field(None, description="regression: correlation with the teacher's numbers")
-    similarity: Figure | None = Field(None, description="embedding: how similar the vectors are to the teacher's")
-    neighbours: Figure | None = Field(None, description="embedding: share of nearest texts that are the teacher's too")
+    similarity: Figure | None = Field(None, description="embedding: `similarity`, as in `scores`")
+    neighbours: Figure | None = Field(None, description="embedding: `neighbours`, as in `scores`")
 
 
 class QuantizationCost(Part):
@@ -48,8 +50,8 @@ class QuantizationCost(Part):
     top1_agreement: Figure | None = Field(None, description="share of rows or tokens with the same answer")
     rmse: Figure | None = Field(None, description="regression: root mean squared difference of the two")
     pearson: Figure | None = Field(None, description="regression: correlation of the two")
-    similarity: Figure | None = Field(None, description="embedding: how similar the vectors of the two are")
-    neighbours: Figure | None = Field(None, description="embedding: share of nearest texts that both agree on")
+    similarity: Figure | None = Field(None, description="embedding: `similarity` of the two")
+    neighbours: Figure | None = Field(None, description="embedding: `neighbours` of the two")
 
     def lost(self, metric: str) -> Figure:
         """The loss in a metric."""
@@ -74,7 +76,7 @@ class Model(Part):
     )
     scores: Scores = Field(
         description="metric → `value`, `low`, `high` (95 % interval: Wilson for a classifier's accuracy, bootstrap "
-        "over rows for all others; null for hub metrics) and `num_rows` (language models: target tokens)"
+        "over rows for all others; null for hub metrics) and `num_rows` (causal_lm, seq2seq: target tokens)"
     )
     against_teacher: AgainstTeacher | None = Field(
         None, description="distance from the teacher; null for the teacher itself and for a language model's `majority`"
@@ -87,7 +89,9 @@ class Model(Part):
     size_bytes: Figure | None = Field(
         None, description="exports: the files; others: the weights in memory, quantized ones packed"
     )
-    calibration: Calibration | None = Field(None, description="reliability by bin of confidence, for classifiers")
+    calibration: Calibration | None = Field(
+        None, description="classifiers: reliability by bin of confidence; null for others"
+    )
     latency_ms: Latency | None = Field(
         None,
         description="`p50`, `p90`, `p95`, `p99`, `mean` and `max` of the smallest batch at the first length; null for "
@@ -95,7 +99,9 @@ class Model(Part):
     )
     throughput_rows_per_s: Figure | None = Field(None, description=_RATE)
     tokens_per_s: Figure | None = Field(None, description=_RATE)
-    decode: Decode | None = Field(None, description="causal_lm: speed of the tokens after the first, smallest batch")
+    decode: Decode | None = Field(
+        None, description="causal_lm, seq2seq: the tokens after the first, of the smallest batch"
+    )
     memory_bytes: Figure | None = Field(None, description=f"peak memory {_PROCESS}")
     gpu_memory_bytes: Figure | None = Field(None, description=f"peak GPU memory {_PROCESS}")
     load_s: Figure | None = Field(None, description=f"seconds to load, {_PROCESS}")
@@ -116,19 +122,25 @@ class Parity(Part):
     """An export compared with the student on validation rows."""
 
     rows: int | None = Field(None, description="validation rows")
-    positions: int | None = Field(None, description="rows, or tokens for language models")
-    max_abs_diff: Figure | None = Field(None, description="largest difference of a logit")
+    positions: int | None = Field(None, description="what is compared: rows, words or tokens")
+    max_abs_diff: Figure | None = Field(
+        None, description="largest difference of a logit; regression: in standard deviations of the labels"
+    )
     kl: Figure | None = Field(None, description="KL(student ‖ export) in nats per position")
     top1_agreement: Figure | None = Field(None, description="share of positions with the same answer")
     metric_student: Figure | None = Field(
-        None, description="the student's share of correct answers; language models: nats per token"
+        None,
+        description="the student's share of correct answers; causal_lm, seq2seq: nats per token; regression: mean "
+        "squared error over the labels' variance; embedding: 1",
     )
-    metric_export: Figure | None = Field(None, description="the same of the export")
+    metric_export: Figure | None = Field(
+        None, description="the same for the export; embedding: mean cosine to the student's vectors"
+    )
     metric_kept: Figure | None = Field(None, description="share of the student's metric that the export keeps")
     same_tokens: int | None = Field(
-        None, description="language models: tokens until the greedy continuations differ, out of `new_tokens`"
+        None, description="causal_lm, seq2seq: greedy tokens until the export's differ from the student's"
     )
-    new_tokens: int | None = Field(None, description="language models: length of the greedy continuations")
+    new_tokens: int | None = Field(None, description="causal_lm, seq2seq: greedy tokens that were compared")
 
 
 class Attempt(Part):
@@ -277,7 +289,9 @@ class Measured(Part):
     ids_per_token: Figure | None = Field(None, description="ids stored per row or token")
     captured_mass: Figure | None = Field(None, description="share of the teacher's probability on stored ids")
     entropy_nats: Figure | None = Field(None, description="mean entropy of the teacher's distributions")
-    log_p_error: Figure | None = Field(None, description="mean rounding error of a stored log-probability")
+    log_p_error: Figure | None = Field(
+        None, description="mean rounding error of stored log-probabilities, weighted by probability"
+    )
     log_p_max_error: Figure | None = Field(None, description="largest rounding error")
 
 
@@ -312,7 +326,7 @@ class SoftTargets(Part):
     measured: Measured = Field(description="measured while writing")
     audit: Audit | None = Field(
         None,
-        description="causal_lm: the cost of the form in use and its neighbours ([soft targets](soft-targets.md))",
+        description="causal_lm, seq2seq: cost of the form in use and its neighbours ([soft targets](soft-targets.md))",
     )
 
 
@@ -320,7 +334,7 @@ class Training(Part):
     """One training."""
 
     steps: int | None = Field(None, description="optimizer steps")
-    rows: int | None = Field(None, description="rows trained on, counted once per epoch")
+    rows: int | None = Field(None, description="rows trained on, each counted once per epoch")
     seconds: Figure | None = Field(None, description="training time")
     rows_per_s: Figure | None = Field(None, description="rows per second")
     precision: str | None = Field(None, description="precision of the computation")
