@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
 import sys
 from pathlib import Path
 
@@ -23,7 +22,7 @@ def finished(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("vectors")
     other = {"model": str(tiny.save_model(folder / "other", seed=5))}
     recipe = tiny_tasks.workspace(folder, "embedding", student=other, export__formats=list(FORMS))
-    assert commands.run(recipe, own_process=True) == 0
+    assert commands.run(recipe, apart=True) == 0
     return folder / "runs/tiny"
 
 
@@ -56,8 +55,8 @@ def test_the_student_brings_together_what_its_teacher_does(finished):
 
 @pytest.mark.parametrize("form", FORMS)
 def test_a_deployed_model_gives_vectors(finished, form):
-    command = [sys.executable, "-m", "distilpeft", "predict", str(finished / "exports" / form), *TEXTS]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    done = commands.predict(str(finished / "exports" / form), *TEXTS)
+    assert done.returncode == 0, done.stderr
     found = np.array([json.loads(line)["vector"] for line in done.stdout.splitlines()])
     vectors = right(finished / "exports/safetensors")
     if form == "onnx-int8":
@@ -74,7 +73,8 @@ def test_the_cards_code_gives_vectors(finished, form):
     last = code.rstrip().splitlines()[-1]
     assert last.startswith("print(")
     code = code.replace(last, f"import numpy\nnumpy.save('found.npy', numpy.asarray({last[6:-1]}))")
-    subprocess.run([sys.executable, "-c", code], cwd=folder, check=True)
+    done = commands.python("-c", code, folder=folder)
+    assert done.returncode == 0, done.stderr
     np.testing.assert_allclose(np.load(folder / "found.npy"), right(finished / "exports/safetensors"), atol=1e-5)
 
 

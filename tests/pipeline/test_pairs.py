@@ -5,9 +5,8 @@ from __future__ import annotations
 import csv
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
+from subprocess import CompletedProcess
 
 import pytest
 import torch
@@ -33,7 +32,7 @@ def workspace(folder: Path, **changes: object) -> Path:
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory) -> Path:
     recipe = workspace(tmp_path_factory.mktemp("pairs"), export__formats=["safetensors", "onnx", "onnx-int8"])
-    assert commands.run(recipe, own_process=True) == 0
+    assert commands.run(recipe, apart=True) == 0
     return recipe.parent / "runs/tiny"
 
 
@@ -62,8 +61,8 @@ def test_teacher_and_students_tell_the_texts_apart_and_every_export_passes_its_g
 @pytest.mark.parametrize("form", ["safetensors", "onnx", "onnx-int8"])
 def test_a_deployed_model_takes_pairs(finished, form):
     lines = "".join(json.dumps({"text": one, "pair": two}) + "\n" for one, two in PAIRS)
-    command = [sys.executable, "-m", "distilpeft", "predict", str(finished / "exports" / form)]
-    done = subprocess.run(command, input=lines, capture_output=True, text=True, check=True)
+    done = commands.predict(str(finished / "exports" / form), lines=lines)
+    assert done.returncode == 0, done.stderr
     found = [json.loads(line) for line in done.stdout.splitlines()]
     right = labels_of_the_student(finished)
     assert sum(row["label"] == label for row, label in zip(found, right, strict=True)) >= len(right) - (form[-1] == "8")
@@ -73,9 +72,8 @@ def test_a_deployed_model_takes_pairs(finished, form):
 def test_a_pair_on_the_command_line_and_what_is_none(finished):
     folder = str(finished / "exports/onnx")
 
-    def predict(*arguments: str, lines: str | None = None) -> subprocess.CompletedProcess:
-        command = [sys.executable, "-m", "distilpeft", "predict", folder, *arguments]
-        return subprocess.run(command, input=lines, capture_output=True, text=True, check=False)
+    def predict(*arguments: str, lines: str | None = None) -> CompletedProcess[str]:
+        return commands.predict(folder, *arguments, lines=lines)
 
     labels = [json.loads(predict(*pair).stdout)["label"] for pair in (("good film", "awful"), ("awful", "good film"))]
     assert labels == ["bad", "good"]
@@ -92,10 +90,8 @@ def test_the_cards_code_takes_pairs(finished):
     (code,) = re.findall(r"```python\n(.*?)```", (finished / "exports/onnx/README.md").read_text(), re.S)
     given = '[("a first text", "what belongs to it"), ("a second one", "and its own")]'
     assert given in code
-    done = subprocess.run(
-        [sys.executable, "-c", code.replace(given, repr(PAIRS))], cwd=finished / "exports/onnx", capture_output=True,
-        text=True, check=True,
-    )  # fmt: skip
+    done = commands.python("-c", code.replace(given, repr(PAIRS)), folder=finished / "exports/onnx")
+    assert done.returncode == 0, done.stderr
     assert yaml.safe_load(done.stdout) == labels_of_the_student(finished)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
 import sys
 from pathlib import Path
 
@@ -23,7 +22,7 @@ FORMS = ("safetensors", "onnx", "onnx-int8")
 def finished(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("pictures")
     recipe = tiny_tasks.workspace(folder, "image_classification", export__formats=list(FORMS))
-    assert commands.run(recipe, own_process=True) == 0
+    assert commands.run(recipe, apart=True) == 0
     digits = load_digits(n_class=4)
     for number in range(4):
         at = int((digits.target == number).argmax())
@@ -54,10 +53,11 @@ def test_all_models_learn_the_digits_and_every_export_passes_its_gate(finished):
 def test_a_deployed_model_sorts_files(finished, form):
     files = [str(finished.parent.parent / f"{number}.png") for number in range(4)]
     lines = "".join(json.dumps({"image": file}) + "\n" for file in files)
-    command = [sys.executable, "-m", "distilpeft", "predict", str(finished / "exports" / form)]
-    done = subprocess.run(command, input=lines, capture_output=True, text=True, check=True)
+    folder = str(finished / "exports" / form)
+    done = commands.predict(folder, lines=lines)
+    assert done.returncode == 0, done.stderr
     assert [json.loads(line)["label"] for line in done.stdout.splitlines()] == right(finished, files)
-    bad = subprocess.run([*command, str(finished / "report.md")], capture_output=True, text=True, check=False)
+    bad = commands.predict(folder, str(finished / "report.md"))
     assert bad.returncode == 2
     assert re.fullmatch(r"error: .*report.md: not a picture that can be read \(\w+\)\n", bad.stderr)
 
@@ -69,9 +69,8 @@ def test_the_cards_code_sorts_files(finished, form):
     given = '["a.png", "b.png"]'
     assert given in code
     files = [str(finished.parent.parent / f"{number}.png") for number in (2, 1)]
-    done = subprocess.run(
-        [sys.executable, "-c", code.replace(given, repr(files))], cwd=folder, capture_output=True, text=True, check=True
-    )
+    done = commands.python("-c", code.replace(given, repr(files)), folder=folder)
+    assert done.returncode == 0, done.stderr
     if form == "onnx":
         assert done.stdout.strip() == str(right(finished, files))
     else:

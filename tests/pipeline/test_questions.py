@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -20,7 +18,7 @@ RIGHT = ["lovely", "dull", "superb", "awful"]
 def finished(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("questions")
     recipe = tiny_tasks.workspace(folder, "question_answering", export__formats=["safetensors", "onnx", "onnx-int8"])
-    assert commands.run(recipe, own_process=True) == 0
+    assert commands.run(recipe, apart=True) == 0
     return folder / "runs/tiny"
 
 
@@ -39,8 +37,8 @@ def test_all_models_find_the_answers_and_every_export_passes_its_gate(finished):
 @pytest.mark.parametrize("form", ["safetensors", "onnx", "onnx-int8"])
 def test_a_deployed_model_answers_also_out_of_a_text_longer_than_it_reads_at_once(finished, form):
     lines = "".join(json.dumps({"text": question, "pair": text}) + "\n" for question, text in ASKED)
-    command = [sys.executable, "-m", "distilpeft", "predict", str(finished / "exports" / form)]
-    done = subprocess.run(command, input=lines, capture_output=True, text=True, check=True)
+    done = commands.predict(str(finished / "exports" / form), lines=lines)
+    assert done.returncode == 0, done.stderr
     found = [json.loads(line) for line in done.stdout.splitlines()]
     assert [row["answer"] for row in found] == RIGHT
     for row, (_, text) in zip(found, ASKED, strict=True):
@@ -55,8 +53,6 @@ def test_the_cards_code_answers(finished, form):
     given = '"Who wrote the program?", "The program was written by Ada."'
     assert given in code
     question, text = ASKED[1] if form == "safetensors" else ASKED[3]
-    done = subprocess.run(
-        [sys.executable, "-c", code.replace(given, f"{question!r}, {text!r}")], cwd=folder, capture_output=True,
-        text=True, check=True,
-    )  # fmt: skip
+    done = commands.python("-c", code.replace(given, f"{question!r}, {text!r}"), folder=folder)
+    assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == (RIGHT[1] if form == "safetensors" else RIGHT[3])

@@ -5,8 +5,6 @@ from __future__ import annotations
 import ast
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -26,7 +24,7 @@ def finished(tmp_path_factory) -> Path:
         folder, "seq2seq", teacher__fit=fit, distil__fit=fit, export__formats=list(FORMS),
         evaluate={"generate": {"max_new_tokens": 8, "rows": 60, "num_beams": 2}, "samples": 1, "groups": "length"},
     )  # fmt: skip
-    assert commands.run(recipe, own_process=True) == 0
+    assert commands.run(recipe, apart=True) == 0
     return folder / "runs/tiny"
 
 
@@ -50,8 +48,8 @@ def test_models_are_scored_on_what_they_write_and_every_export_passes_its_gate(f
 
 @pytest.mark.parametrize("form", FORMS)
 def test_a_deployed_model_writes_the_answers(finished, form):
-    command = [sys.executable, "-m", "distilpeft", "predict", str(finished / "exports" / form), *TEXTS]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    done = commands.predict(str(finished / "exports" / form), *TEXTS)
+    assert done.returncode == 0, done.stderr
     assert [json.loads(line)["output"] for line in done.stdout.splitlines()] == RIGHT
 
 
@@ -61,9 +59,8 @@ def test_the_cards_code_writes_the_answers(finished, form):
     (code,) = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.S)
     given = '["a first text", "and a second one"]'
     assert given in code
-    done = subprocess.run(
-        [sys.executable, "-c", code.replace(given, repr(TEXTS))], cwd=folder, capture_output=True, text=True, check=True
-    )
+    done = commands.python("-c", code.replace(given, repr(TEXTS)), folder=folder)
+    assert done.returncode == 0, done.stderr
     told = ast.literal_eval(done.stdout) if form == "safetensors" else done.stdout.splitlines()
     assert told == RIGHT
 

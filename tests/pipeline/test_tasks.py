@@ -5,8 +5,6 @@ from __future__ import annotations
 import ast
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +21,7 @@ SENTENCES = ["the good film and the dull music", "a superb story", "the script o
 def finished(request, tmp_path_factory) -> tuple[str, Path]:
     folder = tmp_path_factory.mktemp(request.param)
     recipe = workspace(folder, request.param, export__formats=["safetensors", "onnx", "onnx-int8"])
-    assert commands.run(recipe, own_process=True) == 0
+    assert commands.run(recipe, apart=True) == 0
     return request.param, folder / "runs/tiny"
 
 
@@ -70,8 +68,8 @@ def test_all_models_learn_the_task_and_every_export_passes_its_gate(finished):
 @pytest.mark.parametrize("form", ["safetensors", "onnx"])
 def test_a_deployed_model_says_what_transformers_says(finished, form):
     kind, run = finished
-    command = [sys.executable, "-m", "distilpeft", "predict", str(run / "exports" / form), *SENTENCES]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    done = commands.predict(str(run / "exports" / form), *SENTENCES)
+    assert done.returncode == 0, done.stderr
     found = [json.loads(line) for line in done.stdout.splitlines()]
     right = answers_of_the_student(kind, run)
     if kind == "regression":
@@ -91,10 +89,8 @@ def test_the_cards_code_runs_and_says_the_same(finished, form):
     (code,) = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.S)
     given = '["a first text", "and a second one"]'
     assert given in code
-    done = subprocess.run(
-        [sys.executable, "-c", code.replace(given, repr(SENTENCES))], cwd=folder, capture_output=True, text=True,
-        check=True,
-    )  # fmt: skip
+    done = commands.python("-c", code.replace(given, repr(SENTENCES)), folder=folder)
+    assert done.returncode == 0, done.stderr
     right = answers_of_the_student(kind, run)
     if kind == "token_classification":
         check_tags(done.stdout, form, right)

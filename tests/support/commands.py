@@ -1,24 +1,31 @@
 """Run the command line inside this process, or in processes of its own.
 
-A process of its own is forked from a server that has the libraries imported and nothing else done: real enough to be
-killed, and without the seconds that importing torch costs each time.
+A process of its own is forked from a server that has the libraries imported and nothing else done (see preloaded.py):
+real enough to be killed, and without the seconds that importing torch costs each time.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
+import gc
+import importlib
 import json
 import multiprocessing
+import multiprocessing.forkserver
 import os
 import runpy
 import socket
 import subprocess
 import sys
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from unittest import mock
 
+import hypothesis  # noqa: F401 - its plugin for pytest looks for objects that `gc.freeze` hides
 import yaml
 
 from distilpeft import cli
@@ -29,7 +36,17 @@ from support import tiny, tiny_lm
 
 TESTS = Path(__file__).parents[1]
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["distilpeft.pipeline.chain"])
+FORKS.set_forkserver_preload(["support.preloaded"])
+VERSION = functools.cache(metadata.version)
+BRIEF = (
+    ("distilpeft.benchmark.measure.PAUSE_S", 0.0),
+    ("distilpeft.benchmark.measure.MOST_CALLS", 1),
+    ("distilpeft.benchmark.model_process.WARM_CALLS", 2),
+    ("distilpeft.benchmark.model_process.QUICK_S", 0.0),
+    ("distilpeft.benchmark.model_process.FAST_S", 0.0),
+    ("distilpeft.benchmark.model_process.SLOW_S", 0.0),
+)
+"""The benchmark with one call per turn; tests/unit/benchmark and test_benchmark.py take all of them."""
 
 
 @dataclass
@@ -76,6 +93,13 @@ def answer_here(folder: Path, calls: Path, out: Path) -> str | None:
     return None
 
 
+def answer_apart(folder: Path, calls: Path, out: Path) -> str | None:
+    """The same in a forked process: nothing of the one that wrote the files can help to read them."""
+    done = python("-m", "distilpeft.export.gate_process", str(folder), str(calls), str(out))
+    lines = done.stderr.strip().splitlines()
+    return None if done.returncode == 0 else " ".join((lines or [f"exit code {done.returncode}"])[-1].split())[:300]
+
+
 def start_here(spec: Path, environment: dict[str, str]) -> tuple[object, object]:
     """`timing.start_process` likewise: the model in this very process."""
     import torch
@@ -98,21 +122,24 @@ def start_here(spec: Path, environment: dict[str, str]) -> tuple[object, object]
     return ask, loaded.clear
 
 
-def run(recipe: Path, *arguments: str, verb: str = "run", own_process: bool = False) -> int:
+def run(recipe: Path, *arguments: str, verb: str = "run", own_process: bool = False, apart: bool = False) -> int:
     """`distilpeft run` (or another verb) in this process; returns the exit code.
 
-    `own_process`: let the gate of exports start one, as it does outside of tests. Those of the benchmark are in
-    test_benchmark.py.
+    `own_process`: let the gate of exports start one, as it does outside of tests. `apart`: let it fork one. Those of
+    the benchmark are in test_benchmark.py.
     """
+    gc.freeze()  # Accelerate collects garbage after every training, and the libraries' objects are many
     with contextlib.ExitStack() as patches:
         patches.enter_context(mock.patch.object(sys, "argv", arguments_of(recipe, arguments, verb)))
         patches.enter_context(mock.patch("distilpeft.benchmark.measure.start_process", start_here))
-        patches.enter_context(mock.patch("distilpeft.benchmark.measure.PAUSE_S", 0.0))
+        patches.enter_context(mock.patch("importlib.metadata.version", VERSION))
         patches.enter_context(
             mock.patch("distilpeft.report.plot_files.available", return_value=False)
         )  # seconds for each run
+        for name, value in BRIEF:
+            patches.enter_context(mock.patch(name, value))
         if not own_process:
-            patches.enter_context(mock.patch("distilpeft.export.gate.answered", answer_here))
+            patches.enter_context(mock.patch("distilpeft.export.gate.answered", answer_apart if apart else answer_here))
         try:
             cli.main()
         except SystemExit as leaving:
@@ -186,11 +213,39 @@ def torchrun(script: Path, settings: dict[str, object], folder: Path, processes:
     return json.loads((folder / "out.json").read_text())
 
 
+def predict(*arguments: str, lines: str | None = None) -> subprocess.CompletedProcess[str]:
+    """`distilpeft predict` in a forked process."""
+    return python("-m", "distilpeft", "predict", *arguments, stdin=lines)
+
+
+def python(
+    *arguments: str, stdin: str | None = None, folder: Path | None = None, environment: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """`python ARGUMENTS` (`-m MODULE ...`, `-c CODE` or a file) in `folder`, forked with the libraries imported."""
+    with tempfile.TemporaryDirectory() as scratch:
+        streams = [Path(scratch) / name for name in ("in", "out", "err")]
+        streams[0].write_text(stdin or "", encoding="utf-8")
+        process = started(_interpret, (streams, list(arguments), folder or Path.cwd(), environment or {}))
+        process.join(timeout=300)
+        if process.is_alive():
+            process.kill()
+        output, errors = (stream.read_text(encoding="utf-8") for stream in streams[1:])
+    return subprocess.CompletedProcess(list(arguments), process.exitcode, output, errors)
+
+
+def started(target: Callable[..., None], arguments: Sequence[object]) -> multiprocessing.process.BaseProcess:
+    """A process that is forked from the server, which is started if there is none."""
+    path = os.pathsep.join([str(TESTS), str(TESTS.parent / "src")])
+    with mock.patch.dict(os.environ, {"PYTHONPATH": path}):  # the server does not take the path of this process
+        multiprocessing.forkserver.ensure_running()
+    process = FORKS.Process(target=target, args=tuple(arguments))
+    process.start()
+    return process
+
+
 def apart(commands: Sequence[tuple[Path, list[str], str, dict[str, str]]]) -> list[Done]:
     """Run commands side by side: (file for the output, argv, statements before, environment)."""
-    processes = [FORKS.Process(target=_child, args=command) for command in commands]
-    for process in processes:
-        process.start()
+    processes = [started(_child, command) for command in commands]
     for process in processes:
         process.join(timeout=300)
     return [
@@ -201,7 +256,10 @@ def apart(commands: Sequence[tuple[Path, list[str], str, dict[str, str]]]) -> li
 def alone() -> None:
     """The command line with this process's arguments, without further processes for the gate and the benchmark."""
     gate.answered = answer_here
-    measure.start_process, measure.PAUSE_S = start_here, 0.0
+    measure.start_process = start_here
+    for name, value in BRIEF:
+        module, _, attribute = name.rpartition(".")
+        setattr(importlib.import_module(module), attribute, value)
     plot_files.available = bool
     cli.main()
 
@@ -217,3 +275,21 @@ def _child(output: Path, argv: list[str], before: str, environment: dict[str, st
         runpy.run_path(argv[0], run_name="__main__")
     else:
         alone()
+
+
+def _interpret(streams: Sequence[Path], argv: list[str], folder: Path, environment: dict[str, str]) -> None:
+    """What the interpreter does with its arguments."""
+    for number, stream in enumerate(streams):
+        os.dup2(os.open(stream, os.O_WRONLY | os.O_CREAT if number else os.O_RDONLY), number)
+    sys.stdin = os.fdopen(0, encoding="utf-8", closefd=False)
+    os.environ.update(environment)
+    os.chdir(folder)
+    if argv[0] == "-m":
+        sys.argv = argv[1:]
+        runpy.run_module(argv[1], run_name="__main__", alter_sys=True)
+    elif argv[0] == "-c":
+        sys.argv, sys.path[:0] = ["-c", *argv[2:]], [""]
+        exec(argv[1], {"__name__": "__main__"})
+    else:
+        sys.argv = argv
+        runpy.run_path(argv[0], run_name="__main__")
