@@ -10,6 +10,7 @@ import contextlib
 import functools
 import gc
 import importlib
+import io
 import json
 import multiprocessing
 import multiprocessing.forkserver
@@ -25,6 +26,7 @@ from importlib import metadata
 from pathlib import Path
 from unittest import mock
 
+import hypothesis  # noqa: F401 - its plugin for pytest looks for objects that `gc.freeze` hides
 import yaml
 
 from distilpeft import cli
@@ -280,7 +282,9 @@ def _interpret(streams: Sequence[Path], argv: list[str], folder: Path, environme
     """What the interpreter does with its arguments."""
     for number, stream in enumerate(streams):
         os.dup2(os.open(stream, os.O_WRONLY | os.O_CREAT if number else os.O_RDONLY), number)
-    sys.stdin = os.fdopen(0, encoding="utf-8", closefd=False)
+    raw = io.FileIO(0, closefd=False)
+    raw.name = "<stdin>"
+    sys.stdin = io.TextIOWrapper(io.BufferedReader(raw), encoding="utf-8")
     os.environ.update(environment)
     os.chdir(folder)
     if argv[0] == "-m":
