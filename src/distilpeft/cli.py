@@ -48,8 +48,6 @@ def run(
     from rich.console import Console
 
     from distilpeft.machine.host import is_first_process, num_launched
-    from distilpeft.pipeline import launch
-    from distilpeft.planning import check
     from distilpeft.planning.plan import make_plan
     from distilpeft.recipe.yaml_file import load_recipe
     from distilpeft.report import publish, text
@@ -63,6 +61,8 @@ def run(
     unfinished = missing or num_launched() > 1 or not (plan.folder / "report.json").is_file()
     if unfinished:
         from distilpeft.data.reading import told_skipped
+        from distilpeft.pipeline import launch
+        from distilpeft.planning import check
         from distilpeft.tasks.rows import read_task_splits
 
         for line in check.cautions(plan.recipe):

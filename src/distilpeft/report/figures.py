@@ -15,7 +15,7 @@ Figure = int | float
 class Part(BaseModel):
     """Base of everything in a report: immutable, and strict about unknown keys."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="constants")
+    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="constants", defer_build=True)
 
     def as_json(self) -> dict[str, Any]:
         """The JSON object of this part; keys that were not given are left out."""
