@@ -58,7 +58,7 @@ def _round_ticks(low: float, high: float, count: int) -> list[float]:
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(one * power for one in (1, 2, 2.5, 5, 10) if one * power >= rough * 0.999)
     first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
-    return [round(at * step, 12) for at in range(first, last + 1)]
+    return list(dict.fromkeys(round(at * step, 12) for at in range(first, last + 1)))  # nearly equal ones once
 
 
 def _log_ticks(low: float, high: float, count: int) -> list[float]:
