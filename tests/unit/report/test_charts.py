@@ -115,7 +115,7 @@ def test_the_calibration_chart_has_its_bins_and_the_diagonal():
 @given(
     st.floats(1e-6, 1e6), st.floats(1e-6, 1e6), st.booleans(), st.integers(3, 9),
 )  # fmt: skip
-@example(1.0000000000000002e-06, 1e-06, log=False, count=3)
+@example(1.0000000000000002e-06, 1e-06, False, 3)
 def test_ticks_are_within_the_scale_and_rise(one, two, log, count):
     found = scales.scale([one, two], 0.0, 100.0, log)
     ticks = found.ticks(count)
