@@ -34,7 +34,7 @@ TIMED = ["student_ce_only", "student", "teacher", "teacher_full_precision", "exp
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory) -> Path:
     recipe = commands.workspace(tmp_path_factory.mktemp("benchmark"), noise=0.2, benchmark__batch_sizes=[1, 4])
-    assert commands.run(recipe, *SEEDS) == 0
+    assert commands.run(recipe, *SEEDS, brief=False) == 0
     return recipe.parent / "runs/tiny"
 
 

@@ -123,11 +123,13 @@ def start_here(spec: Path, environment: dict[str, str]) -> tuple[object, object]
     return ask, loaded.clear
 
 
-def run(recipe: Path, *arguments: str, verb: str = "run", own_process: bool = False, apart: bool = False) -> int:
+def run(
+    recipe: Path, *arguments: str, verb: str = "run", own_process: bool = False, apart: bool = False, brief: bool = True
+) -> int:
     """`distilpeft run` (or another verb) in this process; returns the exit code.
 
     `own_process`: let the gate of exports start one, as it does outside of tests. `apart`: let it fork one. Those of
-    the benchmark are in test_benchmark.py.
+    the benchmark are in test_benchmark.py. `brief`: see `BRIEF`.
     """
     gc.freeze()  # Accelerate collects garbage after every training, and the libraries' objects are many
     with contextlib.ExitStack() as patches:
@@ -137,7 +139,7 @@ def run(recipe: Path, *arguments: str, verb: str = "run", own_process: bool = Fa
         patches.enter_context(
             mock.patch("distilpeft.report.plot_files.available", return_value=False)
         )  # seconds for each run
-        for name, value in BRIEF:
+        for name, value in BRIEF if brief else BRIEF[:1]:
             patches.enter_context(mock.patch(name, value))
         if not own_process:
             patches.enter_context(mock.patch("distilpeft.export.gate.answered", answer_apart if apart else answer_here))
