@@ -65,7 +65,7 @@ def test_every_timed_model_is_a_visible_point_on_the_pareto_plot(classifier):
             return [Number(point.dataset.x), Number(point.dataset.y), inside && box.width > 5,
                 getComputedStyle(point.querySelector('.solid, .hollow')).fill];
         });""")
-    expected = {(model["latency_ms"]["p50"], model["scores"]["accuracy"]["value"]) for model in timed}
+    expected = {(model.latency_ms.p50, model.scores["accuracy"].value) for model in timed}
     assert {(x, y) for x, y, _, _ in points} == expected
     assert len(points) == len(timed) >= 6
     assert all(visible for _, _, visible, _ in points)
