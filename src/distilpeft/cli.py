@@ -60,15 +60,14 @@ def run(
     # torchrun's processes go on together: while others are at work here, each for itself might see another state
     unfinished = missing or num_launched() > 1 or not (plan.folder / "report.json").is_file()
     if unfinished:
-        from distilpeft.data.reading import told_skipped
         from distilpeft.pipeline import launch
         from distilpeft.planning import check
-        from distilpeft.tasks.rows import read_task_splits
+        from distilpeft.tasks.rows import read_task_rows
 
         for line in check.cautions(plan.recipe):
             console.print(line, highlight=False)
-        _, skipped = read_task_splits(plan.recipe)  # bad rows are found here, before torch is even imported
-        for line in told_skipped(skipped):
+        # bad rows are found here, before torch is even imported
+        for line in read_task_rows(plan.recipe).remarks():
             console.print(line, highlight=False)
         console.print(
             f"{plan.recipe.name}: {len(missing)} of {len(plan.steps())} steps to do; results in {plan.folder}"

@@ -454,7 +454,7 @@ def test_a_whole_model_gets_the_gradients_of_its_eager_logits(divergence):
         tiny_lm.model(2, 3, initializer_range=0.3).double(),
     )
     task = CausalLMTask(CausalLM(kind="causal_lm", text="text"))
-    rows = task.encode(None, {"text": ["one two", "three"]}, tiny_lm.tokenizer(), 32)
+    rows = task.encode({"text": ["one two", "three"]}, tiny_lm.tokenizer(), 32)
     batch = task.collate(rows, tiny_lm.tokenizer())
     for model in (student, teacher):
         task.prepare(model)

@@ -36,7 +36,7 @@ def finished(tmp_path_factory) -> Path:
 
 def test_every_groups_scores_and_gaps_are_those_of_its_rows(finished):
     plan = make_plan(load_recipe(finished), finished.parent / "runs")
-    rows = read_splits(plan.recipe.data, lambda rows, *_: rows)["test"]
+    rows = read_splits(plan.recipe.data, lambda rows, *_: rows)[0]["test"]
     places = np.array([place or "(none)" for place in rows["place"]])
     labels = np.array(rows["label"])
     right = {

@@ -82,12 +82,12 @@ def test_the_report_judges_every_model_by_nats_and_its_distance_from_the_teacher
 
 def test_the_figures_are_those_of_transformers_alone_over_the_exported_model(finished):
     """Trap 25: document by document, unpadded, with plain log-softmax."""
-    from distilpeft.tasks.rows import read_task_splits
+    from distilpeft.tasks.rows import read_task_rows
 
     folder = str(finished.parent / "runs/tinylm/student")
     model, tokenizer = AutoModelForCausalLM.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
     nats = tokens = right = size = 0
-    for row in read_task_splits(load_recipe(finished))[0]["test"]:
+    for row in read_task_rows(load_recipe(finished)).splits["test"]:
         if not row["completion"]:
             continue
         prompt = tokenizer(row["prompt"])["input_ids"]
@@ -109,13 +109,13 @@ def test_the_distance_from_the_teacher_is_that_of_whole_logits(finished):
     from distilpeft.machine.runtime import Runtime
     from distilpeft.models.pair import Pair
     from distilpeft.models.teacher import load_teacher
-    from distilpeft.tasks.rows import read_task_splits
+    from distilpeft.tasks.rows import read_task_rows
 
     plan = make_plan(load_recipe(finished), finished.parent / "runs")
     teacher = load_teacher(Runtime(), Pair(plan.recipe), plan.artifacts["teacher"].path, "fp32")
     student = AutoModelForCausalLM.from_pretrained(str(finished.parent / "runs/tinylm/student")).eval()
     words, kl, tokens = teacher.tokenizer, 0.0, 0
-    for row in read_task_splits(plan.recipe)[0]["test"]:
+    for row in read_task_rows(plan.recipe).splits["test"]:
         prompt, completion = words(row["prompt"])["input_ids"], words(row["completion"])["input_ids"]
         if completion:
             ids = torch.tensor([[*prompt, *completion, words.eos_token_id]])[:, :96]

@@ -32,13 +32,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import datasets
 
 from distilpeft.recipe.task import YesNo
 from distilpeft.tasks import text_rows
+from distilpeft.tasks.labels import LABEL, Fault
 from distilpeft.tasks.single_label import SingleLabelTask
-from distilpeft.tasks.task import Batch, Columns, InputReader, Text
+from distilpeft.tasks.task import Batch, Columns, InputReader, Label, Text
 
 
 @dataclass(frozen=True)
@@ -57,28 +59,34 @@ class YesNoTask(SingleLabelTask):
         """Two classes."""
         return text_rows.named(self.section.labels)
 
-    def check_columns(self, rows: datasets.Dataset, origin: str) -> None:
+    def columns(self) -> list[tuple[str, str]]:
         """Text and label."""
-        text_rows.check_columns({"text": self.section.text, "label": self.section.label}, rows, origin)
+        return [("text", self.section.text), ("label", self.section.label)]
 
     def faults(self, rows: datasets.Dataset) -> Iterator[str | None]:
-        """Texts that are none, and cells that are neither true nor false."""
-        cells = text_rows.cells(rows, self.section.label)
-        own = (None if isinstance(cell, bool) else f"{cell!r} is neither true nor false" for cell in cells)
-        return text_rows.first_of(text_rows.text_faults(rows, self.section.text), own)
+        """Texts that are none."""
+        return text_rows.text_faults(rows, self.section.text)
+
+    def labels(self, rows: datasets.Dataset) -> Iterator[Label | Fault]:
+        """0 or 1."""
+        for cell in text_rows.cells(rows, self.section.label):
+            yield int(cell) if isinstance(cell, bool) else Fault(f"{cell!r} is neither true nor false")
+
+    def label_feature(self) -> Any:
+        """0 or 1."""
+        return datasets.Value("int64")
 
     def nothing_to_learn(self, rows: datasets.Dataset) -> str | None:
         """All the same."""
-        return "all are the same" if len(set(text_rows.cells(rows, self.section.label))) == 1 else None
+        return "all are the same" if len(set(text_rows.cells(rows, LABEL))) == 1 else None
 
     def texts(self, rows: datasets.Dataset) -> Iterator[Text]:
         """The texts."""
         return text_rows.texts(self.section, rows)
 
-    def encode(self, features: datasets.Features, columns: Columns, tokenizer: InputReader, max_tokens: int) -> Columns:
+    def encode(self, columns: Columns, tokenizer: InputReader, max_tokens: int) -> Columns:
         """Tokens, and 0 or 1."""
-        label = [int(cell) for cell in columns[self.section.label]]
-        return {**text_rows.encode(self.section, columns, tokenizer, max_tokens), "label": label}
+        return {**text_rows.encode(self.section, columns, tokenizer, max_tokens), "label": columns[LABEL]}
 
     def collate(self, columns: Columns, tokenizer: InputReader) -> Batch:
         """A batch."""

@@ -87,9 +87,9 @@ def test_scores_are_what_a_plain_count_over_the_exported_model_gives(finished):
     """Trap 25: the figures of the report against transformers alone, row by row."""
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-    from distilpeft.tasks.rows import read_task_splits
+    from distilpeft.tasks.rows import read_task_rows
 
-    rows = read_task_splits(load_recipe(finished))[0]["test"]
+    rows = read_task_rows(load_recipe(finished)).splits["test"]
     folder = finished.parent / "runs/tiny/student"
     tokenizer = AutoTokenizer.from_pretrained(str(folder))
     model = AutoModelForSequenceClassification.from_pretrained(str(folder)).eval()
@@ -210,12 +210,12 @@ def test_cached_targets_are_the_tuned_teachers_logits_row_by_row(finished):
     from distilpeft.machine.runtime import Runtime
     from distilpeft.models.pair import Pair
     from distilpeft.models.teacher import load_teacher
-    from distilpeft.tasks.rows import read_task_splits
+    from distilpeft.tasks.rows import read_task_rows
 
     plan = plan_of(finished)
     stored = SoftTargets(plan.artifacts["targets"].path).lookup(np.arange(120)).values
     loaded = load_teacher(Runtime(), Pair(plan.recipe), plan.artifacts["teacher"].path, "fp32")
-    rows = read_task_splits(plan.recipe)[0]["train"]
+    rows = read_task_rows(plan.recipe).splits["train"]
     assert len(stored) == len(rows) == 120
     for index in (0, 7, 64, 119):
         inputs = loaded.tokenizer(rows[index]["text"], return_tensors="pt", truncation=True, max_length=16)

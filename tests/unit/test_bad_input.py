@@ -150,29 +150,60 @@ DATA = {
         files={"rows.csv": ROWS.replace(b"film 3,good", b"film 3,fair")},
     ),
     "CSV with a field too many": Case(
-        r"rows\.csv:6: ", files={"rows.csv": ROWS.replace(b"film 5,good", b"well, film 5,good")}
+        r"rows\.csv: row 5: line 6 has 3 fields and the header 2; quote fields",
+        files={"rows.csv": ROWS.replace(b"film 5,good", b"well, film 5,good")},
     ),
     "CSV with a field too few": Case(
-        r"rows\.csv: row 5: label ", files={"rows.csv": ROWS.replace(b"film 5,good", b"film 5")}
+        r"rows\.csv: row 5: the label is missing", files={"rows.csv": ROWS.replace(b"film 5,good", b"film 5")}
     ),
-    "CSV with an open quote": Case(r"rows\.csv:4: ", files={"rows.csv": ROWS.replace(b"film 3", b'"film 3')}),
-    "CSV that is not UTF-8": Case(r"rows\.csv:7: not UTF-8", files={"rows.csv": ROWS.replace(b"film 6", b"caf\xe9 6")}),
+    "CSV with an open quote": Case(
+        r"rows\.csv:4: a quote that opens in this row is never closed",
+        files={"rows.csv": ROWS.replace(b"film 3", b'"film 3')},
+    ),
+    "CSV in another alphabet": Case(
+        r"rows\.csv:7: not UTF-8 .*data\.encoding",
+        files={"rows.csv": ROWS.replace(b"film 6", "фильм о любви и о войне, а также о том, что".encode("cp1251"))},
+    ),
+    "CSV that is UTF-8 but for a byte": Case(
+        r"rows\.csv:7: not UTF-8",
+        files={"rows.csv": ROWS.replace(b"film 6", b"caf\xe9 6").replace(b"film 2", "café 2".encode())},
+    ),
+    "compressed CSV that is none": Case(
+        r"rows\.csv\.gz: cannot be decompressed", ("rows.csv", "rows.csv.gz"), {"rows.csv.gz": ROWS}
+    ),
+    "pointer of Git LFS": Case(
+        r"rows\.csv: this is a Git LFS pointer",
+        files={"rows.csv": b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"},
+    ),
+    "pattern without a match": Case(
+        r"data\.source: no data file matches the pattern nowhere-\*\.csv", ("rows.csv", "nowhere-*.csv")
+    ),
+    "unknown encoding": Case(
+        r"recipe\.yaml:9: data\.encoding: 'klingon' is no encoding that Python knows",
+        ("source: rows.csv", "source: rows.csv\n  encoding: klingon"),
+    ),
     "empty CSV": Case(r"rows\.csv: the file is empty", files={"rows.csv": b""}),
     "CSV with a header only": Case(r"(rows\.csv|data\.)", files={"rows.csv": b"text,label\n"}),
     "broken JSON line": Case(
-        r"rows\.jsonl:3: not a JSON object: ", JSONL, {"rows.jsonl": instead(3, b'{"text": "film 2", "label": \n')}
+        r"rows\.jsonl: row 3: not a JSON object: line 3: ",
+        JSONL,
+        {"rows.jsonl": instead(3, b'{"text": "film 2", "label": \n')},
     ),
     "broken JSON line after an empty line": Case(
-        r"rows\.jsonl:4: not a JSON object: ",
+        r"rows\.jsonl: row 3: not a JSON object: line 4: ",
         JSONL,
         {"rows.jsonl": b"\n" + instead(3, b'{"text": "film 2", "label": \n')},
     ),
-    "JSON line that is no object": Case(r"rows\.jsonl:3: ", JSONL, {"rows.jsonl": instead(3, b"[1, 2]\n")}),
+    "JSON line that is no object": Case(
+        r"rows\.jsonl: row 3: not a JSON object but a list", JSONL, {"rows.jsonl": instead(3, b"[1, 2]\n")}
+    ),
     "JSON line that is not UTF-8": Case(
-        r"rows\.jsonl:5: not UTF-8 text", JSONL, {"rows.jsonl": instead(5, b'{"text": "caf\xe9", "label": 1}\n')}
+        r"rows\.jsonl:5: not UTF-8 text",
+        JSONL,
+        {"rows.jsonl": instead(5, b'{"text": "\xcf\xf0\xe8\xe2\xe5\xf2 caf\xc3\xa9", "label": 1}\n')},
     ),
     "JSON line without the label": Case(
-        r"rows\.jsonl: row 5: label None", JSONL, {"rows.jsonl": instead(5, b'{"text": "film"}\n')}
+        r"rows\.jsonl: row 5: the label is missing", JSONL, {"rows.jsonl": instead(5, b'{"text": "film"}\n')}
     ),
     "JSON line with a number for a text": Case(
         r"rows\.jsonl: row 5: column 'text' holds no text",

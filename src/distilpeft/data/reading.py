@@ -1,18 +1,14 @@
-"""Rows: read a source, choose the splits, keep tokenised rows in memory-mapped Arrow, order them for training.
+"""Rows: read a source, choose the splits, and say where each row comes from.
 
-Nothing here holds the data in memory: `datasets` maps files into Arrow on disk once, and every later read is a
-view. The order of rows is a pure function of (seed, epoch), so resuming needs no iterator state. Works without
-torch; a row's `row_id` is its position in its split, and soft targets are looked up by it.
+Nothing here holds the data in memory: files are mapped into Arrow on disk once, and every later read is a view. The
+order of rows is a pure function of (seed, epoch), so resuming needs no iterator state. Works without torch; a row's
+`row_id` is its position in its split, and soft targets are looked up by it.
 """
 
 from __future__ import annotations
 
-import codecs
-import json
-import logging
-import re
-import shutil
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +16,63 @@ import datasets
 import numpy as np
 from numpy.typing import NDArray
 
-from distilpeft.data.sources import DATA_SUFFIXES, Source, resolve
-from distilpeft.errors import InputError, machine_fault
-from distilpeft.machine.files import SUMS, digest_file, digest_json, is_whole, seal_folder
-from distilpeft.machine.host import cache_folder
-from distilpeft.machine.locks import Lock
+from distilpeft.data import files, tables
+from distilpeft.data.sources import Source, resolve
+from distilpeft.errors import InputError
 from distilpeft.recipe.data import Data
 
-VERSION = datasets.__version__  # another one may read a file otherwise
 SPLITS = ("train", "validation", "test")
-RowCheck = Callable[[datasets.Dataset, NDArray[np.int64], str], datasets.Dataset]
-"""Called with rows, their 1-based numbers in the source, and the source's name; gives those to use, or InputError."""
+MOST_LISTED = 5
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where the rows of a table come from.
+
+    Attributes:
+        origin: the source, as users wrote it.
+        numbers_N: each row's number in the source, from 1 (a CSV header is not counted).
+        files: of a source of several files, each one's name and number of rows.
+    """
+
+    origin: str
+    numbers_N: NDArray[np.int64]
+    files: Sequence[tuple[str, int]] = ()
+
+    def of(self, index: int) -> str:
+        """File and number of a row, for messages."""
+        number = int(self.numbers_N[index])
+        for name, count in self.files if len(self.files) > 1 else ():
+            if number <= count:
+                return f"{name}: row {number}"
+            number -= count
+        return f"{self.origin}: row {number}"
+
+    def listed(self, indices: Sequence[int]) -> str:
+        """The first of these rows, by number; of several files with their names."""
+        shown = indices[:MOST_LISTED]
+        names = [self.of(index) if len(self.files) > 1 else str(self.numbers_N[index]) for index in shown]
+        return ", ".join(names) + (", ..." if len(indices) > MOST_LISTED else "")
+
+
+@dataclass(frozen=True)
+class Part:
+    """A split as the source has it.
+
+    Attributes:
+        rows: all of them.
+        files: names of the files that they come from, with the number of rows of each; none of a hub's or a saved data
+            set.
+        notes: what should be said of how they were read.
+    """
+
+    rows: datasets.Dataset
+    files: Sequence[tuple[str, int]] = ()
+    notes: Sequence[str] = ()
+
+
+RowCheck = Callable[[datasets.Dataset, Places], datasets.Dataset]
+"""Called with rows and where they come from; gives those to use, in columns of the same types for every part."""
 
 
 def data_sources(data: Data) -> dict[str, Source]:
@@ -51,28 +93,40 @@ def data_sources(data: Data) -> dict[str, Source]:
     return {split: resolve(name, f"data.source.{split}") for split, name in data.source.items()}
 
 
-def read_splits(data: Data, check: RowCheck) -> dict[str, datasets.Dataset]:
+def read_splits(
+    data: Data, check: RowCheck, columns: Sequence[str] | None = None
+) -> tuple[dict[str, datasets.Dataset], list[str]]:
     """Read the source, check its rows and cut it into train, validation and test rows (not yet tokenised).
+
+    Args:
+        data: the recipe's section.
+        check: see `RowCheck`.
+        columns: those that are used; None: all.
+
+    Returns:
+        Rows by split; what should be said of how they were read.
 
     Raises:
         InputError: unreadable data, a missing column or split, an empty split, a row in two splits.
     """
     datasets.disable_progress_bars()
+    used = None if columns is None else list(dict.fromkeys([*columns, *data.where]))
+    source = load_parts(data, used)
     parts = {}
-    for name, rows in load_parts(data).items():
+    for name, part in source.items():
         if _is_used(data, name):
-            chosen, numbers = _filter(data, rows)
-            parts[name] = check(chosen, numbers, origin(data, name))
+            rows, numbers = _filter(data, part.rows)
+            parts[name] = check(rows, Places(origin(data, name), numbers, part.files))
         else:
-            parts[name] = rows
+            parts[name] = part.rows
     splits = _seeded(data, parts) if data.split is not None else _sliced(data, parts)
     for name, rows in splits.items():
         if len(rows) == 0:
             raise InputError(f"data.{name if data.split is None else 'split.' + name}: this split has no rows")
-    return splits
+    return splits, [note for name, part in source.items() if _is_used(data, name) for note in part.notes]
 
 
-def told_skipped(skipped: Mapping[str, int]) -> list[str]:
+def skipped_lines(skipped: Mapping[str, int]) -> list[str]:
     """What to say of rows that were left out."""
     return [f"{count} rows of {name} could not be used and were left out." for name, count in skipped.items()]
 
@@ -98,124 +152,100 @@ def _is_used(data: Data, split: str) -> bool:
     return any(spec is None or split in (part.partition("[")[0].strip() for part in spec.split("+")) for spec in specs)
 
 
-def load_parts(data: Data) -> dict[str, datasets.Dataset]:
-    """The source's own splits, whole; a single file is one called train.
+def load_parts(data: Data, columns: Sequence[str] | None = None) -> dict[str, Part]:
+    """The source's own splits; a single file, or files of a pattern that are no splits, are one called train.
+
+    Args:
+        data: the recipe's section.
+        columns: those that are used; None: all.
 
     Raises:
         InputError: it cannot be read.
     """
+    wishes = tables.Wishes(columns, data.encoding, data.separator)
     sources = data_sources(data)
     if "" not in sources:
-        return {split: _load_file(source) for split, source in sources.items()}
+        return {split: _load_files(_listed(source), source, wishes) for split, source in sources.items()}
     source = sources[""]
-    if source.path is not None and source.path.is_file():
-        loaded: Any = {"train": _load_file(source)}
-    elif source.path is not None:
-        loaded = _load_folder(source.path)
-    else:
-        try:
-            loaded = datasets.load_dataset(source.name, data.config, revision=source.revision)
-        except Exception as error:
-            reason = " ".join(str(error).split())[:300]
-            raise InputError(f"data.source: cannot load {source.name} from the hub: {reason}") from None
-    return {"train": loaded} if isinstance(loaded, datasets.Dataset) else dict(loaded)
+    if source.path is None:
+        return _load_hub(data, source)
+    if source.path.is_dir() and not source.matches:
+        saved = _load_saved(source.path)
+        if saved is not None:
+            return saved
+    found = _listed(source)
+    if source.path.is_file():
+        return {"train": _load_files(found, source, wishes)}
+    grouped = files.parts(found, source.path)
+    if source.matches and not _has_splits(grouped):
+        grouped = {"train": list(found)}
+    return {name: _load_files(own, source, wishes) for name, own in grouped.items()}
 
 
-def _load_folder(path: Path) -> Any:
+def _has_splits(names: Iterable[str]) -> bool:
+    """Whether these are splits, rather than parts such as months."""
+    return any(name.lower() in files.SPLIT_NAMES for name in names)
+
+
+def _load_hub(data: Data, source: Source) -> dict[str, Part]:
     try:
-        return datasets.load_from_disk(str(path))
+        loaded = datasets.load_dataset(source.name, data.config, revision=source.revision)
+    except Exception as error:
+        reason = " ".join(str(error).split())[:300]
+        raise InputError(f"data.source: cannot load {source.name} from the hub: {reason}") from None
+    return _of_library(loaded)
+
+
+def _of_library(loaded: Any) -> dict[str, Part]:
+    found = {"train": loaded} if isinstance(loaded, datasets.Dataset) else dict(loaded)
+    return {name: Part(rows) for name, rows in found.items()}
+
+
+def _load_saved(folder: Path) -> dict[str, Part] | None:
+    """A data set that `save_to_disk` wrote; None if the folder holds none."""
+    try:
+        return _of_library(datasets.load_from_disk(str(folder)))
     except FileNotFoundError:
-        pass
-    except Exception as error:
-        raise InputError(
-            f"data.source: {path}: a damaged saved data set: {' '.join(str(error).split())[:200]}"
-        ) from None
-    files = {file.stem: file for file in sorted(path.iterdir()) if file.suffix in DATA_SUFFIXES}
-    if not files:
-        raise InputError(f"data.source: {path} holds no saved data set and no {', '.join(DATA_SUFFIXES)} files")
-    return {split: _load_file(Source(str(file), file)) for split, file in files.items()}
-
-
-def _load_file(source: Source) -> datasets.Dataset:
-    path = source.path
-    if path is None or path.suffix not in DATA_SUFFIXES:
-        raise InputError(f"data.source: {source.name}: a data file ends in one of {', '.join(DATA_SUFFIXES)}")
-    if path.stat().st_size == 0:
-        raise InputError(f"{path}: the file is empty")
-    if path.suffix != ".parquet":
-        _check_utf8(path)
-    options: dict[str, Any] = {"sep": "\t"} if path.suffix == ".tsv" else {}
-    if DATA_SUFFIXES[path.suffix] == "csv":
-        options["keep_default_na"] = False  # the words NA, null and None are text, not holes
-    datasets.logging.set_verbosity(logging.CRITICAL)  # it would log its own lines before ours
-    try:
-        rows = _mapped(path, DATA_SUFFIXES[path.suffix], options)
-    except Exception as error:
-        if machine_fault(error) is not None:
-            raise
-        raise InputError(_located_data_error(path, error)) from None
-    if "__index_level_0__" in rows.column_names:
-        raise InputError(f"{path}:2: the rows have more fields than the header; quote fields that hold the separator")
-    return rows
-
-
-def _mapped(path: Path, reader: str, options: Mapping[str, Any]) -> datasets.Dataset:
-    """A file's rows, memory-mapped from a cache that is found by its content and is whole, byte for byte.
-
-    The library's own cache is found by the file's path and time: a file that was exchanged for another of the same
-    time gave the rows of the first.
-    """
-    folder = cache_folder() / "rows" / digest_json([str(path.resolve()), digest_file(path), VERSION])[:32]
-    with Lock(folder.parent, folder.name).held():
-        if not is_whole(folder):
-            shutil.rmtree(folder, ignore_errors=True)
-        rows = datasets.load_dataset(reader, data_files=str(path), split="train", cache_dir=str(folder), **options)
-        if not (folder / SUMS).is_file():
-            seal_folder(folder)
-    return rows
-
-
-def _check_utf8(path: Path) -> None:
-    """Readers decode late and lose the line; text is checked first, in pieces."""
-    decoder = codecs.getincrementaldecoder("utf-8")()
-    line = 1
-    with path.open("rb") as file:
-        while piece := file.read(1 << 20):
-            try:
-                decoder.decode(piece)
-            except UnicodeDecodeError as error:
-                line += piece[: max(0, error.start - (len(error.object) - len(piece)))].count(b"\n")
-                raise InputError(f"{path}:{line}: not UTF-8 text") from None
-            line += piece.count(b"\n")
-
-
-def _located_data_error(path: Path, error: BaseException) -> str:
-    """Name the line that the reader stumbled over."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    if path.suffix == ".jsonl":
-        with path.open(encoding="utf-8") as file:
-            for number, text in enumerate(file, 1):
-                fault = _json_fault(text)
-                if fault:
-                    return f"{path}:{number}: not a JSON object: {fault}"
-    reason = " ".join(str(error).split())[:200]
-    found = re.search(r"(line|starting at row|row) (\d+)", reason)
-    if found is None:
-        return f"{path}: cannot be read: {reason}"
-    line = int(found.group(2)) + (found.group(1) == "starting at row")  # pandas counts these from 0
-    return f"{path}:{line}: {reason}"
-
-
-def _json_fault(text: str) -> str | None:
-    """What is wrong with one line of a jsonl file."""
-    if not text.strip():
         return None
-    try:
-        value = json.loads(text)
-    except ValueError as error:
-        return str(error)
-    return None if isinstance(value, dict) else f"it is a {type(value).__name__}"
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"data.source: {folder}: a damaged saved data set: {reason}") from None
+
+
+def _listed(source: Source) -> Sequence[Path]:
+    """The data files of a local source.
+
+    Raises:
+        InputError: there are none.
+    """
+    path = source.path
+    if path is None:
+        raise InputError(f"data.source: {source.name}: a data file ends in one of {files.endings()}")
+    if source.matches:
+        return source.matches
+    if path.is_dir():
+        found = files.in_folder(path)
+        if not found:
+            raise InputError(f"data.source: {path} holds no saved data set and no file that ends in {files.endings()}")
+        return found
+    if files.format_of(path) is None:
+        raise InputError(f"data.source: {source.name}: a data file ends in one of {files.endings()}")
+    return [path]
+
+
+def _load_files(paths: Sequence[Path], source: Source, wishes: tables.Wishes) -> Part:
+    """Files as one part.
+
+    Raises:
+        InputError: one cannot be read; or they are of different formats.
+    """
+    kinds = {files.format_of(path): path for path in paths}
+    if len(kinds) > 1:
+        two = " and ".join(str(path) for path in list(kinds.values())[:2])
+        raise InputError(f"data.source: {two} are of one part but of different formats; convert one of them")
+    table = tables.read(paths, wishes)
+    names = [source.name] if len(paths) == 1 and source.path == paths[0] else [str(path) for path in paths]
+    return Part(table.rows, list(zip(names, table.counts, strict=True)), table.notes)
 
 
 def _filter(data: Data, rows: datasets.Dataset) -> tuple[datasets.Dataset, NDArray[np.int64]]:
@@ -225,20 +255,37 @@ def _filter(data: Data, rows: datasets.Dataset) -> tuple[datasets.Dataset, NDArr
     for column, value in data.where.items():
         if column not in rows.column_names:
             raise InputError(f"data.where.{column}: no such column; {origin(data)} has {', '.join(rows.column_names)}")
-        keep &= np.asarray([cell == value for cell in rows[column]], dtype=bool)
+        keep &= np.asarray([_equals(cell, value) for cell in rows[column]], dtype=bool)
     if not keep.any():
         raise InputError(f"data.where: no row of {origin(data)} has {data.where}")
     kept = np.flatnonzero(keep)
     return rows.select(kept), kept + 1
 
 
+def _equals(cell: Any, value: bool | str | float) -> bool:
+    """Whether a cell is the value of `data.where`; text is compared as what the value is."""
+    if cell == value and isinstance(cell, bool) == isinstance(value, bool):
+        return True
+    if isinstance(value, bool) or isinstance(cell, bool) or cell is None:
+        return str(cell).strip().lower() == str(value).strip().lower()
+    if isinstance(value, str):
+        return str(cell) == value
+    try:
+        return float(cell) == value
+    except (TypeError, ValueError):
+        return False
+
+
 def _seeded(data: Data, parts: dict[str, datasets.Dataset]) -> dict[str, datasets.Dataset]:
     split = data.split
     assert split is not None
-    if len(parts) > 1:
+    if len(parts) > 1 and _has_splits(parts):
         names = ", ".join(parts)
-        raise InputError(f"data.split: {origin(data)} already has splits ({names}); give train, validation and test")
-    (rows,) = parts.values()
+        raise InputError(
+            f"data.split: {origin(data)} already has splits ({names}); name them in data.train, data.validation and "
+            "data.test instead"
+        )
+    rows = _joined(list(parts.values()), ", ".join(parts))
     order = np.random.default_rng(split.seed).permutation(len(rows))
     ends = np.round(np.cumsum([split.train, split.validation, split.test]) * len(rows)).astype(int)
     cuts = [0, *ends]
@@ -255,7 +302,8 @@ def _sliced(data: Data, parts: dict[str, datasets.Dataset]) -> dict[str, dataset
         except (ValueError, AssertionError, KeyError, TypeError) as error:
             reason = " ".join(str(error).strip("'\"").split())[:200]
             has = ", ".join(f"{split} ({count} rows)" for split, count in sizes.items())
-            raise InputError(f"data.{name}: cannot slice {spec!r}: {reason}; {origin(data)} has {has}") from None
+            way = "" if len(sizes) == 1 or _has_splits(sizes) else "; to use all of them together, give data.split"
+            raise InputError(f"data.{name}: cannot slice {spec!r}: {reason}; {origin(data)} has {has}{way}") from None
     for i, a in enumerate(SPLITS):
         for b in SPLITS[i + 1 :]:
             for one in spans[a]:
@@ -266,6 +314,20 @@ def _sliced(data: Data, parts: dict[str, datasets.Dataset]) -> dict[str, dataset
                             f"data.{b}: {overlap} rows of {one.splitname} are also in data.{a}; splits may not overlap"
                         )
     return {
-        name: datasets.concatenate_datasets([parts[s.splitname].select(range(s.from_, s.to)) for s in spans[name]])
+        name: _joined([parts[s.splitname].select(range(s.from_, s.to)) for s in spans[name]], getattr(data, name))
         for name in SPLITS
     }
+
+
+def _joined(parts: Sequence[datasets.Dataset], names: str) -> datasets.Dataset:
+    """Parts as one table.
+
+    Raises:
+        InputError: a column is of another type in one of them.
+    """
+    for part in parts[1:]:
+        for column, feature in part.features.items():
+            first = parts[0].features.get(column)
+            if first is not None and first != feature:
+                raise InputError(f"{names}: column {column!r} is of type {first} in one part and {feature} in another")
+    return datasets.concatenate_datasets(list(parts))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
+import os
 import re
 import struct
 from collections.abc import Mapping
@@ -17,11 +18,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from distilpeft.data import files
 from distilpeft.errors import InputError
 from distilpeft.machine.files import JsonObject, digest_file, digest_json, read_json
 from distilpeft.machine.host import cache_folder
 
-DATA_SUFFIXES = {".csv": "csv", ".tsv": "csv", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
 HUB_ID_LENGTH = 193  # the hub allows 96 characters on either side of the slash
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*(/[\w.-]+)?$")
 
@@ -30,13 +31,15 @@ _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*(/[\w.-]+)?$")
 class Source:
     """A resolved `model:` or `data:` entry: `path` for local ones, else None and `name` is a hub id.
 
-    Code that comes with it is run only if it is `trusted`.
+    Code that comes with it is run only if it is `trusted`. `matches` are the files of a pattern such as `part-*.csv`,
+    whose folder is `path`.
     """
 
     name: str
     path: Path | None
     revision: str | None = None
     trusted: bool = False
+    matches: tuple[Path, ...] = ()
 
     @property
     def location(self) -> str:
@@ -55,8 +58,14 @@ def resolve(name: str, key: str, revision: str | None = None) -> Source:
     Raises:
         InputError: the package or path does not exist, or the name cannot be a hub id.
     """
+    matches: tuple[Path, ...] = ()
     if name.startswith("package:"):
         path = _in_package(name, key)
+    elif _is_pattern(name):
+        matches = tuple(files.matches(name))
+        if not matches:
+            raise InputError(f"{key}: no data file matches the pattern {name} (paths start at the current folder)")
+        path = Path(os.path.commonpath([file.parent for file in matches]))
     elif _is_path(name):
         path = Path(name).expanduser() if not name.startswith("~") or name[1:2] in ("", "/") else Path(name)
         if not path.exists():
@@ -67,12 +76,21 @@ def resolve(name: str, key: str, revision: str | None = None) -> Source:
         raise InputError(f"{key}: {name!r} is neither package:NAME/path, nor an existing path, nor a hub id")
     if revision is not None:
         raise InputError(f"{key}: revision is for hub ids; {name} is a local path")
-    return Source(name, path)
+    return Source(name, path, matches=matches)
+
+
+def _is_pattern(name: str) -> bool:
+    """Whether a name stands for several files; a file may have brackets in its name."""
+    return bool(files.PATTERN.search(name)) and not _exists(name)
 
 
 def _is_path(name: str) -> bool:
-    if name.startswith(("/", "./", "../", "~")) or Path(name).suffix in (*DATA_SUFFIXES, ".gguf"):
+    if name.startswith(("/", "./", "../", "~")) or files.format_of(Path(name)) or Path(name).suffix == ".gguf":
         return True
+    return _exists(name)
+
+
+def _exists(name: str) -> bool:
     try:
         return bool(name) and Path(name).exists()
     except OSError:  # longer than a path may be
@@ -127,8 +145,8 @@ def digest(source: Source) -> str:
         return digest_json([source.name, source.revision])
     if source.path.is_file():
         return digest_file(source.path)
-    files = sorted(file for file in source.path.rglob("*") if file.is_file())
-    return digest_json([[file.relative_to(source.path).as_posix(), digest_file(file)] for file in files])
+    content = source.matches or sorted(file for file in source.path.rglob("*") if file.is_file())
+    return digest_json([[file.relative_to(source.path).as_posix(), digest_file(file)] for file in content])
 
 
 def gguf_folder(path: Path) -> Path:
@@ -246,9 +264,8 @@ def weight_shapes(source: Source) -> dict[str, tuple[int, ...]] | None:
         InputError: a header is damaged, or the file is cut short.
     """
     folder = model_folder(source)
-    files = sorted(folder.glob("*.safetensors")) if folder else []
     shapes: dict[str, tuple[int, ...]] = {}
-    for file in files:
+    for file in sorted(folder.glob("*.safetensors")) if folder else []:
         try:
             with file.open("rb") as handle:
                 (length,) = struct.unpack("<Q", handle.read(8))

@@ -7,15 +7,18 @@ data; memory is arithmetic on them, see `memory`.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import datasets
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from distilpeft import __version__
-from distilpeft.data.reading import data_sources, told_skipped
+from distilpeft.data.reading import SPLITS, data_sources
 from distilpeft.machine.host import gpu_memories, memory_bytes
 from distilpeft.machine.host import num_processes as processes_of
 from distilpeft.planning.memory import MARGIN, Machine, MemoryModel, Placement, best, settings, variants
@@ -34,7 +37,12 @@ from distilpeft.planning.sizes import (
 from distilpeft.recipe import Recipe
 from distilpeft.recipe.task import CausalLM, QuestionAnswering
 from distilpeft.recipe.training import Fit
-from distilpeft.tasks.rows import read_task_splits
+from distilpeft.tasks import text_rows
+from distilpeft.tasks.labels import LABEL
+from distilpeft.tasks.rows import read_task_rows, task_of
+from distilpeft.tasks.task import Task
+
+MOST_CLASSES = 30
 
 
 def machine_here(recipe: Recipe) -> Machine:
@@ -183,13 +191,61 @@ def _count_rows(recipe: Recipe, console: Console) -> dict[str, int] | None:
     """Rows of each split, checked; None for a data set on the hub, which only a run may download."""
     if any(source.path is None for source in data_sources(recipe.data).values()):
         return None
-    read, skipped = read_task_splits(recipe)
-    splits = {name: len(rows) for name, rows in read.items()}
-    for line in told_skipped(skipped):
+    read = read_task_rows(recipe)
+    for line in read.remarks():
         console.print(line, highlight=False)
+    _show_classes(recipe, read.splits, console)
+    splits = {name: len(rows) for name, rows in read.splits.items()}
     # Documents and packed rows become another number of rows, which takes a tokenizer to find out.
     reshaped = isinstance(recipe.task, CausalLM) and (recipe.task.pack or recipe.task.text is not None)
     return None if reshaped else splits
+
+
+def class_counts(recipe: Recipe, splits: Mapping[str, datasets.Dataset]) -> dict[str, list[int]]:
+    """Class → how many rows of train, validation and test have it, words of word tags; empty without classes."""
+    task, names = task_of(recipe), getattr(recipe.task, "labels", ())
+    counts = {
+        split: Counter(index for label in text_rows.cells(rows, LABEL) for index in task.classes_in(label))
+        for split, rows in splits.items()
+        if names
+    }
+    return {name: [counts[split][index] for split in SPLITS] for index, name in enumerate(names)}
+
+
+def _show_classes(recipe: Recipe, splits: Mapping[str, datasets.Dataset], console: Console) -> None:
+    """Print how often each class comes, with a training row that has it, so that wrong labels can be seen."""
+    counts = class_counts(recipe, splits)
+    if not counts:
+        return
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    for column in ("class", *SPLITS, "for example"):
+        table.add_column(column, justify="right" if column in SPLITS else "left", no_wrap=True, overflow="ellipsis")
+    examples = _examples(task_of(recipe), splits["train"], len(counts))
+    for index, (name, numbers) in enumerate(list(counts.items())[:MOST_CLASSES]):
+        table.add_row(Text(name), *map(str, numbers), Text(examples.get(index, "")))
+    console.print(table)
+    if len(counts) > MOST_CLASSES:
+        console.print(f"... and {len(counts) - MOST_CLASSES} more classes.", highlight=False)
+    absent = [name for name, numbers in counts.items() if numbers[0] == 0]
+    if absent:
+        console.print(f"warning: no training row has {', '.join(map(repr, absent[:5]))}", highlight=False, markup=False)
+
+
+def _examples(task: Task, rows: datasets.Dataset, num_classes: int) -> dict[int, str]:
+    """Class id → the first row's text that has it."""
+    examples: dict[int, str] = {}
+    for label, text in zip(text_rows.cells(rows, LABEL), task.texts(rows), strict=True):
+        for index in task.classes_in(label):
+            examples.setdefault(index, _line(text))
+        if len(examples) == num_classes:
+            break
+    return examples
+
+
+def _line(text: Any) -> str:
+    """A text, or a pair of them, in one short line."""
+    shown = " | ".join(text) if isinstance(text, tuple) else "a picture" if isinstance(text, bytes) else str(text)
+    return " ".join(shown.split())[:80]
 
 
 def stage_rows(plan: Plan, splits: Mapping[str, int] | None) -> list[tuple[str, ...]]:

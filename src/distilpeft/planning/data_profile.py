@@ -104,7 +104,7 @@ def look(source: str) -> Look:
     Raises:
         InputError: they cannot be read.
     """
-    parts = load_parts(Data(source=source, split=Split()))
+    parts = {name: part.rows for name, part in load_parts(Data(source=source, split=Split())).items()}
     rows = max(parts.values(), key=len)
     pictures = [name for name in rows.column_names if isinstance(rows.features[name], datasets.Image)]
     rows = rows.select_columns([name for name in rows.column_names if name not in pictures])

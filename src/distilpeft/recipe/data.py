@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import codecs
 from typing import Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from distilpeft.recipe.section import IN_KEY_IF_GIVEN, Count, Index, Positive, Section
 
@@ -28,11 +29,22 @@ class Data(Section):
     """Where the rows come from and which of them train, validate and test."""
 
     source: str | dict[str, str] = Field(
-        description="hub id, local file (csv, tsv, jsonl, parquet) or folder, package:NAME/path, or {split: file}"
+        description="hub id, local file (csv, tsv, json, jsonl, parquet, txt; also compressed), folder or pattern such "
+        "as part-*.csv, package:NAME/path, or {split: any of these}"
     )
     config: str | None = Field(None, description="configuration name of a hub data set")
     revision: str | None = Field(None, description="branch, tag or commit of a hub data set")
-    where: dict[str, str | int | float] = Field({}, description="keep only rows whose columns equal these values")
+    encoding: str | None = Field(
+        None, description="encoding of text files, such as cp1251; default: found out (UTF-8, UTF-16, Windows-1252)",
+        json_schema_extra=IN_KEY_IF_GIVEN,
+    )  # fmt: skip
+    separator: str | None = Field(
+        None, min_length=1, max_length=1, description="what separates the fields of csv files; default: found out",
+        json_schema_extra=IN_KEY_IF_GIVEN,
+    )  # fmt: skip
+    where: dict[str, bool | str | int | float] = Field(
+        {}, description="keep only rows whose columns equal these values"
+    )
     train: str | None = Field(None, description="slice such as train[:80%]; with validation and test")
     validation: str | None = None
     test: str | None = None
@@ -42,6 +54,14 @@ class Data(Section):
         "and counted", json_schema_extra=IN_KEY_IF_GIVEN,
     )  # fmt: skip
     max_tokens: Count = Field(128, description="rows are cut to this many tokens; how many were cut is reported")
+
+    @field_validator("encoding")
+    @classmethod
+    def _known_encoding(cls, name: str | None) -> str | None:
+        try:
+            return None if name is None else codecs.lookup(name).name
+        except LookupError:
+            raise ValueError(f"{name!r} is no encoding that Python knows") from None
 
     @model_validator(mode="after")
     def _one_way_to_split(self) -> Self:

@@ -76,6 +76,14 @@ class Kind:
 
 
 Labels = Annotated[tuple[str, ...], distinct("class names")]
+LabelIs = Annotated[
+    Literal["name", "index"] | None,
+    Field(
+        description="what a label cell is: a class's name, or its index in `labels`; default: names, and indices only "
+        "where nothing else is possible",
+        json_schema_extra=IN_KEY_IF_GIVEN,
+    ),
+]
 
 
 class Texts(Section):
@@ -97,6 +105,7 @@ class TextClassification(Texts):
     )
     label: str = Field(min_length=1, description="column with the class: its name, or its index in `labels`")
     labels: Labels = Field(min_length=2, description="class names; the position is the class id")
+    label_is: LabelIs = None
 
 
 class Augment(Section):
@@ -120,6 +129,7 @@ class ImageClassification(Section):
     image: str = Field(min_length=1, description="column with the picture: of datasets' Image type, or a file's path")
     label: str = Field(min_length=1, description="column with the class: its name, or its index in `labels`")
     labels: Labels = Field(min_length=2, description="class names; the position is the class id")
+    label_is: LabelIs = None
     augment: Augment | None = Field(None, description="vary the training pictures; needs targets.mode: online")
 
 
@@ -132,10 +142,15 @@ class MultiLabelClassification(Texts):
     )
     label: str | None = Field(
         None, min_length=1, description="column with the row's classes: a list of names or of indices in `labels`, "
-        "maybe empty; or with `separator` a text; left out, every class has a column of its own, with 0 or 1"
+        "possibly empty, or of 0 and 1 for each class; or with `separator` a text; left out, every class has a column "
+        "of its own, with 0 or 1"
     )  # fmt: skip
     separator: str | None = Field(None, min_length=1, description="what stands between the names in a text")
     labels: Labels = Field(min_length=1, description="class names; the position is the class id")
+    label_is: Literal["name", "index", "one_hot"] | None = Field(
+        None, description="what a list holds: names, indices in `labels`, or 0 and 1 for each class (one_hot); "
+        "default: found out, and asked for where it is not certain", json_schema_extra=IN_KEY_IF_GIVEN,
+    )  # fmt: skip
 
     @model_validator(mode="after")
     def _separates_something(self) -> Self:
@@ -165,6 +180,7 @@ class TokenClassification(Section):
     words: str = Field(min_length=1, description="column with a list of words")
     tags: str = Field(min_length=1, description="column with a list of as many tags: names, or indices in `labels`")
     labels: Labels = Field(min_length=2, description="tags; the position is the class id")
+    label_is: LabelIs = None
 
 
 class QuestionAnswering(Section):

@@ -9,7 +9,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from distilpeft.data.reading import told_skipped
+from distilpeft.data.reading import skipped_lines
 from distilpeft.planning.roles import CE_ONLY, STUDENT, TEACHER, UNTRAINED
 from distilpeft.recipe.task import KINDS
 from distilpeft.report import verdict
@@ -88,7 +88,7 @@ def _trained(report: Report) -> list[str]:
     lines, rows = [], report.rows
     if not KINDS[report.task].reads_images:
         lines.append(f"{rows.truncated} of {rows.train} training rows were cut to {report.max_tokens} tokens.")
-    lines += [*told_skipped(rows.skipped), *_disturbed(report)]
+    lines += [*skipped_lines(rows.skipped), *_disturbed(report)]
     shared = {pair: count for pair, count in rows.duplicates.items() if count}
     if shared:
         lines.append(

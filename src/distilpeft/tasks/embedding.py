@@ -51,9 +51,9 @@ class EmbeddingTask(Task):
         """Columns after `encode`."""
         return datasets.Features(text_rows.BASE)
 
-    def check_columns(self, rows: datasets.Dataset, origin: str) -> None:
-        """Refuse data without the recipe's columns; see `text_rows.check_columns`."""
-        text_rows.check_columns({"text": self.section.text}, rows, origin)
+    def columns(self) -> list[tuple[str, str]]:
+        """The text."""
+        return [("text", self.section.text)]
 
     def faults(self, rows: datasets.Dataset) -> Iterator[str | None]:
         """Why each row cannot be used; see `text_classification.faults`."""
@@ -63,7 +63,7 @@ class EmbeddingTask(Task):
         """The texts, or pairs of them."""
         return text_rows.texts(self.section, rows)
 
-    def encode(self, features: datasets.Features, columns: Columns, tokenizer: InputReader, max_tokens: int) -> Columns:
+    def encode(self, columns: Columns, tokenizer: InputReader, max_tokens: int) -> Columns:
         """Tokens of rows that have no fault; see `text_rows.encode`."""
         return text_rows.encode(self.section, columns, tokenizer, max_tokens)
 

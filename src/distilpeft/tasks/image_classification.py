@@ -19,6 +19,7 @@ from distilpeft.data import pictures
 from distilpeft.errors import InputError
 from distilpeft.recipe.task import ImageClassification
 from distilpeft.tasks import text_rows
+from distilpeft.tasks.labels import LABEL
 from distilpeft.tasks.single_label import SingleLabelTask
 from distilpeft.tasks.task import Batch, Columns, Text
 
@@ -50,26 +51,26 @@ class ImageClassificationTask(SingleLabelTask):
         """Configuration values of a model for this task."""
         return text_rows.named(self.section.labels)
 
-    def check_columns(self, rows: datasets.Dataset, origin: str) -> None:
-        """Refuse data without the recipe's columns; see `text_rows.check_columns`."""
-        text_rows.check_columns({"image": self.section.image, "label": self.section.label}, rows, origin)
+    def columns(self) -> list[tuple[str, str]]:
+        """Picture and label."""
+        return [("image", self.section.image), ("label", self.section.label)]
 
     def faults(self, rows: datasets.Dataset) -> Iterator[str | None]:
         """Why each row cannot be used; of pictures the headers are read. See `text_classification.faults`."""
-        return text_rows.first_of(self.label_faults(rows), _picture_faults(rows, self.section.image))
+        return _picture_faults(rows, self.section.image)
 
     def texts(self, rows: datasets.Dataset) -> Iterator[Text]:
         """What makes two rows the same, for counting duplicates between splits: the file's bytes, else its path."""
         for cell in _cells(rows, self.section.image):
             yield (cell.get("bytes") or cell.get("path")) if isinstance(cell, dict) else cell
 
-    def encode(self, features: datasets.Features, columns: Columns, tokenizer: InputReader, max_tokens: int) -> Columns:
-        """Pixels and class ids of rows that have no fault; `tokenizer` is a `pictures.Reader`."""
+    def encode(self, columns: Columns, tokenizer: InputReader, max_tokens: int) -> Columns:
+        """Pixels and class ids; `tokenizer` is a `pictures.Reader`."""
         found = [tokenizer.pixels(cell) for cell in columns[self.section.image]]
         return {
             "pixels": [pixels.tobytes() for pixels in found],
             "digest": [pictures.digest(pixels) for pixels in found],
-            "label": self.class_ids(features, columns[self.section.label]),
+            "label": columns[LABEL],
             "num_tokens": [1] * len(found),
             "truncated": [False] * len(found),
         }

@@ -9,9 +9,9 @@ those of `text_rows`, and label (0 or 1 for each class).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import datasets
 import numpy as np
@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from distilpeft.metrics.score import Score
 from distilpeft.recipe.task import MultiLabelClassification
 from distilpeft.tasks import text_rows
-from distilpeft.tasks.task import Batch, Columns, Doubles, Rows, Task, Text, Values, dense
+from distilpeft.tasks.labels import LABEL, ClassReader, Fault, class_reader, flat, shown
+from distilpeft.tasks.task import Batch, Columns, Doubles, Label, Rows, Task, Text, Values, dense
 from distilpeft.tasks.text_rows import logits as measured
 
 if TYPE_CHECKING:
@@ -52,41 +53,35 @@ class MultiLabelTask(Task):
         """Configuration values of a model for this task."""
         return {**text_rows.named(self.section.labels), "problem_type": "multi_label_classification"}
 
-    def check_columns(self, rows: datasets.Dataset, origin: str) -> None:
-        """Refuse data without the recipe's columns; see `text_rows.check_columns`."""
-        text_rows.check_columns(
-            {"text": self.section.text, "pair": self.section.pair, "label": self.section.label}, rows, origin
-        )
-        for name in self.section.labels if self.section.label is None else ():
-            text_rows.check_columns({"labels": name}, rows, origin)
+    def columns(self) -> list[tuple[str, str]]:
+        """Texts, and the column of classes or one for each class."""
+        label, names = self.section.label, self.section.labels
+        own = [("labels", name) for name in names] if label is None else [("label", label)]
+        return [*text_rows.columns(self.section), *own]
 
     def faults(self, rows: datasets.Dataset) -> Iterator[str | None]:
         """Why each row cannot be used; see `text_classification.faults`."""
-        own = (
-            [_column_faults(rows, name) for name in self.section.labels]
-            if self.section.label is None
-            else [_list_faults(self.section, rows)]
-        )
-        return text_rows.first_of(text_rows.text_faults(rows, self.section.text, self.section.pair), *own)
+        return text_rows.text_faults(rows, self.section.text, self.section.pair)
+
+    def labels(self, rows: datasets.Dataset) -> Iterator[Label | Fault]:
+        """0 or 1 for each class of each row."""
+        return _of_columns(self.section, rows) if self.section.label is None else _of_lists(self.section, rows)
+
+    def label_feature(self) -> Any:
+        """0 or 1 for each class."""
+        return datasets.List(datasets.Value("int8"), length=len(self.section.labels))
+
+    def classes_in(self, label: Label) -> Iterable[int]:
+        """The classes of a row."""
+        return np.flatnonzero(label).tolist()
 
     def texts(self, rows: datasets.Dataset) -> Iterator[Text]:
         """The texts, or pairs of them."""
         return text_rows.texts(self.section, rows)
 
-    def encode(self, features: datasets.Features, columns: Columns, tokenizer: InputReader,
-        max_tokens: int,
-    ) -> Columns:  # fmt: skip
-        """Tokens of rows that have no fault, see `text_rows.encode`, and 0 or 1 for each class."""
-        label_NC = np.zeros((len(columns[self.section.text]), len(self.section.labels)), dtype=np.int8)
-        if self.section.label is None:
-            for column, name in enumerate(self.section.labels):
-                label_NC[:, column] = [yes_no(cell) or 0 for cell in columns[name]]
-        else:
-            names, is_index = text_rows.names_of(features[self.section.label], self.section.labels)
-            for row, cell in enumerate(columns[self.section.label]):
-                for one in listed(self.section, cell) or ():
-                    label_NC[row, text_rows.id_in(self.section.labels, one, names, is_index=is_index)] = 1
-        return {**text_rows.encode(self.section, columns, tokenizer, max_tokens), "label": label_NC.tolist()}
+    def encode(self, columns: Columns, tokenizer: InputReader, max_tokens: int) -> Columns:
+        """Tokens, see `text_rows.encode`, and 0 or 1 for each class."""
+        return {**text_rows.encode(self.section, columns, tokenizer, max_tokens), "label": columns[LABEL]}
 
     def collate(self, columns: Columns, tokenizer: InputReader) -> Batch:
         """A batch: `inputs`, see `text_rows.inputs`; `labels_N`: 0 or 1, [B, C]."""
@@ -171,25 +166,76 @@ class MultiLabelTask(Task):
         return agreement(ours, theirs)
 
 
-def _list_faults(task: MultiLabelClassification, rows: datasets.Dataset) -> Iterator[str | None]:
-    """The same of one column that holds all classes."""
+def _of_lists(task: MultiLabelClassification, rows: datasets.Dataset) -> Iterator[Label | Fault]:
+    """Labels of one column that holds all classes of a row: names, ids, or 0 and 1 for each class."""
     assert task.label is not None
-    names, is_index = text_rows.names_of(rows.features[task.label], task.labels)
-    for cell in text_rows.cells(rows, task.label):
-        found = listed(task, cell)
+    column = task.label
+
+    def cells() -> Iterator[list[Any] | None]:
+        return (listed(task, cell) for cell in text_rows.cells(rows, column))
+
+    looks_one_hot = task.label_is is None and is_one_hot(task.labels, cells())
+    one_hot = task.label_is == "one_hot" or (looks_one_hot and len(task.labels) > 2)
+    label_is = None if task.label_is == "one_hot" else task.label_is
+    reader = class_reader(task.labels, rows.features[column], flat(cells()), label_is)
+    for cell, found in zip(text_rows.cells(rows, column), cells(), strict=True):
         if found is None:
             wants = "a text" if task.separator else "a list"
             hint = "" if task.separator else "; of a text, say what stands between the names: task.separator"
-            yield f"column {task.label!r} holds {cell!r}, not {wants}{hint}"
-            continue
-        unlisted = [one for one in found if text_rows.class_id(one, names, is_index=is_index) is None]
-        yield f"label {unlisted[0]!r} is {text_rows.allowed(task.labels)}" if unlisted else None
+            yield Fault(f"column {column!r} holds {shown(cell)}, not {wants}{hint}")
+        elif one_hot:
+            yield _one_hot(task, found)
+        elif looks_one_hot:
+            yield Fault(
+                f"{shown(cell)} may be 0 and 1 for each of the two classes, or a list of ids: say which with "
+                "task.label_is: one_hot, or index"
+            )
+        else:
+            yield _chosen(reader, found)
 
 
-def _column_faults(rows: datasets.Dataset, name: str) -> Iterator[str | None]:
-    """The same of a column of one class."""
-    for cell in text_rows.cells(rows, name):
-        yield f"column {name!r} holds {cell!r}, neither 0 nor 1" if yes_no(cell) is None else None
+def _chosen(reader: ClassReader, cells: list[Any]) -> Label | Fault:
+    """0 or 1 for each class, of a list of names or ids."""
+    if any(isinstance(one, float) for one in cells):
+        return Fault(f"a list of classes holds names or whole numbers, not {shown(cells)}")
+    ids = reader.class_ids(cells)
+    if isinstance(ids, Fault):
+        return ids
+    if len(set(ids)) < len(ids):
+        return Fault(
+            f"{shown(cells)} names a class twice; a list with 0 or 1 for each class has {len(reader.labels)} entries "
+            "in every row"
+        )
+    return [int(index in ids) for index in range(len(reader.labels))]
+
+
+def _one_hot(task: MultiLabelClassification, cells: list[Any]) -> Label | Fault:
+    """0 or 1 for each class, of a list with as many entries."""
+    values = [yes_no(cell) for cell in cells]
+    if len(values) != len(task.labels) or None in values:
+        return Fault(f"label {shown(cells)} is no list of {len(task.labels)} entries, 0 or 1 for each class")
+    return cast("list[int]", values)
+
+
+def is_one_hot(labels: Sequence[str], cells: Iterable[list[Any] | None]) -> bool:
+    """Whether lists hold 0 or 1 for each class: all of them are as long as the list of classes, with nothing else."""
+    some = False
+    for cell in cells:
+        if cell is None or len(cell) != len(labels) or any(one not in (0, 1, "0", "1") for one in cell):
+            return False
+        some = True
+    return some and not {"0", "1"} & set(labels)
+
+
+def _of_columns(task: MultiLabelClassification, rows: datasets.Dataset) -> Iterator[Label | Fault]:
+    """Labels of a column for each class."""
+    for cells in zip(*(text_rows.cells(rows, name) for name in task.labels), strict=True):
+        values = [yes_no(cell) for cell in cells]
+        bad = values.index(None) if None in values else None
+        if bad is None:
+            yield cast("list[int]", values)
+        else:
+            yield Fault(f"column {task.labels[bad]!r} holds {shown(cells[bad])}, neither 0 nor 1")
 
 
 def yes_no(cell: Any) -> int | None:

@@ -66,10 +66,9 @@ class QuestionAnsweringTask(Task):
         """Configuration values of a model for this task: a start and an end."""
         return {"num_labels": 2}
 
-    def check_columns(self, rows: datasets.Dataset, origin: str) -> None:
-        """Refuse data without the recipe's columns; see `text_rows.check_columns`."""
-        columns = {"question": self.section.question, "context": self.section.context, "answers": self.section.answers}
-        text_rows.check_columns(columns, rows, origin)
+    def columns(self) -> list[tuple[str, str]]:
+        """Question, text and answers."""
+        return [(key, getattr(self.section, key)) for key in ("question", "context", "answers")]
 
     def faults(self, rows: datasets.Dataset) -> Iterator[str | None]:
         """Why each row cannot be used; see `text_classification.faults`."""
@@ -86,7 +85,7 @@ class QuestionAnsweringTask(Task):
         )
         return ((question.strip(), context) for question, context in cells)
 
-    def encode(self, features: datasets.Features, columns: Columns, tokenizer: InputReader, max_tokens: int) -> Columns:
+    def encode(self, columns: Columns, tokenizer: InputReader, max_tokens: int) -> Columns:
         """Windows of rows that have no fault.
 
         Raises:

@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from distilpeft.metrics.score import Score
 from distilpeft.recipe.task import Regression
 from distilpeft.tasks import text_rows
-from distilpeft.tasks.task import Batch, Columns, Doubles, Rows, Task, Text, Values, dense
+from distilpeft.tasks.labels import LABEL, Fault, shown
+from distilpeft.tasks.task import Batch, Columns, Doubles, Label, Rows, Task, Text, Values, dense
 from distilpeft.tasks.text_rows import logits as measured
 
 if TYPE_CHECKING:
@@ -52,35 +53,37 @@ class RegressionTask(Task):
         """Configuration values of a model for this task."""
         return {"problem_type": "regression", "num_labels": 1}
 
-    def check_columns(self, rows: datasets.Dataset, origin: str) -> None:
-        """Refuse data without the recipe's columns; see `text_rows.check_columns`."""
-        text_rows.check_columns(
-            {"text": self.section.text, "pair": self.section.pair, "label": self.section.label}, rows, origin
-        )
+    def columns(self) -> list[tuple[str, str]]:
+        """Texts and number."""
+        return [*text_rows.columns(self.section), ("label", self.section.label)]
 
     def faults(self, rows: datasets.Dataset) -> Iterator[str | None]:
         """Why each row cannot be used; see `text_classification.faults`."""
-        own = (
-            f"column {self.section.label!r} holds {cell!r}, which is no number" if number(cell) is None else None
-            for cell in text_rows.cells(rows, self.section.label)
-        )
-        return text_rows.first_of(text_rows.text_faults(rows, self.section.text, self.section.pair), own)
+        return text_rows.text_faults(rows, self.section.text, self.section.pair)
+
+    def labels(self, rows: datasets.Dataset) -> Iterator[Label | Fault]:
+        """The number of each row."""
+        for cell in text_rows.cells(rows, self.section.label):
+            value = number(cell)
+            fault = Fault(f"column {self.section.label!r} holds {shown(cell)}, which is no number")
+            yield fault if value is None else value
+
+    def label_feature(self) -> Any:
+        """A number."""
+        return datasets.Value("float64")
 
     def nothing_to_learn(self, rows: datasets.Dataset) -> str | None:
-        """Why nothing can be learnt from these training rows; see `text_classification.learnable`."""
-        found = {number(cell) for cell in text_rows.cells(rows, self.section.label)}
+        """Why nothing can be learnt from these training rows: all have one number."""
+        found = set(text_rows.cells(rows, LABEL))
         return f"column {self.section.label!r} holds {found.pop()} in every row" if len(found) == 1 else None
 
     def texts(self, rows: datasets.Dataset) -> Iterator[Text]:
         """The texts, or pairs of them."""
         return text_rows.texts(self.section, rows)
 
-    def encode(self, features: datasets.Features, columns: Columns, tokenizer: InputReader, max_tokens: int) -> Columns:
-        """Tokens and numbers of rows that have no fault; see `text_rows.encode`."""
-        return {
-            **text_rows.encode(self.section, columns, tokenizer, max_tokens),
-            "label": [number(cell) for cell in columns[self.section.label]],
-        }
+    def encode(self, columns: Columns, tokenizer: InputReader, max_tokens: int) -> Columns:
+        """Tokens and numbers; see `text_rows.encode`."""
+        return {**text_rows.encode(self.section, columns, tokenizer, max_tokens), "label": columns[LABEL]}
 
     def collate(self, columns: Columns, tokenizer: InputReader) -> Batch:
         """A batch: `inputs`, see `text_rows.inputs`; `labels_N`: numbers."""

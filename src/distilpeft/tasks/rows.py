@@ -5,8 +5,9 @@ To add a task: its section in `recipe/task.py`, a file with its class, and a lin
 
 from __future__ import annotations
 
+import itertools
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,13 +17,16 @@ import datasets
 import numpy as np
 from numpy.typing import NDArray
 
-from distilpeft.data.reading import duplicates, read_splits
+from distilpeft.data.reading import Places, duplicates, read_splits, skipped_lines
 from distilpeft.data.reading import origin as data_origin
+from distilpeft.data.tables import FAULT
 from distilpeft.errors import InputError
 from distilpeft.machine.files import SUMS, digest_json, is_whole, seal_folder
 from distilpeft.recipe import Recipe
+from distilpeft.tasks import text_rows
 from distilpeft.tasks.embedding import EmbeddingTask
 from distilpeft.tasks.image_classification import ImageClassificationTask
+from distilpeft.tasks.labels import LABEL, Fault
 from distilpeft.tasks.language.causal_lm import CausalLMTask
 from distilpeft.tasks.language.seq2seq import Seq2SeqTask
 from distilpeft.tasks.multi_label_classification import MultiLabelTask
@@ -37,7 +41,12 @@ if TYPE_CHECKING:
 
 MainFirst = Callable[[], AbstractContextManager[Any]]
 """Makes a context in which the main process goes before the others."""
-MOST_GROUPS, MOST_LISTED = 30, 5
+MOST_GROUPS = 30
+GROUP = "__group__"
+"""Column of checked rows with the group that a row is scored in."""
+TEXT_KEYS = ("text", "pair", "question", "context", "prompt", "completion", "source", "target")
+LABEL_KEYS = ("label", "labels", "tags")
+"""Keys of columns that hold texts; and of those that `LABEL` stands for."""
 TASKS: dict[str, Callable[..., Task]] = {
     "text_classification": TextClassificationTask,
     "multi_label_classification": MultiLabelTask,
@@ -105,7 +114,8 @@ class TaskData:
     def __init__(self, recipe: Recipe, digest: str, cache: Path, main_first: MainFirst = nullcontext) -> None:
         self.recipe, self.task, self.digest = recipe, task_of(recipe), digest
         self._cache, self._main_first = cache, main_first
-        self._splits, self.skipped = read_task_splits(recipe)
+        read = read_task_rows(recipe)
+        self._splits, self.skipped = read.splits, read.skipped
         self._tokens: dict[str, Tokens] = {}
         self.duplicates = duplicates({name: self.task.texts(rows) for name, rows in self._splits.items()})
 
@@ -117,7 +127,7 @@ class TaskData:
     def groups(self) -> NDArray[np.str_] | None:
         """The group of each row that models are judged on; None if the recipe asks for none."""
         column = self.recipe.evaluate.groups
-        return None if column is None else _groups(self._splits[self.recipe.evaluate.split], column)
+        return None if column is None else _groups(self._splits[self.recipe.evaluate.split])
 
     def tokens(self, split: str, reader: RowReader) -> Tokens:
         """Tokenise a split, or find it on disk."""
@@ -132,7 +142,7 @@ class TaskData:
                 shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True, exist_ok=True)
             dataset = rows.map(
-                lambda batch: self.task.encode(rows.features, batch, tokenizer, max_tokens),
+                lambda batch: self.task.encode(batch, tokenizer, max_tokens),
                 batched=True,
                 remove_columns=rows.column_names,
                 features=self.task.features(),
@@ -145,80 +155,128 @@ class TaskData:
         return self._tokens[name]
 
 
-def read_task_splits(recipe: Recipe) -> tuple[dict[str, datasets.Dataset], dict[str, int]]:
-    """Read, check and split the recipe's rows.
+@dataclass(frozen=True)
+class TaskRows:
+    """The recipe's rows, checked: columns of texts and the like, `labels.LABEL`, and `GROUP` if scores go by groups.
 
-    Returns:
-        The rows by split; how many could not be used and were left out, by source.
+    Attributes:
+        splits: rows of train, validation and test.
+        skipped: source → rows that could not be used and were left out.
+        notes: what should be said of how the files were read.
+    """
+
+    splits: dict[str, datasets.Dataset]
+    skipped: dict[str, int]
+    notes: list[str]
+
+    def remarks(self) -> list[str]:
+        """What a user should know of the data, line by line."""
+        return [*(f"{note}." for note in self.notes), *skipped_lines(self.skipped)]
+
+
+def read_task_rows(recipe: Recipe) -> TaskRows:
+    """Read, check and split the recipe's rows.
 
     Raises:
         InputError: see `data.read_splits` and `usable`; or the training rows are all alike.
     """
     task, column = task_of(recipe), recipe.evaluate.groups
 
-    def check(rows: datasets.Dataset, numbers: NDArray[np.int64], origin: str) -> datasets.Dataset:
-        kept = usable(task, rows, numbers, origin, recipe.data.on_bad_row)
-        if column is not None and column not in rows.column_names:
-            has = ", ".join(rows.column_names)
-            raise InputError(f"evaluate.groups: {origin} has no column {column!r}; its columns are {has}")
+    def check(rows: datasets.Dataset, places: Places) -> datasets.Dataset:
+        kept = usable(task, rows, places, recipe.data.on_bad_row, groups=column)
         if len(kept) < len(rows):
-            skipped[origin] = len(rows) - len(kept)
+            skipped[places.origin] = len(rows) - len(kept)
         return kept
 
     skipped: dict[str, int] = {}
-    splits = read_splits(recipe.data, check)
+    used = [name for _, name in task.columns()] + ([] if column is None else [column])
+    splits, notes = read_splits(recipe.data, check, used)
     fault = task.nothing_to_learn(splits["train"])
     if fault is not None:
         raise InputError(f"{data_origin(recipe.data)}: of the training rows {fault}: there is nothing to learn")
     if column is not None:
-        found = len(np.unique(_groups(splits[recipe.evaluate.split], column)))
-        if found > MOST_GROUPS:
+        count = len(np.unique(_groups(splits[recipe.evaluate.split])))
+        if count > MOST_GROUPS:
             raise InputError(
-                f"evaluate.groups: column {column!r} has {found} values in the {recipe.evaluate.split} rows; scores "
-                f"are told for at most {MOST_GROUPS} groups"
+                f"evaluate.groups: column {column!r} has {count} values in the {recipe.evaluate.split} rows; scores "
+                f"are reported for at most {MOST_GROUPS} groups"
             )
-    return splits, skipped
+    return TaskRows(splits, skipped, notes)
 
 
 def usable(
-    task: Task, rows: datasets.Dataset, numbers_N: NDArray[np.int64], origin: str, on_bad_row: str = "error"
+    task: Task, rows: datasets.Dataset, places: Places, on_bad_row: str = "error", *, groups: str | None = None
 ) -> datasets.Dataset:
-    """The rows that the task can use.
+    """The rows that the task can use, in columns of the same types whatever the file's were.
 
     Args:
         task: the recipe's.
         rows: the rows.
-        numbers_N: each row's number in its source, from 1 (a CSV header is not counted).
-        origin: the source, for the message.
+        places: where they come from, for messages.
         on_bad_row: the recipe's.
+        groups: column of groups to score apart.
 
     Raises:
-        InputError: a column is missing; or there are others, and the recipe does not leave them out: what is wrong
-            with the first, and where the first five are.
+        InputError: a column is missing; or there are bad rows, and the recipe does not leave them out: what is wrong
+            with the first, and where the first few are.
     """
-    task.check_columns(rows, origin)
-    bad, first = [], ""
-    for index, fault in enumerate(task.faults(rows)):
+    keys = [(f"task.{key}", column) for key, column in task.columns()]
+    for key, column in [*keys, *([] if groups is None else [("evaluate.groups", groups)])]:
+        if column not in rows.column_names:
+            has = ", ".join(name for name in rows.column_names if name != FAULT)
+            raise InputError(f"{key}: {places.origin} has no column {column!r}; its columns are {has}")
+    broken = text_rows.cells(rows, FAULT) if FAULT in rows.column_names else itertools.repeat(None)
+    values = list(task.labels(rows) or ())
+    taught: Iterable[Any] = values or itertools.repeat(None)
+    bad: dict[int, str] = {}
+    for index, (one, two, label) in enumerate(zip(broken, task.faults(rows), taught, strict=False)):
+        fault = one or two or (label if isinstance(label, Fault) else None)
         if fault is not None:
-            first = first or fault
-            bad.append(index)
-    if not bad:
-        return rows
-    if on_bad_row == "skip" and len(bad) < len(rows):
-        return rows.select(np.setdiff1d(np.arange(len(rows)), bad))
-    listed = ", ".join(str(number) for number in numbers_N[bad[:MOST_LISTED]])
-    count = f"{len(bad)} bad rows of {len(rows)}: {listed}{', ...' if len(bad) > MOST_LISTED else ''}"
-    way = "mend them" if len(bad) == len(rows) else "mend them, or leave them out with data.on_bad_row: skip"
-    raise InputError(f"{origin}: row {numbers_N[bad[0]]}: {first} ({count}); {way}")
+            bad[index] = fault
+    if bad and not (on_bad_row == "skip" and len(bad) < len(rows)):
+        first = next(iter(bad))
+        way = "" if len(bad) == len(rows) else " or skip them with data.on_bad_row: skip"
+        raise InputError(
+            f"{places.of(first)}: {bad[first]} ({len(bad)} bad rows of {len(rows)}: {places.listed(list(bad))}); fix "
+            f"them{way}"
+        )
+    kept = np.setdiff1d(np.arange(len(rows)), list(bad))
+    return _checked(task, rows if not bad else rows.select(kept), [values[i] for i in kept] if values else None, groups)
 
 
-def _groups(rows: datasets.Dataset, column: str) -> NDArray[np.str_]:
+def _checked(task: Task, rows: datasets.Dataset, labels: list[Any] | None, groups: str | None) -> datasets.Dataset:
+    """Rows with the columns that the task reads, its labels and the group."""
+    own = None if groups is None else _as_groups(rows, groups)
+    unread = LABEL_KEYS if labels is not None else ()
+    read = dict.fromkeys(column for key, column in task.columns() if key not in unread)
+    rows = rows.select_columns(list(read))
+    for key, column in task.columns():
+        if key in TEXT_KEYS and rows.features[column] != datasets.Value("string"):
+            rows = _as_text(rows, column)
+    if labels is not None:
+        rows = rows.add_column(LABEL, labels, feature=task.label_feature())
+    return rows if own is None else rows.add_column(GROUP, own, feature=datasets.Value("string"))
+
+
+def _as_text(rows: datasets.Dataset, column: str) -> datasets.Dataset:
+    """A column of texts in the one type that all sources share."""
+    if getattr(rows.features[column], "dtype", "") == "large_string":
+        return rows.cast_column(column, datasets.Value("string"))
+    features = datasets.Features({**rows.features, column: datasets.Value("string")})
+    return rows.map(lambda batch: {column: batch[column]}, batched=True, features=features, keep_in_memory=True)
+
+
+def _as_groups(rows: datasets.Dataset, column: str) -> list[str]:
     """Values of a column as text; a class by its name, a missing one as `(none)`."""
     feature, cells = rows.features[column], rows[column][:]
     if isinstance(feature, datasets.ClassLabel):
         cells = [None if cell is None else feature.int2str(cell) for cell in cells]
     named = ["" if cell is None else str(cell).strip() for cell in cells]
-    return np.array([name or "(none)" for name in named], dtype=np.str_)
+    return [name or "(none)" for name in named]
+
+
+def _groups(rows: datasets.Dataset) -> NDArray[np.str_]:
+    return np.array(rows[GROUP][:], dtype=np.str_)
 
 
 class RowSubset:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import datasets
 import numpy as np
@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from distilpeft.metrics.score import Score
 from distilpeft.recipe.task import ImageClassification, TextClassification
 from distilpeft.tasks import text_rows
-from distilpeft.tasks.task import Batch, Doubles, Rows, Task, Values, dense
-from distilpeft.tasks.text_rows import class_id, logits
+from distilpeft.tasks.labels import LABEL, Fault, class_reader
+from distilpeft.tasks.task import Batch, Doubles, Label, Rows, Task, Values, dense
+from distilpeft.tasks.text_rows import logits
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -33,24 +34,24 @@ class SingleLabelTask(Task):
 
     section: TextClassification | ImageClassification
 
+    def labels(self, rows: datasets.Dataset) -> Iterator[Label | Fault]:
+        """The class id of each row."""
+        column, section = self.section.label, self.section
+        reader = class_reader(section.labels, rows.features[column], text_rows.cells(rows, column), section.label_is)
+        return (reader.class_id(cell) for cell in text_rows.cells(rows, column))
+
+    def label_feature(self) -> Any:
+        """A class id."""
+        return datasets.Value("int64")
+
+    def classes_in(self, label: Label) -> Iterable[int]:
+        """The class."""
+        return (cast(int, label),)
+
     def nothing_to_learn(self, rows: datasets.Dataset) -> str | None:
         """Why nothing can be learnt: all rows are of one class."""
-        found = set(self.class_ids(rows.features, text_rows.cells(rows, self.section.label)))
-        return f"every row is of the class {self.section.labels[found.pop()]!r}" if len(found) == 1 else None
-
-    def label_faults(self, rows: datasets.Dataset) -> Iterator[str | None]:
-        """Why each row's label cannot be used; see `Task.faults`."""
-        section = self.section
-        names, is_index = text_rows.names_of(rows.features[section.label], section.labels)
-        for value in text_rows.cells(rows, section.label):
-            known = class_id(value, names, is_index=is_index) is not None
-            yield None if known else f"label {value!r} is {text_rows.allowed(section.labels)}"
-
-    def class_ids(self, features: datasets.Features, cells: Iterable[Any]) -> list[int]:
-        """Class ids, in the order of `task.labels`, of label cells that have no fault."""
-        section = self.section
-        names, is_index = text_rows.names_of(features[section.label], section.labels)
-        return [text_rows.id_in(section.labels, cell, names, is_index=is_index) for cell in cells]
+        ids = set(text_rows.cells(rows, LABEL))
+        return f"every row is of the class {self.section.labels[ids.pop()]!r}" if len(ids) == 1 else None
 
     def soft(self, teacher: nn.Module, batch: Batch) -> Tensor:
         """What the frozen teacher knows of a batch: its logits."""

@@ -11,7 +11,7 @@ has a default here, so a task says only what is its own.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Required, TypeAlias, TypedDict, cast
 
 import datasets
@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distilpeft.metrics.score import Score
+from distilpeft.tasks.labels import Fault
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -34,6 +35,8 @@ Cells: TypeAlias = list[Any]
 """Cells of a column, as the data file has them: nothing is known of them before `Task.faults` has looked."""
 Columns: TypeAlias = dict[str, Cells]
 """Rows as `datasets` hands them over: column → cells."""
+Label: TypeAlias = int | float | list[int]
+"""What a row teaches: a class id, a number, 0 or 1 for each class, or a class id for each word."""
 Text: TypeAlias = str | tuple[str, str] | bytes | None
 """What makes two rows the same: a text, a pair of texts, or the bytes of a picture."""
 Values: TypeAlias = NDArray[np.floating[Any]]
@@ -107,16 +110,24 @@ class Task(Protocol):
         """Columns after `encode`; all have input_ids or pixels, num_tokens and truncated."""
 
     @abstractmethod
-    def check_columns(self, rows: datasets.Dataset, origin: str) -> None:
-        """Refuse data without the recipe's columns.
-
-        Raises:
-            InputError: names the recipe key and the column.
-        """
+    def columns(self) -> list[tuple[str, str]]:
+        """The columns that the recipe names: (key under `task`, column)."""
 
     @abstractmethod
     def faults(self, rows: datasets.Dataset) -> Iterator[str | None]:
-        """Why each row cannot be used, None if it can: row by row, in their order."""
+        """Why each row cannot be used, None if it can: row by row, in their order; labels are not looked at."""
+
+    def labels(self, rows: datasets.Dataset) -> Iterator[Label | Fault] | None:
+        """What is learnt of each row, or what is wrong with its label; None for tasks without a column of labels."""
+        return None
+
+    def label_feature(self) -> Any:
+        """Type of the column of `labels`, which stands in checked rows as `labels.LABEL`."""
+        return None
+
+    def classes_in(self, label: Label) -> Iterable[int]:
+        """The classes that a label holds, each as often as it counts; none for labels that are no classes."""
+        return ()
 
     def nothing_to_learn(self, rows: datasets.Dataset) -> str | None:
         """Why nothing can be learnt from these training rows, each of which is usable; None if something can."""
@@ -127,12 +138,11 @@ class Task(Protocol):
         """What makes two rows the same, for counting duplicates between splits."""
 
     @abstractmethod
-    def encode(self, features: datasets.Features, columns: Columns, tokenizer: InputReader, max_tokens: int) -> Columns:
-        """Tokens and labels of rows that have no fault.
+    def encode(self, columns: Columns, tokenizer: InputReader, max_tokens: int) -> Columns:
+        """Tokens and labels of checked rows.
 
         Args:
-            features: types of the data's columns, before encoding.
-            columns: the rows.
+            columns: the rows, with their labels in `labels.LABEL`.
             tokenizer: the model's tokenizer, or for images its `pictures.Reader`.
             max_tokens: longer rows are cut.
         """

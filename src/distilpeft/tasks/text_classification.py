@@ -15,6 +15,7 @@ import datasets
 
 from distilpeft.recipe.task import TextClassification
 from distilpeft.tasks import text_rows
+from distilpeft.tasks.labels import LABEL
 from distilpeft.tasks.single_label import SingleLabelTask
 from distilpeft.tasks.task import Batch, Columns, Text
 
@@ -38,28 +39,21 @@ class TextClassificationTask(SingleLabelTask):
         """Configuration values of a model for this task."""
         return {**text_rows.named(self.section.labels), "problem_type": "single_label_classification"}
 
-    def check_columns(self, rows: datasets.Dataset, origin: str) -> None:
-        """Refuse data without the recipe's columns; see `text_rows.check_columns`."""
-        text_rows.check_columns(
-            {"text": self.section.text, "pair": self.section.pair, "label": self.section.label}, rows, origin
-        )
+    def columns(self) -> list[tuple[str, str]]:
+        """Texts and label."""
+        return [*text_rows.columns(self.section), ("label", self.section.label)]
 
     def faults(self, rows: datasets.Dataset) -> Iterator[str | None]:
-        """Why each row cannot be used, None of one that can: row by row, in their order."""
-        return text_rows.first_of(
-            text_rows.text_faults(rows, self.section.text, self.section.pair), self.label_faults(rows)
-        )
+        """Why each row cannot be used, None if it can: row by row, in their order."""
+        return text_rows.text_faults(rows, self.section.text, self.section.pair)
 
     def texts(self, rows: datasets.Dataset) -> Iterator[Text]:
         """The texts, or pairs of them."""
         return text_rows.texts(self.section, rows)
 
-    def encode(self, features: datasets.Features, columns: Columns, tokenizer: InputReader, max_tokens: int) -> Columns:
-        """Tokens and class ids of rows that have no fault; see `text_rows.encode`."""
-        return {
-            **text_rows.encode(self.section, columns, tokenizer, max_tokens),
-            "label": self.class_ids(features, columns[self.section.label]),
-        }
+    def encode(self, columns: Columns, tokenizer: InputReader, max_tokens: int) -> Columns:
+        """Tokens and class ids; see `text_rows.encode`."""
+        return {**text_rows.encode(self.section, columns, tokenizer, max_tokens), "label": columns[LABEL]}
 
     def collate(self, columns: Columns, tokenizer: InputReader) -> Batch:
         """A batch: `inputs`, see `text_rows.inputs`; `labels_N`: class ids."""

@@ -5,14 +5,12 @@ Columns after `encode`: input_ids, num_tokens (after the cut), truncated; of pai
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import datasets
-import numpy as np
 
 from distilpeft.data.vocabulary import TYPES
-from distilpeft.errors import InputError
 from distilpeft.recipe.task import Embedding, Texts
 from distilpeft.tasks.task import Batch, Columns, Text
 
@@ -36,21 +34,9 @@ def features(task: Texts, **own: Any) -> datasets.Features:
     return datasets.Features({**BASE, **own, **types})
 
 
-def check_columns(columns: Mapping[str, str | None], rows: datasets.Dataset, origin: str) -> None:
-    """Refuse data without a column that the recipe names.
-
-    Args:
-        columns: recipe key under `task` → column; None where the recipe has none.
-        rows: the rows.
-        origin: their source, for the message.
-
-    Raises:
-        InputError: names key and column.
-    """
-    for key, column in columns.items():
-        if column is not None and column not in rows.column_names:
-            has = ", ".join(rows.column_names)
-            raise InputError(f"task.{key}: {origin} has no column {column!r}; its columns are {has}")
+def columns(task: Texts) -> list[tuple[str, str]]:
+    """The columns of texts; see `Task.columns`."""
+    return [("text", task.text), *([] if task.pair is None else [("pair", task.pair)])]
 
 
 def text_faults(rows: datasets.Dataset, *columns: str | None) -> Iterator[str | None]:
@@ -125,43 +111,3 @@ def named(labels: Sequence[str]) -> dict[str, object]:
         "id2label": dict(enumerate(labels)),
         "label2id": {name: index for index, name in enumerate(labels)},
     }
-
-
-def class_id(value: Any, labels: Sequence[str], *, is_index: bool = False) -> int | None:
-    """The class id of a label cell, None if it is neither a class name nor an index.
-
-    A name comes first: with labels "1" and "2", a cell 1 means the class named "1", however the file spells it.
-    `is_index` says that the cells are indices for sure (a hub's ClassLabel column).
-    """
-    if isinstance(value, float):
-        value = int(value) if value.is_integer() else None
-    text = str(value).strip()
-    if text in labels and not is_index:
-        return list(labels).index(text)
-    if isinstance(value, str):
-        value = int(text) if text.isdecimal() else None
-    return int(value) if isinstance(value, int | np.integer) and 0 <= value < len(labels) else None
-
-
-def names_of(feature: Any, labels: Sequence[str]) -> tuple[Sequence[str], bool]:
-    """Class names in the source's own order, and whether cells are indices into them.
-
-    A hub's ClassLabel column, or list of them, may number the same names otherwise than the recipe.
-    """
-    inner = getattr(feature, "feature", feature)
-    if isinstance(inner, datasets.ClassLabel):
-        return (list(inner.names) if set(inner.names) == set(labels) else labels), True
-    return labels, False
-
-
-def id_in(labels: Sequence[str], cell: Any, names: Sequence[str], *, is_index: bool) -> int:
-    """The class id, in the order of `labels`, of a cell that passed the row check; see `names_of`."""
-    index = class_id(cell, names, is_index=is_index)
-    assert index is not None, f"label {cell!r} passed the row check"
-    return list(labels).index(names[index])
-
-
-def allowed(labels: Sequence[str]) -> str:
-    """The classes as a message names them."""
-    shown = ", ".join(labels[:20]) + (", ..." if len(labels) > 20 else "")
-    return f"none of task.labels ({shown}) nor an index 0..{len(labels) - 1}"

@@ -9,9 +9,9 @@ entry per word that is read: at (its first token), label (class id).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import datasets
 import numpy as np
@@ -21,7 +21,8 @@ from distilpeft.metrics.score import Score
 from distilpeft.metrics.word_spans import entities, first_tokens
 from distilpeft.recipe.task import TokenClassification
 from distilpeft.tasks import text_rows
-from distilpeft.tasks.task import Batch, Columns, Doubles, Rows, Task, Values, dense
+from distilpeft.tasks.labels import LABEL, Fault, class_reader, flat, shown
+from distilpeft.tasks.task import Batch, Columns, Doubles, Label, Rows, Task, Values, dense
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -55,44 +56,50 @@ class TokenClassificationTask(Task):
         """Configuration values of a model for this task."""
         return text_rows.named(self.section.labels)
 
-    def check_columns(self, rows: datasets.Dataset, origin: str) -> None:
-        """Refuse data without the recipe's columns; see `text_rows.check_columns`."""
-        text_rows.check_columns({"words": self.section.words, "tags": self.section.tags}, rows, origin)
+    def columns(self) -> list[tuple[str, str]]:
+        """Words and tags."""
+        return [("words", self.section.words), ("tags", self.section.tags)]
 
     def faults(self, rows: datasets.Dataset) -> Iterator[str | None]:
         """Why each row cannot be used; see `text_classification.faults`."""
-        names, is_index = text_rows.names_of(rows.features[self.section.tags], self.section.labels)
-        for words, tags in zip(
-            *(text_rows.cells(rows, column) for column in (self.section.words, self.section.tags)), strict=True
-        ):
-            fault = _fault(self.section, words, tags)
-            unlisted = (
-                [] if fault else [tag for tag in tags if text_rows.class_id(tag, names, is_index=is_index) is None]
-            )
-            yield f"tag {unlisted[0]!r} is {text_rows.allowed(self.section.labels)}" if unlisted else fault
+        cells = (text_rows.cells(rows, column) for column in (self.section.words, self.section.tags))
+        return (_fault(self.section, words, tags) for words, tags in zip(*cells, strict=True))
+
+    def labels(self, rows: datasets.Dataset) -> Iterator[Label | Fault]:
+        """The class ids of each row's words."""
+        column, section = self.section.tags, self.section
+        reader = class_reader(
+            section.labels, rows.features[column], flat(text_rows.cells(rows, column)), section.label_is
+        )
+        return (reader.class_ids(cell) for cell in text_rows.cells(rows, column))
+
+    def label_feature(self) -> Any:
+        """A class id for each word."""
+        return datasets.List(datasets.Value("int32"))
+
+    def classes_in(self, label: Label) -> Iterable[int]:
+        """The class of each word."""
+        return cast("list[int]", label)
 
     def texts(self, rows: datasets.Dataset) -> Iterator[str]:
         """What makes two rows the same, and what a deployed model reads: the words with spaces between them."""
         return (" ".join(words) for words in text_rows.cells(rows, self.section.words))
 
-    def encode(self, features: datasets.Features, columns: Columns, tokenizer: InputReader, max_tokens: int) -> Columns:
-        """Tokens of rows that have no fault, the first token of each word and its class id."""
-        names, is_index = text_rows.names_of(features[self.section.tags], self.section.labels)
+    def encode(self, columns: Columns, tokenizer: InputReader, max_tokens: int) -> Columns:
+        """Tokens, the first token of each word and its class id."""
         joined = [" ".join(words) for words in columns[self.section.words]]
         limit = min(max_tokens, tokenizer.model_max_length)
         full = tokenizer(joined, truncation=False, verbose=False)["input_ids"]
         read = tokenizer(joined, truncation=True, max_length=limit, return_offsets_mapping=True)
         found: dict[str, list[Any]] = {name: [] for name in ("at", "label", "num_words")}
-        for words, tags, offsets in zip(
-            columns[self.section.words], columns[self.section.tags], read["offset_mapping"], strict=True
+        for words, ids, offsets in zip(
+            columns[self.section.words], columns[LABEL], read["offset_mapping"], strict=True
         ):
             ends = np.cumsum([len(word) + 1 for word in words]) - 1
             spans = [(int(end) - len(word), int(end)) for word, end in zip(words, ends, strict=True)]
             kept, at = first_tokens(spans, offsets)
             found["at"].append(at)
-            found["label"].append(
-                [text_rows.id_in(self.section.labels, tags[w], names, is_index=is_index) for w in kept]
-            )
+            found["label"].append([ids[w] for w in kept])
             found["num_words"].append(len(kept))
         return {
             "input_ids": read["input_ids"],
@@ -196,16 +203,11 @@ class TokenClassificationTask(Task):
 def _fault(task: TokenClassification, words: Any, tags: Any) -> str | None:
     for column, cell in ((task.words, words), (task.tags, tags)):
         if not isinstance(cell, list) or not cell:
-            return f"column {column!r} holds {_shown(cell)}, not a list with an entry per word"
+            return f"column {column!r} holds {shown(cell)}, not a list with an entry per word"
     if len(words) != len(tags):
         return f"{len(words)} words in {task.words!r}, but {len(tags)} tags in {task.tags!r}"
     empty = [at for at, word in enumerate(words, 1) if not isinstance(word, str) or not word.strip()]
     return f"word {empty[0]} of {task.words!r} is empty or no text" if empty else None
-
-
-def _shown(cell: Any) -> str:
-    text = repr(cell)
-    return text if len(text) <= 60 else f"{text[:60]}..."
 
 
 def word_logits(model: nn.Module, batch: Batch) -> Tensor:

@@ -77,9 +77,9 @@ def _best_is_done(search: Search, study: Study) -> bool:
 
 
 def _compute(search: Search, console: Console, jobs: int) -> None:
-    from distilpeft.tasks.rows import read_task_splits
+    from distilpeft.tasks.rows import read_task_rows
 
-    read_task_splits(search.corner.recipe)  # bad rows are found here, before torch is even imported
+    read_task_rows(search.corner.recipe)  # bad rows are found here, before torch is even imported
     if jobs > 1:
         spread(jobs, make_trials, [search], console)
     corner = search.corner

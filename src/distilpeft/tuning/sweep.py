@@ -63,9 +63,9 @@ def run(points: Sequence[Point], console: Console, jobs: int = 1) -> int:
 
 def _compute(points: Sequence[Point], console: Console, jobs: int) -> dict[str, str]:
     """Make what is missing; returns the points that their figures have stopped, and why."""
-    from distilpeft.tasks.rows import read_task_splits
+    from distilpeft.tasks.rows import read_task_rows
 
-    read_task_splits(points[0].plan.recipe)  # bad rows are found here, before torch is even imported
+    read_task_rows(points[0].plan.recipe)  # bad rows are found here, before torch is even imported
     stopped: dict[Path, GateError] = {}
     every = [made for point in points for made in point.plan.steps().values()]
     untimed = any(made.stage not in LAST_STAGES and not made.done for made in every)

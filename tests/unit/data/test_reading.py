@@ -46,8 +46,8 @@ def write(name, count=10, start=0, columns=None):
     return name
 
 
-def read(source, check=lambda rows, numbers, origin: rows, **settings):
-    return read_splits(Data(source=source, **settings), check)
+def read(source, check=lambda rows, places: rows, **settings):
+    return read_splits(Data(source=source, **settings), check)[0]
 
 
 def texts(splits):
@@ -66,7 +66,7 @@ def films(*numbers):
 def test_every_kind_of_file_gives_the_same_rows(name):
     found = read(write(name), **SLICES)
     assert texts(found) == {"train": films(*range(6)), "validation": films(6, 7), "test": films(8, 9)}
-    assert list(found["train"]["label"]) == [0, 1, 0, 1, 0, 1]
+    assert [int(cell) for cell in found["train"]["label"]] == [0, 1, 0, 1, 0, 1]
 
 
 def test_a_json_file_with_one_list_gives_its_rows():
@@ -80,13 +80,6 @@ def test_text_in_quotes_with_commas_and_line_breaks_and_words_like_null_stays_wh
     Path("rows.csv").write_text('text,label\n"well, fine",0\n"two\nlines",1\nNA,0\nnull,1\nNone,0\nnan,1\n')
     found = texts(read("rows.csv", train="train[:2]", validation="train[2:4]", test="train[4:]"))
     assert found == {"train": ["well, fine", "two\nlines"], "validation": ["NA", "null"], "test": ["None", "nan"]}
-
-
-def test_a_csv_whose_rows_all_have_a_field_more_than_the_header_is_refused():
-    # unquoted commas in the text: pandas would take the first field for an index and lose it
-    Path("rows.csv").write_text("text,label\n" + "".join(f"well, film {i},{i % 2}\n" for i in range(10)))
-    with pytest.raises(InputError, match=r"^rows\.csv"):
-        read("rows.csv", **SLICES)
 
 
 def test_a_mapping_of_splits_to_files_may_mix_kinds():
@@ -276,15 +269,15 @@ def test_rows_are_checked_with_their_numbers_in_the_source_even_after_a_filter()
     write("rows.csv")
     seen = []
 
-    def note(rows, numbers, origin):
-        seen.append((origin, list(rows["text"]), list(numbers)))
+    def note(rows, places):
+        seen.append((places.origin, list(rows["text"]), [places.of(index) for index in range(len(rows))]))
         return rows
 
     read(
         "rows.csv", note,
         where={"label": 1}, train="train[:2]", validation="train[2:3]", test="train[3:]",
     )  # fmt: skip
-    assert seen == [("rows.csv", films(1, 3, 5, 7, 9), [2, 4, 6, 8, 10])]
+    assert seen == [("rows.csv", films(1, 3, 5, 7, 9), [f"rows.csv: row {n}" for n in (2, 4, 6, 8, 10)])]
 
 
 @pytest.mark.parametrize("plus", ["+", " + ", "+ ", " +"])
@@ -292,8 +285,8 @@ def test_every_split_that_a_recipe_reads_is_checked_and_no_other(plus):
     source = {name: write(f"{name}.csv") for name in ("one", "two", "three", "four", "unlabelled")}
     seen = []
 
-    def note(rows, _, origin):
-        seen.append(origin)
+    def note(rows, places):
+        seen.append(places.origin)
         return rows
 
     read(

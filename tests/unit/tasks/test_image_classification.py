@@ -9,6 +9,7 @@ import datasets
 import numpy as np
 import pytest
 from PIL import Image
+from support.rows import checked
 from transformers.models.convnext.image_processing_pil_convnext import ConvNextImageProcessorPil
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
@@ -17,7 +18,6 @@ from distilpeft.errors import InputError
 from distilpeft.export.card_code import snippet
 from distilpeft.recipe.task import ImageClassification
 from distilpeft.tasks.image_classification import ImageClassificationTask
-from distilpeft.tasks.rows import usable
 
 RNG = np.random.default_rng(3)
 TASK = ImageClassification(kind="image_classification", image="image", label="kind", labels=("cat", "dog"))
@@ -113,21 +113,20 @@ def test_moving_repeats_the_edge_and_mirroring_turns_left_and_right():
     assert turned[0, 0].tolist() == [3, 2, 1, 0]
 
 
-def checked(tmp_path, cells, labels):
+def rows_of(cells, labels):
     rows = datasets.Dataset.from_dict({"image": cells, "kind": labels})
-    usable(ImageClassificationTask(TASK), rows, np.arange(1, len(cells) + 1), "rows.csv")
-    return rows
+    return checked(ImageClassificationTask(TASK), rows)
 
 
 def test_rows_that_cannot_be_used_are_named(tmp_path):
     good, bad = tmp_path / "good.png", tmp_path / "bad.png"
     picture(8, 8).save(good)
     bad.write_bytes(b"not a picture")
-    rows = checked(tmp_path, [str(good)], ["dog"])
+    rows = rows_of([str(good)], ["dog"])
     assert list(ImageClassificationTask(TASK).texts(rows)) == [str(good)]
     with pytest.raises(InputError, match=r"rows.csv: row 2: column 'image': .*bad.png: not a picture that can be read"):
-        checked(tmp_path, [str(good), str(bad)], ["dog", "cat"])
+        rows_of([str(good), str(bad)], ["dog", "cat"])
     with pytest.raises(InputError, match=r"row 1: column 'image': .*none.png: not a picture .*No such file"):
-        checked(tmp_path, [str(tmp_path / "none.png")], ["dog"])
+        rows_of([str(tmp_path / "none.png")], ["dog"])
     with pytest.raises(InputError, match="row 1: label 'bird' is none of"):
-        checked(tmp_path, [str(good)], ["bird"])
+        rows_of([str(good)], ["bird"])

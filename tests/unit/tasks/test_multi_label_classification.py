@@ -10,6 +10,7 @@ import pytest
 import torch
 from sklearn import metrics as sk
 from support import tiny
+from support.rows import checked
 from torch.nn.functional import binary_cross_entropy_with_logits as bce
 
 from distilpeft.distillation.losses import Loss
@@ -17,11 +18,12 @@ from distilpeft.errors import InputError
 from distilpeft.recipe.task import MultiLabelClassification
 from distilpeft.tasks import multi_label_classification as task_
 from distilpeft.tasks.multi_label_classification import MultiLabelTask
-from distilpeft.tasks.rows import usable
 
 NAMES = ("praise", "blame", "music")
 TASK = MultiLabelClassification(kind="multi_label_classification", text="text", label="moods", labels=NAMES)
 TEXTS = TASK.model_copy(update={"separator": "|"})
+ONE_HOT = TASK.model_copy(update={"label_is": "one_hot"})
+TWO = TASK.model_copy(update={"labels": NAMES[:2]})
 RNG = np.random.default_rng(4)
 LOGITS, LABELS = RNG.normal(size=(60, 3)) * 2, RNG.integers(0, 2, (60, 3))
 
@@ -32,8 +34,8 @@ def rows_of(cells, features=None):
 
 def encoded(task, cells, features=None):
     rows = rows_of(cells, features)
-    usable(MultiLabelTask(task), rows, np.arange(1, len(cells) + 1), "rows.jsonl")
-    return MultiLabelTask(task).encode(rows.features, rows[:], tiny.tokenizer(), 16)["label"]
+    rows = checked(MultiLabelTask(task), rows, "rows.jsonl")
+    return MultiLabelTask(task).encode(rows[:], tiny.tokenizer(), 16)["label"]
 
 
 def scored_rows(labels=LABELS):
@@ -57,13 +59,39 @@ def test_a_hubs_list_of_classes_that_numbers_them_otherwise_is_read_by_its_names
     assert encoded(TASK, [[0], [1, 2]], features) == [[0, 0, 1], [1, 1, 0]]
 
 
+@pytest.mark.parametrize("kind", [int, float, bool, str])
+def test_lists_with_0_or_1_for_each_class_are_read_as_such(kind):
+    cells = [[kind(cell) for cell in row] for row in ([1, 1, 1], [0, 0, 0], [0, 1, 0])]
+    cells = cells if kind is not str else [["1", "1", "1"], ["0", "0", "0"], ["0", "1", "0"]]
+    assert encoded(TASK, cells) == [[1, 1, 1], [0, 0, 0], [0, 1, 0]]
+    assert encoded(ONE_HOT, cells) == [[1, 1, 1], [0, 0, 0], [0, 1, 0]]
+
+
+def test_two_classes_need_to_be_told_apart_by_the_recipe():
+    assert encoded(TWO.model_copy(update={"label_is": "one_hot"}), [[0, 1], [1, 1]]) == [[0, 1], [1, 1]]
+    assert encoded(TWO.model_copy(update={"label_is": "index"}), [[0, 1], [0, 1]]) == [[1, 1], [1, 1]]
+
+
+def test_lists_of_ids_with_other_lengths_stay_ids():
+    assert encoded(TASK, [[0, 1, 2], [1], []]) == [[1, 1, 1], [0, 1, 0], [0, 0, 0]]
+
+
 @pytest.mark.parametrize(
     ("task", "cells", "message"),
     [
-        (TASK, [["praise"], ["joy", "fear"]], "row 2: label 'joy' is none of task.labels .* 0..2 .1 bad rows of 2: 2"),
+        (TASK, [["praise"], ["joy", "fear"]], "row 2: label 'joy' is none of task.labels .*1 bad rows of 2: 2"),
         (TASK, ["praise|blame"], "row 1: column 'moods' holds 'praise|blame', not a list.*task.separator"),
         (TEXTS, [["praise"]], "row 1: column 'moods' holds .'praise'., not a text"),
         (TASK, [["praise", "7"]], "label '7' is none"),
+        (TASK, [[0, 2, 2], [1]], r"row 1: \[0, 2, 2\] names a class twice"),
+        (TASK, [[0.0, 2.0], [1.0]], r"row 1: a list of classes holds names or whole numbers, not \[0.0, 2.0\]"),
+        (TASK, [[0, 3], [1]], "row 1: label 0 is none of .*3 is beyond the last position, 2"),
+        (
+            TASK.model_copy(update={"label_is": "one_hot"}),
+            [[1, 0, 1], [0, 2, 0]],
+            "row 2: label .0, 2, 0. is no list of 3",
+        ),
+        (TWO, [[0, 1], [1, 1]], "row 1: .0, 1. may be 0 and 1 for each of the two classes, or a list of ids.*one_hot"),
     ],
 )
 def test_rows_that_cannot_be_used_are_named(task, cells, message):
@@ -80,8 +108,8 @@ def column_rows(**columns):
 
 def test_every_class_may_have_a_column_of_its_own():
     rows = column_rows(praise=[1, 0, 1], blame=["0", "1", "1.0"], music=[True, False, True])
-    usable(MultiLabelTask(COLUMNS), rows, np.arange(1, 4), "rows.csv")
-    found = MultiLabelTask(COLUMNS).encode(rows.features, rows[:], tiny.tokenizer(), 16)["label"]
+    rows = checked(MultiLabelTask(COLUMNS), rows, "rows.csv")
+    found = MultiLabelTask(COLUMNS).encode(rows[:], tiny.tokenizer(), 16)["label"]
     assert found == [[1, 0, 1], [0, 1, 0], [1, 1, 1]]
 
 
@@ -98,7 +126,7 @@ def test_every_class_may_have_a_column_of_its_own():
 )
 def test_columns_that_cannot_be_used_are_named(columns, message):
     with pytest.raises(InputError, match=message):
-        usable(MultiLabelTask(COLUMNS), column_rows(**columns), np.arange(1, 4), "rows.csv")
+        checked(MultiLabelTask(COLUMNS), column_rows(**columns), "rows.csv")
 
 
 @pytest.mark.parametrize("temperature", [1.0, 3.0])

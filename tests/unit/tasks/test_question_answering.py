@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from support import tiny
+from support.rows import checked
 from torch.nn.functional import cross_entropy, kl_div
 
 from distilpeft.distillation.losses import Loss
@@ -14,7 +15,7 @@ from distilpeft.errors import InputError
 from distilpeft.recipe.task import QuestionAnswering
 from distilpeft.tasks import question_answering as task_
 from distilpeft.tasks.question_answering import QuestionAnsweringTask
-from distilpeft.tasks.rows import Tokens, usable
+from distilpeft.tasks.rows import Tokens
 
 TASK = QuestionAnswering(
     kind="question_answering", question="question", context="context", answers="answers", stride=2, longest_answer=3
@@ -34,8 +35,8 @@ ROWS = {
 
 def encoded(task=TASK, max_tokens=10, **columns):
     rows = datasets.Dataset.from_dict({**ROWS, **columns})
-    usable(QuestionAnsweringTask(task), rows, np.arange(1, len(rows) + 1), "rows.jsonl")
-    return QuestionAnsweringTask(task).encode(rows.features, rows[:], tiny.tokenizer(), max_tokens)
+    rows = checked(QuestionAnsweringTask(task), rows, "rows.jsonl")
+    return QuestionAnsweringTask(task).encode(rows[:], tiny.tokenizer(), max_tokens)
 
 
 def tokens(**how):

@@ -11,13 +11,13 @@ import torch
 from scipy import stats
 from sklearn import metrics as sk
 from support import tiny
+from support.rows import checked
 
 from distilpeft.distillation.losses import Loss
 from distilpeft.distillation.store import row_hashes
 from distilpeft.errors import InputError
 from distilpeft.recipe.task import Regression
 from distilpeft.tasks.regression import RegressionTask
-from distilpeft.tasks.rows import usable
 
 TASK = Regression(kind="regression", text="text", label="mood")
 RNG = np.random.default_rng(4)
@@ -26,15 +26,14 @@ VALUES = (LABELS + RNG.normal(0, 1, 50))[:, None]
 ROWS = SimpleNamespace(column=lambda name: LABELS, lengths_N=np.ones(50))
 
 
-def checked(cells):
+def rows_of(cells):
     rows = datasets.Dataset.from_dict({"text": ["good film"] * len(cells), "mood": cells})
-    usable(RegressionTask(TASK), rows, np.arange(1, len(cells) + 1), "rows.csv")
-    return rows
+    return checked(RegressionTask(TASK), rows)
 
 
 def test_numbers_are_read_also_where_they_are_written_as_text():
-    rows = checked(["1.5", "-2", "3e-1"])
-    found = RegressionTask(TASK).encode(rows.features, rows[:], tiny.tokenizer(), 16)
+    rows = rows_of(["1.5", "-2", "3e-1"])
+    found = RegressionTask(TASK).encode(rows[:], tiny.tokenizer(), 16)
     assert found["label"] == [1.5, -2.0, 0.3]
     assert set(found) == set(RegressionTask(TASK).features())
 
@@ -54,7 +53,7 @@ def test_numbers_are_read_also_where_they_are_written_as_text():
 )
 def test_rows_that_cannot_be_used_are_named(cells, message):
     with pytest.raises(InputError, match=message):
-        checked(cells)
+        rows_of(cells)
 
 
 def test_the_loss_is_the_weighted_sum_of_squares_and_its_gradient_is_right():
@@ -108,5 +107,5 @@ def test_a_rows_hash_tells_numbers_apart_that_are_equal_as_integers():
 
 
 def test_numbers_that_are_all_the_same_teach_nothing():
-    assert RegressionTask(TASK).nothing_to_learn(checked([2.0, 2.0])) == "column 'mood' holds 2.0 in every row"
-    assert RegressionTask(TASK).nothing_to_learn(checked([2.0, 2.5])) is None
+    assert RegressionTask(TASK).nothing_to_learn(rows_of([2.0, 2.0])) == "column 'mood' holds 2.0 in every row"
+    assert RegressionTask(TASK).nothing_to_learn(rows_of([2.0, 2.5])) is None

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import datasets
-import numpy as np
 import pytest
 from support import tiny
+from support.rows import checked
 
 from distilpeft.data.reading import duplicates, read_splits
 from distilpeft.errors import InputError
 from distilpeft.recipe.data import Data
 from distilpeft.recipe.task import TextClassification
+from distilpeft.tasks.labels import LABEL
 from distilpeft.tasks.rows import usable
 from distilpeft.tasks.text_classification import TextClassificationTask
-from distilpeft.tasks.text_rows import class_id, texts
+from distilpeft.tasks.text_rows import texts
 
 TASK = TextClassification(kind="text_classification", text="text", label="label", labels=("bad", "good", "mixed"))
 
@@ -22,62 +23,12 @@ def rows_of(texts, labels, features=None):
     return datasets.Dataset.from_dict({"text": texts, "label": labels}, features=features)
 
 
-@pytest.mark.parametrize(
-    ("cell", "expected"),
-    [
-        ("bad", 0), ("mixed", 2), (" good ", 1), ("Good", None), ("", None), ("other", None),
-        (0, 0), (2, 2), (3, None), (-1, None), (np.int64(1), 1),
-        (1.0, 1), (1.5, None), (float("nan"), None), (float("inf"), None), (-1.0, None),
-        ("2", 2), (" 1 ", 1), ("3", None), ("-1", None), ("1.0", None), ("²", None), ("1e0", None),
-        (True, 1), (False, 0), (None, None),
-    ],
-)  # fmt: skip
-def test_a_label_cell_is_a_name_or_an_index_or_nothing(cell, expected):
-    found = class_id(cell, TASK.labels)
-    assert found == expected
-    assert found is None or type(found) is int
-
-
-def test_names_that_look_like_numbers_are_names_first():
-    assert class_id("0", ("1", "0")) == 1
-    assert class_id("1", ("1", "2", "3")) == 0
-
-
-def test_numbers_from_a_csv_that_are_names_of_classes_mean_the_names(tmp_path):
-    # stars 1, 2, 3: a CSV reader makes integers of them, which must not become class ids 1, 2 and an error
-    task = TASK.model_copy(update={"labels": ("1", "2", "3")})
-    (tmp_path / "stars.csv").write_text("text,label\n" + "a film,1\nb film,2\nc film,3\n" * 2)
-    slices = {"train": "train[:3]", "validation": "train[3:4]", "test": "train[4:]"}
-    splits = read_splits(
-        Data(source=str(tmp_path / "stars.csv"), **slices),
-        lambda rows, numbers, origin: usable(TextClassificationTask(task), rows, numbers, origin),
-    )
-    assert TextClassificationTask(task).class_ids(splits["train"].features, splits["train"]["label"]) == [0, 1, 2]
-
-
-def test_a_class_label_column_with_the_names_in_another_order_is_mapped_by_name():
-    features = datasets.Features(
-        {"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["mixed", "bad", "good"])}
-    )
-    rows = rows_of(["a", "b", "c"], ["good", "mixed", "bad"], features)
-    assert list(rows["label"]) == [2, 0, 1]
-    assert TextClassificationTask(TASK).class_ids(rows.features, rows["label"]) == [1, 2, 0]
-
-
-def test_a_class_label_column_with_other_names_is_read_by_index():
-    features = datasets.Features(
-        {"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["neg", "pos", "both"])}
-    )
-    rows = rows_of(["a", "b"], ["pos", "both"], features)
-    assert TextClassificationTask(TASK).class_ids(rows.features, rows["label"]) == [1, 2]
-
-
 def check(rows, numbers=None):
-    usable(TextClassificationTask(TASK), rows, np.arange(1, len(rows) + 1) if numbers is None else numbers, "rows.csv")
+    return checked(TextClassificationTask(TASK), rows, numbers=numbers)
 
 
 def test_rows_that_are_good_pass():
-    check(rows_of(["a", "b"], ["bad", "2"]))
+    assert check(rows_of(["a", "b"], ["bad", "mixed"]))[LABEL][:] == [0, 2]
 
 
 def test_a_missing_column_is_refused_with_the_columns_there_are():
@@ -101,34 +52,34 @@ def test_a_label_outside_the_list_is_refused_with_its_number_and_what_is_allowed
     with pytest.raises(InputError) as caught:
         check(rows_of(["a", "b", "c", "d"], ["bad", "good", "ugly", "odd"]))
     assert str(caught.value) == (
-        "rows.csv: row 3: label 'ugly' is none of task.labels (bad, good, mixed) nor an index 0..2 (2 bad rows of 4: "
-        "3, 4); mend them, or leave them out with data.on_bad_row: skip"
+        "rows.csv: row 3: label 'ugly' is none of task.labels (bad, good, mixed) (2 bad rows of 4: 3, 4); fix them or "
+        "skip them with data.on_bad_row: skip"
     )
 
 
 def test_of_many_bad_rows_of_several_kinds_five_are_listed_and_the_first_is_explained():
-    with pytest.raises(InputError, match=r"row 2: label 9 is .* \(7 bad rows of 8: 2, 3, 4, 5, 6, \.\.\.\);"):
-        check(rows_of(["a", "b", *" " * 6], [0, 9, *[1] * 6]))
+    with pytest.raises(InputError, match=r"row 2: label -9 is .* \(7 bad rows of 8: 2, 3, 4, 5, 6, \.\.\.\);"):
+        check(rows_of(["a", "b", *" " * 6], [0, -9, *[1] * 6]))
 
 
 def test_bad_rows_are_left_out_if_the_recipe_says_so():
     rows = rows_of(["a", " ", "c", "d"], ["bad", "good", "ugly", "good"])
-    assert usable(TextClassificationTask(TASK), rows, np.arange(1, 5), "rows.csv", "skip")["text"][:] == ["a", "d"]
-    with pytest.raises(InputError, match=r"\(2 bad rows of 2: 1, 2\); mend them$"):
-        usable(TextClassificationTask(TASK), rows_of([" ", " "], [0, 1]), np.arange(1, 3), "rows.csv", "skip")
+    kept = checked(TextClassificationTask(TASK), rows, on_bad_row="skip")
+    assert kept["text"][:] == ["a", "d"]
+    assert kept[LABEL][:] == [0, 1]
+    with pytest.raises(InputError, match=r"\(2 bad rows of 2: 1, 2\); fix them$"):
+        checked(TextClassificationTask(TASK), rows_of([" ", " "], [0, 1]), on_bad_row="skip")
 
 
 def test_training_rows_of_one_class_teach_nothing():
-    assert (
-        TextClassificationTask(TASK).nothing_to_learn(rows_of(["a", "b"], ["good", "1"]))
-        == "every row is of the class 'good'"
-    )
-    assert TextClassificationTask(TASK).nothing_to_learn(rows_of(["a", "b"], ["good", "0"])) is None
+    task = TextClassificationTask(TASK)
+    assert task.nothing_to_learn(check(rows_of(["a", "b"], [1, 1]))) == "every row is of the class 'good'"
+    assert task.nothing_to_learn(check(rows_of(["a", "b"], [1, 0]))) is None
 
 
 def test_the_number_of_a_bad_row_is_the_one_in_the_source():
-    with pytest.raises(InputError, match=r"^rows\.csv: row 70: label 9 "):
-        check(rows_of(["a", "b"], [0, 9]), np.array([12, 70]))
+    with pytest.raises(InputError, match=r"^rows\.csv: row 70: label -9 "):
+        check(rows_of(["a", "b"], [0, -9]), [12, 70])
 
 
 def test_after_a_filter_the_number_of_a_bad_row_is_the_one_in_the_file(tmp_path):
@@ -136,7 +87,7 @@ def test_after_a_filter_the_number_of_a_bad_row_is_the_one_in_the_file(tmp_path)
     path.write_text("text,label,from\na,bad,x\nb,good,y\nc,bad,x\nd,worse,y\n")
     data = Data(source=str(path), where={"from": "y"}, train="train[:1]", validation="train[1:2]", test="train[2:]")
     with pytest.raises(InputError, match=r"rows\.csv: row 4: label 'worse'"):
-        read_splits(data, lambda rows, numbers, origin: usable(TextClassificationTask(TASK), rows, numbers, origin))
+        read_splits(data, lambda rows, places: usable(TextClassificationTask(TASK), rows, places))
 
 
 def test_the_first_bad_row_and_the_count_hold_over_many_batches_of_rows():
@@ -153,7 +104,7 @@ def test_the_first_bad_row_and_the_count_hold_over_many_batches_of_rows():
 
 def encoded(texts, max_tokens, tokenizer=None):
     rows = rows_of(texts, ["good"] * len(texts))
-    return TextClassificationTask(TASK).encode(rows.features, rows[:], tokenizer or tiny.tokenizer(), max_tokens)
+    return TextClassificationTask(TASK).encode(check(rows)[:], tokenizer or tiny.tokenizer(), max_tokens)
 
 
 def ids(*words):
@@ -161,8 +112,8 @@ def ids(*words):
 
 
 def test_rows_become_token_ids_and_class_ids():
-    rows = rows_of(["good film", "awful zebra"], ["mixed", "0"])
-    found = TextClassificationTask(TASK).encode(rows.features, rows[:], tiny.tokenizer(), 16)
+    rows = rows_of(["good film", "awful zebra"], ["mixed", "bad"])
+    found = TextClassificationTask(TASK).encode(check(rows)[:], tiny.tokenizer(), 16)
     assert found == {
         "input_ids": [ids("[CLS]", "good", "film", "[SEP]"), ids("[CLS]", "awful", "[UNK]", "[SEP]")],
         "label": [2, 0],
@@ -181,7 +132,7 @@ def pairs_of(texts, others):
 
 def test_pairs_become_one_row_with_the_second_texts_tokens_marked():
     rows = pairs_of(["good film", "story"], ["awful", "a dull scene"])
-    found = TextClassificationTask(PAIRS).encode(rows.features, rows[:], tiny.tokenizer(), 16)
+    found = TextClassificationTask(PAIRS).encode(checked(TextClassificationTask(PAIRS), rows)[:], tiny.tokenizer(), 16)
     assert (
         set(found)
         == set(TextClassificationTask(PAIRS).features())
@@ -198,13 +149,13 @@ def test_models_that_do_not_tell_texts_apart_by_types_get_none():
     rows = pairs_of(["good"], ["awful"])
     tokenizer = tiny.tokenizer()
     tokenizer.model_input_names = ["input_ids", "attention_mask"]
-    found = TextClassificationTask(PAIRS).encode(rows.features, rows[:], tokenizer, 16)
+    found = TextClassificationTask(PAIRS).encode(checked(TextClassificationTask(PAIRS), rows)[:], tokenizer, 16)
     assert set(TextClassificationTask(TASK).collate(found, tokenizer)["inputs"]) == {"input_ids", "attention_mask"}
 
 
 def test_of_a_pair_the_longer_text_is_cut_first():
     rows = pairs_of(["the film of the actor and music"], ["a dull scene"])
-    found = TextClassificationTask(PAIRS).encode(rows.features, rows[:], tiny.tokenizer(), 9)
+    found = TextClassificationTask(PAIRS).encode(checked(TextClassificationTask(PAIRS), rows)[:], tiny.tokenizer(), 9)
     assert found["input_ids"][0] == ids("[CLS]", "the", "film", "of", "[SEP]", "a", "dull", "scene", "[SEP]")
     assert (found["truncated"], found["num_tokens"]) == ([True], [9])
 
@@ -212,9 +163,9 @@ def test_of_a_pair_the_longer_text_is_cut_first():
 def test_a_pair_without_its_second_text_is_named():
     rows = pairs_of(["good", "bad"], ["fine", " "])
     with pytest.raises(InputError, match="row 2: column 'other' holds no text"):
-        usable(TextClassificationTask(PAIRS), rows, np.array([1, 2]), "rows.csv")
+        checked(TextClassificationTask(PAIRS), rows)
     with pytest.raises(InputError, match=r"task.pair: rows.csv has no column 'other'"):
-        usable(TextClassificationTask(PAIRS), rows.remove_columns("other"), np.array([1, 2]), "rows.csv")
+        checked(TextClassificationTask(PAIRS), rows.remove_columns("other"))
 
 
 def test_the_same_pair_is_a_duplicate_and_the_same_first_text_alone_is_not():

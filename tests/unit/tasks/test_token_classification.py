@@ -12,6 +12,7 @@ import seqeval.metrics
 import torch
 from sklearn import metrics as sk
 from support import tiny
+from support.rows import checked
 from torch.nn.functional import cross_entropy, kl_div
 
 from distilpeft.distillation.losses import Loss
@@ -20,7 +21,7 @@ from distilpeft.metrics import classification as classifier
 from distilpeft.metrics.significance import Added
 from distilpeft.recipe.task import TokenClassification
 from distilpeft.tasks import token_classification as task_
-from distilpeft.tasks.rows import Tokens, usable
+from distilpeft.tasks.rows import Tokens
 from distilpeft.tasks.token_classification import TokenClassificationTask
 
 NAMES = ("O", "B-MOOD", "I-MOOD")
@@ -34,8 +35,8 @@ def rows_of(words=WORDS, tags=TAGS, features=None):
 
 
 def encoded(rows, max_tokens=16):
-    usable(TokenClassificationTask(TASK), rows, np.arange(1, len(rows) + 1), "rows.jsonl")
-    return TokenClassificationTask(TASK).encode(rows.features, rows[:], tiny.tokenizer(), max_tokens)
+    rows = checked(TokenClassificationTask(TASK), rows, "rows.jsonl")
+    return TokenClassificationTask(TASK).encode(rows[:], tiny.tokenizer(), max_tokens)
 
 
 def tokens(max_tokens=16):
@@ -91,7 +92,7 @@ def test_a_hubs_list_of_classes_that_numbers_them_otherwise_is_read_by_its_names
         (
             [["a", "b"]],
             [["O", "B-ORG"]],
-            "row 1: tag 'B-ORG' is none of task.labels .O, B-MOOD, I-MOOD..*1 bad rows of 1: 1",
+            "row 1: label 'B-ORG' is none of task.labels .O, B-MOOD, I-MOOD..*1 bad rows of 1: 1",
         ),
     ],
 )

@@ -43,9 +43,9 @@ class CausalLMTask(LanguageTask):
         """See `language.rows`."""
         return language_rows.FEATURES
 
-    def check_columns(self, rows: datasets.Dataset, origin: str) -> None:
-        """Refuse data without the recipe's columns; see `text_rows.check_columns`."""
-        language_rows.check_columns(self.section, rows, origin)
+    def columns(self) -> list[tuple[str, str]]:
+        """Those of the form that the recipe names."""
+        return list(language_rows.columns(self.section).items())
 
     def faults(self, rows: datasets.Dataset) -> Iterator[str | None]:
         """Why each row cannot be used."""
@@ -55,7 +55,7 @@ class CausalLMTask(LanguageTask):
         """The cells of all columns that the recipe names."""
         return language_rows.texts(self.section, rows)
 
-    def encode(self, features: datasets.Features, columns: Columns, tokenizer: InputReader, max_tokens: int) -> Columns:
+    def encode(self, columns: Columns, tokenizer: InputReader, max_tokens: int) -> Columns:
         """Rows of at most `max_tokens` tokens; see `language_rows.encode`."""
         return language_rows.encode(self.section, columns, tokenizer, max_tokens)
 

@@ -48,15 +48,10 @@ class Piece:
     truncated: bool = False
 
 
-def _columns(task: CausalLM) -> dict[str, str]:
+def columns(task: CausalLM) -> dict[str, str]:
     """The columns that the recipe names, by key."""
     keys = {"prompt": task.prompt, "completion": task.completion, "messages": task.messages, "text": task.text}
     return {key: column for key, column in keys.items() if column is not None}
-
-
-def check_columns(task: CausalLM, rows: datasets.Dataset, origin: str) -> None:
-    """Refuse data without the recipe's columns; see `text_rows.check_columns`."""
-    text_rows.check_columns(_columns(task), rows, origin)
 
 
 def faults(task: CausalLM, rows: datasets.Dataset) -> Iterator[str | None]:
@@ -67,7 +62,7 @@ def faults(task: CausalLM, rows: datasets.Dataset) -> Iterator[str | None]:
             fault = _fault(task, key, cell)
             yield f"column {column!r} {fault}" if fault else None
 
-    return text_rows.first_of(*(of_column(key, column) for key, column in _columns(task).items()))
+    return text_rows.first_of(*(of_column(key, column) for key, column in columns(task).items()))
 
 
 def _fault(task: CausalLM, key: str, cell: Any) -> str | None:

@@ -55,9 +55,9 @@ class Seq2SeqTask(LanguageTask):
         own |= {"num_targets": datasets.Value("int32"), "num_bytes": datasets.Value("int64")}
         return datasets.Features({**text_rows.BASE, **own})
 
-    def check_columns(self, rows: datasets.Dataset, origin: str) -> None:
-        """Refuse data without the recipe's columns; see `text_rows.check_columns`."""
-        text_rows.check_columns({"source": self.section.source, "target": self.section.target}, rows, origin)
+    def columns(self) -> list[tuple[str, str]]:
+        """Source and target."""
+        return [("source", self.section.source), ("target", self.section.target)]
 
     def faults(self, rows: datasets.Dataset) -> Iterator[str | None]:
         """Why each row cannot be used; see `text_classification.faults`."""
@@ -67,7 +67,7 @@ class Seq2SeqTask(LanguageTask):
         """What models read; two rows with the same source count as the same."""
         return (self.section.prefix + text for text in text_rows.cells(rows, self.section.source))
 
-    def encode(self, features: datasets.Features, columns: Columns, tokenizer: InputReader, max_tokens: int) -> Columns:
+    def encode(self, columns: Columns, tokenizer: InputReader, max_tokens: int) -> Columns:
         """Tokenise rows that have no fault; sources are cut to `max_tokens`, targets to `max_target_tokens`."""
         limit = min(max_tokens, tokenizer.model_max_length)
         most = min(self.section.max_target_tokens or max_tokens, tokenizer.model_max_length)

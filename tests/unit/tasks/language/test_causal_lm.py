@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from support import tiny_lm
+from support.rows import checked
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, GPT2Config, OPTConfig
 
@@ -15,7 +16,6 @@ from distilpeft.errors import GateError, InputError
 from distilpeft.recipe.task import CausalLM
 from distilpeft.tasks.language import next_tokens
 from distilpeft.tasks.language.causal_lm import CausalLMTask
-from distilpeft.tasks.rows import usable
 
 PAIRS = CausalLM(kind="causal_lm", prompt="prompt", completion="completion")
 CHAT = CausalLM(kind="causal_lm", messages="messages")
@@ -24,7 +24,7 @@ TEXT = CausalLM(kind="causal_lm", text="text")
 
 def encode(task: CausalLM, rows: list[dict], max_tokens: int = 64) -> dict:
     batch = {name: [row[name] for row in rows] for name in rows[0]}
-    return CausalLMTask(task).encode(datasets.Features(), batch, tiny_lm.tokenizer(), max_tokens)
+    return CausalLMTask(task).encode(batch, tiny_lm.tokenizer(), max_tokens)
 
 
 def targets(found: dict, row: int = 0) -> str:
@@ -207,9 +207,7 @@ def test_the_calibration_error_is_the_classifiers_over_all_tokens():
     from distilpeft.metrics import classification
 
     model, words = tiny_lm.model(), tiny_lm.tokenizer()
-    rows = CausalLMTask(PAIRS).encode(
-        None, {"prompt": ["one :", "two"], "completion": [" three", " four five"]}, words, 64
-    )
+    rows = CausalLMTask(PAIRS).encode({"prompt": ["one :", "two"], "completion": [" three", " four five"]}, words, 64)
     batch = CausalLMTask(TEXT).collate(rows, words)
     CausalLMTask(PAIRS).prepare(model)
     with torch.no_grad():
@@ -317,9 +315,4 @@ def test_samples_continue_the_prompt_of_the_first_rows():
 )
 def test_rows_that_cannot_be_used_are_named(task, rows, message):
     with pytest.raises(InputError, match=message):
-        usable(
-            CausalLMTask(task),
-            datasets.Dataset.from_dict(rows),
-            np.arange(1, 1 + len(next(iter(rows.values())))),
-            "rows.jsonl",
-        )
+        checked(CausalLMTask(task), datasets.Dataset.from_dict(rows), "rows.jsonl")

@@ -13,6 +13,7 @@ import transformers
 from rouge_score.rouge_scorer import RougeScorer
 from sacrebleu.metrics import BLEU, CHRF
 from support import tiny
+from support.rows import checked
 from support.tiny_tasks import encoder_decoder
 from torch.nn import functional as F
 
@@ -29,7 +30,7 @@ from distilpeft.recipe.task import Seq2Seq
 from distilpeft.tasks.language import next_tokens
 from distilpeft.tasks.language import seq2seq as task_
 from distilpeft.tasks.language.seq2seq import Seq2SeqTask
-from distilpeft.tasks.rows import Tokens, usable
+from distilpeft.tasks.rows import Tokens
 
 TASK = Seq2Seq(kind="seq2seq", source="a", target="b")
 PAIRS = [("good film", "a great story"), ("the dull actor of the scene", "music"), ("fine", "the bad script and film")]
@@ -86,9 +87,9 @@ def model(request):
 def rows_of(pairs=PAIRS, task=TASK, max_tokens=16) -> Tokens:
     rows = datasets.Dataset.from_dict({"a": [one for one, _ in pairs], "b": [two for _, two in pairs]})
     words = tiny.tokenizer()
-    usable(Seq2SeqTask(task), rows, np.arange(1, len(rows) + 1), "rows.csv")
+    rows = checked(Seq2SeqTask(task), rows)
     made = rows.map(
-        lambda batch: Seq2SeqTask(task).encode(rows.features, batch, words, max_tokens), batched=True,
+        lambda batch: Seq2SeqTask(task).encode(batch, words, max_tokens), batched=True,
         remove_columns=["a", "b"], features=Seq2SeqTask(task).features(),
     )  # fmt: skip
     return Tokens(Seq2SeqTask(TASK), made, words)
