@@ -6,7 +6,6 @@ resumable; 1 a bug (with a traceback).
 
 from __future__ import annotations
 
-import contextlib
 import json
 import signal
 import sys
@@ -106,7 +105,7 @@ def init(  # noqa: PLR0913 - the command line's options
     device: Annotated[str, typer.Option(help="cpu, or a GPU's memory such as 24GB")] = "cpu",
     size_mb: Annotated[float | None, typer.Option(min=1, help="the student as int8, at most")] = None,
     latency_ms: Annotated[float | None, typer.Option(min=0.01, help="a row on this CPU, about, at most")] = None,
-    language: Annotated[str, typer.Option(help="en, or many")] = "en",
+    language: Annotated[str | None, typer.Option(help="en, or many; default: what the texts are in")] = None,
     max_tokens: Annotated[int | None, typer.Option(min=1, help="default: what 98 % of the rows need")] = None,
     packages: Annotated[bool, typer.Option("--packages", help="only models that come as Python packages")] = False,
     teacher: Annotated[str | None, typer.Option(help="instead of the catalogue's")] = None,
@@ -291,8 +290,15 @@ def predict(
     bundle: Annotated[Path, typer.Argument(help="an exported folder, such as runs/quickstart/student")],
     texts: Annotated[list[str] | None, typer.Argument(help="texts; without any, lines of --input")] = None,
     source: Annotated[
-        str | None, typer.Option("--input", metavar="FILE", help="lines of text or JSONL; - (the default) is stdin")
+        str | None,
+        typer.Option(
+            "--input",
+            metavar="FILE",
+            help="csv, tsv, json, jsonl, parquet or lines of text, also compressed; - (the default) is stdin",
+        ),
     ] = None,
+    text: Annotated[str | None, typer.Option(help="column with the text; default: the recipe's")] = None,
+    pair: Annotated[str | None, typer.Option(help="column with the second text; default: the recipe's")] = None,
     out: Annotated[Path | None, typer.Option("--out", help="a file for the answers; default: stdout")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="texts at once")] = 32,
     max_new_tokens: Annotated[
@@ -305,17 +311,21 @@ def predict(
     if texts and source is not None:
         raise InputError("--input: give texts or a file of them, not both")
     try:
-        with contextlib.ExitStack() as open_files:
-            lines = None
-            if not texts:
-                named = source not in (None, "-")
-                lines = open_files.enter_context(Path(str(source)).open(encoding="utf-8")) if named else sys.stdin
-            for line in predict.run(
-                bundle, texts or [], lines, out, batch_size=batch_size, max_new_tokens=max_new_tokens
-            ):
-                print(line, flush=True)
+        given = None if texts else sys.stdin if source in (None, "-") else Path(str(source))
+        for line in predict.run(
+            bundle,
+            texts or [],
+            given,
+            out,
+            batch_size=batch_size,
+            max_new_tokens=max_new_tokens,
+            text_column=text,
+            pair_column=pair,
+            say=lambda words: print(words, file=sys.stderr),
+        ):
+            print(line, flush=True)
     except UnicodeDecodeError as error:
-        raise InputError(f"{source or 'stdin'}: not UTF-8 text (byte {error.start})") from None
+        raise InputError(f"stdin: not UTF-8 text (byte {error.start})") from None
     except FileNotFoundError as error:
         raise InputError(f"{error.filename}: no such file or folder") from None
 

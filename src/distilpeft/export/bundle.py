@@ -73,6 +73,9 @@ class Bundle:
         folder: with manifest.json.
         threads: of the runtime; 0 leaves the choice to it.
 
+    Attributes:
+        num_cut: texts so far that were longer than the model takes and were cut as in training.
+
     Raises:
         InputError: it is no exported folder, has no tokenizer.json, or a file but its card was altered.
     """
@@ -84,6 +87,7 @@ class Bundle:
         check_files(folder, self.manifest, CARD)
         self._threads = threads
         self._runner: Any = None
+        self.num_cut = 0
         self.reader = Reader.of(folder / FILE, str(folder)) if KINDS[self.manifest["task"]].reads_images else None
         if self.reader is not None:
             return
@@ -126,6 +130,7 @@ class Bundle:
         if self.manifest["task"] == "question_answering":
             return [self._find(pair[0], pair[1]) for pair in texts]
         rows = self._words.encode_batch(list(texts))
+        self.num_cut += sum(bool(row.overflowing) for row in rows)
         logits = self._logits(rows)
         if self.manifest["task"] == "token_classification":
             return [

@@ -83,14 +83,14 @@ def choose(wishes: Wishes, max_tokens: int) -> Choice:
         if not able:
             where = "as a package " if wishes.packages else ""
             raise InputError(
-                f"init: no {kind} {where}for {max_tokens} tokens and --language {wishes.language} is known that fits "
+                f"init: no {kind} {where}for {max_tokens} tokens and --language {wishes.speaks} is known that fits "
                 f"on {wishes.device}; name one with --teacher"
             )
         teacher = max(able, key=lambda one: (one["millions"], not one["name"].startswith("package:")))
     if wishes.student is not None:
         return Choice(kind, teacher, by_name.get(wishes.student, {**unlisted, "name": wishes.student}), ())
     inner = most_inner(wishes, kind, max_tokens)
-    usual = STUDENT_MILLIONS[kind] * (2 if kind == "encoder" and wishes.language == "many" else 1)  # its vocabulary
+    usual = STUDENT_MILLIONS[kind] * (2 if kind == "encoder" and wishes.speaks == "many" else 1)  # its vocabulary
     size = usual if wishes.size_mb is None else wishes.size_mb / BYTES_PER_WEIGHT
     small = [
         one
@@ -173,7 +173,7 @@ def _suits(one: Mapping[str, Any], wishes: Wishes, kind: str, max_tokens: int) -
     """Whether a model of the catalogue reads such rows. Of encoders, those for one language are better at it."""
     if kind == "image":
         return one["name"].startswith("package:") or not wishes.packages
-    speaks = one["languages"] == wishes.language or (kind != "encoder" and wishes.language == "en")
+    speaks = one["languages"] == wishes.speaks or (kind != "encoder" and wishes.speaks == "en")
     here = one["name"].startswith("package:") or not wishes.packages
     return bool(one["tokens"] >= max_tokens and speaks and here)
 

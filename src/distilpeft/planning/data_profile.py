@@ -16,21 +16,27 @@ import typer
 
 from distilpeft.data.reading import load_parts
 from distilpeft.errors import InputError
+from distilpeft.planning.text_profile import TOKENS_PER_WORD, estimate, language_of, text_of
 from distilpeft.recipe.data import Data, Split
 from distilpeft.recipe.task import KINDS
+from distilpeft.tasks.labels import is_missing, is_one_hot, number, whole_number
 
 LOOKED_AT = 2000
 """Rows that text lengths and classes are found in."""
-MOST_CLASSES = 100
+MOST_CLASSES, WORDS_OF_A_TEXT = 100, 2
 LABEL_NAMES = ("label", "labels", "class", "category", "intent", "topic", "topics", "target", "sentiment", "score")
 FORMS: dict[str, Sequence[Mapping[str, Sequence[str]]]] = {
     "token_classification": [{"words": ("words", "tokens"), "tags": ("tags", "ner_tags", "pos_tags", "labels")}],
     "question_answering": [{"question": ("question",), "context": ("context",), "answers": ("answers", "answer")}],
+    "causal_lm": [
+        {"messages": ("messages",)},
+        {"prompt": ("prompt",), "completion": ("completion",)},
+        {"prompt": ("instruction",), "completion": ("output", "response", "completion")},
+    ],
     "seq2seq": [
         {"source": ("source", "document", "article", "dialogue", "input"), "target": ("target", "summary", "output")},
         {"source": ("source",), "target": ("target", "translation")},
     ],
-    "causal_lm": [{"messages": ("messages",)}, {"prompt": ("prompt",), "completion": ("completion",)}],
 }
 """Tasks by the usual names of their columns: recipe key → names."""
 READ = ("image", "text", "pair", "prompt", "completion", "messages", "words", "question", "context", "source", "target")
@@ -50,7 +56,7 @@ class Wishes:
         columns: recipe key of the task → column, and `separator`.
         device: `cpu`, or a GPU's memory in GB.
         size_mb: of the smallest export, at most.
-        language: `en` or `many`.
+        language: `en` or `many`; None: what the data are in.
         max_tokens: of a row.
         packages: only models that come as Python packages, for machines without a hub.
         teacher: instead of the catalogue's.
@@ -63,12 +69,17 @@ class Wishes:
     columns: Mapping[str, str] | None = None
     device: str = "cpu"
     size_mb: float | None = None
-    language: str = "en"
+    language: str | None = None
     max_tokens: int | None = None
     packages: bool = False
     teacher: str | None = None
     student: str | None = None
     latency_ms: float | None = None
+
+    @property
+    def speaks(self) -> str:
+        """The language that models have to know."""
+        return self.language or "en"
 
     def read(self) -> list[str]:
         """The columns that models read."""
@@ -85,6 +96,8 @@ class Look:
         columns: of text, as far as these rows show.
         classes: column → its values, of columns with few.
         numbers: columns of numbers that are no classes.
+        missing: column → rows that have nothing there.
+        language: of the texts, as far as it shows; None if they are too few to tell.
         lists: columns of lists, or of anything else with parts.
         pictures: columns of pictures, or of the names of their files.
     """
@@ -96,6 +109,13 @@ class Look:
     numbers: Sequence[str]
     lists: Sequence[str]
     pictures: Sequence[str]
+    missing: Mapping[str, int]
+    language: str | None
+
+    def filled(self) -> list[str]:
+        """Columns with something in them."""
+        most = max(self.splits.values())
+        return [name for name in self.rows.column_names if self.missing.get(name, 0) < most]
 
 
 def look(source: str) -> Look:
@@ -110,31 +130,52 @@ def look(source: str) -> Look:
     rows = rows.select_columns([name for name in rows.column_names if name not in pictures])
     some = rows.select(range(min(LOOKED_AT, len(rows))))
     pictures += [name for name in rows.column_names if _names_pictures(some[name])]
-    texts, numbers, lists = [], [], []
+    found: dict[str, list[str]] = {kind: [] for kind in ("text", "class", "number", "list")}
     classes: dict[str, Sequence[str]] = {}
+    missing: dict[str, int] = {}
     for name in (one for one in rows.column_names if one not in pictures):
-        feature = rows.features[name]
-        if isinstance(feature, datasets.ClassLabel):
-            classes[name] = list(feature.names)
-        elif not isinstance(feature, datasets.Value):
-            lists.append(name)
-        elif feature.dtype.startswith("float"):
-            numbers.append(name)
-        elif feature.dtype in ("string", "large_string") and _mean_words(some[name]) >= 2:
-            texts.append(name)
-        elif (values := _few(rows[name])) is not None:
+        kind, values, missing[name] = _kind(rows.features[name], rows[name][:], some[name])
+        found.setdefault(kind, []).append(name)
+        if kind == "class":
             classes[name] = values
-        elif feature.dtype.startswith(("int", "uint")):
-            numbers.append(name)
-    return Look({name: len(part) for name, part in parts.items()}, some, texts, classes, numbers, lists, pictures)
+    language = language_of(text_of(cell) for name in (*found["text"], *found["list"]) for cell in some[name])
+    splits = {name: len(part) for name, part in parts.items()}
+    return Look(splits, some, found["text"], classes, found["number"], found["list"], pictures, missing, language)
+
+
+def _kind(feature: Any, cells: Sequence[Any], some: Sequence[Any]) -> tuple[str, Sequence[str], int]:
+    """What a column holds (text, class, number, list, or nothing to learn), its classes, and cells without anything."""
+    if isinstance(feature, datasets.ClassLabel):
+        return "class", list(feature.names), sum(cell is None for cell in cells)
+    there = [cell for cell in cells if not is_missing(cell)]
+    missing = len(cells) - len(there)
+    if any(isinstance(cell, list | dict) for cell in there[:LOOKED_AT]):
+        return "list", (), missing
+    whole = all(whole_number(cell) is not None for cell in there)
+    if not whole and there and all(_is_decimal(cell) for cell in there):
+        return "number", (), missing
+    if not whole and all(isinstance(cell, str) for cell in there) and _mean_words(some) >= WORDS_OF_A_TEXT:
+        return "text", (), missing
+    values = _few(there)
+    if values is not None:
+        return "class", values, missing
+    return ("number" if whole and there else "other"), (), missing
+
+
+def _is_decimal(cell: Any) -> bool:
+    """Whether a cell is a number on a scale; `007` is a code."""
+    return number(cell) is not None and not re.match(r"-?0\d", str(cell))
 
 
 def _few(cells: Sequence[Any]) -> Sequence[str] | None:
-    """The different values of a column, if they are few and there is none without."""
-    values = sorted(Counter(cells).items(), key=lambda pair: pair[0] if pair[0] is not None else "")
-    if 2 <= len(values) <= min(MOST_CLASSES, len(cells) // 2) and None not in dict(values):
-        return [str(value) for value, _ in values]
-    return None
+    """The different values of a column, if they are few; numbers by their size."""
+    counts = Counter(str(cell).lower() if isinstance(cell, bool) else str(cell) for cell in cells)
+    if not 2 <= len(counts) <= min(MOST_CLASSES, len(cells) // 2):
+        return None
+    numbers = [whole_number(name) for name in counts]
+    if None in numbers:
+        return sorted(counts)
+    return sorted(counts, key=lambda name: whole_number(name) or 0)
 
 
 def _names_pictures(cells: Sequence[Any]) -> bool:
@@ -142,13 +183,8 @@ def _names_pictures(cells: Sequence[Any]) -> bool:
     return bool(cells) and all(isinstance(cell, str) and cell.lower().endswith(PICTURES) for cell in cells[:20])
 
 
-def num_words(cell: Any) -> int:
-    """Words of a text, of a list of words, or of a chat."""
-    return len(cell) if isinstance(cell, list) and all(isinstance(one, str) for one in cell) else len(str(cell).split())
-
-
 def _mean_words(cells: Iterable[Any]) -> float:
-    counts = [num_words(cell) for cell in cells]
+    counts = [estimate(cell) / TOKENS_PER_WORD for cell in cells if not is_missing(cell)]
     return float(np.mean(counts)) if counts else 0.0
 
 
@@ -203,7 +239,7 @@ def _label_columns(task: str, seen: Look, given: Mapping[str, str]) -> list[str]
 
 def _by_name(task: str, given: Mapping[str, str], seen: Look, ask: Ask) -> dict[str, str]:
     """The columns of a task that usual names tell, for those that are not given."""
-    names = {name.lower(): name for name in seen.rows.column_names}
+    names = {name.lower(): name for name in seen.filled()}
     for form in FORMS[task]:
         found = {key: next((names[n] for n in usual if n in names), given.get(key)) for key, usual in form.items()}
         found |= {key: column for key, column in given.items() if key in form}
@@ -217,7 +253,7 @@ def _by_name(task: str, given: Mapping[str, str], seen: Look, ask: Ask) -> dict[
 
 def _task(given: Mapping[str, str], seen: Look) -> str | None:
     """The kind of task that the columns are for, if they tell."""
-    names = {name.lower() for name in seen.rows.column_names}
+    names = {name.lower() for name in seen.filled()}
     if seen.pictures:
         return "image_classification"
     for task, forms in FORMS.items():
@@ -256,8 +292,21 @@ def task_lines(wishes: Wishes, seen: Look) -> list[str]:
         lines += ["  no_answer: true               # some questions have none"] if empty else []
     labels = _labels(task or "", columns, seen)
     if labels is not None:
-        lines.append(f"  labels: {json.dumps(list(labels), ensure_ascii=False)}   # the position is the class id")
+        one_hot = task == "multi_label_classification" and _num_one_hot(columns, seen) is not None
+        why = "the data do not name them: give each its name" if one_hot else "the position is the class id"
+        lines.append(f"  labels: {json.dumps(list(labels), ensure_ascii=False)}   # {why}")
+        lines += ["  label_is: one_hot             # a 0 or 1 for each class"] if one_hot else []
     return lines
+
+
+def _num_one_hot(columns: Mapping[str, str], seen: Look) -> int | None:
+    """How many classes lists of 0 and 1 are about; None if the lists hold something else."""
+    if "separator" in columns or "label" not in columns:
+        return None
+    cells = [cell for cell in seen.rows[columns["label"]] if cell is not None]
+    sizes = {len(cell) for cell in cells if isinstance(cell, list)}
+    count = max(sizes, default=0)
+    return count if count > 1 and is_one_hot([f"class_{i}" for i in range(count)], cells) else None
 
 
 def _labels(task: str, columns: Mapping[str, str], seen: Look) -> Sequence[str] | None:
@@ -275,6 +324,9 @@ def _labels(task: str, columns: Mapping[str, str], seen: Look) -> Sequence[str] 
     inner = getattr(seen.rows.features[column], "feature", None)
     if isinstance(inner, datasets.ClassLabel):
         return list(inner.names)
+    num_one_hot = _num_one_hot(columns, seen)
+    if num_one_hot is not None:
+        return [f"class_{index}" for index in range(num_one_hot)]
     separator = columns.get("separator")
     cells = [str(cell or "").split(separator) if separator else cell for cell in seen.rows[column]]
     if not all(isinstance(cell, list) for cell in cells):

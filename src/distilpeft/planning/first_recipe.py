@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import datasets
-import numpy as np
-
+from distilpeft.data.files import SPLIT_NAMES
 from distilpeft.errors import InputError
 from distilpeft.machine.files import write_text
 from distilpeft.planning.choose_models import PATCHES, Choice, choose, memory_gb
-from distilpeft.planning.data_profile import Ask, Look, Wishes, look, num_words, plain, settled, task_lines
+from distilpeft.planning.data_profile import Ask, Look, Wishes, look, plain, settled, task_lines
+from distilpeft.planning.text_profile import Count, counter, estimate, length
 from distilpeft.recipe.export import FORMS
 from distilpeft.recipe.task import KINDS, Kind
 from distilpeft.recipe.yaml_file import load_recipe
 
-TOKENS_PER_WORD = 1.4
-"""Of word pieces in English; other languages and code have more."""
 LONGEST = {"cpu": 512, "GPU": 2048}
 """Tokens of a row that are chosen without being asked for."""
 HELD_OUT = 2000
@@ -36,19 +34,13 @@ def rate(millions: float, *, adapter: bool) -> str:
     return rates[sum(millions > edge for edge in edges)]
 
 
-def length(rows: datasets.Dataset, columns: Sequence[str]) -> int:
-    """Tokens that 98 % of the rows have at most, about: from words, rounded up to a multiple of 16."""
-    words = [sum(num_words(row[column]) for column in columns) for row in rows]
-    return max(16, 16 * math.ceil((TOKENS_PER_WORD * float(np.percentile(words, 98)) + 3) / 16))
-
-
-def needed(wishes: Wishes, seen: Look) -> int:
+def needed(wishes: Wishes, seen: Look, count: Count) -> int:
     """Tokens of a row; where source and target are read apart, of the longer."""
     columns = wishes.read()
     apart = wishes.task is not None and KINDS[wishes.task].reads_first
     if wishes.task is not None and KINDS[wishes.task].reads_images:
         return PATCHES
-    return max(length(seen.rows, part) for part in ([[one] for one in columns] if apart else [columns]))
+    return max(length(seen.rows, part, count) for part in ([[one] for one in columns] if apart else [columns]))
 
 
 def power(value: float) -> int:
@@ -78,22 +70,30 @@ def write(out: Path, wishes: Wishes, ask: Ask) -> str:
         memory_gb(wishes.device)
     seen = look(wishes.data)
     wishes = settled(wishes, seen, ask)
+    if wishes.language is None:
+        wishes = replace(wishes, language="en" if seen.language in (None, "English") else "many")
     longest = LONGEST["cpu" if wishes.device == "cpu" or wishes.packages else "GPU"]
     longest = PATCHES if wishes.task is not None and KINDS[wishes.task].reads_images else longest
-    max_tokens = wishes.max_tokens or min(needed(wishes, seen), longest)
+    max_tokens = wishes.max_tokens or min(needed(wishes, seen, estimate), longest)
     choice = choose(wishes, max_tokens)
-    text = render(out.stem, wishes, seen, choice, max_tokens)
+    count = counter(choice.teacher["name"])
+    if count is not None and wishes.max_tokens is None:
+        max_tokens = min(needed(wishes, seen, count), longest)
+        choice = choose(wishes, max_tokens)
+    text = render(out.stem, wishes, seen, choice, max_tokens, count)
     with tempfile.TemporaryDirectory() as folder:  # a recipe that is not good is never left behind
         (Path(folder) / out.name).write_text(text, encoding="utf-8")
         load_recipe(Path(folder) / out.name)
     write_text(out, text)
     student = choice.student["name"] if choice.student else f"{len(choice.layers)} of its layers"
-    rows = "pictures" if KINDS[wishes.task or ""].reads_images else f"rows of {max_tokens} tokens"
-    return f"{wishes.task}: {choice.teacher['name']} into {student}; {rows}"
+    images = KINDS[wishes.task or ""].reads_images
+    rows = "pictures" if images else f"rows of {max_tokens} tokens"
+    spoken = "" if seen.language is None or images else f"; the texts are in {seen.language}"
+    return f"{wishes.task}: {choice.teacher['name']} into {student}; {rows}{spoken}"
 
 
-def render(name: str, wishes: Wishes, seen: Look, choice: Choice, max_tokens: int) -> str:
-    """The recipe's text."""
+def render(name: str, wishes: Wishes, seen: Look, choice: Choice, max_tokens: int, count: Count | None) -> str:
+    """The recipe's text; `count`: of tokens, None if they are estimated."""
     batch = 64 if sum(seen.splits.values()) >= 4000 else 32 if sum(seen.splits.values()) >= 1000 else 16
     train = seen.splits.get("train", sum(seen.splits.values()) * 0.8)
     epochs = [min(3 if choice.kind == "decoder" else 10, max(1, round(steps * batch / train))) for steps in STEPS]
@@ -132,7 +132,7 @@ def render(name: str, wishes: Wishes, seen: Look, choice: Choice, max_tokens: in
         "",
         "data:",
         *_data_lines(wishes, seen),
-        *([] if traits.reads_images else [f"  max_tokens: {max_tokens:<18}# {_why_tokens(wishes, seen, max_tokens)}"]),
+        *([] if traits.reads_images else _length_lines(wishes, seen, max_tokens, count)),
         "",
         "teacher:",
         f"  model: {choice.teacher['name']:<24}  # {_about(choice.teacher)}",
@@ -148,7 +148,7 @@ def render(name: str, wishes: Wishes, seen: Look, choice: Choice, max_tokens: in
         f"  fit: {{epochs: {epochs[1]}, batch_size: {batch}, micro_batch_size: {micro[1]}{monitor}}}   # micro-batches "
         "change memory, not the result",
         "",
-        *_written_lines(wishes, seen),
+        *_written_lines(wishes, seen, count),
         "export:",
         *_export_lines(choice),
     ]
@@ -186,8 +186,8 @@ def _tuning_lines(
 
 
 def _data_lines(wishes: Wishes, seen: Look) -> list[str]:
-    lines = [f"  source: {plain(wishes.data)}"]
-    names = list(seen.splits)
+    lines = [f"  source: {plain(wishes.data)}", *_bad_row_lines(wishes, seen)]
+    names = list(seen.splits) if any(name.lower() in SPLIT_NAMES for name in seen.splits) else []
     held = [name for name in ("validation", "dev", "valid", "test") if name in names]
     if "train" not in names or not held:
         total = sum(seen.splits.values())
@@ -200,6 +200,15 @@ def _data_lines(wishes: Wishes, seen: Look) -> list[str]:
     return [*lines, "  train: train", f"  validation: {held[0]}", f"  test: {held[-1]}"]
 
 
+def _bad_row_lines(wishes: Wishes, seen: Look) -> list[str]:
+    """What to do with rows that lack something."""
+    may_be_empty = ("answers", "separator", "prompt", "completion")
+    columns = [name for key, name in (wishes.columns or {}).items() if key not in may_be_empty]
+    lacking = {name: seen.missing.get(name, 0) for name in columns if name not in seen.lists}
+    named = ", ".join(f"{count} without {name!r}" for name, count in lacking.items() if count)
+    return [f"  on_bad_row: skip              # rows that lack something: {named}"] if named else []
+
+
 def _student_lines(choice: Choice) -> list[str]:
     if choice.student is not None:
         return [f"  model: {choice.student['name']:<24}  # {_about(choice.student)}"]
@@ -208,12 +217,12 @@ def _student_lines(choice: Choice) -> list[str]:
             "with its embeddings"]  # fmt: skip
 
 
-def _written_lines(wishes: Wishes, seen: Look) -> list[str]:
+def _written_lines(wishes: Wishes, seen: Look, count: Count | None) -> list[str]:
     """How long an answer may get, of models that write one."""
     if wishes.task is None or not KINDS[wishes.task].reads_first:
         return []
-    most = length(seen.rows, [(wishes.columns or {})["target"]])
-    return ["evaluate:", f"  generate: {{max_new_tokens: {most}}}   # 98 % of the targets have at most so many", ""]
+    most = length(seen.rows, [(wishes.columns or {})["target"]], count or estimate)
+    return ["evaluate:", f"  generate: {{max_new_tokens: {most}}}   # 98 % of the targets are no longer", ""]
 
 
 def _export_lines(choice: Choice) -> list[str]:
@@ -229,10 +238,11 @@ def _about(model: Mapping[str, Any]) -> str:
     return f"{model['millions']} million weights, up to {model['tokens']} tokens, {model['licence']}"
 
 
-def _why_tokens(wishes: Wishes, seen: Look, max_tokens: int) -> str:
-    if wishes.max_tokens:
-        return "as given"
-    wanted = needed(wishes, seen)
-    if wanted > max_tokens:
-        return f"98 % of the rows have at most {wanted}, by their words: longer ones are cut, and counted"
-    return "98 % of the rows have at most so many, by their words; longer ones are cut, and counted"
+def _length_lines(wishes: Wishes, seen: Look, max_tokens: int, count: Count | None) -> list[str]:
+    why = "as given"
+    if wishes.max_tokens is None:
+        wanted = needed(wishes, seen, count or estimate)
+        how = "counted with the teacher's tokenizer" if count else "estimated from words"
+        more = f"have up to {wanted} tokens" if wanted > max_tokens else "fit"
+        why = f"98 % of the rows {more} ({how}); longer ones are cut, and reported"
+    return [f"  max_tokens: {max_tokens:<18}# {why}"]

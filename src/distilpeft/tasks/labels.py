@@ -167,6 +167,27 @@ def whole_number(cell: Any) -> int | None:
     return int(found[1]) if found else None
 
 
+def number(cell: Any) -> float | None:
+    """A label cell as a number, None if it is none."""
+    if isinstance(cell, bool) or not isinstance(cell, str | int | float):
+        return None
+    try:
+        value = float(cell)
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None
+
+
+def is_one_hot(labels: Sequence[str], cells: Iterable[list[Any] | None]) -> bool:
+    """Whether lists hold 0 or 1 for each class: all of them are as long as the list of classes, with nothing else."""
+    some = False
+    for cell in cells:
+        if cell is None or len(cell) != len(labels) or any(one not in (0, 1, "0", "1") for one in cell):
+            return False
+        some = True
+    return some and not {"0", "1"} & set(labels)
+
+
 def is_missing(cell: Any) -> bool:
     """Whether a cell holds nothing."""
     return (

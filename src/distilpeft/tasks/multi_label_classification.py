@@ -9,7 +9,7 @@ those of `text_rows`, and label (0 or 1 for each class).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from distilpeft.metrics.score import Score
 from distilpeft.recipe.task import MultiLabelClassification
 from distilpeft.tasks import text_rows
-from distilpeft.tasks.labels import LABEL, ClassReader, Fault, class_reader, flat, shown
+from distilpeft.tasks.labels import LABEL, ClassReader, Fault, class_reader, flat, is_one_hot, shown
 from distilpeft.tasks.task import Batch, Columns, Doubles, Label, Rows, Task, Text, Values, dense
 from distilpeft.tasks.text_rows import logits as measured
 
@@ -215,16 +215,6 @@ def _one_hot(task: MultiLabelClassification, cells: list[Any]) -> Label | Fault:
     if len(values) != len(task.labels) or None in values:
         return Fault(f"label {shown(cells)} is no list of {len(task.labels)} entries, 0 or 1 for each class")
     return cast("list[int]", values)
-
-
-def is_one_hot(labels: Sequence[str], cells: Iterable[list[Any] | None]) -> bool:
-    """Whether lists hold 0 or 1 for each class: all of them are as long as the list of classes, with nothing else."""
-    some = False
-    for cell in cells:
-        if cell is None or len(cell) != len(labels) or any(one not in (0, 1, "0", "1") for one in cell):
-            return False
-        some = True
-    return some and not {"0", "1"} & set(labels)
 
 
 def _of_columns(task: MultiLabelClassification, rows: datasets.Dataset) -> Iterator[Label | Fault]:

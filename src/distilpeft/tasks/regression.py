@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from distilpeft.metrics.score import Score
 from distilpeft.recipe.task import Regression
 from distilpeft.tasks import text_rows
-from distilpeft.tasks.labels import LABEL, Fault, shown
+from distilpeft.tasks.labels import LABEL, Fault, number, shown
 from distilpeft.tasks.task import Batch, Columns, Doubles, Label, Rows, Task, Text, Values, dense
 from distilpeft.tasks.text_rows import logits as measured
 
@@ -145,17 +145,6 @@ class RegressionTask(Task):
         """How far the numbers are from the teacher's: `rmse` and `pearson`."""
         found = _metrics(values_N1[:, 0].astype(np.float64), teacher_N1[:, 0].astype(np.float64))
         return {name: found[name] for name in ("rmse", "pearson")}
-
-
-def number(cell: Any) -> float | None:
-    """A label cell as a number, None if it is none."""
-    if isinstance(cell, bool) or not isinstance(cell, str | int | float):
-        return None
-    try:
-        value = float(cell)
-    except ValueError:
-        return None
-    return value if math.isfinite(value) else None
 
 
 def _metrics(values_N: Doubles, labels_N: Doubles) -> dict[str, float]:

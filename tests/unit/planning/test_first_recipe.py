@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from distilpeft.planning import choose_models
 from distilpeft.planning.choose_models import choose
 from distilpeft.planning.data_profile import Wishes, look, settled, task_lines
 from distilpeft.planning.first_recipe import rate
+from distilpeft.planning.text_profile import language_of
 from distilpeft.recipe.student import spread
 from distilpeft.recipe.yaml_file import load_recipe
 
@@ -275,10 +277,98 @@ def test_long_rows_ask_for_more_tokens_and_the_comment_says_how_many_are_cut(tmp
     data, out = jsonl(tmp_path / "rows.jsonl", rows), tmp_path / "mine.yaml"
     assert init(str(out), "--data", str(data), "--packages") == 0
     assert load_recipe(out).data.max_tokens == 512
-    assert "at most 992, by their words: longer ones are cut" in out.read_text()
+    how = r"\((counted with the teacher's tokenizer|estimated from words)\); longer ones are cut"
+    assert re.search(r"98 % of the rows have up to \d+ tokens " + how, out.read_text())
     out.unlink()
     assert init(str(out), "--data", str(data), "--device", "24GB") == 0
     assert load_recipe(out).data.max_tokens == 992
+
+
+def written(tmp_path, rows, *flags):
+    """The recipe that init writes for these rows, and its text."""
+    out = tmp_path / "mine.yaml"
+    path = rows if isinstance(rows, Path) else jsonl(tmp_path / "rows.jsonl", rows)
+    assert init(str(out), "--data", str(path), *flags) == 0
+    return load_recipe(out), out.read_text()
+
+
+def test_rows_without_a_label_are_no_class_and_are_skipped(tmp_path, capsys):
+    path = tmp_path / "rows.csv"
+    cells = ["bad", "good", "", "good", "bad"] * 8
+    path.write_text("text,label\n" + "".join(f"a film {i},{cell}\n" for i, cell in enumerate(cells)))
+    recipe, text = written(tmp_path, path, "--packages")
+    assert recipe.task.labels == ("bad", "good")
+    assert recipe.data.on_bad_row == "skip"
+    assert "8 without 'label'" in text
+    assert commands.run(tmp_path / "mine.yaml", verb="check") == 0
+    assert "8 rows of" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("cells", "labels"),
+    [
+        (["10", "9", "1"], ("1", "9", "10")), (["1.0", "0.0"], ("0.0", "1.0")), (["TRUE", "FALSE"], ("FALSE", "TRUE")),
+        (["00", "01"], ("00", "01")), ([True, False], ("false", "true")), ([2, 11], ("2", "11")),
+    ],
+)  # fmt: skip
+def test_classes_are_named_as_the_file_spells_them(tmp_path, capsys, cells, labels):
+    rows = [{"text": f"a film of {i} words", "label": cells[i % len(cells)]} for i in range(36)]
+    recipe, _ = written(tmp_path, rows, "--packages")
+    assert recipe.task.labels == labels
+    assert commands.run(tmp_path / "mine.yaml", verb="check") == 0, capsys.readouterr().err
+
+
+def test_lists_of_0_and_1_are_seen(tmp_path, capsys):
+    rows = [{"text": f"a film {i}", "label": [i % 2, 1, i % 3 // 2]} for i in range(36)]
+    recipe, text = written(tmp_path, rows, "--packages")
+    assert recipe.task.labels == ("class_0", "class_1", "class_2")
+    assert recipe.task.label_is == "one_hot"
+    assert "give each its name" in text
+    assert commands.run(tmp_path / "mine.yaml", verb="check") == 0, capsys.readouterr().err
+
+
+def test_instructions_become_prompts_though_there_is_an_empty_input(tmp_path):
+    rows = [{"instruction": f"Say {i}.", "input": "", "output": str(i)} for i in range(30)]
+    recipe, _ = written(tmp_path, rows, "--packages")
+    assert (recipe.task.kind, recipe.task.prompt, recipe.task.completion) == ("causal_lm", "instruction", "output")
+
+
+CHINESE = "这部电影非常好看，演员的表演也很精彩，我非常喜欢这个故事，推荐给大家。" * 4
+
+
+def test_texts_without_spaces_and_chats_are_as_long_as_they_are(tmp_path):
+    rows = [{"text": CHINESE, "label": "ab"[i % 2]} for i in range(40)]
+    recipe, _ = written(tmp_path, rows)
+    assert 112 <= recipe.data.max_tokens <= 160, "a Chinese character is about a token"
+    assert recipe.teacher.model == "microsoft/Multilingual-MiniLM-L12-H384", "and it is no English"
+    (tmp_path / "mine.yaml").unlink()
+    turns = [{"role": "user", "content": "word " * 100}, {"role": "assistant", "content": "word " * 100}]
+    recipe, _ = written(tmp_path, [{"messages": turns}] * 40)
+    assert 272 <= recipe.data.max_tokens <= 320
+
+
+def test_the_teachers_own_tokenizer_counts_where_it_is_here(tmp_path):
+    base = tiny.save_pretrained(tmp_path / "base")
+    rows = [{"text": "film, film; film!", "label": "ab"[i % 2]} for i in range(40)]
+    _, text = written(tmp_path, rows * 1, "--teacher", str(base), "--student", str(base))
+    assert "counted with the teacher's tokenizer" in text
+
+
+@pytest.mark.parametrize(
+    ("text", "language"),
+    [
+        ("The film was not bad and the story of it is what I like to see on a day with my friends.", "English"),
+        ("Der Film war nicht schlecht und die Geschichte ist das, was ich mit Freunden mag. ", "German"),
+        ("Le film n'était pas mauvais et la suite est dans la lignée de ce que les gens aiment.", "French"),
+        ("La película no es mala y la historia es lo que me gusta ver con los amigos en casa.", "Spanish"),
+        ("Film nie jest zły i to się ogląda z przyjemnością, ale nie wiem, jak to się stało.", "Polish"),
+        (CHINESE, "Chinese"), ("映画はとても面白かったです。また見たいと思います。" * 4, "Japanese"),
+        ("영화가 정말 재미있었어요 " * 9, "Korean"), ("Фильм был очень хороший " * 5, "Cyrillic script"),
+        ("كان الفيلم جيدا جدا وأحببته " * 4, "Arabic script"), ("short", None), ("zxq vbn wrt plk " * 40, None),
+    ],
+)  # fmt: skip
+def test_the_language_of_texts_is_named(text, language):
+    assert language_of([text] * 8) == language
 
 
 def test_names_that_yaml_would_take_for_something_else_are_quoted(tmp_path):

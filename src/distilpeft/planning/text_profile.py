@@ -1,0 +1,111 @@
+"""How long texts are in tokens, and in which language they are; for `distilpeft init`.
+
+Tokens are counted with a model's own tokenizer where it is on this machine; else they are estimated from words, and
+from characters in scripts that put no spaces between words.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from distilpeft.data.sources import model_folder, resolve
+from distilpeft.errors import InputError
+
+TOKENS_PER_WORD = 1.4
+"""Of word pieces in English; other languages and code have more."""
+SPECIAL, TURN = 3, 6
+"""Tokens that frame a row, and a turn of a chat."""
+ENOUGH_LETTERS, ENOUGH_WORDS = 50, 100
+COMMON = 0.08
+"""Share of a text's words that are among its language's most common ones, at least; English has about 0.3."""
+Count = Callable[[Any], float]
+"""Tokens of a cell."""
+_UNSPACED = re.compile(
+    "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"
+)
+"""Thai, Lao, Burmese, Khmer, kana, and Chinese characters."""
+_SCRIPTS = {
+    "CJK": "Chinese", "HIRAGANA": "Japanese", "KATAKANA": "Japanese", "HANGUL": "Korean", "CYRILLIC": "Cyrillic script",
+    "ARABIC": "Arabic script", "GREEK": "Greek", "HEBREW": "Hebrew", "DEVANAGARI": "Devanagari script", "THAI": "Thai",
+    "BENGALI": "Bengali", "TAMIL": "Tamil", "TELUGU": "Telugu", "GEORGIAN": "Georgian", "ARMENIAN": "Armenian",
+}  # fmt: skip
+_WORDS = {
+    "English": "the of and to in is that it was for on with as are this be at have not but",
+    "German": "der die das und ist nicht ein eine zu den mit von ich es auf für im dem sich auch",
+    "French": "le la les de des et est un une du en que pour pas dans qui sur il plus au",
+    "Spanish": "el la los las de que y en un una es por con para no se del lo al su",
+    "Italian": "il la di che e un una è per non con del sono i della le si da nel come",
+    "Portuguese": "o a os as de que e em um uma é não para com do da se no por mais",
+    "Dutch": "de het een en van is dat niet in op te voor met zijn ik er maar aan ook je",
+    "Polish": "i w nie na się jest z że do to o jak ale po za od tak przez już są",
+    "Swedish": "och att det som en är på för med av inte den jag till ett om har de men var",
+    "Turkish": "ve bir bu için çok da de ne ile daha ama gibi var olarak en kadar mi o ben değil",
+}
+_COMMON = {name: frozenset(words.split()) for name, words in _WORDS.items()}
+
+
+def text_of(cell: Any) -> str:
+    """What a cell says: a text, a list of words, or a chat's turns one after another."""
+    if isinstance(cell, Mapping):
+        return text_of(cell.get("content") or cell.get("value"))
+    if isinstance(cell, list | tuple):
+        return " ".join(text_of(one) for one in cell)
+    return cell if isinstance(cell, str) else ""
+
+
+def estimate(cell: Any) -> float:
+    """Tokens of a cell, about."""
+    text = text_of(cell)
+    unspaced = len(_UNSPACED.findall(text))
+    return TOKENS_PER_WORD * len(_UNSPACED.sub(" ", text).split()) + unspaced + _turns(cell)
+
+
+def _turns(cell: Any) -> int:
+    return TURN * sum(isinstance(one, Mapping) for one in cell) if isinstance(cell, list) else 0
+
+
+def counter(model: str) -> Count | None:
+    """Counts with a model's tokenizer; None if it is not on this machine."""
+    try:
+        folder = model_folder(resolve(model, "--teacher"))
+    except InputError:
+        return None
+    if folder is None or not (folder / "tokenizer.json").is_file():
+        return None
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return lambda cell: len(tokenizer.encode(text_of(cell), add_special_tokens=False).ids) + _turns(cell)
+
+
+def length(rows: Iterable[Mapping[str, Any]], columns: Iterable[str], count: Count) -> int:
+    """Tokens that 98 % of the rows have at most, about, rounded up to a multiple of 16."""
+    names = list(columns)
+    counts = [sum(count(row[column]) for column in names) for row in rows]
+    return max(16, 16 * math.ceil((float(np.percentile(counts, 98)) + SPECIAL) / 16))
+
+
+def language_of(texts: Iterable[str]) -> str | None:
+    """The language of texts, or their script where that is all that shows; None if they are too few to tell."""
+    joined = " ".join(texts)[:200_000]
+    scripts = Counter(unicodedata.name(char, "?").split()[0] for char in joined if char.isalpha())
+    letters = sum(scripts.values())
+    if letters < ENOUGH_LETTERS:
+        return None
+    foreign = {name: count for name, count in scripts.items() if name in _SCRIPTS}
+    if sum(foreign.values()) > letters / 2:
+        kana = scripts["HIRAGANA"] + scripts["KATAKANA"]
+        return "Japanese" if kana > 0.1 * letters else _SCRIPTS[max(foreign, key=lambda name: foreign[name])]
+    words = re.findall(r"[^\W\d_]+", joined.lower())
+    shares = {name: sum(word in common for word in words) / max(1, len(words)) for name, common in _COMMON.items()}
+    best = max(shares, key=lambda name: shares[name])
+    return best if len(words) >= ENOUGH_WORDS and shares[best] >= COMMON else None
