@@ -317,8 +317,22 @@ def test_the_teacher_is_asked_only_where_it_has_weight_and_then_must_be_there():
     compare(without, F.cross_entropy(head(hidden), labels, reduction="sum"), [hidden, head.weight])
     unasked = linear_distil_sum(hidden, Head(head), labels, Running(soft, Head(silent)), Loss(0.0))
     assert unasked.item() == without.item()
-    with pytest.raises(AssertionError, match="needs a teacher"):
+    with pytest.raises(ValueError, match="soft targets are missing"):
         linear_distil_sum(hidden, Head(head), labels, None, Loss(0.5))
+
+
+def test_rows_with_the_label_minus_100_do_not_count():
+    hidden, head, labels, soft, teacher = tensors()
+    labels = labels.clone()
+    labels[::3] = -100
+    loss, counted = Loss(0.5, 2.0, label_smoothing=0.1), labels != -100
+    for targets in (Running(soft, Head(teacher)), teacher(soft).detach()):
+        part = Running(soft[counted], Head(teacher)) if isinstance(targets, Running) else targets[counted]
+        found = linear_distil_sum(hidden, Head(head), labels, targets, loss)
+        expected = linear_distil_sum(hidden[counted], Head(head), labels[counted], part, loss)
+        torch.testing.assert_close(found, expected)
+        (grad,) = torch.autograd.grad(found, hidden)
+        assert not grad[~counted].any()
 
 
 class Products(TorchDispatchMode):

@@ -119,7 +119,7 @@ def test_one_row_of_which_the_teacher_says_nan_is_named(tmp_path, capfd, monkeyp
 def test_bad_rows_are_left_out_counted_and_told_in_the_report(tmp_path, capfd):
     recipe = commands.workspace(tmp_path)
     lines = (tmp_path / "rows.csv").read_text().splitlines()
-    lines[5], lines[9] = ",good", "a fine film,splendid"
+    lines[5], lines[9] = ",1", "a fine film,splendid"
     (tmp_path / "rows.csv").write_text("\n".join(lines) + "\n")
     capfd.readouterr()
     assert commands.run(recipe) == 2

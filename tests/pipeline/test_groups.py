@@ -38,7 +38,7 @@ def test_every_groups_scores_and_gaps_are_those_of_its_rows(finished):
     plan = make_plan(load_recipe(finished), finished.parent / "runs")
     rows = read_splits(plan.recipe.data, lambda rows, *_: rows)[0]["test"]
     places = np.array([place or "(none)" for place in rows["place"]])
-    labels = np.array(rows["label"])
+    labels = np.array(rows["label"], dtype=int)
     right = {
         role: np.load(plan.artifacts[f"evaluate/{role}"].path / "values.npy").argmax(-1) == labels
         for role in ("teacher", "student", "student_ce_only")

@@ -70,7 +70,8 @@ class YesNoTask(SingleLabelTask):
     def labels(self, rows: datasets.Dataset) -> Iterator[Label | Fault]:
         """0 or 1."""
         for cell in text_rows.cells(rows, self.section.label):
-            yield int(cell) if isinstance(cell, bool) else Fault(f"{cell!r} is neither true nor false")
+            known = {"True": 1, "False": 0}.get(str(cell))
+            yield Fault(f"{cell!r} is neither true nor false") if known is None else known
 
     def label_feature(self) -> Any:
         """0 or 1."""

@@ -87,6 +87,7 @@ def test_scores_are_what_a_plain_count_over_the_exported_model_gives(finished):
     """Trap 25: the figures of the report against transformers alone, row by row."""
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+    from distilpeft.tasks.labels import LABEL
     from distilpeft.tasks.rows import read_task_rows
 
     rows = read_task_rows(load_recipe(finished)).splits["test"]
@@ -97,7 +98,7 @@ def test_scores_are_what_a_plain_count_over_the_exported_model_gives(finished):
     for row in rows:
         with torch.no_grad():
             logits = model(**tokenizer(row["text"], return_tensors="pt", truncation=True, max_length=16)).logits
-        right += int(logits.argmax()) == row["label"]
+        right += int(logits.argmax()) == row[LABEL]
     report = json.loads((finished.parent / "runs/tiny/report.json").read_text())
     student = next(model for model in report["models"] if model["role"] == "student")
     assert student["scores"]["accuracy"]["value"] == right / len(rows)

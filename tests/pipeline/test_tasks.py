@@ -117,11 +117,16 @@ def check_tags(printed: str, form: str, right: list) -> None:
 
 @pytest.mark.parametrize("kind", list(TASKS))
 def test_every_split_ends_in_the_same_student_cached_or_online(tmp_path, kind):
-    """Traps 2, 3, 5: micro-batches, processes and where soft targets come from are no part of the result."""
+    """Traps 2, 3, 5, 31: micro-batches, processes and where soft targets come from are no part of the result.
+
+    With label smoothing where there are classes: spread over masked columns it would depend on padding.
+    """
     short = {"epochs": 1, "max_steps": 4, "batch_size": 16, "precision": "fp32"}
     settings = {**equality.EXACT, "teacher__fit": short, "teacher__gate": "warn"}
     if kind == "image_classification":  # with statistics of a batch every row would depend on the others
         settings["distil__fit"] = {**settings["distil__fit"], "batch_norm": "frozen"}
+    if kind not in ("embedding", "regression"):
+        settings["distil__label_smoothing"] = 0.1
     if kind == "embedding":  # there are no labels to tune a teacher on
         settings["teacher__fit"] = "null"
     equality.assert_splits_are_equal(workspace(tmp_path, kind, **settings))

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from distilpeft.distillation.losses import Loss, ValueAndGrad, value_and_grad
+from distilpeft.distillation.losses import IGNORED, Loss, ValueAndGrad, check_rows, value_and_grad
 from distilpeft.distillation.sparse import Sparse, sparse_value_and_grad
 
 CHUNK_BYTES = {"cpu": 600 << 20, "cuda": 1 << 30}
@@ -120,19 +120,41 @@ def linear_distil_sum(
     *,
     chunk_rows: int | None = None,
 ) -> Tensor:
-    """The loss of `losses.distil_sum`, summed over rows, from hidden states.
+    """The loss of `losses.distil_sum`, summed over the rows that count, from hidden states.
 
     Args:
-        hidden_NH: the student's last hidden states at the positions that count.
+        hidden_NH: the student's last hidden states.
         head: the student's head.
-        labels_N: the ids that follow.
+        labels_N: the ids that follow; a row with the label -100 does not count.
         teacher: its soft targets of the same rows; None only where alpha is 0.
         loss: weights, temperature and divergence.
         chunk_rows: rows per chunk; by default as many as `CHUNK_BYTES` allow.
 
     Returns:
         A scalar, differentiable once for `hidden_NH` and the head's trainable weights; 0 for no rows.
+
+    Raises:
+        ValueError: shapes that do not fit, or no teacher where alpha is above 0.
     """
+    check_rows(hidden_NH, labels_N, teacher, loss)
+    counted_N = labels_N != IGNORED
+    if not bool(counted_N.all()):
+        hidden_NH, labels_N = hidden_NH[counted_N], labels_N[counted_N]
+        teacher = None if teacher is None else _counted(teacher, counted_N)
+    return linear_counted_sum(hidden_NH, head, labels_N, teacher, loss, chunk_rows=chunk_rows)
+
+
+def _counted(teacher: Soft, counted_N: Tensor) -> Soft:
+    """The soft targets of these rows only."""
+    if isinstance(teacher, Running):
+        return Running(teacher.hidden_NH[counted_N], teacher.head)
+    return teacher[counted_N]
+
+
+def linear_counted_sum(
+    hidden_NH: Tensor, head: Head, labels_N: Tensor, teacher: Soft | None, loss: Loss, *, chunk_rows: int | None = None
+) -> Tensor:
+    """`linear_distil_sum` of rows that all count; nothing is checked, so no device is waited for."""
     weights = head.trainable()
     result: Tensor = _Fused.apply(  # type: ignore[no-untyped-call]
         hidden_NH, labels_N, head, teacher, loss, chunk_rows, *weights

@@ -5,7 +5,9 @@ Shapes:
     V  classes, or vocabulary
 
 Every loss returns a SUM over rows, in nats, computed in float32 or wider. Only the training loop divides, once
-per optimizer step, by the number of rows over all micro-batches and processes.
+per optimizer step, by the number of rows over all micro-batches and processes. `distil_sum` is for anyone's rows: it
+checks its arguments and leaves out labels of -100. The loop calls `counted_sum` with rows that all count, since looking
+at labels would make a GPU wait.
 
 Value and gradient are computed together, in closed form: the gradient of a row of logits needs nothing but that
 row, so the fused head (`fused.py`) can finish a chunk of rows before it looks at the next. `distil_sum` is the same
@@ -14,7 +16,7 @@ code for logits that fit in memory. There is no second implementation that could
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sized
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,6 +27,8 @@ from distilpeft.recipe.distil import Distil, Divergence
 
 MASKED = -1e8
 """Logits / T below this are masked ids (-inf, or the huge negative numbers that stand for it): probability 0."""
+IGNORED = -100
+"""Label of a row that does not count, as in PyTorch."""
 ValueAndGrad = tuple[Tensor, Tensor]
 """A sum over rows, and its gradient."""
 
@@ -36,14 +40,32 @@ class Loss:
     Attributes:
         alpha: weight of the teacher; the labels weigh 1 - alpha. At 0 no teacher is asked.
         temperature: of the divergence, for teacher and student; the labels' cross-entropy is at 1.
-        divergence: which, with its parameter.
-        label_smoothing: share of a label's weight that is spread evenly over all ids (arXiv:1512.00567).
+        divergence: which, with its parameter; its name will do.
+        label_smoothing: share of a label's weight that is spread evenly over all ids that are not masked
+            (arXiv:1512.00567).
+
+    Raises:
+        ValueError: a value that makes no loss.
     """
 
     alpha: float = 0.0
     temperature: float = 1.0
     divergence: Divergence = field(default_factory=Divergence)
     label_smoothing: float = 0.0
+
+    def __post_init__(self) -> None:
+        divergence: Any = self.divergence
+        if isinstance(divergence, str):
+            if divergence not in DIVERGENCES:
+                raise ValueError(f"divergence: {divergence!r} is none of {', '.join(DIVERGENCES)}")
+            named: Any = divergence
+            object.__setattr__(self, "divergence", Divergence(kind=named))
+        if not 0 <= self.alpha <= 1:
+            raise ValueError(f"alpha: {self.alpha} is not between 0 and 1")
+        if not 0 < self.temperature < float("inf"):
+            raise ValueError(f"temperature: {self.temperature} is not a positive number")
+        if not 0 <= self.label_smoothing < 1:
+            raise ValueError(f"label_smoothing: {self.label_smoothing} is not at least 0 and below 1")
 
     @staticmethod
     def of(distil: Distil, alpha: float) -> Loss:
@@ -52,17 +74,48 @@ class Loss:
 
 
 def distil_sum(student_logits_NV: Tensor, labels_N: Tensor, teacher_logits_NV: Tensor | None, loss: Loss) -> Tensor:
-    """The loss summed over rows, with its gradient for the student's logits.
+    """The loss summed over the rows that count, with its gradient for the student's logits.
 
     Args:
         student_logits_NV: any floating dtype; bf16 and fp16 are computed in float32.
-        labels_N: ids, each below V.
+        labels_N: ids, each below V; a row with the label -100 does not count.
         teacher_logits_NV: may be wider or narrower than the student's: the divergence is then over the ids that both
             have, renormalised on both sides. None only where alpha is 0.
         loss: weights, temperature and divergence.
+
+    Raises:
+        ValueError: shapes that do not fit, or no teacher where alpha is above 0.
     """
+    check_rows(student_logits_NV, labels_N, teacher_logits_NV, loss)
+    counted_N = labels_N != IGNORED
+    if not bool(counted_N.all()):
+        student_logits_NV, labels_N = student_logits_NV[counted_N], labels_N[counted_N]
+        teacher_logits_NV = None if teacher_logits_NV is None else teacher_logits_NV[counted_N]
+    return counted_sum(student_logits_NV, labels_N, teacher_logits_NV, loss)
+
+
+def counted_sum(student_logits_NV: Tensor, labels_N: Tensor, teacher_logits_NV: Tensor | None, loss: Loss) -> Tensor:
+    """`distil_sum` of rows that all count; nothing is checked, so no device is waited for."""
     result: Tensor = _Distil.apply(student_logits_NV, labels_N, teacher_logits_NV, loss)  # type: ignore[no-untyped-call]
     return result
+
+
+def check_rows(student_NV: Tensor, labels_N: Tensor, teacher: Sized | None, loss: Loss) -> None:
+    """Refuse rows whose shapes do not fit together.
+
+    Raises:
+        ValueError: names the argument.
+    """
+    if student_NV.ndim != 2:
+        raise ValueError(f"the student's rows: shape {tuple(student_NV.shape)} is not [N, V]; flatten them first")
+    if labels_N.shape != student_NV.shape[:1]:
+        raise ValueError(f"labels_N: shape {tuple(labels_N.shape)} for {len(student_NV)} rows of the student")
+    if labels_N.is_floating_point():
+        raise ValueError(f"labels_N: ids are whole numbers, not {labels_N.dtype}")
+    if loss.alpha > 0 and teacher is None:
+        raise ValueError(f"the teacher's soft targets are missing, though alpha is {loss.alpha}")
+    if teacher is not None and len(teacher) != len(student_NV):
+        raise ValueError(f"the teacher's soft targets: {len(teacher)} rows for {len(student_NV)} of the student")
 
 
 def squared_sum(student_N: Tensor, labels_N: Tensor, teacher_N: Tensor | None, loss: Loss) -> Tensor:
@@ -138,14 +191,16 @@ def _widened(grad_NV: Tensor, width: int) -> Tensor:
 
 
 def cross_entropy(log_q_NV: Tensor, labels_N: Tensor, smoothing: float) -> ValueAndGrad:
-    """Cross-entropy with hard labels, of which `smoothing` is spread evenly over all ids; overwrites log_q_NV."""
+    """Cross-entropy with hard labels; `smoothing` of each is spread evenly over unmasked ids; overwrites log_q_NV."""
     picked_N1 = labels_N.unsqueeze(-1)
     value = -(1 - smoothing) * log_q_NV.gather(-1, picked_N1).sum()
-    if smoothing:
-        value = value - smoothing * log_q_NV.mean(-1).sum()
-    grad_NV = log_q_NV.exp_()
-    if smoothing:
-        grad_NV.sub_(smoothing / grad_NV.shape[-1])
+    if not smoothing:
+        grad_NV = log_q_NV.exp_()
+    else:
+        masked_NV = log_q_NV < MASKED / 2
+        share_N1 = smoothing / (~masked_NV).sum(-1, keepdim=True).to(log_q_NV.dtype)
+        value = value - (share_N1 * log_q_NV.masked_fill(masked_NV, 0.0)).sum()
+        grad_NV = log_q_NV.exp_().sub_(share_N1).masked_fill_(masked_NV, 0.0)
     grad_NV.scatter_add_(-1, picked_N1, torch.full_like(picked_N1, smoothing - 1, dtype=grad_NV.dtype))
     return value, grad_NV
 

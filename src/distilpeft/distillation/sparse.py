@@ -40,7 +40,7 @@ class Sparse:
         ids_NK: kept ids; rows with fewer repeat one of theirs.
         log_p_NK: their log-probabilities at the temperature; -inf where there is none.
         weight_NK: `sampled`: importance weights; None for `top_k`.
-        width: ids that the teacher has.
+        width: ids that they are over.
         temperature: of `log_p_NK`.
     """
 
@@ -53,7 +53,7 @@ class Sparse:
     def __len__(self) -> int:
         return len(self.ids_NK)
 
-    def __getitem__(self, rows: slice) -> Sparse:
+    def __getitem__(self, rows: slice | Tensor) -> Sparse:
         weight_NK = None if self.weight_NK is None else self.weight_NK[rows]
         return Sparse(self.ids_NK[rows], self.log_p_NK[rows], weight_NK, self.width, self.temperature)
 
@@ -99,13 +99,13 @@ def _at(kept: Kept, layout: Layout, at: int) -> Any:
 def sparse_value_and_grad(student_NV: Tensor, labels_N: Tensor, soft: Sparse, loss: Loss) -> ValueAndGrad:
     """As `losses.value_and_grad`, from kept ids.
 
-    Ids beyond the student's vocabulary are left out and the rest renormalised; the student is renormalised over the
-    teacher's ids. Both as for dense targets.
+    The student is renormalised over the ids of the targets, as for dense targets. Targets of ids that the student lacks
+    cannot be renormalised afterwards: what probability the others have is not known from the kept ones. `keep` does it.
     """
     assert soft.temperature == loss.temperature, f"targets at {soft.temperature}, loss at {loss.temperature}"
     alpha, temperature, width = loss.alpha, loss.temperature, student_NV.shape[-1]
-    shared = min(width, soft.width)
-    soft = _within(soft, shared)
+    assert soft.width <= width, f"targets over {soft.width} ids for a student of {width}"
+    shared = soft.width
     z_NV = scaled(student_NV[:, :shared], temperature)
     # The labels' cross-entropy needs the same softmax, if it is over the same ids at the same temperature.
     joint = alpha < 1 and temperature == 1 and shared == width and not loss.label_smoothing
@@ -195,29 +195,20 @@ def _sampled(z_NV: Tensor, soft: Sparse, loss: Loss) -> Parts:
     return Parts(value, -weight_NK, weight_NK.sum(-1, keepdim=True), lse_N1, None, torch.ones_like(lse_N1))
 
 
-def _within(soft: Sparse, shared: int) -> Sparse:
-    """Without ids that the student does not have, the others renormalised."""
-    beyond_NK = soft.ids_NK >= shared
-    if shared == soft.width or not bool(beyond_NK.any()):
-        return Sparse(soft.ids_NK, soft.log_p_NK, soft.weight_NK, shared, soft.temperature)
-    left_N1 = 1 - torch.where(beyond_NK, soft.log_p_NK, -torch.inf).exp().sum(-1, keepdim=True).clamp(max=1 - 1e-6)
-    log_p_NK = torch.where(beyond_NK, -torch.inf, soft.log_p_NK - left_N1.log())
-    weight_NK = soft.weight_NK
-    if weight_NK is not None:
-        weight_NK = torch.where(beyond_NK, 0.0, weight_NK / left_N1)
-    # An id of the row itself, or any at all where none is left: it weighs nothing.
-    first_N1 = torch.where(beyond_NK, shared - 1, soft.ids_NK).amin(-1, keepdim=True)
-    return Sparse(torch.where(beyond_NK, first_N1, soft.ids_NK), log_p_NK, weight_NK, shared, soft.temperature)
-
-
 def keep(logits_NV: Tensor, layout: Layout, uniforms_ND: Any = None) -> Kept:
     """Choose what a layout keeps of these logits.
 
+    With logits z and the layout's ids S, what is kept are log-probabilities z_k - log sum exp(z_s / t) over s in S at
+    each temperature t. Where the student lacks ids of the teacher, S are those that both have: draws, kept ids, their
+    probabilities and the tail are then of the teacher's distribution given S, as the dense loss has it.
+
     Args:
-        logits_NV: the teacher's; -inf and the huge negative numbers that stand for it are masked ids.
+        logits_NV: the teacher's; -inf and the huge negative numbers that stand for it are masked ids. Ids beyond the
+            layout's vocabulary are left out.
         layout: its `value_bits` shape the stored log-sum-exp.
         uniforms_ND: `sampled`: random numbers in [0, 1), float64, one per draw.
     """
+    logits_NV = logits_NV[:, : layout.vocabulary]
     none = np.empty(0, np.int64)
     if layout.kind == "full":
         values_NV = logits_NV.float() if layout.value_bits == 32 else log_softmax(logits_NV, 1.0)
@@ -248,7 +239,7 @@ def _keep_drawn(logits_NV: Tensor, layout: Layout, uniforms_ND: Any) -> Kept:
 
 def keep_drawn_often(logits_NV: Tensor, layout: Layout, uniforms_RND: Any) -> list[Kept]:
     """`keep` of a `sampled` layout R times over the same logits, which are summed up once."""
-    log_p_NV = log_softmax(logits_NV, 1.0)
+    log_p_NV = log_softmax(logits_NV[:, : layout.vocabulary], 1.0)
     drawn_ND = _drawn(log_p_NV, layout, np.concatenate(list(uniforms_RND), -1))
     return [_counted(log_p_NV, layout, part) for part in np.split(drawn_ND, len(uniforms_RND), -1)]
 
@@ -289,26 +280,28 @@ def describe(logits_NV: Tensor, kept: Kept, layout: Layout) -> dict[str, float]:
 
     Returns:
         `positions`; `entropy` of the whole distribution, in nats; `ids` kept; `mass`, the probability of the kept ids;
-        `error`, of kept log-probabilities through their codes, each weighed by its probability, and `max_error`.
+        `error`, of kept log-probabilities through their codes in nats, each weighed by its probability, and
+        `max_error`, the largest.
     """
-    log_p_NV = log_softmax(logits_NV, 1.0)
+    log_p_NV = log_softmax(logits_NV[:, : layout.vocabulary], 1.0)
     p_NV = log_p_NV.exp()
-    found = {
+    if layout.kind == "full":
+        exact_M = _numpy(log_p_NV).reshape(-1)
+        stored_M = exact_M if layout.value_bits == 32 else quantized(kept.values.reshape(-1), layout.value_bits)
+    else:
+        at_N = torch.from_numpy(np.repeat(np.arange(len(kept)), kept.sizes_N)).to(logits_NV.device)
+        exact_M = _numpy(log_p_NV[at_N, torch.from_numpy(kept.ids_M).to(logits_NV.device)])
+        stored_M = kept.values
+    error_M = np.abs(stored_M - np.maximum(exact_M, -RANGE)) if layout.value_bits < 32 else np.zeros_like(exact_M)
+    mass_M = np.exp(exact_M.astype(np.float64))
+    return {
         "positions": float(len(kept)),
         "entropy": float(-(p_NV * log_p_NV).sum()),
         "ids": float(kept.sizes_N.sum()),
-        "mass": float(len(kept)),
-        "error": 0.0,
-        "max_error": 0.0,
+        "mass": float(len(kept)) if layout.kind == "full" else float(mass_M.sum()),
+        "error": float((mass_M * error_M).sum()),
+        "max_error": float(error_M.max(initial=0.0)),
     }
-    if layout.kind == "full":
-        return found
-    at_N = torch.from_numpy(np.repeat(np.arange(len(kept)), kept.sizes_N)).to(logits_NV.device)
-    exact_M = _numpy(log_p_NV[at_N, torch.from_numpy(kept.ids_M).to(logits_NV.device)])
-    error_M = np.abs(kept.values - np.maximum(exact_M, -RANGE))
-    mass_M = np.exp(exact_M.astype(np.float64))
-    found |= {"mass": float(mass_M.sum()), "error": float((mass_M * error_M).sum())}
-    return {**found, "max_error": float(error_M.max(initial=0.0))}
 
 
 def _numpy(tensor: Tensor) -> Any:

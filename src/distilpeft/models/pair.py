@@ -87,6 +87,13 @@ class Pair:
         """What makes inputs out of rows: a model's tokenizer, or how it reads pictures."""
         return loading.load_picture_reader(source) if self.recipe.kind.reads_images else loading.load_tokenizer(source)
 
+    @cached_property
+    def student_vocabulary(self) -> int | None:
+        """Ids of the student's output; None if its configuration does not say."""
+        config = loading.configuration(self.student, self.architecture, self.student_overrides)
+        found = getattr(config.get_text_config(decoder=True), "vocab_size", None)
+        return None if found is None else int(found)
+
     def configurations(self) -> tuple[Any, Any]:
         """The configurations of teacher and student, for the task."""
         return (

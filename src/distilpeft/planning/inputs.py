@@ -12,6 +12,7 @@ from distilpeft.data.sources import (
     Source,
     check_model,
     digest,
+    known_model,
     model_config,
     model_folder,
     num_layers,
@@ -63,6 +64,31 @@ def student_origin(recipe: Recipe, teacher: str) -> dict[str, str]:
         check_model(source, "student.model")
         _check_lora(student.lora, source, "student")
     return {"student": digest(source)}
+
+
+def narrower_vocabulary(recipe: Recipe) -> int | None:
+    """Ids of a student that has fewer than its teacher, whose soft targets are over these; None if it has not.
+
+    Of hub models only published configurations are asked: a key may not depend on what has been downloaded.
+    """
+    student = recipe.student
+    name = student.model or (student.from_config.model if student.from_config else None)
+    if name is None or not recipe.kind.is_language_model:
+        return None
+    theirs, ours = (_num_ids(resolve(one, "model")) for one in (recipe.teacher.model, name))
+    changed = student.from_config.overrides.get("vocab_size") if student.from_config is not None else None
+    ours = changed if isinstance(changed, int) else ours
+    return ours if theirs is not None and ours is not None and ours < theirs else None
+
+
+def _num_ids(source: Source) -> int | None:
+    if source.path is None:
+        published = known_model(source)
+        config = published[0] if published else None
+    else:
+        config = model_config(source)
+    found = ((config or {}).get("text_config") or config or {}).get("vocab_size")
+    return found if isinstance(found, int) else None
 
 
 def check_tokens(recipe: Recipe) -> None:

@@ -17,7 +17,14 @@ from distilpeft.data.sources import Source, digest
 from distilpeft.machine.artifact import Artifact, artifact
 from distilpeft.machine.files import digest_json
 from distilpeft.machine.host import machine_name
-from distilpeft.planning.inputs import check_tokens, data_digest, source_of_targets, student_origin, teacher_base
+from distilpeft.planning.inputs import (
+    check_tokens,
+    data_digest,
+    narrower_vocabulary,
+    source_of_targets,
+    student_origin,
+    teacher_base,
+)
 from distilpeft.planning.roles import (
     CE_ONLY,
     FULL,
@@ -353,6 +360,9 @@ def _target_settings(recipe: Recipe) -> dict[str, Any]:
     settings |= {name: getattr(targets, name) for name in ("format", "value_bits", *read)}
     if targets.format != "full":
         settings["temperatures"] = targets.temperatures or (recipe.distil.temperature,)
+    narrower = narrower_vocabulary(recipe)
+    if narrower is not None:
+        settings["vocabulary"] = narrower
     if targets.format == "auto":  # the choice depends on what the loss can use
         settings["divergence"] = recipe.distil.divergence.kind
     return settings if targets.format in ("full", "top_k") else {**settings, "seed": recipe.seed}

@@ -106,10 +106,10 @@ class MultiLabelTask(Task):
 
     def loss_sum(self, model: nn.Module, batch: Batch, loss: Loss, soft: Soft | None) -> Tensor:
         """The loss summed over decisions."""
-        from distilpeft.distillation.losses import distil_sum
+        from distilpeft.distillation.losses import counted_sum
 
         known = dense(soft)
-        return distil_sum(
+        return counted_sum(
             _no_yes(measured(model, batch)),
             batch["labels_N"].reshape(-1),
             None if known is None else _no_yes(known),

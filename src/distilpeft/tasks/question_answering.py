@@ -166,9 +166,9 @@ class QuestionAnsweringTask(Task):
 
     def loss_sum(self, model: nn.Module, batch: Batch, loss: Loss, soft: Soft | None) -> Tensor:
         """The loss summed over starts and ends."""
-        from distilpeft.distillation.losses import distil_sum
+        from distilpeft.distillation.losses import counted_sum
 
-        return distil_sum(place_logits(model, batch), batch["labels_N"], dense(soft), loss)
+        return counted_sum(place_logits(model, batch), batch["labels_N"], dense(soft), loss)
 
     def measure(self, model: nn.Module, batch: Batch, soft: Soft | None = None) -> Tensor:
         """What the scores of a row are computed from: logits of start and end of each token, [B, S * 2], then zeros."""

@@ -63,9 +63,9 @@ class SingleLabelTask(Task):
 
     def loss_sum(self, model: nn.Module, batch: Batch, loss: Loss, soft: Soft | None) -> Tensor:
         """The loss summed over rows."""
-        from distilpeft.distillation.losses import distil_sum
+        from distilpeft.distillation.losses import counted_sum
 
-        return distil_sum(logits(model, batch), batch["labels_N"], dense(soft), loss)
+        return counted_sum(logits(model, batch), batch["labels_N"], dense(soft), loss)
 
     def measure(self, model: nn.Module, batch: Batch, soft: Soft | None = None) -> Tensor:
         """What the scores of a row are computed from: its logits, [B, C]."""

@@ -142,9 +142,9 @@ class TokenClassificationTask(Task):
 
     def loss_sum(self, model: nn.Module, batch: Batch, loss: Loss, soft: Soft | None) -> Tensor:
         """The loss summed over words."""
-        from distilpeft.distillation.losses import distil_sum
+        from distilpeft.distillation.losses import counted_sum
 
-        return distil_sum(word_logits(model, batch), batch["labels_N"], dense(soft), loss)
+        return counted_sum(word_logits(model, batch), batch["labels_N"], dense(soft), loss)
 
     def measure(self, model: nn.Module, batch: Batch, soft: Soft | None = None) -> Tensor:
         """The logits of a row's words, one after the other, [B, W * C]; then zeros."""

@@ -46,7 +46,7 @@ TOLERANCE = 1e-5
 MICRO_BATCH_SIZES = (1, 2, 3, 5, 8, 16)
 OPTIMIZERS = {"sgd": 0.05, "adamw": 1e-3}
 NUM_ROWS, BATCH, EPOCHS, SEED, VOCABULARY = 40, 16, 2, 5, 97
-LOSS = Loss(alpha=0.7, temperature=2.0)
+LOSS = Loss(alpha=0.7, temperature=2.0, label_smoothing=0.1)
 Trace = list[tuple[float, float]]
 """Loss and grad_norm of every step."""
 
@@ -167,7 +167,7 @@ def _document(student: nn.Module, teacher: nn.Module, ids: list[int], target: li
     inputs = torch.tensor([ids])
     counted = torch.tensor(target)[1:]
     log_q, log_p, labels = student(inputs).logits[0, :-1], teacher(inputs).logits[0, :-1], inputs[0, 1:]
-    ce = F.cross_entropy(log_q, labels, reduction="none")
+    ce = F.cross_entropy(log_q, labels, reduction="none", label_smoothing=LOSS.label_smoothing)
     log_q, log_p = (torch.log_softmax(logits / LOSS.temperature, -1) for logits in (log_q, log_p))
     kl = (log_p.exp() * (log_p - log_q)).sum(-1) * LOSS.temperature**2
     return (LOSS.alpha * kl + (1 - LOSS.alpha) * ce)[counted].sum(), int(counted.sum())

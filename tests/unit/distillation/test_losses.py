@@ -236,8 +236,99 @@ def test_alpha_weighs_the_teacher_and_the_labels_at_temperature_one(alpha, tempe
 
 def test_a_teacher_is_needed_where_it_has_weight():
     student, _, labels = logits()
-    with pytest.raises(AssertionError, match="needs soft targets"):
+    with pytest.raises(ValueError, match=r"soft targets are missing, though alpha is 0\.5"):
         distil_sum(student, labels, None, Loss(0.5))
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.4, 1.0])
+@every
+def test_rows_with_the_label_minus_100_do_not_count(divergence, alpha):
+    """As everywhere in PyTorch; among them rows that would spoil the sum."""
+    student, teacher, labels = logits()
+    labels[1] = labels[4] = -100
+    loss = Loss(alpha, 2.0, divergence, label_smoothing=0.1)
+    counted = labels != -100
+    found = distil_sum(student, labels, teacher, loss)
+    expected = distil_sum(student[counted], labels[counted], teacher[counted], loss)
+    torch.testing.assert_close(found, expected)
+    (grad,) = torch.autograd.grad(found, student)
+    assert not grad[~counted].any()
+    assert grad[counted].abs().sum() > 0
+    with torch.no_grad():
+        teacher[1] = student[4] = float("nan")
+    assert torch.isfinite(distil_sum(student, labels, teacher, loss))
+    nothing = distil_sum(student, torch.full_like(labels, -100), teacher, loss)
+    assert nothing.item() == 0
+    assert not torch.autograd.grad(nothing, student)[0].any()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"divergence": "forward-kl"}, "divergence: 'forward-kl' is none of forward_kl, reverse_kl"),
+        ({"alpha": 1.5}, "alpha: 1.5 is not between 0 and 1"),
+        ({"alpha": float("nan")}, "alpha: nan"),
+        ({"temperature": 0.0}, "temperature: 0.0 is not a positive number"),
+        ({"temperature": float("inf")}, "temperature: inf"),
+        ({"label_smoothing": 1.0}, "label_smoothing: 1.0"),
+        ({"label_smoothing": -0.1}, "label_smoothing: -0.1"),
+    ],
+)
+def test_values_that_make_no_loss_are_refused_at_once(settings, message):
+    with pytest.raises(ValueError, match=message):
+        Loss(**settings)
+
+
+def test_a_divergence_may_be_named():
+    assert Loss(0.5, divergence="reverse_kl") == Loss(0.5, divergence=Divergence(kind="reverse_kl"))
+
+
+def test_shapes_that_do_not_fit_are_refused_by_name():
+    student, teacher, labels = logits()
+    for arguments, message in (
+        ((student.unsqueeze(0), labels, teacher), r"the student's rows: shape \(1, 6, 9\) is not \[N, V\]"),
+        ((student, labels[:-1], teacher), r"labels_N: shape \(5,\) for 6 rows"),
+        ((student, labels.float(), teacher), "labels_N: ids are whole numbers, not torch.float32"),
+        ((student, labels, teacher[:-1]), "soft targets: 5 rows for 6 of the student"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            distil_sum(*arguments, Loss(0.5))
+
+
+def smoothed_reference(z: Tensor, labels: Tensor, smoothing: float) -> Tensor:
+    """Row by row: the rest of the label's weight goes in equal parts to the columns that are not masked."""
+    total = torch.zeros((), dtype=torch.float64)
+    for row, label in zip(z, labels, strict=True):
+        log_q = F.log_softmax(row[row > -1e7], -1)
+        own = log_q[int((row[:label] > -1e7).sum())]
+        total = total - (1 - smoothing) * own - smoothing * log_q.mean()
+    return total
+
+
+@pytest.mark.parametrize("mask", [-torch.inf, -1e8, -1e30])
+@pytest.mark.parametrize("alpha", [0.0, 0.5])
+def test_smoothing_is_spread_over_columns_that_are_not_masked(mask, alpha):
+    """Trap 31: spread over all columns, padding alone made the first loss 383,164 instead of 1.116."""
+    student, teacher, labels = logits(rows=5, width=9)
+    hidden = torch.zeros(5, 9, dtype=torch.bool)
+    for row, columns in enumerate([[], [0], [3, 4, 5], [8], [0, 1, 2, 3, 4, 5, 6]]):
+        hidden[row, columns] = True
+    labels = (~hidden).long().argmax(-1)
+    z = student.masked_fill(hidden, mask)
+    loss = Loss(alpha, 1.0, label_smoothing=0.05)
+    found = distil_sum(z, labels, teacher.masked_fill(hidden, mask), loss)
+    parts = []
+    for row in range(5):
+        open_ = ~hidden[row]
+        log_p, log_q = F.log_softmax(teacher[row, open_], -1), F.log_softmax(student[row, open_], -1)
+        parts.append((log_p.exp() * (log_p - log_q)).sum())
+    expected = alpha * sum(parts) + (1 - alpha) * smoothed_reference(z, labels, 0.05)
+    assert found.item() == pytest.approx(expected.item(), rel=1e-10)
+    grads = [torch.autograd.grad(one, student, retain_graph=True)[0] for one in (found, expected)]
+    torch.testing.assert_close(*grads)
+    padded = F.pad(z, (0, 7), value=mask)
+    again = distil_sum(padded, labels, F.pad(teacher.masked_fill(hidden, mask), (0, 7), value=mask), loss)
+    assert again.item() == pytest.approx(found.item(), rel=1e-12), "padding changes nothing"
 
 
 @every

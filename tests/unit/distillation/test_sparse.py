@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from distilpeft.distillation.codec import Layout
 from distilpeft.distillation.fused import Head, linear_distil_sum
 from distilpeft.distillation.losses import DIVERGENCES, Loss, distil_sum, value_and_grad
-from distilpeft.distillation.sparse import Sparse, keep, sparse_value_and_grad
+from distilpeft.distillation.sparse import Sparse, describe, keep, sparse_value_and_grad
 from distilpeft.recipe.distil import Divergence
 
 N, V, K = 24, 31, 5
@@ -33,8 +33,9 @@ def stored(teacher: torch.Tensor, layout: Layout, temperature: float, seed: int 
     return Sparse.of(kept, layout, temperature)
 
 
-def top(teacher: torch.Tensor, k: int, temperature: float, bits: int = 32) -> Sparse:
-    return stored(teacher, Layout("top_k", teacher.shape[-1], bits, (temperature,), k), temperature)
+def top(teacher: torch.Tensor, k: int, temperature: float, bits: int = 32, width: int | None = None) -> Sparse:
+    """The k likeliest of the teacher's first `width` ids."""
+    return stored(teacher, Layout("top_k", width or teacher.shape[-1], bits, (temperature,), k), temperature)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -81,7 +82,7 @@ def test_the_tail_is_one_explicit_class(temperature, alpha, k):
 @pytest.mark.parametrize("temperature", [1.0, 2.0])
 @pytest.mark.parametrize("width", [V - 4, V, V + 6])
 def test_the_gradient_is_that_of_the_value(form, kind, temperature, width):
-    layout = Layout(form, V, 32, (temperature,), K if form == "top_k" else 20, form == "sampled")
+    layout = Layout(form, min(V, width), 32, (temperature,), K if form == "top_k" else 20, form == "sampled")
     soft, loss = stored(TEACHER[:3], layout, temperature), Loss(0.7, temperature, Divergence(kind=kind))
     labels = LABELS[:3] % width
     student = logits(5, width, 3).double()
@@ -179,7 +180,7 @@ def test_the_fused_head_gives_the_loss_of_whole_logits(form, alpha):
 
 def test_soft_targets_of_another_number_of_rows_are_not_used():
     head = torch.nn.Linear(8, V)
-    with pytest.raises(AssertionError, match="23 soft targets for 24 rows"):
+    with pytest.raises(ValueError, match="the teacher's soft targets: 23 rows for 24 of the student"):
         linear_distil_sum(torch.zeros(N, 8), Head(head), LABELS, top(TEACHER[:-1], K, 1.0), Loss(0.5))
 
 
@@ -193,21 +194,68 @@ def test_targets_at_another_temperature_are_not_used():
 def test_vocabularies_of_two_widths_meet_on_the_ids_that_both_have(width):
     student, labels = logits(4, width), LABELS % width
     loss = Loss(0.5, 2.0)
-    value, grad = sparse_value_and_grad(student, labels, top(TEACHER, V, 2.0), loss)
+    shared = min(V, width)
+    value, grad = sparse_value_and_grad(student, labels, top(TEACHER, shared, 2.0, width=shared), loss)
     expected, expected_grad = value_and_grad(student, labels, TEACHER, loss)
     torch.testing.assert_close(value, expected, rtol=1e-5, atol=0)
     torch.testing.assert_close(grad, expected_grad, rtol=0, atol=5e-6)
 
 
-def test_kept_ids_that_only_the_teacher_has_take_no_id_from_the_student():
+FOREIGN = 3
+"""Ids of the teacher that the student lacks; they have 12 % of its probability."""
+
+
+def with_foreign_mass(mass: float = 0.12) -> torch.Tensor:
     teacher = TEACHER.clone()
-    teacher[:, V - 1] = 60.0
-    student, labels, loss = logits(4, V - 1), LABELS % (V - 1), Loss(0.4, 1.0)
-    labels[0] = V - 2
-    value, grad = sparse_value_and_grad(student, labels, top(teacher, 1, 1.0), loss)
-    expected, expected_grad = value_and_grad(student, labels, None, Loss(0.0))
-    torch.testing.assert_close(value, 0.6 * expected, rtol=1e-5, atol=0)
-    torch.testing.assert_close(grad, 0.6 * expected_grad, rtol=0, atol=1e-6)
+    here, there = (torch.logsumexp(part, -1) for part in (teacher[:, :-FOREIGN], teacher[:, -FOREIGN:]))
+    teacher[:, -FOREIGN:] += (here - there + np.log(mass / (1 - mass))).unsqueeze(-1)
+    torch.testing.assert_close(F.softmax(teacher, -1)[:, -FOREIGN:].sum(-1), torch.full((N,), mass))
+    return teacher
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_targets_are_renormalised_over_the_ids_that_both_have(temperature):
+    """Trap 36: kept ids alone do not tell how much probability the student's ids have together."""
+    teacher, shared = with_foreign_mass(), V - FOREIGN
+    student, labels, loss = logits(4, shared), LABELS % shared, Loss(1.0, temperature)
+    log_p, log_q = (F.log_softmax(side[:, :shared].double() / temperature, -1) for side in (teacher, student))
+    dense = float(temperature**2 * (log_p.exp() * (log_p - log_q)).sum())
+    assert float(value_and_grad(student, labels, teacher, loss)[0]) == pytest.approx(dense, rel=1e-5)
+    kept, _ = sparse_value_and_grad(student, labels, top(teacher, shared, temperature, width=shared), loss)
+    assert float(kept) == pytest.approx(dense, rel=1e-5)
+    layout = Layout("sampled", shared, 32, (temperature,), 400, ragged=True)
+    drawn = [
+        float(sparse_value_and_grad(student, labels, stored(teacher, layout, temperature, seed), loss)[0])
+        for seed in range(60)
+    ]
+    error = np.std(drawn, ddof=1) / np.sqrt(len(drawn))
+    assert abs(np.mean(drawn) - dense) < 3 * error
+    assert error < 0.01 * dense
+
+
+def test_targets_over_ids_that_the_student_lacks_are_not_used():
+    with pytest.raises(AssertionError, match="targets over 31 ids for a student of 28"):
+        sparse_value_and_grad(logits(4, V - FOREIGN), LABELS % (V - FOREIGN), top(TEACHER, K, 1.0), Loss(0.5))
+
+
+@pytest.mark.parametrize("bits", [8, 12, 16, 32])
+@pytest.mark.parametrize("form", ["full", "top_k"])
+def test_the_recorded_error_is_that_of_the_stored_codes(form, bits):
+    layout = Layout(form, V, bits, () if form == "full" else (1.0,), 0 if form == "full" else V)
+    kept = keep(TEACHER, layout)
+    found = describe(TEACHER, kept, layout)
+    log_p = F.log_softmax(TEACHER.double(), -1).numpy()
+    back = layout.decode(np.frombuffer(layout.encode(kept), np.uint8).copy(), N)
+    values = np.empty((N, V))
+    if form == "full":
+        values = F.log_softmax(torch.from_numpy(back.values), -1).numpy() if bits == 32 else back.values
+    else:
+        np.put_along_axis(values, back.ids_M.reshape(N, V), back.values.reshape(N, V), -1)
+    gaps = np.abs(values - log_p)
+    assert found["error"] == pytest.approx((np.exp(log_p) * gaps).sum(), abs=2e-5)
+    assert found["max_error"] == pytest.approx(gaps.max(), abs=2e-5)
+    if bits == 8:
+        assert found["max_error"] > 0.05
 
 
 def test_masked_logits_of_either_side_leave_everything_finite():

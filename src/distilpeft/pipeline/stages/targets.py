@@ -47,6 +47,8 @@ def run(context: Context, teacher: Artifact, out: Artifact) -> Figures:
     rows = context.data.tokens("train", loaded.reader)
     positions_R = task.num_positions(rows)
     vocabulary = task.vocabulary(loaded.model, recipe.data.max_tokens)
+    if recipe.kind.is_language_model:
+        vocabulary = min(vocabulary, context.pair.student_vocabulary or vocabulary)
     layout, why = choose(recipe, vocabulary, int(positions_R.sum()))
     runtime.say(f"  targets: {why}")
     edges = shard_edges(rows.lengths_N, positions_R * layout.bytes_per_position(layout.count))
@@ -123,7 +125,9 @@ def _fill(runtime: Runtime, writer: Writer, maker: _Maker, bar: Bar) -> None:
 
 
 def _widened(logits_NV: Tensor, width: int) -> Tensor:
-    """Masked ids behind each row, for tasks whose distributions are over the tokens of a row; others are as wide."""
+    """Masked ids behind each row, for tasks whose distributions are over a row's tokens; others are not narrower."""
+    if logits_NV.shape[-1] >= width:
+        return logits_NV
     return torch.nn.functional.pad(logits_NV, (0, width - logits_NV.shape[-1]), value=MASKED)
 
 

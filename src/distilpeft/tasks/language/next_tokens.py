@@ -65,9 +65,9 @@ class LanguageTask(Task):
 
     def loss_sum(self, model: nn.Module, batch: Batch, loss: Loss, soft: Soft | None) -> Tensor:
         """The loss summed over targets, from the hidden states there; logits are never held at once."""
-        from distilpeft.distillation.fused import linear_distil_sum
+        from distilpeft.distillation.fused import linear_counted_sum
 
-        return linear_distil_sum(self.target_states(model, batch), head_of(model), batch["labels_N"], soft, loss)
+        return linear_counted_sum(self.target_states(model, batch), head_of(model), batch["labels_N"], soft, loss)
 
     def measure(self, model: nn.Module, batch: Batch, soft: Soft | None = None) -> Tensor:
         """Sums over each row's targets, see `measured`; a teacher has to be running."""

@@ -78,14 +78,19 @@ class Seq2SeqTask(LanguageTask):
         full = tokenizer(sources, verbose=False)["input_ids"]
         cut = tokenizer(sources, truncation=True, max_length=limit)["input_ids"]
         whole = tokenizer(text_target=references, verbose=False)["input_ids"]
-        wanted = tokenizer(text_target=references, truncation=True, max_length=most)["input_ids"]
+        read = tokenizer(text_target=references, truncation=True, max_length=most, return_offsets_mapping=True)
+        wanted = read["input_ids"]
+        ends = [max((end for _, end in offsets), default=0) for offsets in read["offset_mapping"]]
         return {
             "input_ids": cut,
             "target_ids": wanted,
             "reference": references,
             "num_tokens": [len(one) + len(two) for one, two in zip(cut, wanted, strict=True)],
             "num_targets": [len(ids) for ids in wanted],
-            "num_bytes": [len(text.encode("utf-8", "replace")) for text in references],
+            "num_bytes": [
+                len((text if len(ids) <= most else text[:end]).encode("utf-8", "replace"))
+                for text, ids, end in zip(references, whole, ends, strict=True)
+            ],
             "truncated": [len(one) > limit or len(two) > most for one, two in zip(full, whole, strict=True)],
         }
 

@@ -108,7 +108,8 @@ def test_rows_hold_source_and_target_and_both_are_cut():
     assert rows.dataset["reference"][:] == [two for _, two in PAIRS], "scores are against the text as it was"
     assert rows.dataset["truncated"][:] == [True, True, True]
     assert rows_of().num_truncated == 0
-    assert rows.dataset["num_bytes"][:] == [13, 5, 23]
+    assert rows_of().dataset["num_bytes"][:] == [13, 5, 23]
+    assert rows.dataset["num_bytes"][:] == [7, 5, 7], "of the targets that are left"
     assert list(Seq2SeqTask(task).texts(datasets.Dataset.from_dict({"a": ["x"], "b": ["y"]}))) == ["the x"]
 
 
