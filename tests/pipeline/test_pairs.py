@@ -80,7 +80,7 @@ def test_a_pair_on_the_command_line_and_what_is_none(finished):
     for done, message in (
         (predict("good film"), "reads pairs of texts; give two"),
         (predict(lines="good film\n"), "not a JSON object with both texts"),
-        (predict(lines='{"text": "good film"}\n'), "wants a second text under 'pair'; its keys are text"),
+        (predict(lines='{"text": "good film"}\n'), "no text under 'other' or 'pair'; its columns are text"),
     ):
         assert (done.returncode, done.stdout) == (2, "")
         assert message in " ".join(done.stderr.split())

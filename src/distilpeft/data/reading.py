@@ -94,7 +94,7 @@ def data_sources(data: Data) -> dict[str, Source]:
 
 
 def read_splits(
-    data: Data, check: RowCheck, columns: Sequence[str] | None = None
+    data: Data, check: RowCheck, columns: Sequence[str] | None = None, optional: Sequence[str] = ()
 ) -> tuple[dict[str, datasets.Dataset], list[str]]:
     """Read the source, check its rows and cut it into train, validation and test rows (not yet tokenised).
 
@@ -102,6 +102,7 @@ def read_splits(
         data: the recipe's section.
         check: see `RowCheck`.
         columns: those that are used; None: all.
+        optional: columns that are read as well where they are there.
 
     Returns:
         Rows by split; what should be said of how they were read.
@@ -111,7 +112,7 @@ def read_splits(
     """
     datasets.disable_progress_bars()
     used = None if columns is None else list(dict.fromkeys([*columns, *data.where]))
-    source = load_parts(data, used)
+    source = load_parts(data, used, optional)
     parts = {}
     for name, part in source.items():
         if _is_used(data, name):
@@ -152,17 +153,18 @@ def _is_used(data: Data, split: str) -> bool:
     return any(spec is None or split in (part.partition("[")[0].strip() for part in spec.split("+")) for spec in specs)
 
 
-def load_parts(data: Data, columns: Sequence[str] | None = None) -> dict[str, Part]:
+def load_parts(data: Data, columns: Sequence[str] | None = None, optional: Sequence[str] = ()) -> dict[str, Part]:
     """The source's own splits; a single file, or files of a pattern that are no splits, are one called train.
 
     Args:
         data: the recipe's section.
         columns: those that are used; None: all.
+        optional: columns that are read as well where they are there.
 
     Raises:
         InputError: it cannot be read.
     """
-    wishes = tables.Wishes(columns, data.encoding, data.separator)
+    wishes = tables.Wishes(columns, data.encoding, data.separator, tuple(optional))
     sources = data_sources(data)
     if "" not in sources:
         return {split: _load_files(_listed(source), source, wishes) for split, source in sources.items()}

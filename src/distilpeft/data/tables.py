@@ -81,11 +81,25 @@ class Table:
 
 @dataclass(frozen=True)
 class Wishes:
-    """How to read: the columns that are used (None: all), and what the recipe says of the file's text."""
+    """How to read.
+
+    Attributes:
+        columns: those that are used; None: all.
+        encoding: of the file's text, as the recipe says it.
+        separator: of a CSV's fields, likewise.
+        optional: columns that are read as well where they are there.
+    """
 
     columns: Sequence[str] | None = None
     encoding: str | None = None
     separator: str | None = None
+    optional: Sequence[str] = ()
+
+    def of(self, there: Sequence[str]) -> list[str]:
+        """The columns to read of those that are there; all of them if one that is used is not."""
+        if self.columns is None or not set(self.columns) <= set(there):
+            return list(there)
+        return [*self.columns, *(name for name in self.optional if name in there and name not in self.columns)]
 
 
 def read(paths: Sequence[Path], wishes: Wishes) -> Table:
@@ -123,10 +137,12 @@ def _parquet(paths: Sequence[Path], wishes: Wishes, folder: Path) -> datasets.Da
         for path in paths[1:]:
             there = set(pq.read_schema(path).names)
             wanted = [name for name in wanted if name in there]
-        if wishes.columns is not None and set(wishes.columns) <= set(wanted):
-            wanted = list(wishes.columns)
         rows = datasets.load_dataset(
-            "parquet", data_files=[str(path) for path in paths], split="train", cache_dir=str(folder), columns=wanted
+            "parquet",
+            data_files=[str(path) for path in paths],
+            split="train",
+            cache_dir=str(folder),
+            columns=wishes.of(wanted),
         )
     except Exception as error:
         if machine_fault(error) is not None:
@@ -144,16 +160,16 @@ def _text(paths: Sequence[Path], wishes: Wishes, folder: Path) -> datasets.Datas
     target = folder / "rows.arrow"
     if not target.is_file():
         opened = [look(path, wishes) for path in paths]
-        counts = _write(target, opened, wishes.columns)
+        counts = _write(target, opened, wishes)
         write_json(folder / ABOUT, {"counts": counts, "notes": [note for one in opened for note in one.notes]})
     rows = datasets.Dataset.from_file(str(target))
     return rows if rows.data.column(FAULT).null_count < len(rows) else rows.remove_columns(FAULT)
 
 
-def _write(target: Path, opened: Sequence[Source], wanted: Sequence[str] | None) -> list[int]:
+def _write(target: Path, opened: Sequence[Source], wishes: Wishes) -> list[int]:
     """Write the rows of files one after another; returns how many each has."""
     every = list(dict.fromkeys(name for one in opened for name in one.columns))
-    used = every if wanted is None or not set(wanted) <= set(every) else list(wanted)
+    used = wishes.of(every)
     features = {name: _feature(name, opened) for name in used}
     counts = [0] * len(opened)
     with ArrowWriter(

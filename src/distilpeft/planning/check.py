@@ -191,7 +191,7 @@ def _count_rows(recipe: Recipe, console: Console) -> dict[str, int] | None:
     """Rows of each split, checked; None for a data set on the hub, which only a run may download."""
     if any(source.path is None for source in data_sources(recipe.data).values()):
         return None
-    read = read_task_rows(recipe)
+    read = read_task_rows(recipe, download=False)
     for line in read.remarks():
         console.print(line, highlight=False)
     _show_classes(recipe, read.splits, console)

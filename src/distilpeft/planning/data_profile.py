@@ -244,6 +244,12 @@ def _by_name(task: str, given: Mapping[str, str], seen: Look, ask: Ask) -> dict[
         found = {key: next((names[n] for n in usual if n in names), given.get(key)) for key, usual in form.items()}
         found |= {key: column for key, column in given.items() if key in form}
         if all(found.values()):
+            if form.get("prompt") == ("instruction",) and "input" in names:
+                count = sum(not is_missing(cell) for cell in seen.rows[names["input"]])
+                raise InputError(
+                    f"init: the prompts stand in two columns, {names['instruction']!r} and {names['input']!r} (which has "
+                    f"text in {count} of the first {len(seen.rows)} rows); join them into one column"
+                )
             return {key: str(column) for key, column in found.items()}
     if task == "causal_lm":
         return dict(given) or {"text": _one("text", list(seen.columns), "Which column holds the text?", ask)}

@@ -220,6 +220,10 @@ class CausalLM(Section):
     messages: str | None = Field(
         None, min_length=1, description="column with a list of {role, content}, rendered by the tokenizer's template"
     )
+    tools: str | None = Field(
+        None, min_length=1, description="with messages: column with the tools that a chat may call, for the template",
+        json_schema_extra=IN_KEY_IF_GIVEN,
+    )  # fmt: skip
     text: str | None = Field(None, min_length=1, description="column with a document, cut into blocks of max_tokens")
     chat: bool = Field(False, description="render prompt and completion as a user's and an assistant's turn")
     loss_on: Literal["completion", "all"] | None = Field(
@@ -234,7 +238,9 @@ class CausalLM(Section):
         if sum(column is not None for column in (self.completion, self.messages, self.text)) != 1:
             raise ValueError("give exactly one of prompt and completion, messages, text")
         if self.chat and self.prompt is None:
-            raise ValueError("chat: true is for prompt and completion; messages are rendered as chats anyhow")
+            raise ValueError("chat: true is for prompt and completion; messages are always rendered as chats")
+        if self.tools is not None and self.messages is None:
+            raise ValueError("tools go with messages")
         if self.text is not None and self.loss_on == "completion":
             raise ValueError("plain text has no completion: leave loss_on out, or say all")
         return self

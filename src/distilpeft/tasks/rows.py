@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from distilpeft.data.reading import Places, duplicates, read_splits, skipped_lines
 from distilpeft.data.reading import origin as data_origin
+from distilpeft.data.sources import is_gguf, model_folder, resolve
 from distilpeft.data.tables import FAULT
 from distilpeft.errors import InputError
 from distilpeft.machine.files import SUMS, digest_json, is_whole, seal_folder
@@ -37,6 +38,8 @@ from distilpeft.tasks.text_classification import TextClassificationTask
 from distilpeft.tasks.token_classification import TokenClassificationTask
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
     from distilpeft.tasks.task import InputReader
 
 MainFirst = Callable[[], AbstractContextManager[Any]]
@@ -151,6 +154,11 @@ class TaskData:
             )
             if not (folder / SUMS).is_file():
                 seal_folder(folder)
+        if "num_targets" in dataset.column_names and not any(dataset["num_targets"]):
+            raise InputError(
+                f"data.max_tokens: no {split} row has a target within {max_tokens} tokens, since the prompts fill them; "
+                "raise data.max_tokens, or shorten the prompts"
+            )
         self._tokens[name] = Tokens(self.task, dataset, tokenizer)
         return self._tokens[name]
 
@@ -174,23 +182,31 @@ class TaskRows:
         return [*(f"{note}." for note in self.notes), *skipped_lines(self.skipped)]
 
 
-def read_task_rows(recipe: Recipe) -> TaskRows:
+def read_task_rows(recipe: Recipe, *, download: bool = True) -> TaskRows:
     """Read, check and split the recipe's rows.
+
+    Args:
+        recipe: the recipe.
+        download: whether the teacher's tokenizer may be fetched, whose template has to render chats; if not, and it is
+            not on this machine, chats are only checked as far as they go without it, and a note says so.
 
     Raises:
         InputError: see `data.read_splits` and `usable`; or the training rows are all alike.
     """
     task, column = task_of(recipe), recipe.evaluate.groups
+    tokenizer = template_tokenizer(recipe, download=download) if recipe.needs_template else None
 
     def check(rows: datasets.Dataset, places: Places) -> datasets.Dataset:
-        kept = usable(task, rows, places, recipe.data.on_bad_row, groups=column)
+        kept = usable(task, rows, places, recipe.data.on_bad_row, groups=column, tokenizer=tokenizer)
         if len(kept) < len(rows):
             skipped[places.origin] = len(rows) - len(kept)
         return kept
 
     skipped: dict[str, int] = {}
     used = [name for _, name in task.columns()] + ([] if column is None else [column])
-    splits, notes = read_splits(recipe.data, check, used)
+    splits, notes = read_splits(recipe.data, check, used, task.watched())
+    if recipe.needs_template and tokenizer is None:
+        notes.append(f"The chats were not rendered: the tokenizer of {recipe.teacher.model} is not on this machine yet")
     fault = task.nothing_to_learn(splits["train"])
     if fault is not None:
         raise InputError(f"{data_origin(recipe.data)}: of the training rows {fault}: there is nothing to learn")
@@ -204,8 +220,33 @@ def read_task_rows(recipe: Recipe) -> TaskRows:
     return TaskRows(splits, skipped, notes)
 
 
+def template_tokenizer(recipe: Recipe, *, download: bool) -> PreTrainedTokenizerBase | None:
+    """The tokenizer whose template renders chats; None if it is not on this machine and may not be fetched."""
+    source = resolve(recipe.teacher.model, "teacher.model", recipe.teacher.revision)
+    folder = model_folder(source)
+    if folder is None and (not download or is_gguf(source)):  # a run reads a GGUF file's tokenizer when it unpacks it
+        return None
+    import transformers
+
+    where = source.location if folder is None else str(folder)
+    try:
+        found: PreTrainedTokenizerBase = transformers.AutoTokenizer.from_pretrained(
+            where, revision=source.revision, trust_remote_code=recipe.teacher.trust_remote_code
+        )
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"teacher.model: the tokenizer of {source.name} cannot be loaded: {reason}") from None
+    return found
+
+
 def usable(
-    task: Task, rows: datasets.Dataset, places: Places, on_bad_row: str = "error", *, groups: str | None = None
+    task: Task,
+    rows: datasets.Dataset,
+    places: Places,
+    on_bad_row: str = "error",
+    *,
+    groups: str | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> datasets.Dataset:
     """The rows that the task can use, in columns of the same types whatever the file's were.
 
@@ -215,6 +256,7 @@ def usable(
         places: where they come from, for messages.
         on_bad_row: the recipe's.
         groups: column of groups to score apart.
+        tokenizer: whose template has to render the rows, if it has to.
 
     Raises:
         InputError: a column is missing; or there are bad rows, and the recipe does not leave them out: what is wrong
@@ -225,12 +267,20 @@ def usable(
         if column not in rows.column_names:
             has = ", ".join(name for name in rows.column_names if name != FAULT)
             raise InputError(f"{key}: {places.origin} has no column {column!r}; its columns are {has}")
+    for name in task.watched():
+        if name in rows.column_names and any(cell for cell in text_rows.cells(rows, name)):
+            raise InputError(
+                f"task.{name}: {places.origin} has a column {name!r} that the recipe does not name; write task.{name}: "
+                f"{name} to use it, or null to leave it out"
+            )
     broken = text_rows.cells(rows, FAULT) if FAULT in rows.column_names else itertools.repeat(None)
     values = list(task.labels(rows) or ())
     taught: Iterable[Any] = values or itertools.repeat(None)
+    rendered: Iterable[str | None] | None = None if tokenizer is None else task.template_faults(rows, tokenizer)
     bad: dict[int, str] = {}
-    for index, (one, two, label) in enumerate(zip(broken, task.faults(rows), taught, strict=False)):
-        fault = one or two or (label if isinstance(label, Fault) else None)
+    checks = zip(broken, task.faults(rows), taught, rendered or itertools.repeat(None), strict=False)
+    for index, (one, two, label, three) in enumerate(checks):
+        fault = one or two or (label if isinstance(label, Fault) else None) or three
         if fault is not None:
             bad[index] = fault
     if bad and not (on_bad_row == "skip" and len(bad) < len(rows)):

@@ -113,9 +113,17 @@ class Task(Protocol):
     def columns(self) -> list[tuple[str, str]]:
         """The columns that the recipe names: (key under `task`, column)."""
 
+    def watched(self) -> tuple[str, ...]:
+        """Columns that mean something where they are there, so that the recipe has to say what becomes of them."""
+        return ()
+
     @abstractmethod
     def faults(self, rows: datasets.Dataset) -> Iterator[str | None]:
         """Why each row cannot be used, None if it can: row by row, in their order; labels are not looked at."""
+
+    def template_faults(self, rows: datasets.Dataset, tokenizer: InputReader) -> Iterator[str | None] | None:
+        """Why the tokenizer's template cannot render each row, None if it can; None where rows need no template."""
+        return None
 
     def labels(self, rows: datasets.Dataset) -> Iterator[Label | Fault] | None:
         """What is learnt of each row, or what is wrong with its label; None for tasks without a column of labels."""

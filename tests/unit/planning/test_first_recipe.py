@@ -333,6 +333,14 @@ def test_instructions_become_prompts_though_there_is_an_empty_input(tmp_path):
     assert (recipe.task.kind, recipe.task.prompt, recipe.task.completion) == ("causal_lm", "instruction", "output")
 
 
+def test_prompts_in_two_columns_are_not_cut_to_one(tmp_path, capsys):
+    rows = [{"instruction": "Add.", "input": str(i), "output": str(i)} for i in range(30)]
+    data = jsonl(tmp_path / "rows.jsonl", rows)
+    assert init(str(tmp_path / "mine.yaml"), "--data", str(data), "--packages") == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "two columns, 'instruction' and 'input' (which has text in 30 of the first 30 rows)" in said
+
+
 CHINESE = "这部电影非常好看，演员的表演也很精彩，我非常喜欢这个故事，推荐给大家。" * 4
 
 

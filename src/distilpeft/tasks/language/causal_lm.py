@@ -47,9 +47,19 @@ class CausalLMTask(LanguageTask):
         """Those of the form that the recipe names."""
         return list(language_rows.columns(self.section).items())
 
+    def watched(self) -> tuple[str, ...]:
+        """The tools of chats, unless the recipe says which they are, or that there are none (`tools: null`)."""
+        return ("tools",) if self.section.messages is not None and "tools" not in self.section.model_fields_set else ()
+
     def faults(self, rows: datasets.Dataset) -> Iterator[str | None]:
         """Why each row cannot be used."""
         return language_rows.faults(self.section, rows)
+
+    def template_faults(self, rows: datasets.Dataset, tokenizer: InputReader) -> Iterator[str | None] | None:
+        """Why the tokenizer's template cannot render each chat, None if it can."""
+        if self.section.messages is None and not self.section.chat:
+            return None
+        return language_rows.template_faults(self.section, rows, tokenizer)
 
     def texts(self, rows: datasets.Dataset) -> Iterator[Text]:
         """The cells of all columns that the recipe names."""

@@ -18,6 +18,7 @@ import datasets
 from distilpeft.errors import InputError
 from distilpeft.recipe.task import CausalLM
 from distilpeft.tasks import text_rows
+from distilpeft.tasks.language.chats import Chat, ChatFault, Template, tools_of
 from distilpeft.tasks.task import Columns, Text
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ class Piece:
 
 def columns(task: CausalLM) -> dict[str, str]:
     """The columns that the recipe names, by key."""
-    keys = {"prompt": task.prompt, "completion": task.completion, "messages": task.messages, "text": task.text}
+    keys = {name: getattr(task, name) for name in ("prompt", "completion", "messages", "tools", "text")}
     return {key: column for key, column in keys.items() if column is not None}
 
 
@@ -66,22 +67,15 @@ def faults(task: CausalLM, rows: datasets.Dataset) -> Iterator[str | None]:
 
 
 def _fault(task: CausalLM, key: str, cell: Any) -> str | None:
-    if key == "messages":
-        return _messages_fault(cell, needs_reply=task.loss_on != "all")
+    if key in ("messages", "tools"):
+        try:
+            Chat.of(cell, needs_reply=task.loss_on != "all") if key == "messages" else tools_of(cell)
+        except ChatFault as fault:
+            return str(fault)
+        return None
     if not isinstance(cell, str):
         return f"holds no text but {type(cell).__name__}"
     return "holds no text" if key == "text" and not cell.strip() else None  # a prompt or completion may be empty
-
-
-def _messages_fault(cell: Any, *, needs_reply: bool) -> str | None:
-    if not isinstance(cell, list) or not cell:
-        return "holds no list of messages"
-    for message in cell:
-        if not isinstance(message, dict) or not all(isinstance(message.get(key), str) for key in ("role", "content")):
-            return "holds a message without the texts role and content"
-    if needs_reply and not any(message["role"] == "assistant" for message in cell):
-        return "holds no message of the role assistant, so nothing to learn"
-    return None
 
 
 def texts(task: CausalLM, rows: datasets.Dataset) -> Iterator[Text]:
@@ -119,8 +113,15 @@ def encode(task: CausalLM, columns: Columns, tokenizer: InputReader, max_tokens:
 
 
 def _documents(task: CausalLM, columns: Columns, tokenizer: InputReader) -> Iterator[Piece]:
-    if task.messages is not None:
-        yield from (_chat(task, messages, tokenizer) for messages in columns[task.messages])
+    if task.messages is not None or task.chat:
+        template, everything = Template(tokenizer), task.loss_on == "all"
+        for chat in chats(task, columns):
+            try:
+                yield _chat(chat, template, everything=everything)
+            except ChatFault as fault:
+                raise InputError(
+                    f"task: a chat that begins with {str(chat.messages[0]['content'])[:40]!r}: {fault}"
+                ) from None
     elif task.text is not None:
         for text in columns[task.text]:
             ids, sizes = _tokens(text, tokenizer, begin=True)
@@ -130,11 +131,41 @@ def _documents(task: CausalLM, columns: Columns, tokenizer: InputReader) -> Iter
         assert task.prompt is not None
         assert task.completion is not None
         for prompt, completion in zip(columns[task.prompt], columns[task.completion], strict=True):
-            if task.chat:
-                turns = [{"role": "user", "content": prompt}, {"role": "assistant", "content": completion}]
-                yield _chat(task, turns, tokenizer)
-            else:
-                yield _pair(task, prompt, completion, tokenizer)
+            yield _pair(task, prompt, completion, tokenizer)
+
+
+def chats(task: CausalLM, columns: Columns) -> Iterator[Chat]:
+    """The chats of rows: messages, or prompt and completion as a user's and an assistant's turn."""
+    if task.messages is not None:
+        tools = columns[task.tools] if task.tools is not None else [None] * len(columns[task.messages])
+        for cell, callable_ in zip(columns[task.messages], tools, strict=True):
+            yield Chat.of(cell, callable_, needs_reply=task.loss_on != "all")
+        return
+    assert task.prompt is not None
+    assert task.completion is not None
+    for prompt, completion in zip(columns[task.prompt], columns[task.completion], strict=True):
+        yield Chat([{"role": "user", "content": prompt}, {"role": "assistant", "content": completion}])
+
+
+def template_faults(task: CausalLM, rows: datasets.Dataset, tokenizer: PreTrainedTokenizerBase) -> Iterator[str | None]:
+    """Why the tokenizer's template cannot render each row, None if it can; rows with another fault count as good."""
+    template = Template(tokenizer)
+    for batch in rows.select_columns(list(columns(task).values())).iter(batch_size=text_rows.BATCH_ROWS):
+        for index in range(len(next(iter(batch.values())))):
+            try:
+                (chat,) = chats(task, {name: cells[index : index + 1] for name, cells in batch.items()})
+            except (ChatFault, TypeError):
+                yield None
+                continue
+            yield _template_fault(template, chat, everything=task.loss_on == "all")
+
+
+def _template_fault(template: Template, chat: Chat, *, everything: bool) -> str | None:
+    try:
+        template.rendered(chat, everything=everything)
+    except ChatFault as fault:
+        return str(fault)
+    return None
 
 
 def _pair(task: CausalLM, prompt: str, completion: str, tokenizer: PreTrainedTokenizerBase) -> Piece:
@@ -147,38 +178,15 @@ def _pair(task: CausalLM, prompt: str, completion: str, tokenizer: PreTrainedTok
     return Piece(head + tail, [False, *target[1:]], head_sizes + tail_sizes)
 
 
-def _chat(task: CausalLM, messages: list[dict[str, str]], tokenizer: PreTrainedTokenizerBase) -> Piece:
+def _chat(chat: Chat, template: Template, *, everything: bool) -> Piece:
     """Render with the tokenizer's template; the targets are what the assistant says, with the end of its turn."""
-    if not tokenizer.chat_template:
-        raise InputError(f"task: the tokenizer of {tokenizer.name_or_path} has no chat template")
-    said = [{"role": message["role"], "content": message["content"]} for message in messages]
-    text = tokenizer.apply_chat_template(said, tokenize=False)
-    spans = [(0, len(text))] if task.loss_on == "all" else list(_replies(said, text, tokenizer))
+    text, spans = template.rendered(chat, everything=everything)
+    tokenizer = template.tokenizer
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
     offsets = encoded["offset_mapping"]
     target = [end > start and any(a <= start < b for a, b in spans) for start, end in offsets]
     sizes = _sizes(text, encoded["input_ids"], offsets, tokenizer)
     return Piece(encoded["input_ids"], [False, *target[1:]], sizes)
-
-
-def _replies(
-    messages: list[dict[str, str]], text: str, tokenizer: PreTrainedTokenizerBase
-) -> Iterator[tuple[int, int]]:
-    """Where in the rendered text the assistant speaks, found by rendering every beginning of the chat."""
-    for index, message in enumerate(messages):
-        if message["role"] != "assistant":
-            continue
-        before = tokenizer.apply_chat_template(messages[:index], tokenize=False, add_generation_prompt=True)
-        after = tokenizer.apply_chat_template(messages[: index + 1], tokenize=False)
-        if not (text.startswith(after) and after.startswith(before)):
-            raise InputError(
-                f"task: the chat template of {tokenizer.name_or_path} renders earlier turns otherwise once "
-                f"later ones follow (near {text[len(before) - 20 : len(before) + 20]!r}); give one reply per row"
-            )
-        stripped = after.rstrip()
-        # A line break behind the end token is the template's, not the model's; without one it ends the turn itself.
-        ends = any(stripped.endswith(token) for token in tokenizer.all_special_tokens)
-        yield len(before), len(stripped) if ends else len(after)
 
 
 def _tokens(text: str, tokenizer: PreTrainedTokenizerBase, *, begin: bool) -> tuple[list[int], list[int]]:

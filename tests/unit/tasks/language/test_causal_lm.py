@@ -107,7 +107,7 @@ def test_pairs_can_be_rendered_as_chats():
 def test_a_template_that_rewrites_earlier_turns_is_refused(monkeypatch):
     template = tiny_lm.TEMPLATE.replace("{{ message['content'] }}", "{{ message['content'] if loop.last else '...' }}")
     monkeypatch.setattr(tiny_lm.tokenizer(), "chat_template", template)
-    with pytest.raises(InputError, match="renders earlier turns otherwise"):
+    with pytest.raises(InputError, match="renders earlier turns differently"):
         encode(CHAT, [tiny_lm.chats(2)[1]], 200)
 
 
