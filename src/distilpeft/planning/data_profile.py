@@ -246,9 +246,10 @@ def _by_name(task: str, given: Mapping[str, str], seen: Look, ask: Ask) -> dict[
         if all(found.values()):
             if form.get("prompt") == ("instruction",) and "input" in names:
                 count = sum(not is_missing(cell) for cell in seen.rows[names["input"]])
+                two = f"{names['instruction']!r} and {names['input']!r}"
                 raise InputError(
-                    f"init: the prompts stand in two columns, {names['instruction']!r} and {names['input']!r} (which has "
-                    f"text in {count} of the first {len(seen.rows)} rows); join them into one column"
+                    f"init: the prompts stand in two columns, {two} (with text in {count} of the first {len(seen.rows)} "
+                    "rows); join them into one column"
                 )
             return {key: str(column) for key, column in found.items()}
     if task == "causal_lm":

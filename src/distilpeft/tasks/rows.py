@@ -156,7 +156,7 @@ class TaskData:
                 seal_folder(folder)
         if "num_targets" in dataset.column_names and not any(dataset["num_targets"]):
             raise InputError(
-                f"data.max_tokens: no {split} row has a target within {max_tokens} tokens, since the prompts fill them; "
+                f"data.max_tokens: no {split} row has a target within {max_tokens} tokens: the prompts fill them; "
                 "raise data.max_tokens, or shorten the prompts"
             )
         self._tokens[name] = Tokens(self.task, dataset, tokenizer)

@@ -338,7 +338,7 @@ def test_prompts_in_two_columns_are_not_cut_to_one(tmp_path, capsys):
     data = jsonl(tmp_path / "rows.jsonl", rows)
     assert init(str(tmp_path / "mine.yaml"), "--data", str(data), "--packages") == 2
     said = " ".join(capsys.readouterr().err.split())
-    assert "two columns, 'instruction' and 'input' (which has text in 30 of the first 30 rows)" in said
+    assert "two columns, 'instruction' and 'input' (with text in 30 of the first 30 rows)" in said
 
 
 CHINESE = "这部电影非常好看，演员的表演也很精彩，我非常喜欢这个故事，推荐给大家。" * 4
