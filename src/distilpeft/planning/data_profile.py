@@ -248,8 +248,8 @@ def _by_name(task: str, given: Mapping[str, str], seen: Look, ask: Ask) -> dict[
                 count = sum(not is_missing(cell) for cell in seen.rows[names["input"]])
                 two = f"{names['instruction']!r} and {names['input']!r}"
                 raise InputError(
-                    f"init: the prompts stand in two columns, {two} (with text in {count} of the first {len(seen.rows)} "
-                    "rows); join them into one column"
+                    f"init: the prompts stand in two columns, {two} (with text in {count} of the first "
+                    f"{len(seen.rows)} rows); join them into one column"
                 )
             return {key: str(column) for key, column in found.items()}
     if task == "causal_lm":

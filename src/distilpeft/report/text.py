@@ -195,6 +195,8 @@ def form_name(form: AuditForm) -> str:
 
 def _apart(found: AgainstTeacher | QuantizationCost, report: Report) -> str:
     """How far a model is from the teacher, in words."""
+    if found.similarity is not None:
+        return f"similarity {found.similarity:.4f}, {found.neighbours or 0:.2%} of the nearest neighbours the same"
     if found.kl is None:
         return f"its numbers are {found.rmse:.2g} apart (RMSE), correlation {found.pearson:.6f}"
     unit = KINDS[report.task].unit

@@ -125,6 +125,25 @@ def test_the_sentences_say_what_the_figures_mean():
     ]
 
 
+@pytest.mark.parametrize(
+    ("task", "metric", "cost", "said"),
+    [
+        ("regression", "r2", {"r2_lost": 0.02, "rmse": 0.1, "pearson": 0.9},
+         "by -2.00 points (its numbers are 0.1 apart (RMSE), correlation 0.900000)"),
+        ("embedding", "neighbours", {"neighbours_lost": 0.03, "similarity": 0.98, "neighbours": 0.95},
+         "by -3.00 points (similarity 0.9800, 95.00% of the nearest neighbours the same)"),
+        ("causal_lm", "nats_per_token", {"nats_per_token_lost": -0.01, "kl": 0.002, "top1_agreement": 0.97},
+         "nats per token by +0.0100 (KL 0.002 nats, same answer on 97.00% of tokens)"),
+    ],
+)  # fmt: skip
+def test_the_cost_of_quantizing_is_said_for_every_kind_of_answer(task, metric, cost, said):
+    found = small(task=task, quantization_cost={"quantize": "nf4", **cost})
+    score = found.models[0].scores["accuracy"]
+    models = [model.model_copy(update={"scores": {metric: score}}) for model in found.models]
+    told = text_.sentences(found.model_copy(update={"metric": metric, "models": models}))
+    assert any(said in line for line in told), told
+
+
 def test_of_a_teacher_that_scores_nothing_no_share_can_be_kept():
     assert verdict.kept("text_classification", 0.5, 0.0) is None
     assert verdict.kept("text_classification", 0.4, 0.5) == 0.8
