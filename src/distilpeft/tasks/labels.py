@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
@@ -54,8 +55,21 @@ class ClassReader:
     def _ids(self) -> dict[str, int]:
         return {name: index for index, name in enumerate(self.labels)}
 
+    @cached_property
+    def _known(self) -> dict[tuple[type, Any], int | Fault]:
+        return {}
+
     def class_id(self, cell: Any) -> int | Fault:
         """The class id of a cell, or what is wrong with it."""
+        if not isinstance(cell, Hashable):
+            return self._class_id(cell)
+        key = (type(cell), cell)  # cells repeat, and True equals 1
+        found = self._known.get(key)
+        if found is None:
+            found = self._known[key] = self._class_id(cell)
+        return found
+
+    def _class_id(self, cell: Any) -> int | Fault:
         if is_missing(cell):
             return Fault("the label is missing")
         if self.names is not None:
@@ -140,7 +154,7 @@ def class_reader(labels: Sequence[str], feature: Any, cells: Iterable[Any], labe
 def _positions(plain: ClassReader, cells: Iterable[Any]) -> dict[str, Any]:
     """Whether the numbers in a column can only be positions."""
     numbers = others = 0
-    for cell in cells:
+    for (_, cell), count in Counter((type(cell), cell) for cell in cells if isinstance(cell, Hashable)).items():
         if is_missing(cell):
             continue
         if plain.is_name(cell):
@@ -148,8 +162,8 @@ def _positions(plain: ClassReader, cells: Iterable[Any]) -> dict[str, Any]:
         index = whole_number(cell)
         if index is not None and index >= len(plain.labels):
             return {"why": f"{index} is beyond the last position, {len(plain.labels) - 1}"}
-        numbers += index is not None
-        others += index is None
+        numbers += count * (index is not None)
+        others += count * (index is None)
     if others > numbers:
         return {"why": "most rows have something else"}
     return {"by_index": numbers > 0}

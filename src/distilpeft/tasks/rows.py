@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import shutil
+import uuid
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -304,8 +305,13 @@ def _checked(task: Task, rows: datasets.Dataset, labels: list[Any] | None, group
         if key in TEXT_KEYS and rows.features[column] != datasets.Value("string"):
             rows = _as_text(rows, column)
     if labels is not None:
-        rows = rows.add_column(LABEL, labels, feature=task.label_feature())
-    return rows if own is None else rows.add_column(GROUP, own, feature=datasets.Value("string"))
+        rows = _with(rows, LABEL, labels, task.label_feature())
+    return rows if own is None else _with(rows, GROUP, own, datasets.Value("string"))
+
+
+def _with(rows: datasets.Dataset, name: str, cells: list[Any], feature: Any) -> datasets.Dataset:
+    """One column more; it would be pickled for a fingerprint, which nothing here goes by."""
+    return rows.add_column(name, cells, feature=feature, new_fingerprint=uuid.uuid4().hex)
 
 
 def _as_text(rows: datasets.Dataset, column: str) -> datasets.Dataset:
