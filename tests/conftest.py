@@ -87,6 +87,11 @@ def _fill(folder: Path) -> Path:
             shapes[f"bert.encoder.layer.{layer}.{name}.weight"] = (8, 8)
             shapes[f"bert.encoder.layer.{layer}.{name}.bias"] = (8,)
     (base / "model.safetensors").write_bytes(_safetensors(shapes))
+    words = {"[PAD]": 0, "[UNK]": 1, "film": 2, **{str(number): number + 2 for number in range(1, 11)}}
+    model = {"type": "WordLevel", "vocab": words, "unk_token": "[UNK]"}
+    (base / "tokenizer.json").write_text(
+        json.dumps({"version": "1.0", "added_tokens": [], "pre_tokenizer": {"type": "Whitespace"}, "model": model})
+    )
     (folder / "rows.csv").write_text(ROWS)
     (folder / "recipe.yaml").write_text(RECIPE)
     return folder

@@ -61,13 +61,10 @@ def run(
     if unfinished:
         from distilpeft.pipeline import launch
         from distilpeft.planning import check
-        from distilpeft.tasks.rows import read_task_rows
 
         for line in check.cautions(plan.recipe):
-            console.print(line, highlight=False)
-        # bad rows are found here, before torch is even imported
-        for line in read_task_rows(plan.recipe).remarks():
-            console.print(line, highlight=False)
+            console.print(line, highlight=False, soft_wrap=True)
+        check.read_rows(plan.recipe, console)  # bad rows are found here, before torch is even imported
         console.print(
             f"{plan.recipe.name}: {len(missing)} of {len(plan.steps())} steps to do; results in {plan.folder}"
         )

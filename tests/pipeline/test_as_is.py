@@ -53,20 +53,49 @@ def test_nothing_is_tuned_and_all_else_follows(trained, tmp_path, quantize):
 
 
 def test_a_model_without_a_head_is_refused(trained, tmp_path, capsys):
-    recipe = as_is(trained, tmp_path, model="base")
+    recipe = as_is(trained, tmp_path, teacher__model=str(tmp_path / "base"))
+    assert commands.run(recipe, verb="check") == 2
+    assert "as it is, but it is a BertModel, without a head for text_classification" in capsys.readouterr().err
+    config = tmp_path / "base" / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "architectures": None}))
     assert commands.run(recipe) == 2
     assert "teacher.fit: null uses" in (told := capsys.readouterr().err)
     assert "but it came without classifier.bias and 1 more; tune it" in told
 
 
-def test_a_teacher_whose_classes_are_turned_around_is_stopped(trained, tmp_path, capsys):
-    recipe = as_is(trained, tmp_path, task__labels=["good", "bad"], data__where={})
-    rows = (tmp_path / "rows.csv").read_text().splitlines()
-    turned = [line[:-1] + ("good" if line.endswith("1") else "bad") for line in rows[1:]]
-    (tmp_path / "rows.csv").write_text("\n".join([rows[0], *turned]) + "\n")
+def turn_around(recipe: Path) -> None:
+    """Write the classes' names instead of their numbers into the rows, for task.labels in the other order."""
+    file = recipe.parent / "rows.csv"
+    header, *rows = file.read_text().splitlines()
+    file.write_text("\n".join([header, *(row[:-1] + ("good" if row.endswith("1") else "bad") for row in rows)]) + "\n")
+
+
+def test_a_teacher_whose_classes_are_in_another_order_is_put_right(trained, tmp_path):
+    recipe = as_is(trained, tmp_path, task__labels=["good", "bad"])
+    turn_around(recipe)
+    assert commands.run(recipe, "--until", "evaluate") == 0
+    plan = make_plan(load_recipe(recipe), tmp_path / "runs")
+    score = json.loads((trained / "score.json").read_text())
+    found = plan.artifacts["evaluate/teacher"].figures()["scores"]
+    assert found["accuracy"]["value"] == score["accuracy"]["value"]
+    assert found["log_loss"]["value"] == pytest.approx(score["log_loss"]["value"], rel=1e-5)
+    assert plan.artifacts["evaluate/student"].figures()["scores"]["accuracy"]["value"] > 0.8
+    config = json.loads((plan.artifacts["distil/student"].path / "model" / "config.json").read_text())
+    assert config["id2label"] == {"0": "good", "1": "bad"}
+
+
+def test_a_teacher_whose_classes_are_turned_around_and_have_no_names_is_stopped(trained, tmp_path, capsys):
+    shutil.copytree(trained / "classifier", tmp_path / "numbered")
+    config = json.loads((tmp_path / "numbered" / "config.json").read_text())
+    names = {"id2label": {"0": "LABEL_0", "1": "LABEL_1"}, "label2id": {"LABEL_0": 0, "LABEL_1": 1}}
+    (tmp_path / "numbered" / "config.json").write_text(json.dumps({**config, **names}))
+    recipe = as_is(trained, tmp_path, teacher__model=str(tmp_path / "numbered"), task__labels=["good", "bad"])
+    turn_around(recipe)
     assert commands.run(recipe) == 3
-    assert "the teacher is no teacher" in (told := capsys.readouterr().err)
-    assert "are the classes in its own order?" in told
+    output = capsys.readouterr()
+    assert "task.labels gives their order (0 = good, 1 = bad)" in output.out
+    assert "the teacher is no teacher" in output.err
+    assert "are the classes in its own order?" in output.err
 
 
 @pytest.mark.parametrize(

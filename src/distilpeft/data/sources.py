@@ -13,7 +13,7 @@ import os
 import re
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,14 @@ from distilpeft.machine.files import JsonObject, digest_file, digest_json, read_
 from distilpeft.machine.host import cache_folder
 
 HUB_ID_LENGTH = 193  # the hub allows 96 characters on either side of the slash
+ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+PROMPT_ADAPTERS = ("PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "ADAPTION_PROMPT", "CPT")
+"""PEFT's names of adapters that change what a model reads instead of its weights."""
+TOKENIZER_FILES = (
+    "tokenizer.json", "vocab.*", "*vocab*.json", "*vocab*.txt", "merges.txt", "*.model", "*.spm", "*.tiktoken",
+    "tekken.json", "bpe.codes", "dict.txt",
+)  # fmt: skip
+"""Files that hold a vocabulary, as patterns."""
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*(/[\w.-]+)?$")
 
 
@@ -32,7 +40,7 @@ class Source:
     """A resolved `model:` or `data:` entry: `path` for local ones, else None and `name` is a hub id.
 
     Code that comes with it is run only if it is `trusted`. `matches` are the files of a pattern such as `part-*.csv`,
-    whose folder is `path`.
+    whose folder is `path`. If the entry names a PEFT adapter, `adapter` is its folder and everything else is its base.
     """
 
     name: str
@@ -40,11 +48,29 @@ class Source:
     revision: str | None = None
     trusted: bool = False
     matches: tuple[Path, ...] = ()
+    adapter: Path | None = None
 
     @property
     def location(self) -> str:
         """What the loading functions of transformers and datasets take."""
         return str(self.path) if self.path else self.name
+
+    @property
+    def title(self) -> str:
+        """How messages name it."""
+        return self.name if self.adapter is None else f"{self.name} (the base of the adapter {self.adapter})"
+
+    @property
+    def base(self) -> Source:
+        """The same without its adapter."""
+        return replace(self, adapter=None)
+
+    @property
+    def reader(self) -> Source:
+        """Where its tokenizer is: an adapter that was saved with one brings its own."""
+        if self.adapter is None or not has_vocabulary(self.adapter):
+            return self.base
+        return Source(str(self.adapter), self.adapter, trusted=self.trusted)
 
 
 def resolve(name: str, key: str, revision: str | None = None) -> Source:
@@ -82,6 +108,62 @@ def resolve(name: str, key: str, revision: str | None = None) -> Source:
 def _is_pattern(name: str) -> bool:
     """Whether a name stands for several files; a file may have brackets in its name."""
     return bool(files.PATTERN.search(name)) and not _exists(name)
+
+
+def resolve_model(name: str, key: str, revision: str | None = None) -> Source:
+    """Find out what a model's recipe entry names; a PEFT adapter's folder becomes its base, with the adapter on it.
+
+    Raises:
+        InputError: see `resolve`; or the adapter's base is not on this machine.
+    """
+    source = resolve(name, key, revision)
+    folder = source.path
+    if folder is None or not (folder / ADAPTER_CONFIG).is_file():
+        return source
+    settings = adapter_settings(folder)
+    base = settings.get("base_model_name_or_path")
+    if not isinstance(base, str) or not base:
+        raise InputError(
+            f"{key}: the PEFT adapter {folder} names no base; set base_model_name_or_path in {ADAPTER_CONFIG}"
+        )
+    # A relative path may start at the adapter, at the folder it is in, or, as PEFT has it, where the command is run.
+    near = [place / base for place in (folder, folder.parent, Path()) if (place / base).exists()]
+    if near:
+        found = Source(base, near[0])
+        if (near[0] / ADAPTER_CONFIG).is_file():
+            raise InputError(
+                f"{key}: the base of the PEFT adapter {folder} is an adapter too: {near[0]}; merge it first"
+            )
+    else:
+        found = _distant_base(base, folder, key, settings.get("revision"))
+    return replace(found, adapter=folder)
+
+
+def _distant_base(base: str, folder: Path, key: str, revision: object) -> Source:
+    """An adapter's base that is a hub id, or in a package."""
+    try:
+        found = resolve(base, key)
+    except InputError:
+        raise InputError(
+            f"{key}: {folder} is a PEFT adapter, and its base {base!r} is not on this machine; correct "
+            f"base_model_name_or_path in its {ADAPTER_CONFIG}, or put the base there"
+        ) from None
+    return replace(found, revision=str(revision) if revision and found.path is None else None)
+
+
+def adapter_settings(folder: Path) -> JsonObject:
+    """The adapter_config.json of a PEFT adapter."""
+    return read_json(folder / ADAPTER_CONFIG, "the adapter's configuration is damaged")
+
+
+def saved_modules(folder: Path) -> list[str]:
+    """Names of modules that a PEFT adapter brings whole, such as a head."""
+    return list(adapter_settings(folder).get("modules_to_save") or ())
+
+
+def has_vocabulary(folder: Path) -> bool:
+    """Whether a model's folder holds a file from which a tokenizer gets its tokens."""
+    return any(True for pattern in TOKENIZER_FILES for _ in folder.glob(pattern))
 
 
 def _is_path(name: str) -> bool:
@@ -141,6 +223,8 @@ def is_gguf(source: Source) -> bool:
 
 def digest(source: Source) -> str:
     """A hash of the content (local), or of id and revision (hub; the loaded commit goes into the manifest)."""
+    if source.adapter is not None:
+        return digest_json([digest(Source(str(source.adapter), source.adapter)), digest(source.base)])
     if source.path is None:
         return digest_json([source.name, source.revision])
     if source.path.is_file():
@@ -171,8 +255,10 @@ def check_model(source: Source, key: str, *, weights: bool = True) -> None:
     """Refuse a local model folder that transformers could not load; `weights=False` asks for a configuration only.
 
     Raises:
-        InputError: no config.json, or no weights in it.
+        InputError: no config.json, or no weights in it; or its adapter has no weights, or none that could be merged.
     """
+    if source.adapter is not None:
+        _check_adapter(source.adapter, key)
     if source.path is None:
         return
     if is_gguf(source):
@@ -183,6 +269,18 @@ def check_model(source: Source, key: str, *, weights: bool = True) -> None:
     model_config(source)
     if weights and weight_shapes(source) is None:
         raise InputError(f"{key}: {source.path} has no weights (*.safetensors)")
+
+
+def _check_adapter(folder: Path, key: str) -> None:
+    kind = str(adapter_settings(folder).get("peft_type"))
+    if kind in PROMPT_ADAPTERS:
+        raise InputError(
+            f"{key}: {folder} is a PEFT adapter of the kind {kind}, which changes prompts, not weights; it cannot be "
+            "used"
+        )
+    if not (folder / ADAPTER_WEIGHTS).is_file():
+        raise InputError(f"{key}: the PEFT adapter {folder} has no {ADAPTER_WEIGHTS}; save it with safetensors")
+    adapter_shapes(folder)
 
 
 def _check_gguf(path: Path, key: str) -> None:
@@ -196,7 +294,7 @@ def _check_gguf(path: Path, key: str) -> None:
 def model_config(source: Source) -> JsonObject | None:
     """The model's config.json, or None if it is not on this machine."""
     folder = model_folder(source)
-    if folder is None:
+    if folder is None or not (folder / "config.json").is_file():
         return None
     return read_json(folder / "config.json", "the model's configuration is damaged")
 
@@ -257,28 +355,69 @@ def num_layers(config: JsonObject) -> int | None:
     return None
 
 
+@dataclass(frozen=True)
+class StoredTensor:
+    """A tensor as a safetensors file holds it: in `file`, from byte `begin` to `end`."""
+
+    file: Path
+    dtype: str
+    shape: tuple[int, ...]
+    begin: int
+    end: int
+
+    def content(self) -> bytes:
+        """Its bytes."""
+        with self.file.open("rb") as handle:
+            handle.seek(self.begin)
+            return handle.read(self.end - self.begin)
+
+
 def weight_shapes(source: Source) -> dict[str, tuple[int, ...]] | None:
     """Tensor name → shape from the safetensors headers alone; None if there are none on this machine.
 
     Raises:
         InputError: a header is damaged, or the file is cut short.
     """
+    return {name: tensor.shape for name, tensor in stored_tensors(source).items()} or None
+
+
+def adapter_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+    """Tensor name → shape of a PEFT adapter's weights; see `weight_shapes`."""
+    file = folder / ADAPTER_WEIGHTS
+    return {name: tensor.shape for name, tensor in _tensors_of(file).items()} if file.is_file() else {}
+
+
+def stored_tensors(source: Source) -> dict[str, StoredTensor]:
+    """Tensor name → where and how it is stored; empty if there are none on this machine.
+
+    Raises:
+        InputError: a header is damaged, or the file is cut short.
+    """
     folder = model_folder(source)
-    shapes: dict[str, tuple[int, ...]] = {}
-    for file in sorted(folder.glob("*.safetensors")) if folder else []:
-        try:
-            with file.open("rb") as handle:
-                (length,) = struct.unpack("<Q", handle.read(8))
-                if length > min(100_000_000, _size(file)):
-                    raise ValueError
-                header = json.loads(handle.read(length))
-            entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
-            if 8 + length + max((entry["data_offsets"][1] for entry in entries.values()), default=0) != _size(file):
+    found = sorted(folder.glob("*.safetensors")) if folder else []
+    return {name: tensor for file in found for name, tensor in _tensors_of(file).items()}
+
+
+def _tensors_of(file: Path) -> dict[str, StoredTensor]:
+    try:
+        with file.open("rb") as handle:
+            (length,) = struct.unpack("<Q", handle.read(8))
+            if length > min(100_000_000, _size(file)):
                 raise ValueError
-            shapes |= {name: tuple(entry["shape"]) for name, entry in entries.items()}
-        except (ValueError, struct.error, KeyError, TypeError, AttributeError, OSError):
-            raise InputError(f"{file}: not a readable safetensors file; fetch the model again") from None
-    return shapes or None
+            header = json.loads(handle.read(length))
+        start = 8 + length
+        tensors = {
+            name: StoredTensor(
+                file, entry["dtype"], tuple(entry["shape"]), *(start + offset for offset in entry["data_offsets"])
+            )
+            for name, entry in header.items()
+            if name != "__metadata__"
+        }
+        if max((tensor.end for tensor in tensors.values()), default=start) != _size(file):
+            raise ValueError
+    except (ValueError, struct.error, KeyError, TypeError, AttributeError, OSError):
+        raise InputError(f"{file}: not a readable safetensors file; fetch the model again") from None
+    return tensors
 
 
 def _size(file: Path) -> int:

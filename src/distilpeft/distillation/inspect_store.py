@@ -10,7 +10,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from distilpeft.data.sources import model_folder, resolve
+from distilpeft.data.sources import model_folder, resolve_model
 from distilpeft.distillation.store import STORE, SoftTargets
 from distilpeft.errors import InputError
 
@@ -99,7 +99,7 @@ def _tokenizer(store: SoftTargets) -> Any:
     if not known:
         return None
     try:
-        folder = model_folder(resolve(known["model"], "tokenizer", known.get("revision")))
+        folder = model_folder(resolve_model(known["model"], "tokenizer", known.get("revision")).reader)
     except InputError:
         return None
     if folder is None or not (folder / "tokenizer.json").is_file() or store.layout.vocabulary < 2**8:

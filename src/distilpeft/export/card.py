@@ -13,8 +13,10 @@ from typing import Any
 import numpy as np
 import yaml
 
+from distilpeft.data.model_files.quantized import stored_form
+from distilpeft.data.model_files.recipe_models import teacher_of
 from distilpeft.data.reading import data_sources
-from distilpeft.data.sources import Source, license_of, resolve
+from distilpeft.data.sources import Source, license_of
 from distilpeft.export.card_code import snippet
 from distilpeft.export.manifest import ExportManifest
 from distilpeft.planning.roles import export_role
@@ -94,7 +96,7 @@ def _metadata(recipe: Recipe, form: str, scores: Mapping[str, Any]) -> dict[str,
     library = "gguf" if form.startswith("gguf") else LIBRARIES[FORMS[form].runtime]
     found |= {"library_name": library, "pipeline_tag": recipe.kind.pipeline}
     found["tags"] = ["distilpeft", "knowledge-distillation", form]
-    base = resolve(recipe.teacher.model, "teacher.model", recipe.teacher.revision)
+    base = teacher_of(recipe)
     if base.path is None:
         found["base_model"] = base.name
     sources = list(data_sources(recipe.data).values())
@@ -209,10 +211,13 @@ def _made(recipe: Recipe) -> str:
     tuned = f"tuned with LoRA rank {lora.rank}" if lora else "tuned with all weights"
     if recipe.teacher.fit is None:
         tuned = "as it is"
-    teacher = resolve(recipe.teacher.model, "teacher.model", recipe.teacher.revision)
+    teacher = teacher_of(recipe)
     data = ", ".join(f"`{_shown(source)}`" for source in dict.fromkeys(data_sources(recipe.data).values()))
     cut = "" if recipe.kind.reads_images else f", texts cut to {recipe.data.max_tokens} tokens"
-    return f"""- Teacher: `{_shown(teacher)}`, quantized: {recipe.teacher.quantize}, {tuned}.
+    adapter = f" with the adapter `{teacher.adapter.name}`" if teacher.adapter is not None else ""
+    stored = stored_form(teacher)
+    quantized = str(stored) if stored is not None and stored.stays_packed else recipe.teacher.quantize
+    return f"""- Teacher: `{_shown(teacher)}`{adapter}, quantized: {quantized}, {tuned}.
 - Student: {_student(recipe)}.
 - Loss: {_loss(recipe)}.
 - Data: {data}{cut}, seed {recipe.seed}."""
@@ -274,7 +279,7 @@ def _limits(recipe: Recipe) -> str:
 
 
 def _licences(recipe: Recipe) -> str:
-    teacher = resolve(recipe.teacher.model, "teacher.model", recipe.teacher.revision)
+    teacher = teacher_of(recipe)
     data = dict.fromkeys(data_sources(recipe.data).values())
     lines = [f"- Teacher's base `{_shown(teacher)}`: {_told(teacher)}."]
     lines += [f"- Data `{_shown(source)}`: {_told(source)}." for source in data]

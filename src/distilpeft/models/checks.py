@@ -1,16 +1,24 @@
-"""Checks of a pair before weights are loaded: tokenizers, words and lengths."""
+"""Checks of a pair before weights are loaded, by its tokenizers as transformers loads them."""
 
 from __future__ import annotations
 
 import numpy as np
 
+from distilpeft.data.model_files.positions import reach_of
+from distilpeft.data.model_files.recipe_models import Reading, readings, texts_of
+from distilpeft.data.model_files.tokens import (
+    SAMPLED_TEXTS,
+    Words,
+    embedding_rows,
+    refuse_unreadable,
+    share_of,
+    without_row,
+)
 from distilpeft.data.vocabulary import Vocabulary, check_same
 from distilpeft.errors import InputError
 from distilpeft.models import loading
 from distilpeft.models.pair import Pair
-from distilpeft.tasks.rows import TaskData
-
-OFFSET_POSITIONS = ("roberta", "xlm-roberta", "camembert", "mpnet")
+from distilpeft.tasks.rows import RowReader, TaskData
 
 
 def check_tokenizers(pair: Pair) -> None:
@@ -28,6 +36,57 @@ def check_tokenizers(pair: Pair) -> None:
         return
     teacher, student = (Vocabulary.of_tokenizer(source.name, loading.load_tokenizer(source)) for source in sources)
     check_same(teacher, student, chat=recipe.needs_template, tokens_only=taken)
+
+
+def check_readers(pair: Pair, data: TaskData) -> list[str]:
+    """Refuse a tokenizer that does not know the texts, or that gives ids for which its model has no embedding.
+
+    The same is found before transformers is imported where a tokenizer.json is at hand; here are all others, and what
+    chat templates and special tokens add to rows. Loads no weights.
+
+    Returns:
+        What to know of tokenizers that do not know all of the texts.
+
+    Raises:
+        InputError: names the tokenizer; or the token, the row and both sizes.
+    """
+    recipe = pair.recipe
+    if recipe.kind.reads_images:
+        return []
+    lines = []
+    for reading, reader in zip(readings(recipe), (pair.teacher_reader, pair.student_reader), strict=False):
+        lines.append(_unknown(data, reading, reader))
+        _check_ids(data, reading, reader)
+    return [line for line in lines if line is not None]
+
+
+def _unknown(data: TaskData, reading: Reading, reader: RowReader) -> str | None:
+    """See `refuse_unreadable`; only of tokenizers without a tokenizer.json."""
+    tokenizer = reader.tokenizer
+    if Words.of(reading.tokenizer) is not None or not tokenizer.is_fast:
+        return None
+    rows = data.first_rows("train", SAMPLED_TEXTS)
+    texts = [text for row in texts_of(data.recipe, rows) for text in row]
+    read = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    found = zip(texts, read["input_ids"], read["offset_mapping"], strict=True)
+    return refuse_unreadable(share_of(found, tokenizer.unk_token_id), reading.tokenizer, reading.key, len(rows))
+
+
+def _check_ids(data: TaskData, reading: Reading, reader: RowReader) -> None:
+    """Look for ids without an embedding in the encoded rows, if the tokenizer has any."""
+    rows, tokenizer = embedding_rows(reading.model, reading.overrides), reader.tokenizer
+    size = 1 + max(tokenizer.get_vocab().values(), default=0)
+    if rows is None or size <= rows:
+        return
+    for split in ("train", "validation", "test"):
+        encoded = data.tokens(split, reader).dataset
+        for column in ("input_ids", "target_ids"):
+            for number, ids in enumerate(encoded[column] if column in encoded.column_names else ()):
+                token = max(ids, default=0)
+                if token >= rows:
+                    name = str(tokenizer.convert_ids_to_tokens(token))
+                    what = without_row(reading.model.title, name, token, size, rows)
+                    raise InputError(f"{reading.key}: row {number} of {split} holds {what}")
 
 
 def check_words(pair: Pair, data: TaskData) -> None:
@@ -64,11 +123,9 @@ def check_lengths(pair: Pair) -> None:
         return
     longest = max(asked) + (recipe.benchmark.new_tokens if recipe.kind.has_cache else 0)
     for source, config in zip((pair.teacher, pair.student), pair.configurations(), strict=True):
-        most = getattr(config, "max_position_embeddings", None)
-        # RoBERTa and its kin keep the positions up to the padding id for themselves
-        reserved = config.pad_token_id + 1 if config.model_type in OFFSET_POSITIONS else 0
-        if most is not None and longest > most - reserved:
+        reach = reach_of(config.to_dict())
+        if reach is not None and longest > reach.tokens:
             raise InputError(
                 f"benchmark.lengths: {longest} tokens (with new_tokens) are more than {source.name} reads, "
-                f"{most - reserved}"
+                f"{reach.tokens}"
             )

@@ -8,25 +8,29 @@ weights for CPU inference in any eval-mode forward, after which LoRA gradients a
 from __future__ import annotations
 
 import contextlib
+import copy
 import io
 import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import huggingface_hub
 import torch
 import transformers
-from torch import nn
 
 from distilpeft.data import pictures
-from distilpeft.data.sources import Source, gguf_folder, is_gguf
-from distilpeft.errors import InputError
+from distilpeft.data.model_files.heads import Head, head_of
+from distilpeft.data.model_files.quantized import form_of
+from distilpeft.data.sources import Source, gguf_folder, is_gguf, saved_modules
+from distilpeft.errors import InputError, machine_fault
 from distilpeft.machine.files import is_whole, publish_folder, seal_folder
+from distilpeft.models.bases import adapters
+from distilpeft.models.bases import heads as finished_heads
+from distilpeft.models.bases.quantized import Packing, Quantize, unmark
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-Quantize = Literal["nf4", "int8", "none"]
 
 
 class Architecture:
@@ -48,6 +52,7 @@ def load_tokenizer(source: Source) -> transformers.PreTrainedTokenizerBase:
     Raises:
         InputError: it cannot be loaded.
     """
+    source = source.reader
     tokenizer = _load("tokenizer", source, transformers.AutoTokenizer.from_pretrained, revision=source.revision)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -85,10 +90,14 @@ def load_base(
 ) -> tuple[transformers.PreTrainedModel, list[str]]:
     """Load a pretrained model for the task.
 
+    A finished head is put into the order of the recipe's classes. The adapter of a source is merged into weights in
+    floating point, and put on quantized ones.
+
     Args:
         source: where it is.
         architecture: what the task asks for.
-        quantize: `nf4` (double quantization), `int8` or `none`, for all linear layers but the heads.
+        quantize: `nf4` (double quantization), `int8` or `none`, for all linear layers but the heads. Weights that were
+            saved quantized are used as they are if this says so, and dequantized for `none` where that can be done.
         dtype: of the weights that are not quantized.
         compute_dtype: in which 4-bit weights are multiplied.
         device: where to put it.
@@ -106,23 +115,64 @@ def load_base(
     if getattr(config, "pad_token_id", None) is None:
         config.pad_token_id = pad_token_id
     heads = head_modules(architecture, config, trusted=source.trusted) if heads is None else list(heads)
+    packing = Packing(quantize, form_of(config.to_dict()), compute_dtype, source)
     while True:
-        options: dict[str, Any] = {"config": config, "dtype": DTYPES[dtype], "output_loading_info": True}
-        if quantize != "none":
-            options["quantization_config"] = quantization(quantize, compute_dtype, heads=heads)
-            options["device_map"] = {"": device}
+        own = copy.deepcopy(config)
         model, info = _load(
-            "model", source, architecture.auto_class.from_pretrained, revision=source.revision,
-            ignore_mismatched_sizes=True, use_safetensors=True, **options,
+            "model", source, architecture.auto_class.from_pretrained, revision=source.revision, config=own,
+            dtype=DTYPES[dtype], ignore_mismatched_sizes=True, use_safetensors=True, output_loading_info=True,
+            **packing.options(own, heads, device),
         )  # fmt: skip
         missing = set(info["missing_keys"]) | {entry[0] for entry in info["mismatched_keys"]}
         more = sorted({key.rpartition(".")[0] for key in missing if not _inside(key, heads)})
         heads += more
-        if quantize == "none" or not more:
+        if not packing.packs or not more:
             break  # else a part of the body has random weights: load again, without quantizing it
-    _keep_trainable(model)
-    model.fresh = sorted(missing)
-    return model.to(device) if quantize == "none" else model, heads
+    model = packing.opened(model, heads, DTYPES[dtype])
+    head = own_head(source.base, architecture)
+    model.fresh = sorted(finished_heads.settle(model, heads, head, missing, source.title))
+    if source.adapter is not None:
+        model = join_adapter(model, source, architecture, heads)
+    return model if getattr(model, "is_quantized", False) else model.to(device), heads
+
+
+def join_adapter(
+    model: transformers.PreTrainedModel, source: Source, architecture: Architecture, heads: list[str]
+) -> transformers.PreTrainedModel:
+    """A base with the adapter of its source, if any; its head is put into the order of the recipe's classes."""
+    if source.adapter is None:
+        return model
+    head = _adapter_head(source, architecture)
+    others = heads if head.verdict == "other" else []  # a head that does not fit stays new
+    fresh = {name for name in model.fresh if _inside(name, others) or not adapters.brought(source.adapter, name)}
+    packed = getattr(model, "is_quantized", False)
+    model = adapters.join(model, source, architecture.peft_task, merged=not packed, partly=bool(others))
+    model.fresh = sorted(finished_heads.settle(model, heads, head, fresh, source.title))
+    return model
+
+
+def take_over_adapter(
+    model: transformers.PreTrainedModel, source: Source, architecture: Architecture, heads: list[str]
+) -> None:
+    """Start a new adapter from that of a source; a head that comes with it as in `join_adapter`."""
+    head = _adapter_head(source, architecture)
+    adapters.take_over(model, source, partly=head.verdict == "other")
+    finished_heads.settle(model, heads, head, set(), source.title)
+
+
+def _adapter_head(source: Source, architecture: Architecture) -> Head:
+    """The head that an adapter brings; its classes follow from its base's where it names none."""
+    assert source.adapter is not None
+    return own_head(source, architecture) if saved_modules(source.adapter) else Head("none")
+
+
+def own_head(source: Source, architecture: Architecture) -> Head:
+    """The classes of the head that a model brings, compared with those that the task asks for."""
+    labels = architecture.options.get("id2label")
+    if labels is None:
+        return Head("none")
+    suffix = architecture.auto_class.__name__.removeprefix("AutoModel")
+    return head_of(source, _raw_configuration(source, {}).to_dict(), suffix, tuple(labels.values()))
 
 
 def head_modules(
@@ -144,27 +194,6 @@ def head_modules(
     return [name for name in heads if any(True for _ in getattr(model, name).parameters())]
 
 
-def dequantize(model: transformers.PreTrainedModel) -> transformers.PreTrainedModel:
-    """Turn a quantized base into an ordinary float32 model that computes with the very same weights."""
-    if not getattr(model, "is_quantized", False):
-        return model
-    model = model.dequantize(dtype=torch.float32)
-    _unmark(model)
-    return model
-
-
-def _unmark(model: transformers.PreTrainedModel) -> None:
-    """Forget that the weights were once quantized; `save_pretrained` would refuse them."""
-    for owner, name in (
-        (model.config, "quantization_config"),
-        (model, "hf_quantizer"),
-        (model, "quantization_method"),
-    ):
-        if hasattr(owner, name):
-            delattr(owner, name)
-    model.is_quantized = False
-
-
 def configuration(
     source: Source, architecture: Architecture, overrides: Mapping[str, Any]
 ) -> transformers.PretrainedConfig:
@@ -173,12 +202,17 @@ def configuration(
     Raises:
         InputError: it cannot be read.
     """
-    config = _load(
-        "configuration", source, transformers.AutoConfig.from_pretrained, revision=source.revision, **overrides
-    )
+    config = _raw_configuration(source, overrides)
     for name, value in architecture.options.items():  # transformers would check them against what the file says
         setattr(config, name, value)
     return config
+
+
+def _raw_configuration(source: Source, overrides: Mapping[str, Any]) -> transformers.PretrainedConfig:
+    """The same as the file has it."""
+    return _load(
+        "configuration", source, transformers.AutoConfig.from_pretrained, revision=source.revision, **overrides
+    )
 
 
 def from_config(
@@ -192,34 +226,14 @@ def from_config(
     config = configuration(source, architecture, overrides)
     if getattr(config, "pad_token_id", None) is None:
         config.pad_token_id = pad_token_id
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config  # random weights are in floating point
     try:
         model = architecture.auto_class.from_config(config, dtype=torch.float32)
     except (ValueError, TypeError, RuntimeError) as error:
         raise InputError(f"student.from_config: {' '.join(str(error).split())[:300]}") from None
     model.fresh = sorted(model.state_dict())
     return model
-
-
-def _keep_trainable(model: nn.Module) -> None:
-    """Keep bitsandbytes from repacking 4-bit weights for AVX512-BF16 inference; they could not be trained after."""
-    for module in model.modules():
-        if hasattr(module, "support_avx512bf16_for_cpu"):
-            setattr(module, "support_avx512bf16_for_cpu", False)  # noqa: B010 (see above)
-
-
-def quantization(
-    quantize: Quantize, compute_dtype: torch.dtype = torch.float32, *, heads: list[str]
-) -> transformers.BitsAndBytesConfig:
-    """What transformers needs to know to quantize the linear layers of a model, but for the heads."""
-    if quantize == "int8":
-        return transformers.BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=heads)
-    return transformers.BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=compute_dtype,
-        llm_int8_skip_modules=heads,
-    )
 
 
 def _from_gguf(source: Source) -> Source:
@@ -239,7 +253,7 @@ def _from_gguf(source: Source) -> Source:
                 )
         except (OSError, ValueError, ImportError, KeyError) as error:
             raise InputError(f"{path}: cannot read this GGUF file: {' '.join(str(error).split())[:300]}") from None
-        _unmark(model)
+        unmark(model)
         with tempfile.TemporaryDirectory(dir=folder.parent) as fresh:
             inside = Path(fresh) / "model"
             model.save_pretrained(str(inside))
@@ -260,11 +274,13 @@ def _load(what: str, source: Source, function: Any, **options: Any) -> Any:
         source = _from_gguf(source)
     try:
         return function(source.location, trust_remote_code=source.trusted, **options)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, ImportError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and machine_fault(error) is not None:  # such as memory
+            raise
         if "trust_remote_code" in str(error):
             raise InputError(
                 f"{source.name}: the {what} needs code that comes with it; read that code, and run it with "
                 "teacher.trust_remote_code: true (students may not need any)"
             ) from None
         reason = " ".join(str(error).split())[:300]
-        raise InputError(f"{source.name}: cannot load the {what}: {reason}") from None
+        raise InputError(f"{source.title}: cannot load the {what}: {reason}") from None

@@ -10,7 +10,8 @@ import peft
 from torch import nn
 
 from distilpeft.errors import InputError
-from distilpeft.models.loading import Architecture, dequantize
+from distilpeft.models.bases.quantized import dequantize
+from distilpeft.models.loading import Architecture
 from distilpeft.recipe.training import Lora
 
 if TYPE_CHECKING:

@@ -7,11 +7,12 @@ tokenizers, and the digests that name them.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from distilpeft.data.sources import Source, resolve
+from distilpeft.data.model_files.recipe_models import student_of, teacher_of
+from distilpeft.data.sources import TOKENIZER_FILES, Source
 from distilpeft.machine.files import digest_file, digest_json
 from distilpeft.models import loading
 from distilpeft.models.loading import Architecture
@@ -23,10 +24,11 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 MODEL, ADAPTER, HEADS = "model", "adapter", "heads.json"
-TOKENIZER_FILES = (
-    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt", "tokenizer.model",
-    "chat_template.jinja", "preprocessor_config.json",
+READER_FILES = (
+    *TOKENIZER_FILES, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja",
+    "preprocessor_config.json",
 )  # fmt: skip
+"""Files that decide how rows are read, as patterns."""
 
 
 @dataclass(frozen=True)
@@ -49,18 +51,12 @@ class Pair:
     @cached_property
     def teacher(self) -> Source:
         """Where the teacher's base comes from."""
-        found = resolve(self.recipe.teacher.model, "teacher.model", self.recipe.teacher.revision)
-        return replace(found, trusted=self.recipe.teacher.trust_remote_code)
+        return teacher_of(self.recipe)
 
     @cached_property
     def student(self) -> Source:
         """Where the student's weights, or its configuration, come from."""
-        student = self.recipe.student
-        if student.model is not None:
-            return resolve(student.model, "student.model", student.revision)
-        if student.from_config is not None:
-            return resolve(student.from_config.model, "student.from_config.model", student.from_config.revision)
-        return self.teacher
+        return student_of(self.recipe)
 
     @property
     def student_tokenizer(self) -> Source:
@@ -117,9 +113,10 @@ class Loaded:
 
 def tokenizer_digest(source: Source) -> str:
     """Names a tokenizer: by the content of its files, or by hub id and revision."""
+    source = source.reader
     if source.path is None:
         return digest_json([source.name, source.revision])
     if source.path.is_file():
         return digest_file(source.path)
-    files = [source.path / name for name in TOKENIZER_FILES]
-    return digest_json({file.name: digest_file(file) for file in files if file.is_file()})
+    files = {file for name in READER_FILES for file in source.path.glob(name)}
+    return digest_json({file.name: digest_file(file) for file in files})

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from distilpeft.data.model_files.adapters import is_continued
 from distilpeft.data.sources import Source
 from distilpeft.errors import InputError
 from distilpeft.machine.files import read_json, write_json
 from distilpeft.machine.runtime import Runtime
 from distilpeft.models import loading, lora, weights
+from distilpeft.models.bases.quantized import Quantize, dequantize
 from distilpeft.models.context import Context
-from distilpeft.models.loading import Quantize
 from distilpeft.models.pair import ADAPTER, HEADS, MODEL, Loaded, Pair
 from distilpeft.models.parallel import offload_layers, shard_layers
 from distilpeft.recipe.training import Precision
@@ -31,7 +32,9 @@ def new_teacher(context: Context) -> tuple[PreTrainedModel, list[str]]:
         InputError: it is to be used as it is, but came without some of its weights.
     """
     runtime, pair, teacher = context.runtime, context.pair, context.recipe.teacher
-    model, heads = _base(runtime, pair, teacher.quantize, teacher.precision)
+    continued = is_continued(teacher, pair.teacher)
+    source = pair.teacher.base if continued else pair.teacher
+    model, heads = _base(runtime, pair, source, teacher.quantize, teacher.precision)
     if teacher.fit is None:
         return _as_it_is(pair, model), heads
     start_head(context, model, pair.teacher_reader)
@@ -40,14 +43,29 @@ def new_teacher(context: Context) -> tuple[PreTrainedModel, list[str]]:
     if teacher.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     if teacher.lora is not None:
+        _check_trainable(model, pair.teacher)
         model = lora.add_lora(model, teacher.lora, pair.architecture, heads, "teacher.lora")
+        if continued:
+            loading.take_over_adapter(model, pair.teacher, pair.architecture, heads)
     pair.task.prepare(model)
     return model, heads
 
 
+def _check_trainable(model: PreTrainedModel, source: Source) -> None:
+    """Refuse packed weights through which transformers gives no gradient."""
+    quantizer = getattr(model, "hf_quantizer", None)
+    if quantizer is not None and not quantizer.is_trainable:
+        method = str(getattr(quantizer.quantization_config.quant_method, "value", "its method"))
+        raise InputError(
+            f"teacher.fit: the weights of {source.title} are quantized with {method}, on which nothing can be tuned; "
+            "use the teacher as it is (fit: null)"
+        )
+
+
 def _as_it_is(pair: Pair, model: PreTrainedModel) -> PreTrainedModel:
     pair.task.prepare(model)
-    used = set(dict(model.named_parameters()))
+    own = getattr(model, "get_base_model", lambda: model)()
+    used = {name.replace(".base_layer", "").replace(".original_module", "") for name, _ in own.named_parameters()}
     fresh = [name for name in model.fresh if name in used]
     if fresh:
         raise InputError(
@@ -66,7 +84,7 @@ def start_head(context: Context, model: PreTrainedModel, reader: RowReader) -> N
 
 def save_teacher(model: PreTrainedModel, folder: Path, heads: list[str], *, tuned: bool = True) -> None:
     """Save what was tuned: the adapter with its heads, the whole model, or nothing."""
-    if hasattr(model, "peft_config"):
+    if hasattr(model, "peft_config") and tuned:
         # Nothing of ours resizes embeddings; to find out, PEFT would look for the base's configuration on the hub.
         model.save_pretrained(str(folder / ADAPTER), save_embedding_layers=False)
         (folder / ADAPTER / "README.md").unlink(missing_ok=True)  # an empty form, its tags in another order every time
@@ -121,11 +139,14 @@ def _load(
         )  # fmt: skip
     else:
         heads = read_json(folder / HEADS, f"delete {folder} to make it again")["modules"]
-        model, _ = _base(runtime, pair, quantize, precision, heads, device)
+        merged = join is lora.merge
+        apart = is_continued(teacher, pair.teacher) or (merged and teacher.fit is None)
+        source = pair.teacher.base if apart else pair.teacher
+        model, _ = _base(runtime, pair, source, quantize, precision, heads, device)
         if teacher.fit is not None:
             model = join(model, folder / ADAPTER)
-        elif join is lora.merge:
-            model = loading.dequantize(model)
+        elif merged:
+            model = loading.join_adapter(dequantize(model), pair.teacher, pair.architecture, heads)
     pair.task.prepare(model)
     model.requires_grad_(False).eval()
     if place == "offloaded":
@@ -136,12 +157,12 @@ def _load(
 
 
 def _base(
-    runtime: Runtime, pair: Pair, quantize: Quantize, precision: Precision, heads: list[str] | None = None,
-    device: torch.device | None = None,
+    runtime: Runtime, pair: Pair, source: Source, quantize: Quantize, precision: Precision,
+    heads: list[str] | None = None, device: torch.device | None = None,
 ) -> tuple[PreTrainedModel, list[str]]:  # fmt: skip
     runtime.seed(pair.recipe.seed)
     return loading.load_base(
-        pair.teacher, pair.architecture, quantize=quantize, dtype=pair.recipe.teacher.dtype,
+        source, pair.architecture, quantize=quantize, dtype=pair.recipe.teacher.dtype,
         compute_dtype=runtime.compute_dtype(precision), device=device or runtime.device,
         pad_token_id=pair.teacher_reader.tokenizer.pad_token_id, heads=heads,
     )  # fmt: skip

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from distilpeft.data.sources import model_config
 from distilpeft.distillation.store import SoftTargets
 from distilpeft.errors import GateError
 from distilpeft.export.formats.writers import check_exports
@@ -17,7 +18,7 @@ from distilpeft.export.graph_module import load_export
 from distilpeft.machine.artifact import Artifact, Figures, Published
 from distilpeft.machine.runtime import Runtime, device_name
 from distilpeft.metrics.timings import summary
-from distilpeft.models.checks import check_lengths, check_tokenizers, check_words
+from distilpeft.models.checks import check_lengths, check_readers, check_tokenizers, check_words
 from distilpeft.models.context import Context
 from distilpeft.models.pair import MODEL, Loaded, Pair
 from distilpeft.models.soft_targets import open_targets
@@ -25,6 +26,7 @@ from distilpeft.models.student import load_student, new_student
 from distilpeft.models.teacher import load_teacher, load_teacher_merged, load_teacher_unquantized
 from distilpeft.pipeline.jobs import Finished, Job, check_shared, jobs_of, next_job
 from distilpeft.pipeline.stages import audit, benchmark, bundle, compare, distil, evaluate, export, targets, teacher
+from distilpeft.planning.models import check_models, model_lines
 from distilpeft.planning.plan import Plan, Step
 from distilpeft.planning.roles import (
     CE_ONLY,
@@ -146,7 +148,7 @@ class StepRunner:
                 self._data = TaskData(plan.recipe, plan.data_digest, cache, runtime.accelerator.main_process_first)
         pair = Pair(plan.recipe)
         self.context = Context(runtime, self._data, pair)
-        check_tokenizers(pair)
+        self._check_models(pair)
         check_words(pair, self._data)
         check_exports(pair)
         check_features(pair)
@@ -156,6 +158,15 @@ class StepRunner:
             open_targets(pair, self._data, Path(elsewhere).expanduser(), None).verify()
         self._held: tuple[str, Loaded] | None = None
         self._live: Loaded | None = None  # the teacher, while other models are compared with it token by token
+
+    def _check_models(self, pair: Pair) -> None:
+        """Look at the models again: files of the hub, and tokenizers without a tokenizer.json, are at hand only now."""
+        fetched = any(model_config(source) is None for source in (pair.teacher, pair.student))
+        check_tokenizers(pair)
+        lines = check_readers(pair, self._data)
+        check_models(pair.recipe)
+        for line in [*lines, *(model_lines(pair.recipe) if fetched else ())]:
+            self._runtime.say(f"  {line}")
 
     def do(self, step: Step) -> None:
         """Make the artifact of a step and publish it."""

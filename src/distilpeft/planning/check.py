@@ -22,6 +22,7 @@ from distilpeft.data.reading import SPLITS, data_sources
 from distilpeft.machine.host import gpu_memories, memory_bytes
 from distilpeft.machine.host import num_processes as processes_of
 from distilpeft.planning.memory import MARGIN, Machine, MemoryModel, Placement, best, settings, variants
+from distilpeft.planning.models import check_texts, model_lines
 from distilpeft.planning.plan import Plan
 from distilpeft.planning.roles import CE_ONLY, STUDENT, step_name
 from distilpeft.planning.sizes import (
@@ -155,7 +156,7 @@ def show(plan: Plan, console: Console, machines: Sequence[Machine] = ()) -> None
         highlight=False,
     )
     for line in cautions(plan.recipe):
-        console.print(line, highlight=False)
+        console.print(line, highlight=False, soft_wrap=True)
     every = len(plan.steps())
     done = every - len(plan.missing())
     checked = "the recipe and its data are good" if splits else "the recipe is good (a run reads or cuts the rows)"
@@ -167,8 +168,8 @@ def show(plan: Plan, console: Console, machines: Sequence[Machine] = ()) -> None
 
 
 def cautions(recipe: Recipe) -> list[str]:
-    """What a user should know before running a recipe: code that it runs, and what `deterministic` does not promise."""
-    lines = []
+    """What a user should know before a run: how models are used, code that it runs, and what is not deterministic."""
+    lines = model_lines(recipe)
     if recipe.teacher.trust_remote_code:
         lines.append(
             f"warning: teacher.trust_remote_code: code that comes with {recipe.teacher.model} will be run on this "
@@ -187,15 +188,21 @@ def cautions(recipe: Recipe) -> list[str]:
     return lines
 
 
+def read_rows(recipe: Recipe, console: Console, *, download: bool = True) -> dict[str, datasets.Dataset]:
+    """Read and check all rows, and the tokenizers on them; print what was skipped. Returns the rows of each split."""
+    read = read_task_rows(recipe, download=download)
+    for line in [*read.remarks(), *check_texts(recipe, read.splits)]:
+        console.print(line, highlight=False, soft_wrap=True)
+    return read.splits
+
+
 def _count_rows(recipe: Recipe, console: Console) -> dict[str, int] | None:
     """Rows of each split, checked; None for a data set on the hub, which only a run may download."""
     if any(source.path is None for source in data_sources(recipe.data).values()):
         return None
-    read = read_task_rows(recipe, download=False)
-    for line in read.remarks():
-        console.print(line, highlight=False)
-    _show_classes(recipe, read.splits, console)
-    splits = {name: len(rows) for name, rows in read.splits.items()}
+    read = read_rows(recipe, console, download=False)
+    _show_classes(recipe, read, console)
+    splits = {name: len(rows) for name, rows in read.items()}
     # Documents and packed rows become another number of rows, which takes a tokenizer to find out.
     reshaped = isinstance(recipe.task, CausalLM) and (recipe.task.pack or recipe.task.text is not None)
     return None if reshaped else splits

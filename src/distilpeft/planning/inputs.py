@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from distilpeft.data.model_files.quantized import logical_shapes
+from distilpeft.data.model_files.recipe_models import student_of, teacher_of, token_key
 from distilpeft.data.reading import data_sources
 from distilpeft.data.sources import (
     Source,
@@ -16,13 +18,12 @@ from distilpeft.data.sources import (
     model_config,
     model_folder,
     num_layers,
-    resolve,
-    weight_shapes,
 )
 from distilpeft.data.vocabulary import Vocabulary, check_same
 from distilpeft.distillation.store import STORE, read_store
 from distilpeft.errors import InputError
 from distilpeft.machine.files import digest_file, digest_json
+from distilpeft.planning.models import own_head
 from distilpeft.recipe import Recipe
 from distilpeft.recipe.distil import format_fault
 from distilpeft.recipe.recipe import result_settings
@@ -33,13 +34,12 @@ def data_digest(recipe: Recipe) -> str:
     """What names the rows: their sources, and how they are read."""
     inputs = {split or "all": digest(source) for split, source in data_sources(recipe.data).items()}
     settings = {"task": result_settings(recipe.task), "data": {**result_settings(recipe.data), "source": None}}
-    return digest_json([settings, inputs])
+    return digest_json([settings, {**inputs, **token_key(recipe)}])
 
 
 def teacher_base(recipe: Recipe) -> Source:
-    """The teacher's base, checked as far as its files tell without loading them."""
-    source = resolve(recipe.teacher.model, "teacher.model", recipe.teacher.revision)
-    check_model(source, "teacher.model")
+    """The teacher's base, which has the layers and modules that the recipe names as far as its files tell."""
+    source = teacher_of(recipe)
     config = model_config(source)
     depth = num_layers(config) if config else None
     cut = recipe.student.from_teacher
@@ -51,19 +51,25 @@ def teacher_base(recipe: Recipe) -> Source:
 
 def student_origin(recipe: Recipe, teacher: str) -> dict[str, str]:
     """What the student starts from, checked as far as its files tell; `teacher` is the key of the tuned one."""
-    student = recipe.student
+    student, source = recipe.student, student_of(recipe)
     if student.from_teacher is not None:
-        _check_lora(student.lora, resolve(recipe.teacher.model, "teacher.model", recipe.teacher.revision), "student")
+        _check_lora(student.lora, source, "student")
         return {"student": teacher}
     if student.from_config is not None:
-        source = resolve(student.from_config.model, "student.from_config.model", student.from_config.revision)
         check_model(source, "student.from_config.model", weights=False)
-    else:
-        assert student.model is not None
-        source = resolve(student.model, "student.model", student.revision)
-        check_model(source, "student.model")
-        _check_lora(student.lora, source, "student")
-    return {"student": digest(source)}
+        return {"student": digest(source)}
+    check_model(source, "student.model")
+    _check_lora(student.lora, source, "student")
+    return {"student": digest(source), **head_key(recipe, source)}
+
+
+def head_key(recipe: Recipe, source: Source) -> dict[str, str]:
+    """What keys hold of a head whose classes are not the recipe's in their order; mostly nothing.
+
+    The files of a hub model may come between two runs, so keys do not depend on them.
+    """
+    key = own_head(recipe, source).key if source.path is not None else ""
+    return {"head": key} if key else {}
 
 
 def narrower_vocabulary(recipe: Recipe) -> int | None:
@@ -72,10 +78,9 @@ def narrower_vocabulary(recipe: Recipe) -> int | None:
     Of hub models only published configurations are asked: a key may not depend on what has been downloaded.
     """
     student = recipe.student
-    name = student.model or (student.from_config.model if student.from_config else None)
-    if name is None or not recipe.kind.is_language_model:
+    if student.from_teacher is not None or not recipe.kind.is_language_model:
         return None
-    theirs, ours = (_num_ids(resolve(one, "model")) for one in (recipe.teacher.model, name))
+    theirs, ours = _num_ids(teacher_of(recipe)), _num_ids(student_of(recipe))
     changed = student.from_config.overrides.get("vocab_size") if student.from_config is not None else None
     ours = changed if isinstance(changed, int) else ours
     return ours if theirs is not None and ours is not None and ours < theirs else None
@@ -93,14 +98,9 @@ def _num_ids(source: Source) -> int | None:
 
 def check_tokens(recipe: Recipe) -> None:
     """Compare the token ids of the pair as far as its files tell; a run compares the loaded tokenizers in full."""
-    student = recipe.student
-    name, revision = student.model, student.revision
-    if not recipe.kind.same_tokens or name is None:
+    if not recipe.kind.same_tokens or recipe.student.model is None:
         return
-    sources = (
-        resolve(recipe.teacher.model, "teacher.model", recipe.teacher.revision),
-        resolve(name, "student.model", revision),
-    )
+    sources = (teacher_of(recipe).reader, student_of(recipe).reader)
     found = [
         Vocabulary.of_folder(source.name, folder)
         for source in sources
@@ -112,7 +112,7 @@ def check_tokens(recipe: Recipe) -> None:
 
 def _check_lora(lora: Lora | None, source: Source, section: str) -> None:
     """Refuse target modules that the model's files do not know."""
-    shapes = weight_shapes(source)
+    shapes = logical_shapes(source)
     if lora is None or isinstance(lora.target_modules, str) or shapes is None:
         return
     modules = {name.rpartition(".")[0] for name in shapes}

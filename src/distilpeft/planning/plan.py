@@ -13,6 +13,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from distilpeft.data.model_files.quantized import stored_form
+from distilpeft.data.model_files.recipe_models import teacher_of
 from distilpeft.data.sources import Source, digest
 from distilpeft.machine.artifact import Artifact, artifact
 from distilpeft.machine.files import digest_json
@@ -20,11 +22,13 @@ from distilpeft.machine.host import machine_name
 from distilpeft.planning.inputs import (
     check_tokens,
     data_digest,
+    head_key,
     narrower_vocabulary,
     source_of_targets,
     student_origin,
     teacher_base,
 )
+from distilpeft.planning.models import check_models, settled
 from distilpeft.planning.roles import (
     CE_ONLY,
     FULL,
@@ -150,6 +154,7 @@ def make_plan(recipe: Recipe, runs: Path) -> Plan:
     Raises:
         InputError: a source does not exist or does not fit the recipe.
     """
+    recipe = settled(recipe)
     others = [seed for seed in recipe.evaluate.seeds if seed != recipe.seed]
     repeats = {seed: _plan(recipe.model_copy(update={"seed": seed}), runs, repeated=True) for seed in others}
     return replace(_plan(recipe, runs), repeats=repeats)
@@ -196,6 +201,7 @@ def _plan(recipe: Recipe, runs: Path, *, repeated: bool = False) -> Plan:
     targets = _targets(names, teacher)
     check_tokens(recipe)
     origin = student_origin(recipe, teacher.key)
+    check_models(recipe)
     students = _students(names, origin, _soft_inputs(recipe, teacher, targets))
     student = students[-1]
     audit = [] if repeated else _audit(names, student, targets)
@@ -221,7 +227,10 @@ def _plan(recipe: Recipe, runs: Path, *, repeated: bool = False) -> Plan:
 
 def _teacher(names: _Naming, base: Source) -> Step:
     settings = _without(result_settings(names.recipe.teacher), "gate", "model", "revision")
-    return names.step("teacher", {**settings, **names.seeded}, {"base": digest(base)})
+    inputs = {"base": digest(base), **head_key(names.recipe, base)}
+    if base.path is None and names.recipe.teacher.fit is None and hasattr(names.recipe.task, "labels"):
+        inputs["classes"] = "by name"  # not so in artifacts of earlier versions
+    return names.step("teacher", {**settings, **names.seeded}, inputs)
 
 
 def _targets(names: _Naming, teacher: Step) -> list[Step]:
@@ -279,8 +288,9 @@ def _audit(names: _Naming, student: Step, targets: list[Step]) -> list[Step]:
 def _teacher_forms(recipe: Recipe, teacher: Step) -> list[_Model]:
     """The teacher, and what its short cuts are compared with: unquantized, and merged as the student is cut from it."""
     found = [_Model(TEACHER, {"model": teacher.key})]
-    quantized = recipe.teacher.quantize != "none"
-    if recipe.evaluate.teacher_full_precision and quantized:
+    quantized, base = recipe.teacher.quantize != "none", teacher_of(recipe)
+    full = base.path is None or stored_form(base) is None  # else its files hold nothing better
+    if recipe.evaluate.teacher_full_precision and quantized and full:
         found.append(_Model(FULL, {"model": teacher.key, "quantize": "none"}))
     if recipe.student.from_teacher and recipe.teacher.adapter and quantized:
         found.append(_Model(MERGED, {"model": teacher.key, "merged": "dequantized"}))

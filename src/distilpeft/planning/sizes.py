@@ -7,15 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from distilpeft.data.sources import (
-    Source,
-    known_model,
-    model_config,
-    num_layers,
-    num_parameters,
-    resolve,
-    weight_shapes,
-)
+from distilpeft.data.model_files.quantized import logical_shapes, packed_bytes
+from distilpeft.data.model_files.recipe_models import student_of, teacher_of
+from distilpeft.data.sources import Source, known_model, model_config, num_layers, num_parameters
 from distilpeft.machine.host import cpu_has_bf16
 from distilpeft.planning.memory import BYTES, Machine, MemoryModel, Placement, Shape
 from distilpeft.recipe import Recipe
@@ -25,12 +19,16 @@ from distilpeft.recipe.training import Fit, Lora
 
 @dataclass(frozen=True)
 class Size:
-    """Weights of a model: all, those in linear layers of the body (which are quantized), and its configuration."""
+    """Weights of a model: all, those in linear layers of the body (which are quantized), and its configuration.
+
+    `packed_bytes` is what one of these takes, where the files hold them quantized and they stay so.
+    """
 
     total: int
     linear: Mapping[str, tuple[int, ...]]
     layers: int
     config: Mapping[str, Any]
+    packed_bytes: float | None = None
 
     @property
     def num_linear(self) -> int:
@@ -47,12 +45,12 @@ def teacher_size(recipe: Recipe) -> Size | None:
     """The teacher's size; not of image models, whose memory goes by what a picture becomes inside."""
     if recipe.kind.reads_images:
         return None
-    return size_of(resolve(recipe.teacher.model, "teacher.model", recipe.teacher.revision))
+    return size_of(teacher_of(recipe))
 
 
 def size_of(source: Source) -> Size | None:
     """A model's size from the headers of its files, or as it was published; None if neither is known here."""
-    shapes, config = weight_shapes(source), model_config(source)
+    shapes, config = logical_shapes(source), model_config(source)
     if shapes is None or config is None:
         known = known_model(source)
         if known is None:
@@ -63,7 +61,7 @@ def size_of(source: Source) -> Size | None:
         for name, shape in shapes.items()
         if len(shape) == 2 and "embed" not in name and not name.startswith("lm_head")
     }
-    return Size(num_parameters(shapes), linear, num_layers(config) or 0, config)
+    return Size(num_parameters(shapes), linear, num_layers(config) or 0, config, packed_bytes(source))
 
 
 def cut(size: Size, layers: tuple[int, ...]) -> Size:
@@ -102,7 +100,7 @@ def _inputs(size: Size, lora: Lora | None) -> int:
 def weight_bytes(recipe: Recipe, size: Size) -> tuple[float, float]:
     """Bytes of the teacher's base: all, and those in its layers."""
     teacher = recipe.teacher
-    body = BYTES[teacher.dtype if teacher.quantize == "none" else teacher.quantize]
+    body = size.packed_bytes or BYTES[teacher.dtype if teacher.quantize == "none" else teacher.quantize]
     inside = size.num_linear * body
     return inside + (size.total - size.num_linear) * BYTES[teacher.dtype], inside
 
@@ -169,4 +167,4 @@ def student_size(recipe: Recipe) -> Size | None:
         size = teacher_size(recipe)
         return cut(size, student.from_teacher.of(size.layers)) if size else None
     assert student.model is not None
-    return size_of(resolve(student.model, "student.model", student.revision))
+    return size_of(student_of(recipe))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import shutil
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,9 +18,10 @@ import datasets
 import numpy as np
 from numpy.typing import NDArray
 
+from distilpeft.data.model_files.recipe_models import teacher_of, token_faults
 from distilpeft.data.reading import Places, duplicates, read_splits, skipped_lines
 from distilpeft.data.reading import origin as data_origin
-from distilpeft.data.sources import is_gguf, model_folder, resolve
+from distilpeft.data.sources import is_gguf, model_folder
 from distilpeft.data.tables import FAULT
 from distilpeft.errors import InputError
 from distilpeft.machine.files import SUMS, digest_json, is_whole, seal_folder
@@ -45,6 +46,8 @@ if TYPE_CHECKING:
 
 MainFirst = Callable[[], AbstractContextManager[Any]]
 """Makes a context in which the main process goes before the others."""
+FaultFinder = Callable[[datasets.Dataset], Iterator[str | None]]
+"""Says why each row cannot be used, None if it can."""
 MOST_GROUPS = 30
 GROUP = "__group__"
 """Column of checked rows with the group that a row is scored in."""
@@ -123,10 +126,14 @@ class TaskData:
         self._tokens: dict[str, Tokens] = {}
         self.duplicates = duplicates({name: self.task.texts(rows) for name, rows in self._splits.items()})
 
+    def first_rows(self, split: str, count: int) -> datasets.Dataset:
+        """The first rows of a split as the data have them."""
+        rows = self._splits[split]
+        return rows.select(range(min(count, len(rows))))
+
     def texts(self, split: str, count: int) -> list[Text]:
         """The first texts of a split, or pairs of them, as its rows hold them."""
-        rows = self._splits[split]
-        return list(self.task.texts(rows.select(range(min(count, len(rows))))))
+        return list(self.task.texts(self.first_rows(split, count)))
 
     def groups(self) -> NDArray[np.str_] | None:
         """The group of each row that models are judged on; None if the recipe asks for none."""
@@ -196,9 +203,10 @@ def read_task_rows(recipe: Recipe, *, download: bool = True) -> TaskRows:
     """
     task, column = task_of(recipe), recipe.evaluate.groups
     tokenizer = template_tokenizer(recipe, download=download) if recipe.needs_template else None
+    more = [token_faults(recipe), None if tokenizer is None else template_check(task, tokenizer)]
 
     def check(rows: datasets.Dataset, places: Places) -> datasets.Dataset:
-        kept = usable(task, rows, places, recipe.data.on_bad_row, groups=column, tokenizer=tokenizer)
+        kept = usable(task, rows, places, recipe.data.on_bad_row, groups=column, more=[one for one in more if one])
         if len(kept) < len(rows):
             skipped[places.origin] = len(rows) - len(kept)
         return kept
@@ -221,9 +229,14 @@ def read_task_rows(recipe: Recipe, *, download: bool = True) -> TaskRows:
     return TaskRows(splits, skipped, notes)
 
 
+def template_check(task: Task, tokenizer: PreTrainedTokenizerBase) -> FaultFinder:
+    """A function that finds rows which the tokenizer's template cannot render."""
+    return lambda rows: task.template_faults(rows, tokenizer) or itertools.repeat(None, len(rows))
+
+
 def template_tokenizer(recipe: Recipe, *, download: bool) -> PreTrainedTokenizerBase | None:
     """The tokenizer whose template renders chats; None if it is not on this machine and may not be fetched."""
-    source = resolve(recipe.teacher.model, "teacher.model", recipe.teacher.revision)
+    source = teacher_of(recipe)
     folder = model_folder(source)
     if folder is None and (not download or is_gguf(source)):  # a run reads a GGUF file's tokenizer when it unpacks it
         return None
@@ -247,7 +260,7 @@ def usable(
     on_bad_row: str = "error",
     *,
     groups: str | None = None,
-    tokenizer: PreTrainedTokenizerBase | None = None,
+    more: Sequence[FaultFinder] = (),
 ) -> datasets.Dataset:
     """The rows that the task can use, in columns of the same types whatever the file's were.
 
@@ -257,7 +270,7 @@ def usable(
         places: where they come from, for messages.
         on_bad_row: the recipe's.
         groups: column of groups to score apart.
-        tokenizer: whose template has to render the rows, if it has to.
+        more: what else may be wrong with rows: tokens that a model lacks, chats that a template cannot render.
 
     Raises:
         InputError: a column is missing; or there are bad rows, and the recipe does not leave them out: what is wrong
@@ -274,14 +287,14 @@ def usable(
                 f"task.{name}: {places.origin} has a column {name!r} that the recipe does not name; write task.{name}: "
                 f"{name} to use it, or null to leave it out"
             )
-    broken = text_rows.cells(rows, FAULT) if FAULT in rows.column_names else itertools.repeat(None)
     values = list(task.labels(rows) or ())
-    taught: Iterable[Any] = values or itertools.repeat(None)
-    rendered: Iterable[str | None] | None = None if tokenizer is None else task.template_faults(rows, tokenizer)
+    checks: list[Iterable[Any]] = [text_rows.cells(rows, FAULT)] if FAULT in rows.column_names else []
+    checks.append(task.faults(rows))
+    checks += [(label if isinstance(label, Fault) else None for label in values)] if values else []
+    checks += [find(rows) for find in more]
     bad: dict[int, str] = {}
-    checks = zip(broken, task.faults(rows), taught, rendered or itertools.repeat(None), strict=False)
-    for index, (one, two, label, three) in enumerate(checks):
-        fault = one or two or (label if isinstance(label, Fault) else None) or three
+    for index, faults in enumerate(zip(*checks, strict=True)):
+        fault = next(filter(None, faults), None)
         if fault is not None:
             bad[index] = fault
     if bad and not (on_bad_row == "skip" and len(bad) < len(rows)):

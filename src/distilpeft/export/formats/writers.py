@@ -18,7 +18,8 @@ import transformers
 from distilpeft.errors import InputError
 from distilpeft.export.formats import onnx_graph
 from distilpeft.export.formats.student import Student
-from distilpeft.models.loading import DTYPES, quantization
+from distilpeft.models.bases.quantized import quantization
+from distilpeft.models.loading import DTYPES
 from distilpeft.models.pair import Pair
 from distilpeft.recipe.export import FORMS
 

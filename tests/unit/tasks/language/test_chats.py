@@ -13,7 +13,7 @@ from distilpeft.errors import InputError
 from distilpeft.recipe.task import CausalLM
 from distilpeft.tasks.language.causal_lm import CausalLMTask
 from distilpeft.tasks.language.chats import Chat, ChatFault, Template
-from distilpeft.tasks.rows import usable
+from distilpeft.tasks.rows import template_check, usable
 
 CHAT_ML = (
     "{% if tools %}<|im_start|>system\nTools: {{ tools | tojson }}<|im_end|>\n{% endif %}"
@@ -195,8 +195,8 @@ def test_rows_that_the_template_cannot_render_are_named_or_skipped(template):
     bad = turns(("system", "x"), ("user", "a"), ("assistant", "b"))
     rows, task = rows_of(SAID, bad, SAID, bad), CausalLMTask(TASK)
     with pytest.raises(InputError, match=r"rows\.csv: row 2: .*System role not supported \(2 bad rows of 4: 2, 4\)"):
-        usable(task, rows, places("rows.csv", 4), tokenizer=tiny_lm.tokenizer())
-    assert len(usable(task, rows, places("rows.csv", 4), "skip", tokenizer=tiny_lm.tokenizer())) == 2
+        usable(task, rows, places("rows.csv", 4), more=[template_check(task, tiny_lm.tokenizer())])
+    assert len(usable(task, rows, places("rows.csv", 4), "skip", more=[template_check(task, tiny_lm.tokenizer())])) == 2
 
 
 def test_pairs_rendered_as_chats_are_checked_too(template):
@@ -204,7 +204,7 @@ def test_pairs_rendered_as_chats_are_checked_too(template):
     task = CausalLMTask(CausalLM(kind="causal_lm", prompt="p", completion="c", chat=True))
     rows = datasets.Dataset.from_dict({"p": ["a"], "c": ["b"]})
     with pytest.raises(InputError, match=r"row 1: .*roles must alternate"):
-        usable(task, rows, places("rows.csv", 1), tokenizer=tiny_lm.tokenizer())
+        usable(task, rows, places("rows.csv", 1), more=[template_check(task, tiny_lm.tokenizer())])
 
 
 def test_a_column_of_tools_is_used_or_left_out_on_purpose_only(template):
