@@ -295,8 +295,8 @@ def test_int8_goes_on_to_the_next_way_until_one_holds_and_says_so(finished, caps
     real = Verdict
     GOOD = {"max_abs_diff": 0.1, "kl": 0.0, "top1_agreement": 1.0, "metric_kept": 1.0, "rows": 8, "positions": 8}
     options = ("--set", "export.formats=[onnx-int8]", "--set", "export.gate_rows=10")
-    with mock.patch.object(Gate, "check", verdict):
-        assert commands.run(recipe, *options) == 0
+    with mock.patch.object(Gate, "check", verdict), mock.patch.object(Gate, "distance", return_value=0.0):
+        assert commands.run(recipe, *options) == 0  # no distance is shorter: 8 bits are all there is on any processor
     found = report_of(finished)["exports"]["onnx-int8"]
     assert re.match(r"per channel, \d+ of \d+ operators in float", found["way"])
     assert [entry["way"] for entry in found["tried"]][:2] == ["dynamic", "per channel"]
@@ -305,8 +305,8 @@ def test_int8_goes_on_to_the_next_way_until_one_holds_and_says_so(finished, caps
     with mock.patch.object(Gate, "check", side_effect=lambda *_, **__: Verdict(GOOD, faults=["never"])):
         assert commands.run(recipe, *options, "--set", "export.calibration_rows=9") == 3
     said = capsys.readouterr().err
-    assert "dynamic: never; per channel: never; per channel, " in said
-    assert "static: never" in said
+    assert re.search(r"dynamic: never; (dynamic, 7 bits: never; )?per channel: never; per channel, ", said)
+    assert re.search(r"static(, 7 bits)?: never", said)
 
 
 @pytest.mark.slow
