@@ -7,6 +7,10 @@ Keys of shipped recipes are made without their models and data: each source coun
 its id. The tiny runs are made in one process whose kernels are the same on every x86-64 machine (no AVX, one thread).
 Bytes still depend on the versions of the libraries. So hashes and keys of runs are compared where versions and
 processor are those that the file names; losses, scores and norms of weights are compared everywhere, within 1 %.
+
+What a graph answers is never compared by its bytes: onnxruntime chooses its kernels by the processor and cannot be kept
+from it, and two processors of one name need not have the same. So its values, and their share of `rows.npz`, count
+among the figures within 1 %. Everything else of these steps, the graph's own bytes first, stays exact.
 """
 
 from __future__ import annotations
@@ -26,6 +30,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 PLANS, RUNS = HERE / "plans.json", HERE / "runs.json"
@@ -43,6 +49,7 @@ KINDS = (
 )  # fmt: skip
 NO_GRAPH = ("multi_label_classification", "regression", "token_classification")
 """Kinds whose graphs are written as those of text_classification are."""
+VALUES = "values.npy"
 UNTIMED = ("benchmark", "bundle")
 """Stages whose results are figures of a machine."""
 
@@ -106,7 +113,7 @@ def runs(folder: Path) -> dict[str, Any]:
         assert commands.run(recipe, "--until", "compare") == 0, f"the tiny run of {kind} failed"
         plan = make_plan(load_recipe(recipe), recipe.parent / "runs")
         found[kind] = {
-            step: _entry(made.path, made.key) for step, made in plan.steps().items() if made.stage not in UNTIMED
+            step: _entry(step, made.path, made.key) for step, made in plan.steps().items() if made.stage not in UNTIMED
         }
     return found
 
@@ -140,21 +147,32 @@ def _workspace(folder: Path, kind: str) -> Path:
     return recipe
 
 
-def _entry(path: Path, key: str) -> dict[str, Any]:
+def _entry(step: str, path: Path, key: str) -> dict[str, Any]:
     manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
-    files = {name: _digest(path / name, path.parents[2]) for name in manifest["files"]}
-    coarse = {name: value for file in sorted(files) for name, value in _coarse(path, file).items()}
+    names = [name for name in manifest["files"] if not (_is_foreign(step) and name == VALUES)]
+    files = {name: _digest(path / name, path.parents[2]) for name in names}
+    coarse = {name: value for file in sorted(manifest["files"]) for name, value in _coarse(step, path, file).items()}
     scores = manifest["figures"].get("scores", {})
     coarse |= {name: score["value"] for name, score in scores.items()}
     return {"key": key, "files": files, "coarse": coarse}
 
 
+def _is_foreign(step: str) -> bool:
+    """Whether a step, or a column of `rows.npz`, has the answers of another runtime than torch."""
+    from distilpeft.recipe.export import FORMS
+
+    form = step.removesuffix(" weight").partition("export:")[2]
+    return bool(form) and FORMS[form].runtime != "transformers"
+
+
 def _digest(file: Path, folder: Path) -> str:
     """Of the bytes, less what is another in every run: the folder's own path, and checksums of files that hold it.
 
-    Of a graph less its comments, in which torch notes the lines of code that made it.
+    Of a graph less its comments, in which torch notes the lines of code that made it. Of `rows.npz` less the columns of
+    other runtimes.
     """
-    content = _plain_graph(file) if file.suffix == ".onnx" else file.read_bytes()
+    plain = {".onnx": _plain_graph, ".npz": _own_columns}.get(file.suffix, Path.read_bytes)
+    content = plain(file)
     if file.suffix == ".json":
         content = re.sub(rb'"(checksum|identity)": "\w+"', b"", content.replace(str(folder).encode(), b""))
     if file.name == "adapter_config.json":  # PEFT writes a set
@@ -171,6 +189,12 @@ def _plain_graph(file: Path) -> bytes:
     return bytes(model.SerializeToString(deterministic=True))
 
 
+def _own_columns(file: Path) -> bytes:
+    with np.load(file, allow_pickle=False) as columns:
+        own = [(name, columns[name]) for name in sorted(columns) if not _is_foreign(name)]
+    return b"".join(f"{name} {values.dtype} {values.shape}".encode() + values.tobytes() for name, values in own)
+
+
 def _strip(message: Any) -> None:
     """Take the comments off a message of ONNX and everything inside it."""
     for field, value in message.ListFields():
@@ -181,8 +205,13 @@ def _strip(message: Any) -> None:
                 _strip(part)
 
 
-def _coarse(path: Path, name: str) -> dict[str, float]:
+def _coarse(step: str, path: Path, name: str) -> dict[str, float]:
     """Figures that another processor gives too, but for rounding."""
+    if name == VALUES and _is_foreign(step):
+        return {f"{name} norm": _norm(np.load(path / name, allow_pickle=False))}
+    if name == "rows.npz":
+        with np.load(path / name, allow_pickle=False) as columns:
+            return {f"{name} {role} norm": _norm(columns[role]) for role in sorted(columns) if _is_foreign(role)}
     if name == "train_log.jsonl":
         lines = [json.loads(line) for line in (path / name).read_text(encoding="utf-8").splitlines()]
         return {f"{name} {at}": line[at] for line in lines[-1:] for at in ("loss", "grad_norm")}
@@ -195,6 +224,11 @@ def _coarse(path: Path, name: str) -> dict[str, float]:
             f"{name} norm": sum(float((tensor.astype("float64") ** 2).sum()) for tensor in tensors.values()) ** 0.5,
         }
     return {}
+
+
+def _norm(values: Any) -> float:
+    """Less the huge values that stand for what cannot be an answer, beside which nothing else would count."""
+    return float(np.linalg.norm(values[np.abs(values) < 1e7].astype(np.float64)))
 
 
 def made_with() -> dict[str, str]:
@@ -265,11 +299,13 @@ def main() -> int:
         folder, out = given.runs
         out.write_text(json.dumps(runs(folder)), encoding="utf-8")
         return 0
-    changed = []
-    for path, made in ((PLANS, plans()), (RUNS, runs_apart())):
-        old = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-        changed += differences(old, made)
-        if given.write:
+    old_plans, old_runs = (json.loads(path.read_text(encoding="utf-8")) for path in (PLANS, RUNS))
+    new_plans, new_runs = plans(), runs_apart()
+    old, new = old_runs["runs"], new_runs["runs"]
+    changed = differences(old_plans, new_plans) + differences(old_runs["made_with"], new_runs["made_with"])
+    changed += differences(exact(old), exact(new)) + far_apart(old, new)
+    if given.write:
+        for path, made in ((PLANS, new_plans), (RUNS, new_runs)):
             path.write_text(json.dumps(made, indent=1, sort_keys=True) + "\n", encoding="utf-8")
     sys.stdout.write("".join(f"{line}\n" for line in changed) or "nothing has changed\n")
     return int(bool(changed) and not given.write)
