@@ -55,7 +55,7 @@ def test_nothing_is_tuned_and_all_else_follows(trained, tmp_path, quantize):
 def test_a_model_without_a_head_is_refused(trained, tmp_path, capsys):
     recipe = as_is(trained, tmp_path, teacher__model=str(tmp_path / "base"))
     assert commands.run(recipe, verb="check") == 2
-    assert "as it is, but it is a BertModel, without a head for text_classification" in capsys.readouterr().err
+    assert "unchanged, but it is a BertModel, without a head for text_classification" in capsys.readouterr().err
     config = tmp_path / "base" / "config.json"
     config.write_text(json.dumps({**json.loads(config.read_text()), "architectures": None}))
     assert commands.run(recipe) == 2

@@ -72,7 +72,7 @@ def test_an_adapter_is_used_as_it_is_on_4_bits_and_merged_for_a_student(folder, 
     as_is = {"model": adapter, "quantize": "nf4", "fit": None}
     plan = run(folder, tmp_path, teacher=as_is, student={"model": adapter})
     out = capsys.readouterr().out
-    assert f"teacher.model: {adapter} is a PEFT adapter on {folder / 'base'}; it is used as it is" in out
+    assert f"teacher.model: {adapter} is a PEFT adapter on {folder / 'base'}; it is used unchanged" in out
     assert f"student.model: {adapter} is a PEFT adapter on {folder / 'base'}; it is merged into its base" in out
     assert not list(plan.artifact("teacher").path.glob("**/*.safetensors")), "there is nothing to keep"
     assert accuracy(plan, "teacher") > 0.9

@@ -157,7 +157,7 @@ def adapter_settings(folder: Path) -> JsonObject:
 
 
 def saved_modules(folder: Path) -> list[str]:
-    """Names of modules that a PEFT adapter brings whole, such as a head."""
+    """Names of modules that a PEFT adapter replaces completely, such as a head."""
     return list(adapter_settings(folder).get("modules_to_save") or ())
 
 

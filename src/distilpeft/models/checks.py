@@ -45,7 +45,7 @@ def check_readers(pair: Pair, data: TaskData) -> list[str]:
     chat templates and special tokens add to rows. Loads no weights.
 
     Returns:
-        What to know of tokenizers that do not know all of the texts.
+        Cautions about tokenizers that do not know all of the texts.
 
     Raises:
         InputError: names the tokenizer; or the token, the row and both sizes.

@@ -58,7 +58,7 @@ def _check_trainable(model: PreTrainedModel, source: Source) -> None:
         method = str(getattr(quantizer.quantization_config.quant_method, "value", "its method"))
         raise InputError(
             f"teacher.fit: the weights of {source.title} are quantized with {method}, on which nothing can be tuned; "
-            "use the teacher as it is (fit: null)"
+            "use the teacher unchanged (fit: null)"
         )
 
 
@@ -69,7 +69,7 @@ def _as_it_is(pair: Pair, model: PreTrainedModel) -> PreTrainedModel:
     fresh = [name for name in model.fresh if name in used]
     if fresh:
         raise InputError(
-            f"teacher.fit: null uses {pair.recipe.teacher.model} as it is, but it came without {fresh[0]}"
+            f"teacher.fit: null uses {pair.recipe.teacher.model} unchanged, but it came without {fresh[0]}"
             f"{f' and {len(fresh) - 1} more' if len(fresh) > 1 else ''}; tune it, or take a model for this task"
         )
     return model.requires_grad_(False).eval()

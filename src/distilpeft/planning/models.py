@@ -1,4 +1,4 @@
-"""What a recipe's models are by their files: classes, quantization, adapters, tokenizers, positions; checked, and told.
+"""Check a recipe's models by their files: classes, quantization, adapters, tokenizers, positions.
 
 Everything here works before any weight is read, and without torch. A model of the hub is checked when its files are on
 this machine; a run looks again once it has fetched them.
@@ -29,6 +29,13 @@ from distilpeft.errors import InputError
 from distilpeft.recipe import Recipe
 from distilpeft.recipe.task import Seq2Seq
 
+PROBLEMS = {
+    "text_classification": "single_label_classification",
+    "multi_label_classification": "multi_label_classification",
+    "regression": "regression",
+}
+"""Kind of task → what transformers calls it in a configuration."""
+
 
 def settled(recipe: Recipe) -> Recipe:
     """The recipe with what the teacher's files decide: how its weights are quantized, and the LoRA that it comes with.
@@ -54,7 +61,7 @@ def _quantize(recipe: Recipe, source: Source, stored: Stored) -> Literal["nf4", 
     own = stored.form or "none"
     if given in (None, own, "none"):
         return "none" if given == "none" else own
-    ways = f"write {own} to use them as they are, or none to dequantize them" if stored.form else "leave it out"
+    ways = f"write {own} to use them unchanged, or none to dequantize them" if stored.form else "leave it out"
     raise InputError(
         f"teacher.quantize: {given}, but the weights of {source.title} were quantized with {stored} before they were "
         f"saved; {ways}"
@@ -153,7 +160,7 @@ def _check_head_as_is(recipe: Recipe, source: Source) -> None:
     config = model_config(source)
     if config is None or not _suffix(recipe):
         return
-    at = f"teacher.fit: null uses {source.title} as it is, but"
+    at = f"teacher.fit: null uses {source.title} unchanged, but"
     head = own_head(recipe, source)
     architecture = architecture_of(config)
     if head.verdict == "none" and source.adapter is None and architecture and _suffix(recipe) not in architecture:
@@ -212,7 +219,7 @@ def _check_special_tokens(recipe: Recipe, reading: Reading) -> None:
 
 
 def check_texts(recipe: Recipe, splits: Any) -> list[str]:
-    """What to know of tokenizers that do not know all of the training texts, as far as their files are here.
+    """Cautions about tokenizers that do not know all of the training texts, as far as their files are here.
 
     Args:
         recipe: the recipe.
@@ -234,10 +241,10 @@ def check_texts(recipe: Recipe, splits: Any) -> list[str]:
 
 
 def model_lines(recipe: Recipe) -> list[str]:
-    """What is done with a model's own classes, quantization or adapter, where that is not plain from the recipe."""
+    """How a model's own classes, quantized weights or adapter are used, where the recipe does not say."""
     teacher, student = teacher_of(recipe), student_of(recipe)
     lines = [_stored_line(recipe, "teacher.model", teacher), _adapter_line(recipe, "teacher.model", teacher)]
-    lines.append(_head_line(recipe, "teacher.model", teacher))
+    lines += [_head_line(recipe, "teacher.model", teacher), _problem_line(recipe, teacher)]
     if recipe.student.model is not None:
         lines += [_stored_line(recipe, "student.model", student), _adapter_line(recipe, "student.model", student)]
         lines.append(_head_line(recipe, "student.model", student))
@@ -255,7 +262,7 @@ def _stored_line(recipe: Recipe, key: str, source: Source) -> str | None:
     if stored is None:
         return None
     packed = stored.stays_packed or (key.startswith("teacher") and stored.form == recipe.teacher.quantize)
-    use = "used as they are" if packed else "dequantized when they are loaded"
+    use = "used unchanged" if packed else "dequantized when they are loaded"
     return f"{key}: the weights of {source.title} are quantized with {stored} in its files; they are {use}"
 
 
@@ -267,10 +274,19 @@ def _adapter_line(recipe: Recipe, key: str, source: Source) -> str | None:
         if is_continued(recipe.teacher, source):
             use = "tuned further"
         elif recipe.teacher.fit is None:
-            use = "used as it is"
+            use = "used unchanged"
         else:
-            use = "merged into its base before that is tuned"
+            use = "merged into its base, which is then tuned"
     return f"{key}: {source.adapter} is a PEFT adapter on {source.name}; it is {use}"
+
+
+def _problem_line(recipe: Recipe, source: Source) -> str | None:
+    """A teacher's head that was trained for another kind of classes gives logits that mean something else."""
+    own = (model_config(source) or {}).get("problem_type")
+    wanted = PROBLEMS.get(recipe.task.kind)
+    if recipe.teacher.fit is not None or wanted is None or own not in PROBLEMS.values() or own == wanted:
+        return None
+    return f"teacher.model: its head was trained for {own}, which this task is not; consider tuning it"
 
 
 def _head_line(recipe: Recipe, key: str, source: Source) -> str | None:

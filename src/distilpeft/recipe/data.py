@@ -50,8 +50,8 @@ class Data(Section):
     test: str | None = None
     split: Split | None = Field(None, description="seeded split, instead of train, validation and test")
     on_bad_row: Literal["error", "skip"] = Field(
-        "error", description="rows that the task cannot use (no text, an unknown label) end the run, or are left out "
-        "and counted", json_schema_extra=IN_KEY_IF_GIVEN,
+        "error", description="rows that cannot be used (no text, an unknown label, a token that a model has no "
+        "embedding for) end the run, or are left out and counted", json_schema_extra=IN_KEY_IF_GIVEN,
     )  # fmt: skip
     max_tokens: Count = Field(128, description="rows are cut to this many tokens; how many were cut is reported")
 

@@ -92,7 +92,9 @@ class FromConfig(Section):
 class Student(Section):
     """The compact model: exactly one of `model`, `from_teacher`, `from_config`."""
 
-    model: str | None = Field(None, description="a pretrained model: hub id, local folder or package:NAME/path")
+    model: str | None = Field(
+        None, description="a pretrained model: hub id, local folder (also of a PEFT adapter) or package:NAME/path"
+    )
     revision: str | None = None
     from_teacher: FromTeacher | None = None
     from_config: FromConfig | None = None

@@ -13,14 +13,18 @@ from distilpeft.recipe.training import Fit, Lora, Optim, Precision
 class Teacher(Section):
     """The base model, how it is quantized, and the adapter tuned on top of it."""
 
-    model: str = Field(min_length=1, description="hub id, local folder or package:NAME/path")
+    model: str = Field(min_length=1, description="hub id, local folder (also of a PEFT adapter) or package:NAME/path")
     revision: str | None = None
     trust_remote_code: bool = Field(
         False, description="run code that comes with the model; read it first", json_schema_extra=NOT_IN_KEY
     )
-    quantize: Literal["nf4", "int8", "none"] = "nf4"
+    quantize: Literal["nf4", "int8", "none"] = Field(
+        "nf4", description="left out, weights that were saved quantized are used unchanged"
+    )
     dtype: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="of weights that are not quantized")
-    lora: Lora | None = Field(Lora(), description="null = tune all weights (only with quantize: none)")
+    lora: Lora | None = Field(
+        Lora(), description="null = tune all weights (only with quantize: none); left out, an adapter keeps its own"
+    )
     gradient_checkpointing: bool = Field(False, json_schema_extra=NOT_IN_KEY)
     place: Literal["replicated", "sharded", "offloaded"] = Field(
         "replicated", description="where the tuned teacher is while it gives soft targets: whole in each process, its "
@@ -28,7 +32,9 @@ class Teacher(Section):
         json_schema_extra=NOT_IN_KEY,
     )  # fmt: skip
     optim: Optim | None = Field(None, description="needed unless fit is null")
-    fit: Fit | None = Field(description="null = the teacher is used as it is, head and all")
+    fit: Fit | None = Field(
+        description="null = the teacher is used unchanged, head and all; its classes are matched to task.labels by name"
+    )
     gate: Literal["stop", "warn"] = Field("stop", description="when the tuned teacher is no better than chance")
 
     @model_validator(mode="after")

@@ -74,7 +74,7 @@ def test_a_teacher_as_it_is_with_other_classes_is_refused(place, capsys, ids, me
     change(place / "finished", id2label=ids, label2id={name: int(number) for number, name in ids.items()})
     code, line = check(place, capsys, **finished(place, **AS_IS))
     assert code == 2
-    assert line.startswith(f"error: teacher.fit: null uses {place / 'finished'} as it is, but {message}")
+    assert line.startswith(f"error: teacher.fit: null uses {place / 'finished'} unchanged, but {message}")
 
 
 def test_a_teacher_as_it_is_whose_maps_contradict_each_other_is_refused(place, capsys):
@@ -94,15 +94,24 @@ def test_a_teacher_as_it_is_without_a_head_for_the_task_is_refused(place, capsys
     change(place / "finished", architectures=[architecture])
     code, line = check(place, capsys, **finished(place, **AS_IS))
     assert code == 2
-    assert f"as it is, but it is a {architecture}, without a head for text_classification; tune it" in line
+    assert f"unchanged, but it is a {architecture}, without a head for text_classification; tune it" in line
 
 
-def test_classes_without_names_are_taken_in_order_and_that_is_told(place, capsys):
+def test_classes_without_names_are_taken_in_order_and_a_line_says_so(place, capsys):
     change(place / "finished", id2label={"0": "LABEL_0", "1": "LABEL_1"}, label2id={"LABEL_0": 0, "LABEL_1": 1})
     code, out = check(place, capsys, **finished(place, **AS_IS))
     assert code == 0
     line = "its head numbers its classes without naming them; task.labels gives their order (0 = bad, 1 = good)"
     assert f"teacher.model: {line}" in out
+
+
+def test_a_head_for_another_kind_of_classes_is_a_caution(place, capsys):
+    line = "teacher.model: its head was trained for multi_label_classification, which this task is not"
+    change(place / "finished", problem_type="multi_label_classification")
+    assert line in check(place, capsys, **finished(place, **AS_IS))[1]
+    assert line not in check(place, capsys, **finished(place, **FIT, quantize="none"))[1]
+    change(place / "finished", problem_type="single_label_classification")
+    assert line not in check(place, capsys, **finished(place, **AS_IS))[1]
 
 
 @pytest.mark.parametrize("role", ["teacher", "student"])
@@ -182,13 +191,13 @@ def test_only_a_configuration_may_come_from_one(place, capsys):
 @pytest.mark.parametrize(
     ("settings", "given", "used", "words"),
     [
-        (NF4, {}, "nf4", "bitsandbytes nf4 in its files; they are used as they are"),
-        (NF4, {"quantize": "nf4"}, "nf4", "bitsandbytes nf4 in its files; they are used as they are"),
+        (NF4, {}, "nf4", "bitsandbytes nf4 in its files; they are used unchanged"),
+        (NF4, {"quantize": "nf4"}, "nf4", "bitsandbytes nf4 in its files; they are used unchanged"),
         (NF4, {"quantize": "none"}, "none", "bitsandbytes nf4 in its files; they are dequantized when they are loaded"),
-        (INT8, {}, "int8", "bitsandbytes int8 in its files; they are used as they are"),
-        (INT8, {"quantize": "int8"}, "int8", "bitsandbytes int8 in its files; they are used as they are"),
+        (INT8, {}, "int8", "bitsandbytes int8 in its files; they are used unchanged"),
+        (INT8, {"quantize": "int8"}, "int8", "bitsandbytes int8 in its files; they are used unchanged"),
         ({"quant_method": "fp8"}, {}, "none", "fp8 in its files; they are dequantized when they are loaded"),
-        ({"quant_method": "bitnet"}, {}, "none", "bitnet in its files; they are used as they are"),
+        ({"quant_method": "bitnet"}, {}, "none", "bitnet in its files; they are used unchanged"),
     ],
 )  # fmt: skip
 def test_weights_that_are_quantized_already_decide_how_the_teacher_is(place, capsys, settings, given, used, words):
@@ -204,8 +213,8 @@ def test_weights_that_are_quantized_already_decide_how_the_teacher_is(place, cap
 @pytest.mark.parametrize(
     ("settings", "given", "way"),
     [
-        (NF4, "int8", "write nf4 to use them as they are, or none to dequantize them"),
-        (INT8, "nf4", "write int8 to use them as they are, or none to dequantize them"),
+        (NF4, "int8", "write nf4 to use them unchanged, or none to dequantize them"),
+        (INT8, "nf4", "write int8 to use them unchanged, or none to dequantize them"),
         ({"quant_method": "fp8"}, "nf4", "leave it out"),
         ({"quant_method": "bitnet"}, "int8", "leave it out"),
     ],
@@ -283,9 +292,9 @@ def adapted(place, safetensors_bytes):
     [
         ({**FIT}, "tuned further"),
         ({**FIT, "lora": {"rank": 4}}, "tuned further"),
-        ({**FIT, "lora": {"rank": 8}, "quantize": "none"}, "merged into its base before that is tuned"),
-        ({**FIT, "lora": None, "quantize": "none"}, "merged into its base before that is tuned"),
-        ({"model": None, "task": None, "quantize": "nf4", "fit": None}, "used as it is"),
+        ({**FIT, "lora": {"rank": 8}, "quantize": "none"}, "merged into its base, which is then tuned"),
+        ({**FIT, "lora": None, "quantize": "none"}, "merged into its base, which is then tuned"),
+        ({"model": None, "task": None, "quantize": "nf4", "fit": None}, "used unchanged"),
     ],
 )
 def test_an_adapter_is_called_what_it_is(adapted, capsys, teacher, use):
@@ -363,7 +372,7 @@ def test_texts_in_another_script_are_refused(place, capsys, verb):
     )
 
 
-def test_a_few_unknown_words_are_told(place, capsys):
+def test_a_few_unknown_words_are_a_caution(place, capsys):
     write_texts(place, *["good film of the great actor and the script xyz"] * 20)
     code, out = check(place, capsys)
     assert code == 0
@@ -379,7 +388,7 @@ def add_tokens(folder: Path, *tokens: str, **special: str) -> None:
 
 
 @pytest.mark.parametrize("role", ["teacher", "student", "from_config"])
-def test_a_token_without_an_embedding_is_told_by_its_row(place, capsys, role):
+def test_a_token_without_an_embedding_is_located_by_its_row(place, capsys, role):
     add_tokens(place / "finished", "pizza")
     write_texts(place, *["good film"] * 10, "a pizza film", *["bad film"] * 10)
     model = str(place / "finished")
@@ -474,7 +483,7 @@ def test_a_student_from_its_configuration_may_have_more_positions(place, capsys)
     assert check(place, capsys, student={"from_config": {**own, "overrides": {"max_position_embeddings": 16}}})[0] == 0
 
 
-def test_rotary_positions_are_told_and_not_refused(place, capsys):
+def test_rotary_positions_are_a_caution_only(place, capsys):
     tiny_lm.model().save_pretrained(str(place / "words"))
     tiny_lm.tokenizer().save_pretrained(str(place / "words"))
     tiny_lm.write_jsonl(place / "rows.jsonl", tiny_lm.pairs(40))

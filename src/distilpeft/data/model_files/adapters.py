@@ -45,7 +45,7 @@ def continued_lora(teacher: Teacher, folder: Path) -> Lora | None:
 
 
 def is_continued(teacher: Teacher, source: Source) -> bool:
-    """Whether the teacher's adapter is tuned further as it is, instead of being merged into its base first."""
+    """Whether the teacher's adapter is tuned further, instead of being merged into its base first."""
     own = own_lora(source.adapter) if source.adapter is not None else None
     if own is None or teacher.adapter is None:
         return False

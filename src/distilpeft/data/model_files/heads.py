@@ -37,12 +37,14 @@ class Head:
         order: class of the recipe → row of the model's output layer.
         fault: of `other`: what does not fit.
         names: the model's classes, as far as its files name them.
+        fits: it has as many outputs as the recipe has classes, whatever they mean.
     """
 
     verdict: Verdict
     order: tuple[int, ...] = ()
     fault: str = ""
     names: tuple[str, ...] = ()
+    fits: bool = True
 
     @property
     def is_kept(self) -> bool:
@@ -56,8 +58,8 @@ class Head:
 
     @property
     def key(self) -> str:
-        """What artifact keys hold of it; empty where the weights are used as they are in the file."""
-        if self.verdict == "other":
+        """What artifact keys hold of it; empty where transformers alone would do the same."""
+        if self.verdict == "other" and self.fits:
             return "new"
         return ",".join(map(str, self.order)) if self.moved else ""
 
@@ -93,14 +95,13 @@ def architecture_of(config: Mapping[str, Any]) -> str:
 def compare(config: Mapping[str, Any], labels: Sequence[str]) -> Head:
     """Compare the classes that a configuration names with those of the recipe; see `Head`."""
     ids, fault = _names_by_id(config)
-    names = tuple(ids.get(index, "") for index in range(len(ids)))
+    names, wanted = tuple(ids.get(index, "") for index in range(len(ids))), len(labels) or 1
     if fault:
-        return Head("other", fault=fault, names=names)
-    wanted = len(labels) or 1
+        return Head("other", fault=fault, names=names, fits=len(ids) == wanted)
     if len(ids) != wanted:
         has = "1 output" if len(ids) == 1 else f"{len(ids)} classes"
         needs = f"task.labels has {wanted}" if labels else "a regression needs 1"
-        return Head("other", fault=f"its head has {has}{_listed(names)}, but {needs}", names=names)
+        return Head("other", fault=f"its head has {has}{_listed(names)}, but {needs}", names=names, fits=False)
     if not labels:
         return Head("same", (0,), names=names)
     return _by_name(names, labels)
@@ -176,9 +177,9 @@ def _adapter_rows(folder: Path, wanted: int) -> int | None:
 
 
 def _adapter_head(folder: Path, config: Mapping[str, Any], rows: int, labels: Sequence[str]) -> Head:
-    """A head that was tuned with an adapter: named by a config.json beside it, or by the base's if the names fit."""
-    beside = folder / "config.json"
-    if beside.is_file():
-        return compare(read_json(beside, "the adapter's classes are named in it"), labels)
+    """A head that was tuned with an adapter: named by a config.json there, or by the base's if the names fit."""
+    file = folder / "config.json"
+    if file.is_file():
+        return compare(read_json(file, "the adapter's classes are named in it"), labels)
     named = compare(config, labels)
     return named if named.verdict in ("same", "matched") else compare({"num_labels": rows}, labels)

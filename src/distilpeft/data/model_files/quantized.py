@@ -1,6 +1,6 @@
 """Checkpoints whose weights were quantized before they were saved: what they need, and the shapes behind their bytes.
 
-Three kinds. bitsandbytes' 4 and 8 bits are used as they are, or dequantized. The methods of `OPENED` are dequantized by
+Three kinds. bitsandbytes' 4 and 8 bits are used unchanged, or dequantized. The methods of `OPENED` are dequantized by
 transformers as it loads them, and are ordinary weights from then on. All others stay packed: such a model can be a
 teacher that is frozen or tuned with LoRA, but nothing can be merged into it or cut out of it. Torch-free.
 """
@@ -51,7 +51,7 @@ HELPERS = (
     "weight_scale", "weight_scale_inv", "weight_zero_point", "weight_g_idx", "weight_shape", "weight_global_scale",
     "input_scale", "input_global_scale", "output_scale", "input_scale_ub", "input_activation_scale",
 )  # fmt: skip
-"""What lies beside packed weights."""
+"""What accompanies packed weights: scales, zero points, shapes."""
 STATE = ".quant_state.bitsandbytes__"
 
 
@@ -174,7 +174,7 @@ def _unpacked(
 
 
 def _shape_in(state: StoredTensor) -> tuple[int, ...]:
-    """The shape that bitsandbytes writes, as JSON, beside packed weights."""
+    """The shape that bitsandbytes stores, as JSON, with packed weights."""
     try:
         return tuple(int(size) for size in json.loads(state.content())["shape"])
     except (ValueError, KeyError, TypeError):
@@ -188,7 +188,7 @@ def _integers(tensor: StoredTensor) -> tuple[int, ...]:
 
 
 def packed_bytes(source: Source) -> float | None:
-    """Bytes that a quantized weight takes in the files, with what lies beside it; None where nothing stays packed."""
+    """Bytes that a quantized weight takes in the files, scales included; None where nothing stays packed."""
     stored = stored_form(source)
     if stored is None or not stored.stays_packed:
         return None

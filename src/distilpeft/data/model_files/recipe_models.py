@@ -92,7 +92,7 @@ def token_faults(recipe: Recipe) -> Callable[[datasets.Dataset], Iterator[str | 
 
 
 def token_key(recipe: Recipe) -> dict[str, str]:
-    """What names the rows beside their sources, where rows with unknown tokens are skipped; mostly nothing."""
+    """What the key of the rows also depends on where rows with such tokens are skipped; mostly nothing."""
     missing = _without_embeddings(recipe) if recipe.data.on_bad_row == "skip" else []
     if not missing:
         return {}

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,24 @@ def embedding_rows(source: Source, overrides: Mapping[str, Any] | None = None) -
     return min(rows, default=None)
 
 
+@lru_cache(maxsize=4)
+def _core_of(file: Path, changed_ns: int) -> tuple[Any, int | None, int]:
+    """The tokenizer in a file, the id of what it does not know, and its size; large ones take half a second to read."""
+    del changed_ns  # so that a file that was written again is read again
+    from tokenizers import Tokenizer
+
+    try:
+        text = file.read_text(encoding="utf-8")
+        core, model = Tokenizer.from_str(text), json.loads(text)["model"]
+    except Exception as error:  # tokenizers raises nothing narrower
+        raise InputError(f"{file}: cannot be read: {' '.join(str(error).split())[:200]}") from None
+    core.no_truncation()
+    core.no_padding()
+    token = model.get("unk_token")
+    unknown = core.token_to_id(token) if isinstance(token, str) else model.get("unk_id")
+    return core, unknown, 1 + max(core.get_vocab(with_added_tokens=True).values(), default=-1)
+
+
 @dataclass(frozen=True)
 class Words:
     """A tokenizer that was read from its tokenizer.json.
@@ -85,11 +104,13 @@ class Words:
     Attributes:
         core: of the library tokenizers.
         unknown: the id of what it does not know; None if it knows everything.
+        size: the largest id and one.
         special: kind of special token (`pad_token`, `eos_token`) → its text.
     """
 
     core: Any
     unknown: int | None
+    size: int
     special: Mapping[str, str]
 
     @staticmethod
@@ -99,23 +120,7 @@ class Words:
         file = folder / "tokenizer.json" if folder is not None else None
         if folder is None or file is None or not file.is_file():
             return None
-        from tokenizers import Tokenizer
-
-        try:
-            text = file.read_text(encoding="utf-8")
-            core, model = Tokenizer.from_str(text), json.loads(text)["model"]
-        except Exception as error:  # tokenizers raises nothing narrower
-            raise InputError(f"{file}: cannot be read: {' '.join(str(error).split())[:200]}") from None
-        core.no_truncation()
-        core.no_padding()
-        token = model.get("unk_token")
-        unknown = core.token_to_id(token) if isinstance(token, str) else model.get("unk_id")
-        return Words(core, unknown, _special(_settings(folder)))
-
-    @property
-    def size(self) -> int:
-        """The largest id and one."""
-        return max(self.core.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+        return Words(*_core_of(file, file.stat().st_mtime_ns), _special(_settings(folder)))
 
 
 def _special(settings: Mapping[str, Any]) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Quantizing a base as it is loaded, loading one that was saved quantized, and getting ordinary weights back."""
+"""Quantize a base while loading it, load one that was saved quantized, and get ordinary weights back."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class Packing:
 
         Args:
             config: the model's own.
-            heads: modules that stay in floating point; those that an adapter brings whole do so too.
+            heads: modules that stay in floating point; so do those that an adapter replaces.
             device: where quantized weights are made.
         """
         if not self.packs:

@@ -101,7 +101,7 @@ def test_a_base_on_the_hub_keeps_its_own_revision(adapter):
         ("other", r"the base of the PEFT adapter adapter is an adapter too: other; merge it first"),
     ],
 )
-def test_a_base_that_is_not_there_is_told_as_that(adapter, named, message):
+def test_a_base_that_is_not_there_is_named(adapter, named, message):
     shutil.copytree(adapter(), "other")
     adapter(base_model_name_or_path=named)
     with pytest.raises(InputError, match=message):
@@ -189,9 +189,9 @@ def test_settings_that_no_recipe_has_cannot_be_continued(adapter, other):
 def test_an_adapter_is_continued_by_its_own_settings(adapter, given, continued):
     folder = adapter()
     settings = {**FIT, **given}
-    told = Teacher(
+    asked = Teacher(
         model="adapter", **{key: value for key, value in settings.items() if value is not None or key != "optim"}
     )
-    lora = continued_lora(told, folder)
-    changed = told if lora is None else told.model_copy(update={"lora": lora})
+    lora = continued_lora(asked, folder)
+    changed = asked if lora is None else asked.model_copy(update={"lora": lora})
     assert is_continued(changed, resolved()) == continued

@@ -74,7 +74,7 @@ def test_a_head_of_other_classes_is_none_for_these(config, labels, fault):
     head = compare(config, labels)
     assert (head.verdict, head.fault) == ("other", fault)
     assert not head.is_kept
-    assert head.key == "new"
+    assert not head.moved
 
 
 @pytest.mark.parametrize(
@@ -96,11 +96,15 @@ def test_a_single_number_fits_a_regression_whatever_it_is_called():
     assert compare(named("similarity"), []).verdict == "same"
 
 
-def test_only_what_moves_rows_or_drops_them_is_in_a_key():
+def test_only_what_transformers_would_not_do_by_itself_is_in_a_key():
+    """It makes a new layer where the number of classes differs, and keeps the rows as they are where it does not."""
     assert compare(named("a", "b"), ["a", "b"]).key == ""
     assert compare(named("A", "B"), ["a", "b"]).key == ""
     assert compare({}, ["a", "b"]).key == ""
     assert compare(named("a", "b"), ["b", "a"]).key == "1,0"
+    assert compare(named("ham", "spam"), ["a", "b"]).key == "new"
+    assert compare(named("a", "b", label2id={"a": 1, "b": 0}), ["a", "b"]).key == "new"
+    assert compare(named("a", "b", "c"), ["a", "b"]).key == ""
 
 
 @pytest.mark.parametrize(

@@ -149,7 +149,7 @@ def test_a_tokenizer_that_fits_its_embeddings_misses_none(folder):
     assert unembedded(source(folder), source(folder)) is None
 
 
-def test_a_text_with_an_added_token_is_told_with_both_sizes(folder):
+def test_a_text_with_an_added_token_is_refused_with_both_sizes(folder):
     widen(folder, "pizza", "pasta")
     missing = unembedded(source(folder), source(folder))
     size = len(tiny.WORDS)

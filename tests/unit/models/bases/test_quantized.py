@@ -9,7 +9,7 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import save_file
-from support import tiny, tiny_lm
+from support import commands, tiny, tiny_lm
 from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING
 from transformers.quantizers.base import HfQuantizer
 
@@ -58,7 +58,7 @@ def answers(model: transformers.PreTrainedModel) -> torch.Tensor:
         return model.eval()(input_ids=torch.arange(5, 21).unsqueeze(0)).logits.float()
 
 
-@pytest.mark.parametrize("form", ["as it is", "dequantized"])
+@pytest.mark.parametrize("form", ["unchanged", "dequantized"])
 @pytest.mark.parametrize("kind", SETTINGS)
 def test_saved_weights_are_tuned_merged_and_saved_as_plain_ones(tmp_path, kind, form):
     """transformers itself has no way back from dequantized weights to files (its #44983)."""
@@ -67,7 +67,7 @@ def test_saved_weights_are_tuned_merged_and_saved_as_plain_ones(tmp_path, kind, 
     model, heads = load(packed, CLASSES, quantize)
     plain, _ = load(tmp_path / "plain", CLASSES, "none")
     assert (answers(model) - answers(plain)).abs().max() < 0.5 * answers(plain).abs().max()
-    assert getattr(model, "is_quantized", False) == (form == "as it is")
+    assert getattr(model, "is_quantized", False) == (form == "unchanged")
     assert weights.num_parameters(model) == weights.num_parameters(plain)
     tuned = lora.add_lora(model, LORA, CLASSES, heads, "teacher.lora")
     for name, parameter in weights.trainable(tuned).items():
@@ -183,17 +183,43 @@ class Packed(HfQuantizer):
 
 def test_a_method_that_stays_packed_is_loaded_by_its_library_and_never_opened(tmp_path, monkeypatch):
     monkeypatch.setitem(AUTO_QUANTIZER_MAPPING, "bitnet", Packed)
-    model = tiny.classifier()
-    model.save_pretrained(str(tmp_path))
-    config = json.loads((tmp_path / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps({**config, "quantization_config": {"quant_method": "bitnet"}}))
+    save_bitnet(tmp_path)
     loaded, heads = load(tmp_path, CLASSES, "none")
     assert loaded.is_quantized
-    assert torch.equal(answers(loaded), answers(model))
+    assert torch.equal(answers(loaded), answers(tiny.classifier()))
     tuned = lora.add_lora(loaded, LORA, CLASSES, heads, "teacher.lora")
     assert any("lora_A" in name for name in weights.trainable(tuned))
     with pytest.raises(InputError, match=r"teacher\.quantize: nf4, but .* were quantized with bitnet .*; write none"):
         load(tmp_path, CLASSES, "nf4")
+
+
+def save_bitnet(folder: Path) -> None:
+    """A classifier that says of itself that it is quantized by a method without a library of its own."""
+    tiny.classifier().save_pretrained(str(folder))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "quantization_config": {"quant_method": "bitnet"}}))
+
+
+def test_a_method_without_gradients_is_refused_before_anything_is_tuned(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(Packed, "trainable", False)
+    monkeypatch.setitem(AUTO_QUANTIZER_MAPPING, "bitnet", Packed)
+    save_bitnet(tmp_path / "packed")
+    tiny.tokenizer().save_pretrained(str(tmp_path / "packed"))
+    changes = {"teacher__model": str(tmp_path / "packed"), "teacher__quantize": None}
+    recipe = commands.workspace(tmp_path, 40, **changes, student={"model": str(tmp_path / "base")})
+    assert commands.run(recipe, "--until", "teacher") == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line == (
+        f"error: teacher.fit: the weights of {tmp_path / 'packed'} are quantized with bitnet, on which nothing can be "
+        "tuned; use the teacher unchanged (fit: null)"
+    )
+
+
+def test_a_student_from_the_configuration_of_a_quantized_model_is_plain(tmp_path):
+    save_bitnet(tmp_path)
+    model = loading.from_config(Source(str(tmp_path), tmp_path), CLASSES, {}, 0)
+    model.save_pretrained(str(tmp_path / "student"))
+    assert "quantization_config" not in json.loads((tmp_path / "student" / "config.json").read_text())
 
 
 def test_a_library_that_cannot_load_here_is_one_line(tmp_path, monkeypatch):
@@ -202,8 +228,6 @@ def test_a_library_that_cannot_load_here_is_one_line(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Packed, "validate_environment", no_gpu)
     monkeypatch.setitem(AUTO_QUANTIZER_MAPPING, "bitnet", Packed)
-    tiny.classifier().save_pretrained(str(tmp_path))
-    config = json.loads((tmp_path / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps({**config, "quantization_config": {"quant_method": "bitnet"}}))
+    save_bitnet(tmp_path)
     with pytest.raises(InputError, match=r"cannot load the model: GPU is required to run quantize model"):
         load(tmp_path, CLASSES, "none")
