@@ -17,9 +17,11 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from rich.console import Console
 from support.rows import checked
 
 from distilpeft.errors import InputError
+from distilpeft.planning import check
 from distilpeft.planning.check import class_counts
 from distilpeft.recipe.task import TextClassification, TokenClassification
 from distilpeft.recipe.yaml_file import load_recipe
@@ -204,3 +206,20 @@ def test_the_class_counts_of_check_are_those_of_another_reader(tmp_path, alphabe
     recipe = load_recipe(tmp_path / "recipe.yaml")
     counts = class_counts(recipe, read_task_rows(recipe).splits)
     assert {name: sum(numbers) for name, numbers in counts.items()} == {name: expected[name] for name in alphabet}
+
+
+def test_check_prints_the_rows_of_each_class_with_an_example(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rows = [{"text": f"film {i}, a [bold] one", "label": ["bad", "good"][i % 2]} for i in range(40)]
+    write(tmp_path / "rows.csv", rows)
+    (tmp_path / "recipe.yaml").write_text(RECIPE.format(labels='["good", "bad", "never"]', source="rows.csv"))
+    recipe = load_recipe(tmp_path / "recipe.yaml")
+    splits, out = read_task_rows(recipe).splits, io.StringIO()
+    check._show_classes(recipe, splits, Console(file=out, width=100))
+    lines = {line.split()[0]: line for line in out.getvalue().splitlines() if line.strip()}
+    counts = class_counts(recipe, splits)
+    assert [int(cell) for cell in lines["good"].split()[1:4]] == counts["good"]
+    assert sum(counts["good"]) == sum(counts["bad"]) == 20
+    first = next(row["text"] for row in splits["train"] if row[LABEL] == 0)
+    assert first in lines["good"]
+    assert "no training row has 'never'" in lines["warning:"]
