@@ -288,11 +288,7 @@ def predict(
     texts: Annotated[list[str] | None, typer.Argument(help="texts; without any, lines of --input")] = None,
     source: Annotated[
         str | None,
-        typer.Option(
-            "--input",
-            metavar="FILE",
-            help="csv, tsv, json, jsonl, parquet or lines of text, also compressed; - (the default) is stdin",
-        ),
+        typer.Option("--input", metavar="FILE", help="any data file, or lines of text; -: stdin, the default"),
     ] = None,
     text: Annotated[str | None, typer.Option(help="column with the text; default: the recipe's")] = None,
     pair: Annotated[str | None, typer.Option(help="column with the second text; default: the recipe's")] = None,
@@ -310,16 +306,9 @@ def predict(
     try:
         given = None if texts else sys.stdin if source in (None, "-") else Path(str(source))
         for line in predict.run(
-            bundle,
-            texts or [],
-            given,
-            out,
-            batch_size=batch_size,
-            max_new_tokens=max_new_tokens,
-            text_column=text,
-            pair_column=pair,
-            say=lambda words: print(words, file=sys.stderr),
-        ):
+            bundle, texts or [], given, out, batch_size=batch_size, max_new_tokens=max_new_tokens, text_column=text,
+            pair_column=pair, say=lambda words: print(words, file=sys.stderr),
+        ):  # fmt: skip
             print(line, flush=True)
     except UnicodeDecodeError as error:
         raise InputError(f"stdin: not UTF-8 text (byte {error.start})") from None

@@ -38,7 +38,7 @@ import datasets
 
 from distilpeft.recipe.task import YesNo
 from distilpeft.tasks import text_rows
-from distilpeft.tasks.labels import LABEL, Fault
+from distilpeft.data.labels import LABEL, Fault
 from distilpeft.tasks.single_label import SingleLabelTask
 from distilpeft.tasks.task import Batch, Columns, InputReader, Label, Text
 

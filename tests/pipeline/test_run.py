@@ -87,7 +87,7 @@ def test_scores_are_what_a_plain_count_over_the_exported_model_gives(finished):
     """Trap 25: the figures of the report against transformers alone, row by row."""
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-    from distilpeft.tasks.labels import LABEL
+    from distilpeft.data.labels import LABEL
     from distilpeft.tasks.rows import read_task_rows
 
     rows = read_task_rows(load_recipe(finished)).splits["test"]

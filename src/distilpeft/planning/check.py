@@ -18,6 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from distilpeft import __version__
+from distilpeft.data.labels import LABEL
 from distilpeft.data.reading import SPLITS, data_sources
 from distilpeft.machine.host import gpu_memories, memory_bytes
 from distilpeft.machine.host import num_processes as processes_of
@@ -39,7 +40,6 @@ from distilpeft.recipe import Recipe
 from distilpeft.recipe.task import CausalLM, QuestionAnswering
 from distilpeft.recipe.training import Fit
 from distilpeft.tasks import text_rows
-from distilpeft.tasks.labels import LABEL
 from distilpeft.tasks.rows import read_task_rows, task_of
 from distilpeft.tasks.task import Task
 

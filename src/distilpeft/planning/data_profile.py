@@ -14,12 +14,12 @@ import datasets
 import numpy as np
 import typer
 
+from distilpeft.data.labels import is_missing, is_one_hot, number, whole_number
 from distilpeft.data.reading import load_parts
 from distilpeft.errors import InputError
 from distilpeft.planning.text_profile import TOKENS_PER_WORD, estimate, language_of, text_of
 from distilpeft.recipe.data import Data, Split
 from distilpeft.recipe.task import KINDS
-from distilpeft.tasks.labels import is_missing, is_one_hot, number, whole_number
 
 LOOKED_AT = 2000
 """Rows that text lengths and classes are found in."""

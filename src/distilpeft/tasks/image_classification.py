@@ -16,10 +16,10 @@ import datasets
 import numpy as np
 
 from distilpeft.data import pictures
+from distilpeft.data.labels import LABEL
 from distilpeft.errors import InputError
 from distilpeft.recipe.task import ImageClassification
 from distilpeft.tasks import text_rows
-from distilpeft.tasks.labels import LABEL
 from distilpeft.tasks.single_label import SingleLabelTask
 from distilpeft.tasks.task import Batch, Columns, Text
 

@@ -17,10 +17,10 @@ import datasets
 import numpy as np
 from numpy.typing import NDArray
 
+from distilpeft.data.labels import LABEL, ClassReader, Fault, class_reader, flat, is_one_hot, shown
 from distilpeft.metrics.score import Score
 from distilpeft.recipe.task import MultiLabelClassification
 from distilpeft.tasks import text_rows
-from distilpeft.tasks.labels import LABEL, ClassReader, Fault, class_reader, flat, is_one_hot, shown
 from distilpeft.tasks.task import Batch, Columns, Doubles, Label, Rows, Task, Text, Values, dense
 from distilpeft.tasks.text_rows import logits as measured
 

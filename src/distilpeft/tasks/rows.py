@@ -18,6 +18,7 @@ import datasets
 import numpy as np
 from numpy.typing import NDArray
 
+from distilpeft.data.labels import LABEL, Fault
 from distilpeft.data.model_files.recipe_models import teacher_of, token_faults
 from distilpeft.data.reading import Places, duplicates, read_splits, skipped_lines
 from distilpeft.data.reading import origin as data_origin
@@ -29,7 +30,6 @@ from distilpeft.recipe import Recipe
 from distilpeft.tasks import text_rows
 from distilpeft.tasks.embedding import EmbeddingTask
 from distilpeft.tasks.image_classification import ImageClassificationTask
-from distilpeft.tasks.labels import LABEL, Fault
 from distilpeft.tasks.language.causal_lm import CausalLMTask
 from distilpeft.tasks.language.seq2seq import Seq2SeqTask
 from distilpeft.tasks.multi_label_classification import MultiLabelTask

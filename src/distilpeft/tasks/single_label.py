@@ -13,10 +13,10 @@ import datasets
 import numpy as np
 from numpy.typing import NDArray
 
+from distilpeft.data.labels import LABEL, Fault, class_reader
 from distilpeft.metrics.score import Score
 from distilpeft.recipe.task import ImageClassification, TextClassification
 from distilpeft.tasks import text_rows
-from distilpeft.tasks.labels import LABEL, Fault, class_reader
 from distilpeft.tasks.task import Batch, Doubles, Label, Rows, Task, Values, dense
 from distilpeft.tasks.text_rows import logits
 

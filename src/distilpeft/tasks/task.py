@@ -18,8 +18,8 @@ import datasets
 import numpy as np
 from numpy.typing import NDArray
 
+from distilpeft.data.labels import Fault
 from distilpeft.metrics.score import Score
-from distilpeft.tasks.labels import Fault
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

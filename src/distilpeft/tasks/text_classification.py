@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 
 import datasets
 
+from distilpeft.data.labels import LABEL
 from distilpeft.recipe.task import TextClassification
 from distilpeft.tasks import text_rows
-from distilpeft.tasks.labels import LABEL
 from distilpeft.tasks.single_label import SingleLabelTask
 from distilpeft.tasks.task import Batch, Columns, Text
 

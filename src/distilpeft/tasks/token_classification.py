@@ -17,11 +17,11 @@ import datasets
 import numpy as np
 from numpy.typing import NDArray
 
+from distilpeft.data.labels import LABEL, Fault, class_reader, flat, shown
 from distilpeft.metrics.score import Score
 from distilpeft.metrics.word_spans import entities, first_tokens
 from distilpeft.recipe.task import TokenClassification
 from distilpeft.tasks import text_rows
-from distilpeft.tasks.labels import LABEL, Fault, class_reader, flat, shown
 from distilpeft.tasks.task import Batch, Columns, Doubles, Label, Rows, Task, Values, dense
 
 if TYPE_CHECKING:

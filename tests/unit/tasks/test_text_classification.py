@@ -7,11 +7,11 @@ import pytest
 from support import tiny
 from support.rows import checked
 
+from distilpeft.data.labels import LABEL
 from distilpeft.data.reading import duplicates, read_splits
 from distilpeft.errors import InputError
 from distilpeft.recipe.data import Data
 from distilpeft.recipe.task import TextClassification
-from distilpeft.tasks.labels import LABEL
 from distilpeft.tasks.rows import usable
 from distilpeft.tasks.text_classification import TextClassificationTask
 from distilpeft.tasks.text_rows import texts

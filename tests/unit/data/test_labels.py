@@ -20,12 +20,12 @@ from hypothesis import strategies as st
 from rich.console import Console
 from support.rows import checked
 
+from distilpeft.data.labels import LABEL, Fault, class_reader
 from distilpeft.errors import InputError
 from distilpeft.planning import check
 from distilpeft.planning.check import class_counts
 from distilpeft.recipe.task import TextClassification, TokenClassification
 from distilpeft.recipe.yaml_file import load_recipe
-from distilpeft.tasks.labels import LABEL, Fault, class_reader
 from distilpeft.tasks.rows import read_task_rows
 from distilpeft.tasks.text_classification import TextClassificationTask
 from distilpeft.tasks.token_classification import TokenClassificationTask
