@@ -12,7 +12,7 @@ quickstart: $(READY)
 	$(VENV)/bin/distilpeft run recipes/quickstart.yaml
 
 test: $(READY)
-	$(VENV)/bin/python -m pytest -n auto --dist worksteal
+	$(VENV)/bin/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 test-all: test slow
 
