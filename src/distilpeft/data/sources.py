@@ -158,7 +158,8 @@ def adapter_settings(folder: Path) -> JsonObject:
 
 def saved_modules(folder: Path) -> list[str]:
     """Names of modules that a PEFT adapter replaces completely, such as a head."""
-    return list(adapter_settings(folder).get("modules_to_save") or ())
+    found = adapter_settings(folder).get("modules_to_save")
+    return [str(name) for name in found] if isinstance(found, list) else []
 
 
 def has_vocabulary(folder: Path) -> bool:

@@ -7,6 +7,7 @@ import numpy as np
 from distilpeft.data.model_files.positions import reach_of
 from distilpeft.data.model_files.recipe_models import Reading, readings, texts_of
 from distilpeft.data.model_files.tokens import (
+    SAMPLED_LETTERS,
     SAMPLED_TEXTS,
     Words,
     embedding_rows,
@@ -66,7 +67,7 @@ def _unknown(data: TaskData, reading: Reading, reader: RowReader) -> str | None:
     if Words.of(reading.tokenizer) is not None or not tokenizer.is_fast:
         return None
     rows = data.first_rows("train", SAMPLED_TEXTS)
-    texts = [text for row in texts_of(data.recipe, rows) for text in row]
+    texts = [text[:SAMPLED_LETTERS] for row in texts_of(data.recipe, rows) for text in row]
     read = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
     found = zip(texts, read["input_ids"], read["offset_mapping"], strict=True)
     return refuse_unreadable(share_of(found, tokenizer.unk_token_id), reading.tokenizer, reading.key, len(rows))
@@ -78,6 +79,10 @@ def _check_ids(data: TaskData, reading: Reading, reader: RowReader) -> None:
     size = 1 + max(tokenizer.get_vocab().values(), default=0)
     if rows is None or size <= rows:
         return
+    pad = tokenizer.pad_token_id
+    if pad is not None and pad >= rows:
+        what = without_row(reading.model.title, tokenizer.pad_token, pad, size, rows)
+        raise InputError(f"{reading.key}: its pad_token is {what}; or give it another pad_token")
     for split in ("train", "validation", "test"):
         encoded = data.tokens(split, reader).dataset
         for column in ("input_ids", "target_ids"):

@@ -210,8 +210,8 @@ def _check_special_tokens(recipe: Recipe, reading: Reading) -> None:
     rows, words = embedding_rows(reading.model, reading.overrides), Words.of(reading.tokenizer)
     if rows is None or words is None:
         return
-    names = ("pad_token", "eos_token") if recipe.kind.is_language_model else ("pad_token",)
-    for name in names:
+    pad = "pad_token" if "pad_token" in words.special else "eos_token"  # as `load_tokenizer` does
+    for name in (pad, "eos_token") if recipe.kind.is_language_model else (pad,):
         token = words.core.token_to_id(words.special.get(name, ""))
         if token is not None and token >= rows:
             what = without_row(reading.model.title, words.special[name], token, words.size, rows)
@@ -295,7 +295,7 @@ def _head_line(recipe: Recipe, key: str, source: Source) -> str | None:
     if head.verdict == "matched":
         how = "its classes are in another order" if head.moved else "it spells its classes differently"
         return f"{key}: {how} ({names}); they are matched to task.labels by name"
-    if head.verdict == "numbered" and labels and labels != head.names:
+    if head.verdict == "numbered" and labels:
         pairs = ", ".join(f"{index} = {label}" for index, label in enumerate(labels[:6]))
         more = ", ..." if len(labels) > 6 else ""
         return f"{key}: its head numbers its classes without naming them; task.labels gives their order ({pairs}{more})"

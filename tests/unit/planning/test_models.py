@@ -445,6 +445,16 @@ def test_a_padding_token_without_an_embedding_is_refused(place, capsys):
     )
 
 
+def test_the_end_token_of_a_language_model_needs_an_embedding(tmp_path, capsys):
+    recipe = commands.language_workspace(tmp_path, mode="online")
+    tiny_lm.tokenizer().save_pretrained(str(tmp_path / "base"))
+    words = transformers.AutoTokenizer.from_pretrained(str(tmp_path / "base"))
+    words.add_special_tokens({"eos_token": "<|done|>"})
+    words.save_pretrained(str(tmp_path / "base"))
+    assert commands.run(recipe, verb="check") == 2
+    assert "teacher.model: its eos_token is the token '<|done|>' (id 261), for which" in capsys.readouterr().err
+
+
 # Positions
 
 
@@ -520,3 +530,36 @@ def test_every_package_is_looked_for_without_importing_it(place, capsys, monkeyp
     packed(place / "finished", quant_method="gptq", bits=4)
     assert check(place, capsys, **finished(place, **FIT), student={"model": str(place / "base")})[0] == 0
     assert {"optimum", "gptqmodel"} <= set(looked)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"id2label": [1, 2], "label2id": "x"},
+        {"id2label": {"0": None, "1": 3}, "label2id": {"a": None}},
+        {"id2label": None, "num_labels": "many"},
+        {"architectures": "BertForSequenceClassification", "problem_type": []},
+        {"architectures": [None], "vocab_size": "large", "max_position_embeddings": "far"},
+        {"quantization_config": 3, "text_config": [], "pad_token_id": [0]},
+        {"quantization_config": {"quant_method": None, "bits": "4"}},
+    ],
+    ids=range(7),
+)
+def test_odd_values_in_a_configuration_are_never_a_crash(place, capsys, values):
+    change(place / "finished", **values)
+    for changes in (finished(place, **AS_IS), {"student": {"model": str(place / "finished")}}):
+        assert check(place, capsys, **changes)[0] in (0, 2)
+
+
+@pytest.mark.parametrize(
+    "values", [{"modules_to_save": 3}, {"target_modules": None}, {"r": "four"}, {"peft_type": None}]
+)
+def test_odd_values_of_an_adapter_are_never_a_crash(adapted, capsys, values):
+    change(adapted / "adapter", "adapter_config.json", **values)
+    assert check(adapted, capsys, teacher={"model": str(adapted / "adapter"), **FIT})[0] in (0, 2)
+
+
+@pytest.mark.parametrize("values", [{"model_max_length": float("inf")}, {"pad_token": 3}, {"tokenizer_class": []}])
+def test_odd_values_of_a_tokenizer_are_never_a_crash(place, capsys, values):
+    change(place / "base", "tokenizer_config.json", **values)
+    assert check(place, capsys)[0] in (0, 2)

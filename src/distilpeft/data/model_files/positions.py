@@ -51,7 +51,8 @@ def reach_of(config: Mapping[str, Any], side: Side = "encoder") -> Reach | None:
     if rows is None:
         return None
     kind = config.get("model_type")
-    reserved = (config.get("pad_token_id") or 0) + 1 if kind in OFFSET else 0
+    pad = config.get("pad_token_id")
+    reserved = (pad if isinstance(pad, int) else 0) + 1 if kind in OFFSET else 0
     return Reach(rows - reserved, kind in TABLES and not _is_relative(config))
 
 

@@ -159,14 +159,14 @@ def _unpacked(
 ) -> tuple[str, tuple[int, ...]]:
     """The name and shape of the weights behind a tensor."""
     shape, (module, _, part) = tensor.shape, name.rpartition(".")
-    share = 32 // (stored.bits or 4)
-    if part == "qweight" and len(shape) == 2:
-        packed = (shape[0], shape[1] * share) if stored.method == "awq" else (shape[0] * share, shape[1])
-        return f"{module}.weight", packed[::-1]
-    if part == "weight_packed":
+    bits = stored.bits or 4
+    if part == "qweight" and len(shape) == 2:  # stored as [in, out]
+        rows, columns = (size * 32 // bits if at == (stored.method == "awq") else size for at, size in enumerate(shape))
+        return f"{module}.weight", (columns, rows)
+    if part == "weight_packed" and len(shape) == 2:
         size = tensors.get(f"{module}.weight_shape")
-        known = _integers(size) if size is not None else (shape[0], shape[-1] * (2 if tensor.dtype == "U8" else share))
-        return f"{module}.weight", known
+        guess = (shape[0], shape[1] * (8 if tensor.dtype == "U8" else 32) // bits)
+        return f"{module}.weight", guess if size is None else _integers(size)
     if name.endswith("_blocks"):  # mxfp4: [experts, rows, groups, bytes]
         return name.removesuffix("_blocks"), (*shape[:-2], math.prod(shape[-2:]) * 2)
     state = tensors.get(f"{name}{STATE}nf4", tensors.get(f"{name}{STATE}fp4"))

@@ -7,6 +7,7 @@ the embeddings; both are seen here before any weight is loaded. Torch-free: only
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -19,6 +20,8 @@ from distilpeft.machine.files import read_json
 
 SAMPLED_TEXTS = 200
 """Training rows whose texts show whether a tokenizer knows their words."""
+SAMPLED_LETTERS = 10_000
+"""Of each of these texts."""
 UNREADABLE, NOTED = 0.5, 0.01
 """Shares of texts that a tokenizer does not know: above the first it is refused, above the second a line says so."""
 BYTES_ALONE = ("ByT5Tokenizer", "CanineTokenizer", "PerceiverTokenizer", "BltTokenizer")
@@ -53,7 +56,7 @@ def longest_text(source: Source) -> int | None:
     """The length at which a model's tokenizer cuts texts, if its files name one."""
     folder = model_folder(source.reader)
     found = _settings(folder).get("model_max_length") if folder is not None and folder.is_dir() else None
-    return int(found) if isinstance(found, int | float) else None
+    return int(found) if isinstance(found, int | float) and math.isfinite(found) else None
 
 
 def embedding_rows(source: Source, overrides: Mapping[str, Any] | None = None) -> int | None:
@@ -120,10 +123,14 @@ class Words:
         file = folder / "tokenizer.json" if folder is not None else None
         if folder is None or file is None or not file.is_file():
             return None
-        return Words(*_core_of(file, file.stat().st_mtime_ns), _special(_settings(folder)))
+        return Words(*_core_of(file, file.stat().st_mtime_ns), _special(folder))
 
 
-def _special(settings: Mapping[str, Any]) -> dict[str, str]:
+def _special(folder: Path) -> dict[str, str]:
+    """Special tokens as text; in older layouts they are in a file of their own."""
+    older = folder / "special_tokens_map.json"
+    damage = "the tokenizer's special tokens are damaged"
+    settings = {**(read_json(older, damage) if older.is_file() else {}), **_settings(folder)}
     found = {}
     for name in ("pad_token", "eos_token"):
         entry = settings.get(name)
@@ -135,7 +142,8 @@ def _special(settings: Mapping[str, Any]) -> dict[str, str]:
 
 def unknown_share(texts: Iterable[str], words: Words) -> tuple[float, float, str]:
     """How much of some texts a tokenizer does not know; see `share_of`."""
-    read = ((text, words.core.encode(text, add_special_tokens=False)) for text in texts)
+    cut = (text[:SAMPLED_LETTERS] for text in texts)
+    read = ((text, words.core.encode(text, add_special_tokens=False)) for text in cut)
     return share_of(((text, one.ids, one.offsets) for text, one in read), words.unknown)
 
 

@@ -40,7 +40,8 @@ def run(context: Context, out: Artifact) -> Figures:
 
     Raises:
         GateError: it is not finite, or does not beat both the majority class and the untuned base on the
-            validation rows; the message holds the figures.
+            validation rows (a base that beats the majority class need not be beaten, only equalled); the message
+            holds the figures.
     """
     recipe, reader = context.recipe, context.pair.teacher_reader
     rows = context.data.tokens("train", reader)  # a row that cannot be used shows here, early
