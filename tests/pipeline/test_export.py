@@ -164,7 +164,7 @@ def test_predict_refuses_what_it_cannot_answer_in_one_line(finished, tmp_path):
         ((bundle, "text", "--input", "x"), "", "--input: give texts or a file"),
         ((bundle, "--input", "no.txt"), "", "no.txt: no such file"),
         ((str(tmp_path), "text"), "", "no exported model here"),
-        ((bundle,), "fine\n{}\n", "<stdin>:2: wants a text"),
+        ((bundle,), "fine\n{}\n", "<stdin>:2: no text under 'text'"),
     ):
         done = verb("predict", *arguments, stdin=stdin)
         assert done.returncode == 2, message

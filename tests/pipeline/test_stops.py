@@ -208,9 +208,10 @@ def test_a_folder_that_cannot_be_written_is_one_line(tmp_path, capfd, monkeypatc
         (0.8, 0.7, 0.6, 1.0, False),
         (0.8, 0.7, 0.8, 1.0, True),
         (0.8, 0.8, 0.6, 1.0, True),
+        (1.0, 1.0, 0.6, 1.0, False),
         (0.8, 0.7, 0.6, 0.0, True),
     ],
-    ids=["better", "as the majority", "as the untuned base", "not finite"],
+    ids=["better", "as the majority", "as the untuned base", "as a base without a fault", "not finite"],
 )
 def test_the_gate_asks_for_more_than_the_majority_and_more_than_the_untuned_base(
     tmp_path, tuned, untuned, majority, finite, stops

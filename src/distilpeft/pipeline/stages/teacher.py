@@ -40,8 +40,7 @@ def run(context: Context, out: Artifact) -> Figures:
 
     Raises:
         GateError: it is not finite, or does not beat both the majority class and the untuned base on the
-            validation rows (a base that beats the majority class need not be beaten, only equalled); the message
-            holds the figures.
+            validation rows (one without a fault need not be beaten, only equalled); the message holds the figures.
     """
     recipe, reader = context.recipe, context.pair.teacher_reader
     rows = context.data.tokens("train", reader)  # a row that cannot be used shows here, early
@@ -116,9 +115,9 @@ def _gate(runtime: Runtime, recipe: Recipe, figures: Figures) -> None:
     sign = -1 if name in LOWER_IS_BETTER else 1
     tuned, untuned, majority = figures["tuned"], figures.get("untuned", {}), figures["majority"]
     lead, start = (sign * (tuned[name] - other.get(name, -sign * math.inf)) for other in (majority, untuned))
-    # A model that begins with a head of its own may have nothing left to gain.
-    finished = sign * (untuned.get(name, -sign * math.inf) - majority.get(name, sign * math.inf)) > 0
-    if tuned["finite"] and lead > 0 and (start > 0 or (finished and start == 0)):
+    # A model that begins with a finished head may have nothing left to gain.
+    perfect = tuned[name] == (0.0 if sign < 0 else 1.0)
+    if tuned["finite"] and lead > 0 and (start > 0 or (perfect and start == 0)):
         return
     found = f"{tuned[name]:.4f}" if tuned["finite"] else "not finite"
     guesses = {"language": 'the answer "as often as in training"', "values": "the training rows' mean"}
