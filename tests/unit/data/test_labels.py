@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -193,8 +192,8 @@ def write(path: Path, rows: list[dict[str, str]]) -> Counter[str]:
     picks=st.lists(st.integers(0, 11), min_size=12, max_size=40),
     ending=st.sampled_from([".csv", ".tsv", ".jsonl", ".json", ".parquet"]),
 )
-def test_the_class_counts_of_check_are_those_of_another_reader(tmp_path, alphabet, picks, ending):
-    os.chdir(tmp_path)
+def test_the_class_counts_of_check_are_those_of_another_reader(tmp_path, monkeypatch, alphabet, picks, ending):
+    monkeypatch.chdir(tmp_path)
     labels = [alphabet[pick % len(alphabet)] for pick in picks]
     labels[:2] = alphabet[:2]
     rows = [{"text": f"text {number}", "label": label} for number, label in enumerate(labels * 3)]
