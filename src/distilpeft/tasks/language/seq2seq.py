@@ -31,7 +31,7 @@ from distilpeft.tasks.task import Batch, Columns, Doubles, Rows, Sample, Text, V
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
-    from transformers import GenerationConfig, PreTrainedModel
+    from transformers import BatchEncoding, GenerationConfig, PreTrainedModel
 
     from distilpeft.tasks.task import InputReader
 
@@ -78,19 +78,21 @@ class Seq2SeqTask(LanguageTask):
         full = tokenizer(sources, verbose=False)["input_ids"]
         cut = tokenizer(sources, truncation=True, max_length=limit)["input_ids"]
         whole = tokenizer(text_target=references, verbose=False)["input_ids"]
-        read = tokenizer(text_target=references, truncation=True, max_length=most, return_offsets_mapping=True)
+        read = tokenizer(
+            text_target=references, truncation=True, max_length=most, return_offsets_mapping=tokenizer.is_fast
+        )
         wanted = read["input_ids"]
-        ends = [max((end for _, end in offsets), default=0) for offsets in read["offset_mapping"]]
+        learnt = [
+            _learnt_part(text, row, read, tokenizer) if len(whole[row]) > most else text
+            for row, text in enumerate(references)
+        ]
         return {
             "input_ids": cut,
             "target_ids": wanted,
             "reference": references,
             "num_tokens": [len(one) + len(two) for one, two in zip(cut, wanted, strict=True)],
             "num_targets": [len(ids) for ids in wanted],
-            "num_bytes": [
-                len((text if len(ids) <= most else text[:end]).encode("utf-8", "replace"))
-                for text, ids, end in zip(references, whole, ends, strict=True)
-            ],
+            "num_bytes": [len(text.encode("utf-8", "replace")) for text in learnt],
             "truncated": [len(one) > limit or len(two) > most for one, two in zip(full, whole, strict=True)],
         }
 
@@ -235,6 +237,17 @@ class Seq2SeqTask(LanguageTask):
             source = tokenizer.decode(given["input_ids"][0], skip_special_tokens=True)
             found.append({"prompt": source, "completion": text})
         return found
+
+
+def _learnt_part(text: str, row: int, read: BatchEncoding, tokenizer: InputReader) -> str:
+    """The part of a cut target that its tokens stand for; special tokens, such as the end token, stand for none.
+
+    Of a tokenizer without offsets (Marian's, ByT5's: written in Python) it is what the tokens decode to.
+    """
+    if not tokenizer.is_fast:
+        found: str = tokenizer.decode(read["input_ids"][row], skip_special_tokens=True)
+        return found
+    return text[: max((end for _, end in read["offset_mapping"][row]), default=0)]
 
 
 @contextlib.contextmanager

@@ -113,6 +113,52 @@ def test_rows_hold_source_and_target_and_both_are_cut():
     assert list(Seq2SeqTask(task).texts(datasets.Dataset.from_dict({"a": ["x"], "b": ["y"]}))) == ["the x"]
 
 
+class Slow:
+    """The tiny tokenizer without offsets, as those that are written in Python."""
+
+    is_fast, model_max_length = False, 64
+
+    def __call__(self, *texts, **options):
+        asked = options.pop("return_offsets_mapping", False)
+        assert not asked, "it gives none, or an error"
+        return tiny.tokenizer()(*texts, **options)
+
+    def decode(self, ids, **options):
+        return tiny.tokenizer().decode(ids, **options)
+
+
+@pytest.mark.parametrize("tokenizer", [tiny.tokenizer(), Slow()], ids=["fast", "slow"])
+def test_bytes_are_those_of_the_target_tokens_that_count(tokenizer):
+    """By hand: the text of [CLS] the film [SEP] has 8 bytes; é has two, and an unknown word is text as well."""
+    targets = ["the film and music", "the film", "story of the superb actor", "café the film and more"]
+    task = Seq2SeqTask(TASK.model_copy(update={"max_target_tokens": 4}))
+    found = task.encode({"a": ["good"] * 4, "b": targets}, tokenizer, 16)
+    assert [len(ids) for ids in found["target_ids"]] == [4] * 4
+    # without offsets only what the tokens decode to is known: not the unknown word
+    assert found["num_bytes"] == [8, 8, 8, 9 if tokenizer.is_fast else 3]
+    assert found["truncated"] == [True, False, True, True]
+
+
+def test_a_tokenizer_of_transformers_that_is_written_in_python_reads_targets():
+    """Marian's are, and ByT5's, whose tokens are bytes: 5 of them and the end token."""
+    task = Seq2SeqTask(TASK.model_copy(update={"max_target_tokens": 6}))
+    found = task.encode({"a": ["x", "y"], "b": ["hello world", "hi"]}, transformers.ByT5Tokenizer(), 16)
+    assert found["num_targets"] == [6, 3]
+    assert found["num_bytes"] == [5, 2]
+
+
+def test_bits_per_byte_of_a_cut_target_are_those_of_its_beginning(model):
+    """The rest of the text is in no target, so the figure is that of rows which end there."""
+    short = TASK.model_copy(update={"max_target_tokens": 5})
+    cut = rows_of([("good film", "a great story and the music")], task=short)
+    alone = rows_of([("good film", "a great story")], task=short)
+    assert cut.dataset["target_ids"][0] == alone.dataset["target_ids"][0]
+    task = Seq2SeqTask(TASK)
+    found = [task.metrics(task.measure(model, batch_of(one)).detach().numpy(), one) for one in (cut, alone)]
+    assert found[0] == found[1]
+    assert found[0]["bits_per_byte"] == pytest.approx(found[0]["nats_per_token"] * 5 / np.log(2) / 13, rel=1e-5)
+
+
 def test_another_target_is_another_row_for_soft_targets():
     one, two = rows_of([("good film", "music")]), rows_of([("good film", "actor")])
     assert row_hashes(one.dataset)[0] != row_hashes(two.dataset)[0]
