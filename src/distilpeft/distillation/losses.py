@@ -26,7 +26,7 @@ from torch import Tensor
 from distilpeft.recipe.distil import Distil, Divergence
 
 MASKED = -1e8
-"""Logits / T below this are masked ids (-inf, or the huge negative numbers that stand for it): probability 0."""
+"""What the logit of a masked id becomes, at every temperature: probability 0, and a logarithm that is finite."""
 IGNORED = -100
 """Label of a row that does not count, as in PyTorch."""
 ValueAndGrad = tuple[Tensor, Tensor]
@@ -77,7 +77,8 @@ def distil_sum(student_logits_NV: Tensor, labels_N: Tensor, teacher_logits_NV: T
     """The loss summed over the rows that count, with its gradient for the student's logits.
 
     Args:
-        student_logits_NV: any floating dtype; bf16 and fp16 are computed in float32.
+        student_logits_NV: any floating dtype; bf16 and fp16 are computed in float32. Masked ids are -inf or the lowest
+            number of the dtype.
         labels_N: ids, each below V; a row with the label -100 does not count.
         teacher_logits_NV: may be wider or narrower than the student's: the divergence is then over the ids that both
             have, renormalised on both sides. None only where alpha is 0.
@@ -180,9 +181,13 @@ def log_softmax(logits_NV: Tensor, temperature: float) -> Tensor:
 
 
 def scaled(logits_NV: Tensor, temperature: float) -> Tensor:
-    """Logits / T in at least float32, masked ones made finite; a new tensor."""
+    """Logits / T in at least float32, masked ones `MASKED`; a new tensor."""
+    # Between the logits that stand for a mask and all others: float16 has no lower number than -65504.
+    limit = -65488.0 if logits_NV.dtype == torch.float16 else MASKED / 2
     wide_NV = logits_NV if logits_NV.dtype == torch.float64 else logits_NV.float()
-    return (wide_NV / temperature).clamp_(min=MASKED) if temperature != 1 else wide_NV.clamp(min=MASKED)
+    if temperature != 1:
+        return torch.threshold_(wide_NV / temperature, limit / temperature, MASKED)
+    return torch.threshold(wide_NV, limit, MASKED)
 
 
 def _widened(grad_NV: Tensor, width: int) -> Tensor:

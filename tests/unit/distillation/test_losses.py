@@ -332,6 +332,37 @@ def test_smoothing_is_spread_over_columns_that_are_not_masked(mask, alpha):
 
 
 @every
+@pytest.mark.parametrize("mask", [float("-inf"), -1e8])
+@pytest.mark.parametrize("temperature", [0.5, 2.0, 4.0])
+def test_more_masked_columns_change_nothing_at_any_temperature(divergence, temperature, mask):
+    """-1e8 / 4 was no mask any more: logit MSE was a mean over padding."""
+    student, teacher, _ = (tensor.detach() for tensor in logits())
+    labels, loss = torch.arange(6), Loss(0.4, temperature, divergence, 0.2)
+    value, grad = value_and_grad(student, labels, teacher, loss)
+    wide = [F.pad(tensor, (0, 5), value=mask) for tensor in (student, teacher)]
+    wide_value, wide_grad = value_and_grad(wide[0], labels, wide[1], loss)
+    assert wide_value.item() == pytest.approx(value.item(), rel=1e-12)
+    torch.testing.assert_close(wide_grad[:, :9], grad, rtol=1e-10, atol=1e-13)
+    assert not wide_grad[:, 9:].any()
+
+
+@every
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_the_lowest_number_of_every_dtype_is_a_mask(divergence, dtype):
+    """float16 has none below -65504, which in float32 would be a logit like any other."""
+    student, teacher, _ = (tensor.detach().to(dtype) for tensor in logits())
+    labels, loss = torch.arange(6), Loss(0.4, 4.0, divergence, 0.1)
+    lowest, absent = (
+        [F.pad(tensor, (0, 3), value=value) for tensor in (student, teacher)]
+        for value in (torch.finfo(dtype).min, float("-inf"))
+    )
+    (one, one_grad), (two, two_grad) = (value_and_grad(a, labels, b, loss) for a, b in (lowest, absent))
+    assert one == two
+    assert torch.equal(one_grad, two_grad)
+    assert not one_grad[:, 9:].any()
+
+
+@every
 def test_rows_are_added_not_averaged(divergence):
     student, teacher, labels = (tensor.detach() for tensor in logits())
     loss = Loss(0.5, 2.0, divergence)
