@@ -112,6 +112,50 @@ def test_two_processes_write_the_same_store_and_train_the_same_student(online, t
     assert other["bias"] <= 1e-6, "fewer classes cannot see more"
 
 
+@pytest.fixture(scope="module")
+def narrow(tmp_path_factory) -> Path:
+    """A teacher with 50 rows of embeddings more than its student, to which its random head gives probability."""
+    folder = tmp_path_factory.mktemp("narrow")
+    for name, more in (("base", 50), ("small", 0)):
+        tiny_lm.model(vocab_size=len(tiny_lm.tokenizer()) + more).save_pretrained(str(folder / name))
+        tiny_lm.tokenizer().save_pretrained(str(folder / name))
+    tiny_lm.write_jsonl(folder / "rows.jsonl", tiny_lm.pairs(60))
+    short = {"epochs": 1, "max_steps": 2, "batch_size": 16, "precision": "fp32"}
+    changes = {"teacher__fit": short, "distil__fit": short, "student": {"model": str(folder / "small")}}
+    recipe = workspace(folder, **changes)
+    assert commands.run(recipe, "--until", "distil") == 0
+    return recipe
+
+
+def test_kept_ids_of_a_teacher_with_more_ids_than_the_student_train_what_a_running_teacher_trains(narrow):
+    """Trap 36: the student's own 261 ids of 311 are what the targets are over, and their tail is within these."""
+    own = len(tiny_lm.tokenizer())
+    assert commands.run(narrow, *CACHED, *EVERY_ID, "--until", "audit") == 0
+    expect_same(student_of(narrow, *CACHED, *EVERY_ID), student_of(narrow))
+    made = plan_of(narrow, *CACHED, *EVERY_ID).artifacts
+    layout = made["targets"].figures()["layout"]
+    assert layout["vocabulary"] == layout["count"] == own
+    in_use, *_, sampled = made["audit"].figures()["forms"]
+    assert abs(in_use["bias"]) < 1e-5
+    assert in_use["cosine_of_sum"] == pytest.approx(1, abs=1e-5)
+    assert abs(sampled["bias"]) < 6 * sampled["standard_error"] + 1e-2
+
+
+def test_a_store_over_other_ids_than_the_pair_shares_is_refused_before_anything_starts(narrow, capsys):
+    form = (*CACHED, "--set", "targets.format=sampled")
+    assert commands.run(narrow, *form, "--until", "targets") == 0
+    store = plan_of(narrow, *form).artifacts["targets"].path
+    source = (*CACHED, "--set", f"targets.source={store}")
+    own, base = len(tiny_lm.tokenizer()), narrow.parent / "base"
+    fewer = f"{{from_config: {{model: {base}, overrides: {{vocab_size: {own - 9}}}}}}}"
+    for student, shared in ((fewer, own - 9), (f"{{model: {base}}}", own + 50)):
+        capsys.readouterr()
+        assert commands.run(narrow, *source, "--set", f"student={student}", verb="check") == 2
+        said = " ".join(capsys.readouterr().err.split())
+        assert f"targets.source: {store}: its soft targets are over {own} token ids" in said
+        assert f"but teacher and student share {shared}" in said
+
+
 def kill_after(shards: int) -> str:
     return f"""{SMALL_SHARDS}
 import os, signal

@@ -13,7 +13,7 @@ import yaml
 from support import commands, tiny_lm
 
 from distilpeft import cli
-from distilpeft.distillation.store import SoftTargets
+from distilpeft.distillation.store import TEACHER_VOCABULARY, SoftTargets
 from distilpeft.machine.runtime import Runtime
 from distilpeft.models.pair import Pair
 from distilpeft.models.teacher import load_teacher
@@ -223,6 +223,47 @@ def test_missing_rows_other_temperatures_and_folders_that_are_there_are_refused(
     assert "2 of " in said
     assert "served log-probabilities are at temperature 1" in said
     assert "is there already" in said
+
+
+def answered(recipe: Path, other: int) -> list[dict]:
+    """Made-up answers: the token itself is likely, and this id the only other one."""
+    plan = make_plan(load_recipe(recipe), recipe.parent / "runs")
+    data = TaskData(plan.recipe, plan.data_digest, plan.folder / "cache")
+    rows = data.tokens("train", Pair(plan.recipe).teacher_reader)
+    return [
+        {"row": row, "token_ids": ids, "logprobs": [None, *({str(one): -0.1, str(other): -3.0} for one in ids[1:])]}
+        for row, ids in enumerate(rows.dataset["input_ids"][:])
+    ]
+
+
+def test_served_targets_are_for_students_with_all_of_the_teachers_tokens(tmp_path, capsys):
+    """Trap 36: a student may lack rows of embeddings behind the last token (Qwen2.5), but no token."""
+    own = len(tiny_lm.tokenizer())
+    tiny_lm.model(vocab_size=own + 9).save_pretrained(str(tmp_path / "base"))
+    tiny_lm.tokenizer().save_pretrained(str(tmp_path / "base"))
+    tiny_lm.write_jsonl(tmp_path / "rows.jsonl", tiny_lm.pairs(30))
+    student = {"from_config": {"model": str(tmp_path / "base"), "overrides": {"vocab_size": own + 3}}}
+    recipe = tmp_path / "tiny.yaml"
+    short = {"epochs": 1, "max_steps": 1, "batch_size": 16, "precision": "fp32"}
+    changes = {"distil__temperature": 1, "student": student, "targets": {"format": "top_k", "k": 2}}
+    changes |= {"teacher__fit": short, "distil__fit": short, "teacher__gate": "warn"}
+    recipe.write_text(yaml.safe_dump(tiny_lm.recipe_tree(tmp_path, **changes)))
+    source = tiny_lm.write_jsonl(tmp_path / "answers.jsonl", answered(recipe, own + 2))
+    common = ("targets", "import", recipe, source, "--runs", tmp_path / "runs", "--out")
+    assert distilpeft(*common, tmp_path / "s") == 0
+    store = SoftTargets(tmp_path / "s")
+    assert (store.layout.vocabulary, store.store[TEACHER_VOCABULARY]) == (own + 3, own + 9)
+    use = ("--set", f"targets={{source: {tmp_path / 's'}}}")
+    assert commands.run(recipe, *use, "--until", "distil") == 0
+    capsys.readouterr()
+    tiny_lm.write_jsonl(source, answered(recipe, own + 3))
+    assert distilpeft(*common, tmp_path / "t") == 2
+    assert f"id {own + 3}: the vocabulary has ids 0 to {own + 2}" in " ".join(capsys.readouterr().err.split())
+    fewer = f"student={{from_config: {{model: {tmp_path / 'base'}, overrides: {{vocab_size: {own - 1}}}}}}}"
+    assert distilpeft(*common, tmp_path / "t", "--set", fewer) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"student: has {own - 1} token ids, the served teacher {own}; answers do not say" in said
+    assert not (tmp_path / "t").exists()
 
 
 def test_inspect_shows_what_a_store_holds_and_names_an_altered_file(made, capsys):

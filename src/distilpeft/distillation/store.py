@@ -41,6 +41,8 @@ from distilpeft.machine.files import (
 
 FORMAT = 1
 STORE, ROWS, POSITIONS, BEGUN = "store.json", "rows.npy", "positions.npy", "begun.json"
+TEACHER_VOCABULARY = "teacher_vocabulary"
+"""Key of a store that is over fewer ids than the teacher has, since its student has no more: the teacher's number."""
 SHARD_TOKENS, NUM_SHARDS = 16_384, 1_000
 """A shard holds about so many tokens, what an interruption may cost; more where there would be too many shards."""
 SHARD_BYTES = 256 << 20
@@ -329,6 +331,20 @@ class SoftTargets:
         fault = _rows_fault(self._array(ROWS), hashes_R)
         if fault is not None:
             raise InputError(f"{self._folder}: these soft targets belong to other rows: {fault}")
+
+
+def ids_fault(store: JsonObject, num_ids: int) -> str | None:
+    """Why a store cannot serve a student of so many token ids; None if it can.
+
+    Kept ids are over those that teacher and student share: what probability these have together is not known from ids
+    that were kept of more, and of fewer the others are missing. All logits can be cut to any student's.
+    """
+    layout = store["layout"]
+    own = layout["vocabulary"]
+    shared = min(num_ids, store.get(TEACHER_VOCABULARY, own))
+    if own == shared or (layout["kind"] == "full" and own > shared):
+        return None
+    return f"its soft targets are over {own} token ids, but teacher and student share {shared}"
 
 
 def _rows_fault(ours: Hashes, theirs: Hashes) -> str | None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from distilpeft.data.pictures import Reader
-from distilpeft.distillation.store import SoftTargets, row_hashes
+from distilpeft.distillation.store import SoftTargets, ids_fault, row_hashes
+from distilpeft.errors import InputError
 from distilpeft.machine.artifact import Artifact
 from distilpeft.machine.files import digest_json
 from distilpeft.models.pair import Pair
@@ -38,9 +39,14 @@ def open_targets(pair: Pair, data: TaskData, folder: Path, teacher: Artifact | N
         teacher: whose targets they must be; None for a store that was made elsewhere (`targets.source`).
 
     Raises:
-        InputError: they belong to another teacher, or to other tokens; both sides are named.
+        InputError: they belong to another teacher, to other tokens, or to a student of other ids; both sides are named.
     """
     store = SoftTargets(folder)
+    student_ids = pair.student_vocabulary if pair.recipe.kind.is_language_model else None
+    fault = ids_fault(store.store, student_ids) if student_ids is not None else None
+    if fault is not None:
+        way = "import or make them again for this student" if teacher is None else "delete this folder, and run again"
+        raise InputError(f"{folder}: {fault}; {way}")
     if teacher is not None:
         expected = binding(pair, teacher)
     else:

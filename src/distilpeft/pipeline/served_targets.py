@@ -2,7 +2,8 @@
 
 A JSONL file holds a server's answer per training row. Nothing is trusted: the tokens must be those of the recipe's row,
 every token to be predicted needs an entry, ids must be of the vocabulary, probabilities may not exceed 1. What is not
-among an entry's ids is one class, the tail. Served log-probabilities are at temperature 1, and usable there only.
+among an entry's ids is one class, the tail. Served log-probabilities are at temperature 1, and usable there only;
+and only by students that have all of the teacher's tokens.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from rich.progress import track
 
 from distilpeft.data.sources import model_config
 from distilpeft.distillation.codec import RANGE, Kept, Layout, quantized
-from distilpeft.distillation.store import Contents, Writer, row_hashes, shard_edges
+from distilpeft.distillation.store import TEACHER_VOCABULARY, Contents, Writer, row_hashes, shard_edges
 from distilpeft.errors import InputError
 from distilpeft.machine.files import publish_folder
 from distilpeft.planning.plan import Plan
@@ -59,8 +60,10 @@ def run(plan: Plan, source: Path, out: Path, teacher: str, console: Console) -> 
     data = TaskData(recipe, plan.data_digest, plan.folder / "cache")
     rows = data.tokens("train", pair.teacher_reader)
     positions_R = data.task.num_positions(rows)
-    width = max(int((model_config(pair.teacher) or {}).get("vocab_size", 0)), max(tokenizer.get_vocab().values()) + 1)
-    layout = Layout("top_k", width, recipe.targets.value_bits or 12, (1.0,), recipe.targets.k, ragged=True)
+    tokens = max(tokenizer.get_vocab().values()) + 1
+    width = max(int((model_config(pair.teacher) or {}).get("vocab_size", 0)), tokens)
+    shared = _shared(pair.student_vocabulary or width, width, tokens)
+    layout = Layout("top_k", shared, recipe.targets.value_bits or 12, (1.0,), recipe.targets.k, ragged=True)
     reader = _Reader(source, rows, tokenizer, layout)
     blocks: dict[int, tuple[bytes, dict[str, float]]] = {}
     for number, line in track(_lines(source), "reading", total=len(positions_R), console=console, transient=True):
@@ -76,9 +79,28 @@ def run(plan: Plan, source: Path, out: Path, teacher: str, console: Console) -> 
     bound = {"teacher": teacher, **text_binding(tokenizer)}
     edges = shard_edges(rows.lengths_N, positions_R * layout.bytes_per_position(layout.count))
     contents = Contents(layout, bound, row_hashes(rows.dataset), positions_R, edges)
-    known = {"model": recipe.teacher.model, "revision": recipe.teacher.revision}
-    _write(contents, blocks, out, {"tokenizer": known})
+    notes: dict[str, Any] = {"tokenizer": {"model": recipe.teacher.model, "revision": recipe.teacher.revision}}
+    if shared < width:
+        notes[TEACHER_VOCABULARY] = width
+    _write(contents, blocks, out, notes)
     console.print(f"{len(positions_R)} rows in {out}; use them with --set targets.source={out}", soft_wrap=True)
+
+
+def _shared(student_ids: int, teacher_ids: int, tokens: int) -> int:
+    """How many ids the answers are over: those that the student has too.
+
+    Ids behind the last token only fill up the teacher's embeddings. No text has them, so a trained teacher gives them
+    no probability, and a student may lack them.
+
+    Raises:
+        InputError: the student lacks tokens, of whose probability an answer does not speak.
+    """
+    if student_ids < tokens:
+        raise InputError(
+            f"student: has {student_ids} token ids, the served teacher {tokens}; answers do not say how likely those "
+            "are that the student lacks: take a student with all of the teacher's tokens"
+        )
+    return min(student_ids, teacher_ids)
 
 
 def _check(plan: Plan, source: Path, out: Path) -> None:

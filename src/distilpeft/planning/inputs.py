@@ -14,13 +14,14 @@ from distilpeft.data.sources import (
     Source,
     check_model,
     digest,
+    is_gguf,
     known_model,
     model_config,
     model_folder,
     num_layers,
 )
 from distilpeft.data.vocabulary import Vocabulary, check_same
-from distilpeft.distillation.store import STORE, read_store
+from distilpeft.distillation.store import STORE, ids_fault, read_store
 from distilpeft.errors import InputError
 from distilpeft.machine.files import digest_file, digest_json
 from distilpeft.planning.models import own_head
@@ -80,13 +81,20 @@ def narrower_vocabulary(recipe: Recipe) -> int | None:
     student = recipe.student
     if student.from_teacher is not None or not recipe.kind.is_language_model:
         return None
-    theirs, ours = _num_ids(teacher_of(recipe)), _num_ids(student_of(recipe))
-    changed = student.from_config.overrides.get("vocab_size") if student.from_config is not None else None
-    ours = changed if isinstance(changed, int) else ours
+    theirs, ours = _num_ids(teacher_of(recipe)), _student_ids(recipe)
     return ours if theirs is not None and ours is not None and ours < theirs else None
 
 
+def _student_ids(recipe: Recipe) -> int | None:
+    """The ids of the student's output, as far as its files say."""
+    made = recipe.student.from_config
+    changed = made.overrides.get("vocab_size") if made is not None else None
+    return changed if isinstance(changed, int) else _num_ids(student_of(recipe))
+
+
 def _num_ids(source: Source) -> int | None:
+    if is_gguf(source):
+        return None  # its configuration is there only once a run has converted it
     if source.path is None:
         published = known_model(source)
         config = published[0] if published else None
@@ -130,12 +138,16 @@ def source_of_targets(recipe: Recipe, source: str) -> str:
     folder, key = Path(source).expanduser(), "targets.source"
     if not (folder / STORE).is_file():
         raise InputError(f"{key}: {source}: no soft targets here (no {STORE}); distilpeft targets import makes some")
-    layout = read_store(folder)["layout"]
+    store = read_store(folder)
+    layout = store["layout"]
     fault = format_fault(layout["kind"], recipe.distil)
     temperature = recipe.distil.temperature
     if layout["kind"] != "full" and temperature not in layout["temperatures"]:
         listed = ", ".join(f"{one:g}" for one in layout["temperatures"])
         fault = f"its targets are for temperature {listed}, but distil.temperature is {temperature:g}"
+    student_ids = _student_ids(recipe) if recipe.kind.is_language_model else None
+    if fault is None and student_ids is not None:
+        fault = ids_fault(store, student_ids)
     if fault is not None:
         raise InputError(f"{key}: {source}: {fault}")
     return digest_file(folder / STORE)

@@ -19,9 +19,12 @@ from distilpeft.distillation.store import (
     POSITIONS,
     ROWS,
     STORE,
+    TEACHER_VOCABULARY,
     Contents,
     SoftTargets,
     Writer,
+    ids_fault,
+    read_store,
     row_hashes,
     shard_edges,
 )
@@ -200,6 +203,23 @@ def test_an_unfinished_store_is_refused(tmp_path):
     fill(tmp_path, LAYOUTS["top_k"])
     with pytest.raises(InputError, match="not finished"):
         SoftTargets(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "teacher", "student", "shared"),
+    [
+        ("top_k", None, V, None), ("top_k", None, V + 5, None), ("sampled", None, V - 1, V - 1),
+        ("top_k", V + 10, V, None), ("top_k", V + 10, V + 1, V + 1), ("sampled", V + 10, V + 20, V + 10),
+        ("top_k", V + 10, V - 3, V - 3), ("full", None, V - 9, None), ("full16", None, V + 9, None),
+        ("full", V + 10, V + 1, V + 1),
+    ],
+)  # fmt: skip
+def test_a_store_serves_the_students_that_share_its_ids_with_the_teacher(tmp_path, name, teacher, student, shared):
+    """Trap 36. All logits can be cut to any student's ids, but not widened."""
+    fill(tmp_path, LAYOUTS[name]).finish({} if teacher is None else {TEACHER_VOCABULARY: teacher})
+    fault = ids_fault(read_store(tmp_path), student)
+    expected = f"its soft targets are over 40 token ids, but teacher and student share {shared}"
+    assert fault == (None if shared is None else expected)
 
 
 @pytest.mark.parametrize("name", list(BOUND))

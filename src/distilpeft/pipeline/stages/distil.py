@@ -17,7 +17,6 @@ from distilpeft.distillation.losses import Loss
 from distilpeft.distillation.projections import drop_projections
 from distilpeft.distillation.sparse import Sparse
 from distilpeft.distillation.store import SoftTargets
-from distilpeft.errors import InputError
 from distilpeft.machine.artifact import Artifact, Figures
 from distilpeft.machine.runtime import Runtime
 from distilpeft.models import weights
@@ -158,9 +157,7 @@ def _supervision(context: Context, teacher: Artifact | None, targets: Path | Non
     kept = None
     if targets is not None:
         owner = teacher if recipe.targets.source is None else None
-        store = open_targets(context.pair, context.data, targets, owner)
-        _check_ids(store, context.pair.student_vocabulary, targets)
-        kept = _kept(context.runtime, recipe, store)
+        kept = _kept(context.runtime, recipe, open_targets(context.pair, context.data, targets, owner))
         if recipe.kind.has_labels:
             return Supervision(kept)
     precision = recipe.targets.precision
@@ -185,20 +182,6 @@ def _inner(recipe: Recipe, student: PreTrainedModel, teacher: PreTrainedModel) -
     if recipe.distil.features is None:
         return None
     return FeatureLoss(recipe.distil.features, student, teacher, by_token=recipe.kind.unit != "rows")
-
-
-def _check_ids(store: SoftTargets, student_vocabulary: int | None, folder: Path) -> None:
-    """Refuse sparse targets over ids that the student lacks: what probability the others have is not known.
-
-    Raises:
-        InputError: says what to do.
-    """
-    width = store.layout.vocabulary
-    if store.layout.kind != "full" and student_vocabulary is not None and student_vocabulary < width:
-        raise InputError(
-            f"targets: {folder} keeps some of {width} ids, and the student has {student_vocabulary}; delete the folder "
-            "to keep them again over the ids that both have, or use targets.format: full"
-        )
 
 
 def _kept(runtime: Runtime, recipe: Recipe, store: SoftTargets) -> Soft:

@@ -19,7 +19,7 @@ from distilpeft.distillation.codec import Kept, Layout
 from distilpeft.distillation.fused import Running, even_chunks, rows_per_chunk
 from distilpeft.distillation.losses import MASKED
 from distilpeft.distillation.sparse import describe, keep
-from distilpeft.distillation.store import Contents, Writer, row_hashes, shard_edges
+from distilpeft.distillation.store import TEACHER_VOCABULARY, Contents, Writer, row_hashes, shard_edges
 from distilpeft.errors import GateError
 from distilpeft.machine.artifact import Artifact, Figures
 from distilpeft.machine.runtime import Bar, Runtime
@@ -46,9 +46,9 @@ def run(context: Context, teacher: Artifact, out: Artifact) -> Figures:
     loaded = load_teacher(runtime, context.pair, teacher.path, recipe.targets.precision, placed=True)
     rows = context.data.tokens("train", loaded.reader)
     positions_R = task.num_positions(rows)
-    vocabulary = task.vocabulary(loaded.model, recipe.data.max_tokens)
+    teacher_ids = vocabulary = task.vocabulary(loaded.model, recipe.data.max_tokens)
     if recipe.kind.is_language_model:
-        vocabulary = min(vocabulary, context.pair.student_vocabulary or vocabulary)
+        vocabulary = min(teacher_ids, context.pair.student_vocabulary or teacher_ids)
     layout, why = choose(recipe, vocabulary, int(positions_R.sum()))
     runtime.say(f"  targets: {why}")
     edges = shard_edges(rows.lengths_N, positions_R * layout.bytes_per_position(layout.count))
@@ -60,8 +60,10 @@ def run(context: Context, teacher: Artifact, out: Artifact) -> Figures:
         _fill(runtime, writer, maker, bar)
     figures: Figures = {"num_rows": len(positions_R), "truncated_rows": rows.num_truncated, "why": why}
     if runtime.is_main:
-        tokenizer = {"model": recipe.teacher.model, "revision": recipe.teacher.revision}
-        figures["measured"] = writer.finish({"tokenizer": tokenizer})
+        notes: dict[str, Any] = {"tokenizer": {"model": recipe.teacher.model, "revision": recipe.teacher.revision}}
+        if vocabulary < teacher_ids:
+            notes[TEACHER_VOCABULARY] = teacher_ids
+        figures["measured"] = writer.finish(notes)
         figures["layout"] = contents.identity["layout"]
     return figures
 
