@@ -4,18 +4,26 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable
-from statistics import median
 
-WINDOW, RECENT, FACTOR = 50, 5, 2.0
-"""Single batches are noise, above all where the loss is small: only a level of several steps says something."""
+import numpy as np
+
+RECENT, WINDOW, FEWEST = 20, 50, 20
+"""How many last losses are compared with how many before them: at most, and at least. Single batches are noise."""
+FACTOR, BACK = 2.0, 1.2
+"""Medians: a jump is above `FACTOR` times the usual one, and over when it and the newest loss are at `BACK` times."""
+ABOVE = 0.8
+"""Share of all pairs in which the later loss is the higher one. By chance it is so in one of 10,000 such windows."""
+HUGE = 100.0
+"""Times the highest loss of the run so far."""
 MOST_SAID = 3
 
 
 class Spikes:
-    """Warns when the loss leaves its level.
+    """Warns once when the loss leaves its level.
 
-    That is where the median of the last `RECENT` steps is above everything in the `WINDOW` steps before them, and at
-    least `FACTOR` times their median. It warns once, until the loss is back.
+    That is where the median of the last `RECENT` steps is `FACTOR` times the median of up to `WINDOW` before them, and
+    most of the last are above most of those before, however widely these spread; or at once, where a loss is beyond
+    anything that the run has seen.
 
     Args:
         label: of the training, for the message.
@@ -23,15 +31,15 @@ class Spikes:
         earlier: losses before a resumption; None for a step that was skipped.
 
     Attributes:
-        steps: the first steps of such levels, from 1.
+        steps: at which a jump was noticed, from 1.
     """
 
     def __init__(self, label: str, say: Callable[[str], None], earlier: Iterable[float | None] = ()) -> None:
         self.steps: list[int] = []
         self._label, self._say = label, say
-        self._before: deque[float] = deque(maxlen=WINDOW)
-        self._recent: deque[tuple[int, float]] = deque(maxlen=RECENT)
-        self._is_up = False
+        self._losses: deque[float] = deque(maxlen=RECENT + WINDOW)
+        self._highest = 0.0
+        self._back: float | None = None  # while the loss is up: where it no longer is
         for step, loss in enumerate(earlier, 1):
             self.see(step, loss, again=True)
 
@@ -39,19 +47,30 @@ class Spikes:
         """Look at the loss of a step; nothing is said of one that was seen `again`."""
         if loss is None:
             return
-        if len(self._recent) == RECENT and not self._is_up:  # what is up is no level to compare with
-            self._before.append(self._recent[0][1])
-        self._recent.append((step, loss))
-        if len(self._before) < WINDOW:
+        self._losses.append(loss)
+        jump = self._jump(loss)
+        self._highest = max(self._highest, loss)
+        if jump is None:
             return
-        level, usual = median(value for _, value in self._recent), median(self._before)
-        is_up = level > max(self._before) and level >= FACTOR * usual
-        if is_up and not self._is_up:
-            first = next(at for at, value in self._recent if value > max(self._before))
-            self.steps.append(first)
-            if len(self.steps) <= MOST_SAID and not again:
-                self._say(
-                    f"  {self._label}: step {first}: the loss jumped to {level:.4g}, from {usual:.4g} in the {WINDOW} "
-                    "steps before, and stayed there; try a lower lr or a longer warmup"
-                )
-        self._is_up = is_up or (self._is_up and level >= FACTOR * usual)
+        self.steps.append(step)
+        if len(self.steps) <= MOST_SAID and not again:
+            self._say(f"  {self._label}: step {step}: the loss {jump}; try a lower lr or a longer warmup")
+
+    def _jump(self, loss: float) -> str | None:
+        """What is to be said of the newest loss."""
+        losses = np.array(self._losses)
+        before, last = losses[:-RECENT], losses[-RECENT:]
+        now = float(np.median(last))
+        if self._back is not None:
+            self._back = None if max(now, loss) <= self._back else self._back
+            return None
+        if len(losses) > FEWEST and 0 < HUGE * self._highest < loss:
+            self._back = BACK * self._highest
+            return f"is {loss:.4g}, more than {HUGE:g} times any loss before"
+        if len(before) < FEWEST:
+            return None
+        usual = float(np.median(before))
+        if now <= FACTOR * usual or (last[:, None] > before).mean() < ABOVE:
+            return None
+        self._back = BACK * usual
+        return f"has been {now:.4g} for {RECENT} steps, {usual:.4g} before"
