@@ -148,7 +148,8 @@ def _counted(teacher: Soft, counted_N: Tensor) -> Soft:
     """The soft targets of these rows only."""
     if isinstance(teacher, Running):
         return Running(teacher.hidden_NH[counted_N], teacher.head)
-    return teacher[counted_N]
+    # Kept ids stay in main memory, chunk by chunk.
+    return teacher[counted_N.to((teacher.ids_NK if isinstance(teacher, Sparse) else teacher).device)]
 
 
 def linear_counted_sum(

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sized
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import Any
 
 import torch
@@ -60,6 +61,9 @@ class Loss:
                 raise ValueError(f"divergence: {divergence!r} is none of {', '.join(DIVERGENCES)}")
             named: Any = divergence
             object.__setattr__(self, "divergence", Divergence(kind=named))
+        elif not isinstance(divergence, Divergence) or divergence.kind not in DIVERGENCES:
+            raise ValueError(f"divergence: {divergence!r} is none of {', '.join(DIVERGENCES)}")
+        _check_numbers(alpha=self.alpha, temperature=self.temperature, label_smoothing=self.label_smoothing)
         if not 0 <= self.alpha <= 1:
             raise ValueError(f"alpha: {self.alpha} is not between 0 and 1")
         if not 0 < self.temperature < float("inf"):
@@ -71,6 +75,12 @@ class Loss:
     def of(distil: Distil, alpha: float) -> Loss:
         """The recipe's loss, at this weight of the teacher."""
         return Loss(alpha, distil.temperature, distil.divergence, distil.label_smoothing)
+
+
+def _check_numbers(**settings: Any) -> None:
+    for name, value in settings.items():
+        if not isinstance(value, Real):
+            raise ValueError(f"{name}: {value!r} is not a number")
 
 
 def distil_sum(student_logits_NV: Tensor, labels_N: Tensor, teacher_logits_NV: Tensor | None, loss: Loss) -> Tensor:
@@ -111,8 +121,8 @@ def check_rows(student_NV: Tensor, labels_N: Tensor, teacher: Sized | None, loss
         raise ValueError(f"the student's rows: shape {tuple(student_NV.shape)} is not [N, V]; flatten them first")
     if labels_N.shape != student_NV.shape[:1]:
         raise ValueError(f"labels_N: shape {tuple(labels_N.shape)} for {len(student_NV)} rows of the student")
-    if labels_N.is_floating_point():
-        raise ValueError(f"labels_N: ids are whole numbers, not {labels_N.dtype}")
+    if labels_N.dtype != torch.long:
+        raise ValueError(f"labels_N: ids are of torch.int64, not {labels_N.dtype}")
     if loss.alpha > 0 and teacher is None:
         raise ValueError(f"the teacher's soft targets are missing, though alpha is {loss.alpha}")
     if teacher is not None and len(teacher) != len(student_NV):
@@ -124,15 +134,22 @@ def squared_sum(student_N: Tensor, labels_N: Tensor, teacher_N: Tensor | None, l
 
     Args:
         student_N: any floating dtype; computed in float32 or wider.
-        labels_N: numbers.
+        labels_N: numbers; -100 is one like any other.
         teacher_N: None only where alpha is 0.
         loss: its weight of the teacher; numbers have no temperature.
+
+    Raises:
+        ValueError: shapes that differ, which would be spread over each other, or no teacher where alpha is above 0.
     """
+    for name, values_N in (("labels_N", labels_N), ("teacher_N", teacher_N)):
+        if values_N is not None and values_N.shape != student_N.shape:
+            raise ValueError(f"{name}: shape {tuple(values_N.shape)}, but student_N has {tuple(student_N.shape)}")
+    if loss.alpha > 0 and teacher_N is None:
+        raise ValueError(f"teacher_N: is missing, though alpha is {loss.alpha}")
     wide_N = student_N if student_N.dtype == torch.float64 else student_N.float()
     value = (1 - loss.alpha) * (wide_N - labels_N).square().sum()
-    if loss.alpha == 0:
+    if loss.alpha == 0 or teacher_N is None:
         return value
-    assert teacher_N is not None, "alpha > 0 needs soft targets"
     return value + loss.alpha * (wide_N - teacher_N).square().sum()
 
 

@@ -101,7 +101,14 @@ def sparse_value_and_grad(student_NV: Tensor, labels_N: Tensor, soft: Sparse, lo
 
     The student is renormalised over the ids of the targets, as for dense targets. Targets of ids that the student lacks
     cannot be renormalised afterwards: what probability the others have is not known from the kept ones. `keep` does it.
+
+    Raises:
+        ValueError: a divergence that such targets do not give.
     """
+    kind = loss.divergence.kind
+    if kind == "logit_mse" or (soft.weight_NK is not None and kind != "forward_kl"):
+        form = "top_k" if soft.weight_NK is None else "sampled"
+        raise ValueError(f"divergence: {kind} cannot be computed from {form} targets")
     assert soft.temperature == loss.temperature, f"targets at {soft.temperature}, loss at {loss.temperature}"
     alpha, temperature, width = loss.alpha, loss.temperature, student_NV.shape[-1]
     assert soft.width <= width, f"targets over {soft.width} ids for a student of {width}"
@@ -185,7 +192,6 @@ def _top_k(z_NV: Tensor, soft: Sparse, loss: Loss) -> Parts:
 
 def _sampled(z_NV: Tensor, soft: Sparse, loss: Loss) -> Parts:
     """Forward KL, estimated; leaves the student's distribution in z_NV."""
-    assert loss.divergence.kind == "forward_kl", "sampled targets estimate forward KL only"
     assert soft.weight_NK is not None
     weight_NK = soft.weight_NK.to(z_NV.dtype)
     lse_N1 = torch.logsumexp(z_NV, -1, keepdim=True)

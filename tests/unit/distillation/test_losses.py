@@ -12,7 +12,7 @@ from support.references import KINDS, NAMES, reference
 from torch import Tensor
 from torch.nn import functional as F
 
-from distilpeft.distillation.losses import DIVERGENCES, Loss, distil_sum, value_and_grad
+from distilpeft.distillation.losses import DIVERGENCES, Loss, distil_sum, squared_sum, value_and_grad
 from distilpeft.recipe.distil import Distil, Divergence
 
 every = pytest.mark.parametrize("divergence", KINDS, ids=NAMES)
@@ -266,6 +266,11 @@ def test_rows_with_the_label_minus_100_do_not_count(divergence, alpha):
     ("settings", "message"),
     [
         ({"divergence": "forward-kl"}, "divergence: 'forward-kl' is none of forward_kl, reverse_kl"),
+        ({"divergence": None}, "divergence: None is none of forward_kl"),
+        ({"divergence": Divergence.model_construct(kind="JSD")}, "divergence: .*'JSD'.* is none of forward_kl"),
+        ({"alpha": "0.5"}, "alpha: '0.5' is not a number"),
+        ({"temperature": None}, "temperature: None is not a number"),
+        ({"temperature": torch.tensor(2.0)}, r"temperature: tensor\(2\.\) is not a number"),
         ({"alpha": 1.5}, "alpha: 1.5 is not between 0 and 1"),
         ({"alpha": float("nan")}, "alpha: nan"),
         ({"temperature": 0.0}, "temperature: 0.0 is not a positive number"),
@@ -288,11 +293,33 @@ def test_shapes_that_do_not_fit_are_refused_by_name():
     for arguments, message in (
         ((student.unsqueeze(0), labels, teacher), r"the student's rows: shape \(1, 6, 9\) is not \[N, V\]"),
         ((student, labels[:-1], teacher), r"labels_N: shape \(5,\) for 6 rows"),
-        ((student, labels.float(), teacher), "labels_N: ids are whole numbers, not torch.float32"),
+        ((student, labels.float(), teacher), "labels_N: ids are of torch.int64, not torch.float32"),
+        ((student, labels.int(), teacher), "labels_N: ids are of torch.int64, not torch.int32"),
         ((student, labels, teacher[:-1]), "soft targets: 5 rows for 6 of the student"),
     ):
         with pytest.raises(ValueError, match=message):
             distil_sum(*arguments, Loss(0.5))
+
+
+@pytest.mark.parametrize(
+    ("labels", "teacher", "message"),
+    [
+        ((3, 1), (3,), r"labels_N: shape \(3, 1\), but student_N has \(3,\)"),
+        ((3,), (1,), r"teacher_N: shape \(1,\)"),
+        ((3,), None, "teacher_N: is missing, though alpha is 0.5"),
+    ],
+)
+def test_numbers_of_other_shapes_are_refused_and_not_spread(labels, teacher, message):
+    known = None if teacher is None else torch.zeros(teacher)
+    with pytest.raises(ValueError, match=message):
+        squared_sum(torch.zeros(3), torch.zeros(labels), known, Loss(0.5))
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.4, 1.0])
+def test_minus_100_is_a_number_like_any_other_where_labels_are_numbers(alpha):
+    student, teacher, labels = torch.tensor([1.0, 2.0]), torch.tensor([0.0, 4.0]), torch.tensor([-100.0, 1.0])
+    found = squared_sum(student, labels, teacher, Loss(alpha))
+    assert found.item() == pytest.approx((1 - alpha) * (101**2 + 1) + alpha * (1 + 4))
 
 
 def smoothed_reference(z: Tensor, labels: Tensor, smoothing: float) -> Tensor:

@@ -258,6 +258,56 @@ def test_the_recorded_error_is_that_of_the_stored_codes(form, bits):
         assert found["max_error"] > 0.05
 
 
+@pytest.mark.parametrize(
+    ("form", "kind"), [("top_k", "logit_mse"), ("sampled", "logit_mse"), ("sampled", "jsd"), ("sampled", "reverse_kl")]
+)
+def test_divergences_that_kept_ids_do_not_give_are_refused(form, kind):
+    """logit_mse over kept ids and one class for the rest was computed, and is another number."""
+    soft = stored(TEACHER, Layout(form, V, 32, (1.0,), K, form == "sampled"), 1.0)
+    with pytest.raises(ValueError, match=f"divergence: {kind} cannot be computed from {form} targets"):
+        sparse_value_and_grad(STUDENT, LABELS, soft, Loss(0.5, divergence=kind))
+
+
+@pytest.mark.parametrize("form", ["top_k", "sampled"])
+@pytest.mark.parametrize(("alpha", "temperature", "smoothing"), [(1.0, 2.0, 0.0), (0.4, 1.0, 0.0), (0.4, 1.0, 0.1)])
+def test_rows_with_the_label_minus_100_do_not_count(form, alpha, temperature, smoothing):
+    """Trap 19, from kept ids; in the fused head, whose chunks may hold no other row."""
+    layout = Layout(form, V, 32, (temperature,), K if form == "top_k" else 20, form == "sampled")
+    soft, loss = stored(TEACHER, layout, temperature), Loss(alpha, temperature, label_smoothing=smoothing)
+    head, labels, kept = torch.nn.Linear(8, V).double(), LABELS.clone(), torch.arange(N) % 5 == 4
+    hidden = torch.randn(N, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(3)).requires_grad_()
+    expected = linear_distil_sum(hidden[kept], Head(head), labels[kept], soft[kept], loss)
+    labels[~kept] = -100
+    found = linear_distil_sum(hidden, Head(head), labels, soft, loss, chunk_rows=3)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)
+    for one, two in zip(*(torch.autograd.grad(x, [hidden, head.weight]) for x in (found, expected)), strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-10, atol=1e-13)
+    nothing = linear_distil_sum(hidden, Head(head), torch.full_like(labels, -100), soft, loss, chunk_rows=3)
+    assert nothing.item() == 0
+    assert not any(grad.any() for grad in torch.autograd.grad(nothing, [hidden, head.weight]))
+
+
+@pytest.mark.parametrize("temperatures", [(1.0,), (1.0, 3.0)])
+def test_draws_over_shared_ids_are_right_on_average_with_12_percent_on_others(temperatures):
+    """Trap 36, for every listed temperature, in value and gradient; dense 0.0961 was 0.0406."""
+    shared, rounds = V - 4, 600
+    teacher, student, labels = logits(1, rows=6), logits(4, shared, 6).double(), LABELS[:6] % shared
+    ours, theirs = (torch.logsumexp(part, -1, keepdim=True) for part in (teacher[:, :shared], teacher[:, shared:]))
+    teacher[:, shared:] += ours - theirs + float(np.log(0.12 / 0.88))
+    assert float(F.softmax(teacher, -1)[:, shared:].sum(-1).mean()) == pytest.approx(0.12, rel=1e-5)
+    layout = Layout("sampled", shared, 16, temperatures, 12, ragged=True)
+    for temperature in temperatures:
+        loss = Loss(1.0, temperature)
+        exact, exact_grad = value_and_grad(student, labels, teacher, loss)
+        soft = stored(teacher.repeat(rounds, 1), layout, temperature, seed=2)
+        found = [sparse_value_and_grad(student, labels, soft[6 * r : 6 * r + 6], loss) for r in range(rounds)]
+        values, grads = np.array([float(value) for value, _ in found]), torch.stack([grad for _, grad in found])
+        error = values.std() / rounds**0.5
+        assert abs(values.mean() - float(exact)) < 4 * error + 2e-3  # 2e-3: the 16-bit values
+        bound = 5 * grads.std(0) / rounds**0.5 + 1e-3
+        assert ((grads.mean(0) - exact_grad).abs() < bound).all()
+
+
 def test_masked_logits_of_either_side_leave_everything_finite():
     teacher, student = TEACHER.clone(), STUDENT.clone()
     teacher[:, 7:20] = -torch.inf
