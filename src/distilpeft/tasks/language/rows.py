@@ -18,7 +18,8 @@ import datasets
 from distilpeft.errors import InputError
 from distilpeft.recipe.task import CausalLM
 from distilpeft.tasks import text_rows
-from distilpeft.tasks.language.chats import Chat, ChatFault, Template, tools_of
+from distilpeft.tasks.language.chats import Chat, ChatFault, tools_of
+from distilpeft.tasks.language.templates import Template
 from distilpeft.tasks.task import Columns, Text
 
 if TYPE_CHECKING:

@@ -6,13 +6,16 @@ import json
 
 import datasets
 import pytest
+import tokenizers
 from support import tiny_lm
 from support.rows import checked, places
+from transformers import PreTrainedTokenizerFast
 
 from distilpeft.errors import InputError
 from distilpeft.recipe.task import CausalLM
 from distilpeft.tasks.language.causal_lm import CausalLMTask
-from distilpeft.tasks.language.chats import Chat, ChatFault, Template
+from distilpeft.tasks.language.chats import Chat, ChatFault, tools_of
+from distilpeft.tasks.language.templates import Template
 from distilpeft.tasks.rows import template_check, usable
 
 CHAT_ML = (
@@ -43,6 +46,12 @@ TASK = CausalLM(kind="causal_lm", messages="messages")
 WITH_TOOLS = TASK.model_copy(update={"tools": "tools"})
 
 
+def writing(call: str) -> str:
+    """A template that writes each call so, as `f`."""
+    calls = "{% for c in m.tool_calls or [] %}{% set f = c.function %}" + call + "{% endfor %}"
+    return LLAMA.replace("<|eot|>", calls + "<|eot|>")
+
+
 @pytest.fixture
 def template(monkeypatch):
     """Function: give the tiny tokenizer, whose tokens are bytes, another template."""
@@ -64,6 +73,65 @@ def learnt(template: Template, messages: list[dict], tools: object = None, *, ev
     chat = Chat.of(messages, tools, needs_reply=not everything)
     text, spans = template.rendered(chat, everything=everything)
     return [text[start:end] for start, end in spans]
+
+
+def tokens_of(words: PreTrainedTokenizerFast, messages: object, tools: object = None) -> list[tuple[str, bool]]:
+    """Each token of a chat, and whether it is a target."""
+    found = CausalLMTask(WITH_TOOLS).encode({"messages": [messages], "tools": [tools]}, words, 4096)
+    return list(zip(words.convert_ids_to_tokens(found["input_ids"][0]), found["target"][0], strict=True))
+
+
+def words_with(template: str, end: str, *marks: str) -> PreTrainedTokenizerFast:
+    """A tokenizer of bytes and these marks; only `end`, its end token, is among its special tokens by name."""
+    core = tokenizers.Tokenizer(tokenizers.models.BPE({}, []))
+    alphabet = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+    core.model = tokenizers.models.BPE({token: at for at, token in enumerate([end, *marks, *alphabet])}, [])
+    core.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.add_special_tokens([end, *marks])
+    found = PreTrainedTokenizerFast(tokenizer_object=core, eos_token=end, model_max_length=4096)
+    found.chat_template = template
+    return found
+
+
+def by_hand(*pieces: tuple[bool, str | list[str]]) -> list[tuple[str, bool]]:
+    """Tokens of pieces, each learnt or read: a list of marks, or text of which every letter is a token."""
+    signs = {" ": "Ġ", "\n": "Ċ"}
+    return [(signs.get(token, token), is_learnt) for is_learnt, piece in pieces for token in piece]
+
+
+def test_of_chatml_with_tools_every_token_is_learnt_or_read_as_written_by_hand():
+    """Traps 7, 37: the end of a turn is learnt with it, once, and the line break behind it is not."""
+    start, end = ["<|im_start|>"], ["<|im_end|>"]
+    words = words_with(CHAT_ML, "<|im_end|>", "<|im_start|>")
+    assert tokens_of(words, CALLED, TOOLS) == by_hand(
+        (False, start), (False, 'system\nTools: [{"type": "function", "function": {"name": "add"}}]'), (False, end),
+        (False, "\n"), (False, start), (False, "user\nadd"), (False, end),
+        (False, "\n"), (False, start), (False, "assistant\n"),
+        (True, '<tool_call>add {"a": 1}</tool_call>'), (True, end),
+        (False, "\n"), (False, start), (False, "user\n<tool_response>3</tool_response>"), (False, end),
+        (False, "\n"), (False, start), (False, "assistant\n"), (True, "<think>1+2</think>three"), (True, end),
+        (False, "\n"),
+    )  # fmt: skip
+
+
+def test_the_end_of_a_turn_may_be_an_added_token_that_is_not_the_end_token():
+    """Gemma's: its end token is <eos>, and its turns end in <end>."""
+    start, end = ["<start>"], ["<end>"]
+    messages = turns(("user", "hi"), ("assistant", "yes "))
+    assert tokens_of(words_with(GEMMA, "<eos>", "<start>", "<end>"), messages) == by_hand(
+        (False, start), (False, "user\nhi"), (False, end), (False, "\n"),
+        (False, start), (False, "model\n"), (True, "yes"), (True, end), (False, "\n"),
+    )  # fmt: skip
+
+
+def test_of_a_template_like_llamas_each_answer_is_learnt_with_its_end():
+    words = words_with(LLAMA, "<|eot|>", "<|begin|>", "<|start|>", "<|stop|>")
+    assert tokens_of(words, turns(("system", "be kind"), ("user", "hi"), ("assistant", "yes "))) == by_hand(
+        (False, ["<|begin|>", "<|start|>"]), (False, "system"), (False, ["<|stop|>"]), (False, "\n\nbe kind"),
+        (False, ["<|eot|>", "<|start|>"]), (False, "user"), (False, ["<|stop|>"]), (False, "\n\nhi"),
+        (False, ["<|eot|>", "<|start|>"]), (False, "assistant"), (False, ["<|stop|>"]), (False, "\n\n"),
+        (True, "yes"), (True, ["<|eot|>"]),
+    )  # fmt: skip
 
 
 SAID = turns(("user", "hi"), ("assistant", "hello"), ("user", "bye"), ("assistant", "so long"))
@@ -116,6 +184,63 @@ def test_tool_calls_are_learnt_and_results_and_tools_are_read(template, form):
     assert "<tool_response>3</tool_response>" in everything
 
 
+@pytest.mark.parametrize("flat", [False, True])
+@pytest.mark.parametrize("arguments", [{"a": 1}, '{"a": 1}', '{"a":1}'])
+@pytest.mark.parametrize(
+    "write",
+    [
+        "{{ f.name }} {{ f.arguments | tojson }}",
+        "{{ f.name + ' ' + f.arguments }}",  # DeepSeek's joins texts
+        "{{ f.name }} {{ f.arguments }}",  # would print Python's quotes
+    ],
+)
+def test_arguments_are_written_as_json_whatever_the_file_and_the_template_have(template, write, arguments, flat):
+    call = {"name": "add", "arguments": arguments}
+    messages = [CALLED[0], {"role": "assistant", "content": "", "tool_calls": [call if flat else {"function": call}]}]
+    text = writing(write).replace("c.function %}", "c.function if c.function else c %}")
+    assert learnt(template(text), messages) == ['add {"a": 1}<|eot|>']
+
+
+@pytest.mark.parametrize("arguments", [None, "", {}, "{}"])
+def test_a_call_may_have_no_arguments(template, arguments):
+    messages = [CALLED[0], {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": arguments}}]}]
+    assert learnt(template(writing("{{ f.name }} {{ f.arguments | tojson }}")), messages) == ["f {}<|eot|>"]
+
+
+def test_a_null_that_json_text_gives_to_an_argument_is_kept(template):
+    call = {"function": {"name": "f", "arguments": {"a": None}}}
+    messages = json.dumps([CALLED[0], {"role": "assistant", "content": None, "name": None, "tool_calls": [call]}])
+    assert learnt(template(writing("{{ f.name }} {{ f.arguments | tojson }}")), messages) == ['f {"a": null}<|eot|>']
+
+
+def test_thoughts_that_a_template_writes_in_its_own_way_are_not_missed(template):
+    text = LLAMA.replace("m['content'] | trim", "m['content'].replace('</think>', '</think>\n\n') | trim")
+    messages = turns(("user", "a"), ("assistant", "<think>so</think>b"))
+    assert learnt(template(text), messages) == ["<think>so</think>\n\nb<|eot|>"]
+    text = LLAMA.replace("m['content'] | trim", "'<think>' ~ m['content'].split('<think>')[-1] | trim")
+    messages = turns(("user", "<think>a"), ("assistant", "<think>so</think>b"))
+    assert learnt(template(text), messages) == ["<think>so</think>b<|eot|>"]
+
+
+@pytest.mark.parametrize("cell", [None, "", " ", [], "[]", "null"])
+def test_a_row_may_have_no_tools(cell):
+    assert tools_of(cell) is None
+
+
+def test_a_description_of_a_tool_may_be_json_text():
+    assert tools_of([json.dumps(TOOLS[0])]) == TOOLS
+
+
+def test_earlier_thoughts_may_be_dropped_where_the_turn_is_only_read(template):
+    text = LLAMA.replace("m['content'] | trim", "(m.reasoning_content if loop.last) ~ m['content'] | trim")
+    messages = turns(("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d"))
+    messages[1]["reasoning_content"], messages[3]["reasoning_content"] = "no", "so"
+    with pytest.raises(ChatFault, match=r"earlier turns differently .*weight: 0 on the replies before it"):
+        learnt(template(text), messages)
+    messages[1]["weight"] = 0
+    assert learnt(template(text), messages) == ["sod<|eot|>"]
+
+
 def test_a_turn_of_weight_0_is_read_but_not_learnt(template):
     messages = [dict(message) for message in SAID]
     messages[1]["weight"] = 0
@@ -152,6 +277,15 @@ def test_an_assistant_may_speak_first_where_the_template_allows_it(template):
         (LLAMA.replace("assistant<|stop|>\n\n{% endif", "assistant<|stop|>\n\n<think>{% endif"), SAID, None,
          "the generation prompt of .* ends in '.*<think>', and the rendered turn begins with '.*he'"),
         (LLAMA.replace("| trim", "if loop.last else '...'"), SAID, None, "renders earlier turns differently"),
+        (writing("{{ f.name }}"), CALLED[:2], None, "leaves out the arguments of its tool_calls"),
+        (LLAMA.replace("m['content']", "m['content'].split('</think>')[-1]"),
+         turns(("user", "a"), ("assistant", "<think>so</think>b")), None, "leaves out a part of '<think>so</think>b'"),
+        (LLAMA.replace("m['content'] | trim", "m['content'] if loop.first or m.role != 'system'"),
+         turns(("system", "a"), ("user", "b"), ("system", "c"), ("assistant", "d")), None,
+         "leaves out messages of the role 'system'"),
+        ("{{ tools[0] | tojson }}" + LLAMA, turns(("user", "a"), ("assistant", "b")), [*TOOLS, {"name": "two"}],
+         "leaves out its tools: 'two'"),
+        (LLAMA, turns(("user", "a\ud800"), ("assistant", "b")), None, "half of a surrogate pair"),
     ],
 )  # fmt: skip
 def test_what_a_template_cannot_render_is_said(template, text, messages, tools, message):
@@ -169,6 +303,12 @@ def test_what_a_template_cannot_render_is_said(template, text, messages, tools, 
         ([{"role": "assistant", "content": 3}], None, "role and content"),
         ([{"role": "assistant", "tool_calls": "f()"}], None, "tool_calls that are no list"),
         ([{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{"}}]}], None, "no JSON"),
+        ("[" * 100_000, None, "no list of messages"), ([{**SAID[1], "weight": 0.5}], None, "holds the weight 0.5"),
+        ([{**SAID[1], "weight": "0"}], None, "holds the weight '0'"),
+        ([{"role": "assistant", "tool_calls": ["f()"]}], None, "a tool call that names no function"),
+        ([{"role": "assistant", "tool_calls": [{"function": {"arguments": "{}"}}]}], None, "that names no function"),
+        ([{"role": "assistant", "tool_calls": [{"name": "f", "arguments": "[1]"}]}], None, "are no JSON object: '.1.'"),
+        (SAID, [1], "its tools are no list of objects"), (SAID, ["add"], "its tools are no list of objects"),
         (SAID, "{", "its tools are no JSON list"), (SAID, {"a": 1}, "its tools are no list"),
         ([{"role": "assistant", "content": "a", "weight": 0}], None, "no message of the role"),
     ],
@@ -218,4 +358,5 @@ def test_a_column_of_tools_is_used_or_left_out_on_purpose_only(template):
     found = CausalLMTask(WITH_TOOLS).encode(kept[:], tiny_lm.tokenizer(), 512)
     assert found["num_tokens"][0] > found["num_tokens"][1] + 40
     assert found["num_targets"][0] == found["num_targets"][1]
-    assert checked(CausalLMTask(TASK), rows_of(SAID, tools=[None])).column_names == ["messages"]
+    for nothing in (None, "", [], "[]", "null"):
+        assert checked(CausalLMTask(TASK), rows_of(SAID, tools=[nothing])).column_names == ["messages"]
