@@ -94,6 +94,18 @@ def _check_ids(data: TaskData, reading: Reading, reader: RowReader) -> None:
                     raise InputError(f"{reading.key}: row {number} of {split} holds {what}")
 
 
+def check_targets(pair: Pair, data: TaskData) -> None:
+    """Refuse rows of a language model of which a whole split has nothing to learn; loads no weights.
+
+    Raises:
+        InputError: names the split.
+    """
+    if pair.recipe.kind.is_language_model:
+        for reader in (pair.teacher_reader, pair.student_reader):
+            for split in ("train", "validation", "test"):
+                data.tokens(split, reader)
+
+
 def check_words(pair: Pair, data: TaskData) -> None:
     """Refuse a pair that does not read the same words of every row, where words are taught; loads no weights.
 

@@ -18,7 +18,7 @@ from distilpeft.export.graph_module import load_export
 from distilpeft.machine.artifact import Artifact, Figures, Published
 from distilpeft.machine.runtime import Runtime, device_name
 from distilpeft.metrics.timings import summary
-from distilpeft.models.checks import check_lengths, check_readers, check_tokenizers, check_words
+from distilpeft.models.checks import check_lengths, check_readers, check_targets, check_tokenizers, check_words
 from distilpeft.models.context import Context
 from distilpeft.models.pair import MODEL, Loaded, Pair
 from distilpeft.models.soft_targets import open_targets
@@ -150,6 +150,7 @@ class StepRunner:
         self.context = Context(runtime, self._data, pair)
         self._check_models(pair)
         check_words(pair, self._data)
+        check_targets(pair, self._data)
         check_exports(pair)
         check_features(pair)
         check_lengths(pair)

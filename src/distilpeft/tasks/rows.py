@@ -109,6 +109,10 @@ class RowReader:
     digest: str
 
 
+NOTHING: tuple[Any, ...] = (None, "", [], "[]", "null")
+"""Cells of a watched column that hold nothing."""
+
+
 class TaskData:
     """The recipe's rows: read and checked once, tokenised for each model that asks.
 
@@ -163,6 +167,8 @@ class TaskData:
             if not (folder / SUMS).is_file():
                 seal_folder(folder)
         if "num_targets" in dataset.column_names and not any(dataset["num_targets"]):
+            if not any(dataset["truncated"]):
+                raise InputError(f"data.source: no {split} row has anything to learn: every completion is empty")
             raise InputError(
                 f"data.max_tokens: no {split} row has a target within {max_tokens} tokens: the prompts fill them; "
                 "raise data.max_tokens, or shorten the prompts"

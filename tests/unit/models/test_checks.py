@@ -69,3 +69,24 @@ def test_tokens_that_only_a_chat_template_writes_are_looked_for_in_the_encoded_r
     recipe.write_text(yaml.safe_dump(tree))
     line = refused(recipe, capsys)
     assert line.startswith("error: teacher.model: row 0 of train holds the token '<|im_start|>' (id 261), for which")
+
+
+@pytest.mark.parametrize("split", ["train", "validation", "test"])
+def test_a_split_whose_prompts_leave_no_room_for_a_target_is_refused(tmp_path, capsys, split):
+    recipe = commands.language_workspace(tmp_path, mode="online")
+    tree = yaml.safe_load(recipe.read_text())
+    names = ("train", "validation", "test")
+    tree["data"] = {"source": {name: str(tmp_path / f"{name}.jsonl") for name in names}, "max_tokens": 40}
+    tree["data"] |= {name: name for name in names}
+    recipe.write_text(yaml.safe_dump(tree))
+    for name in names:
+        long = " and so on" * 10 if name == split else ""
+        tiny_lm.write_jsonl(
+            tmp_path / f"{name}.jsonl", [{"prompt": f"{name} {n}{long}", "completion": "yes"} for n in range(8)]
+        )
+    line = refused(recipe, capsys)
+    assert line.startswith(f"error: data.max_tokens: no {split} row has a target within 40 tokens")
+    for name in names:
+        tiny_lm.write_jsonl(tmp_path / f"{name}.jsonl", [
+            {"prompt": f"{name} {n}", "completion": "" if name == split else "yes"} for n in range(8)])  # fmt: skip
+    assert refused(recipe, capsys).endswith(f"no {split} row has anything to learn: every completion is empty")
