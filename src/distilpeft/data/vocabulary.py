@@ -18,6 +18,7 @@ from distilpeft.errors import InputError
 SPECIAL = ("bos_token", "eos_token", "unk_token")
 """Not the padding token: padded positions never count."""
 EXCERPT = 40
+REMEDY = "student.tokenizer: teacher takes over the teacher's"
 
 
 @dataclass(frozen=True)
@@ -85,23 +86,31 @@ def check_same(teacher: Vocabulary, student: Vocabulary, *, chat: bool, tokens_o
     _check_tokens(teacher, student)
     if tokens_only:
         return
-    remedy = "student.tokenizer: teacher takes over the teacher's"
     for key in SPECIAL:
         ours, theirs = student.special.get(key), teacher.special.get(key)
         if ours != theirs:
             raise InputError(
-                f"student: the {key} of {student.name} is {ours!r}, the teacher's ({teacher.name}) {theirs!r}; {remedy}"
+                f"student: the {key} of {student.name} is {ours!r}, the teacher's ({teacher.name}) {theirs!r}; {REMEDY}"
             )
     if chat:
-        ours, theirs = ((one.chat_template or "").rstrip() for one in (student, teacher))
-        if ours != theirs:
-            at = next(
-                (i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b), min(len(ours), len(theirs))
-            )
-            raise InputError(
-                f"student: its chat template differs from the teacher's from character {at} on: {_excerpt(ours, at)} "
-                f"against {_excerpt(theirs, at)}; {remedy}"
-            )
+        check_templates(teacher, student)
+
+
+def check_templates(teacher: Vocabulary, student: Vocabulary) -> None:
+    """Refuse two chat templates that differ.
+
+    Raises:
+        InputError: the first place where they do.
+    """
+    ours, theirs = ((one.chat_template or "").rstrip() for one in (student, teacher))
+    if ours != theirs:
+        at = next(
+            (i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b), min(len(ours), len(theirs))
+        )
+        raise InputError(
+            f"student: its chat template differs from the teacher's from character {at} on: {_excerpt(ours, at)} "
+            f"against {_excerpt(theirs, at)}; {REMEDY}"
+        )
 
 
 def _check_tokens(teacher: Vocabulary, student: Vocabulary) -> None:

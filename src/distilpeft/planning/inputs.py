@@ -20,7 +20,7 @@ from distilpeft.data.sources import (
     model_folder,
     num_layers,
 )
-from distilpeft.data.vocabulary import Vocabulary, check_same
+from distilpeft.data.vocabulary import Vocabulary, check_same, check_templates
 from distilpeft.distillation.store import STORE, ids_fault, read_store
 from distilpeft.errors import InputError
 from distilpeft.machine.files import digest_file, digest_json
@@ -116,6 +116,8 @@ def check_tokens(recipe: Recipe) -> None:
     ]
     if len(found) == len(sources) and found[0] is not None and found[1] is not None:
         check_same(found[0], found[1], chat=False, tokens_only=True)
+        if recipe.needs_template and recipe.student.tokenizer != "teacher":
+            check_templates(found[0], found[1])
 
 
 def _check_lora(lora: Lora | None, source: Source, section: str) -> None:

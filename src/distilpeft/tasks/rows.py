@@ -221,7 +221,10 @@ def read_task_rows(recipe: Recipe, *, download: bool = True) -> TaskRows:
     used = [name for _, name in task.columns()] + ([] if column is None else [column])
     splits, notes = read_splits(recipe.data, check, used, task.watched())
     if recipe.needs_template and tokenizer is None:
-        notes.append(f"The chats were not rendered: the tokenizer of {recipe.teacher.model} is not on this machine yet")
+        notes.append(
+            f"The chats were not rendered: the tokenizer of {recipe.teacher.model} is not on this machine yet, or "
+            "needs code of its own"
+        )
     fault = task.nothing_to_learn(splits["train"])
     if fault is not None:
         raise InputError(f"{data_origin(recipe.data)}: of the training rows {fault}: there is nothing to learn")
@@ -241,7 +244,18 @@ def template_check(task: Task, tokenizer: PreTrainedTokenizerBase) -> FaultFinde
 
 
 def template_tokenizer(recipe: Recipe, *, download: bool) -> PreTrainedTokenizerBase | None:
-    """The tokenizer whose template renders chats; None if it is not on this machine and may not be fetched."""
+    """The tokenizer whose template renders chats.
+
+    Args:
+        recipe: the recipe.
+        download: as in a run, which may also use code that comes with the tokenizer if the recipe allows it.
+
+    Returns:
+        None if it is not on this machine, or needs code of its own, and this is no run.
+
+    Raises:
+        InputError: it cannot be loaded.
+    """
     source = teacher_of(recipe)
     folder = model_folder(source)
     if folder is None and (not download or is_gguf(source)):  # a run reads a GGUF file's tokenizer when it unpacks it
@@ -251,9 +265,11 @@ def template_tokenizer(recipe: Recipe, *, download: bool) -> PreTrainedTokenizer
     where = source.location if folder is None else str(folder)
     try:
         found: PreTrainedTokenizerBase = transformers.AutoTokenizer.from_pretrained(
-            where, revision=source.revision, trust_remote_code=recipe.teacher.trust_remote_code
+            where, revision=source.revision, trust_remote_code=download and recipe.teacher.trust_remote_code
         )
     except Exception as error:
+        if not download and recipe.teacher.trust_remote_code:
+            return None
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"teacher.model: the tokenizer of {source.name} cannot be loaded: {reason}") from None
     return found
@@ -288,7 +304,7 @@ def usable(
             has = ", ".join(name for name in rows.column_names if name != FAULT)
             raise InputError(f"{key}: {places.origin} has no column {column!r}; its columns are {has}")
     for name in task.watched():
-        if name in rows.column_names and any(cell for cell in text_rows.cells(rows, name)):
+        if name in rows.column_names and any(cell not in NOTHING for cell in text_rows.cells(rows, name)):
             raise InputError(
                 f"task.{name}: {places.origin} has a column {name!r} that the recipe does not name; write task.{name}: "
                 f"{name} to use it, or null to leave it out"

@@ -563,3 +563,36 @@ def test_odd_values_of_an_adapter_are_never_a_crash(adapted, capsys, values):
 def test_odd_values_of_a_tokenizer_are_never_a_crash(place, capsys, values):
     change(place / "base", "tokenizer_config.json", **values)
     assert check(place, capsys)[0] in (0, 2)
+
+
+def chats(folder: Path, **changes: object) -> Path:
+    """A recipe on chats for a tiny model in `base`, and another one in `small`; nothing is computed with them."""
+    for name in ("base", "small"):
+        tiny_lm.model().save_pretrained(str(folder / name))
+        tiny_lm.tokenizer().save_pretrained(str(folder / name))
+    tiny_lm.write_jsonl(folder / "rows.jsonl", tiny_lm.chats(20))
+    task = {"kind": "causal_lm", "messages": "messages"}
+    settings = {"task": task, "student": {"model": str(folder / "small")}, **changes}
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(tiny_lm.recipe_tree(folder, **settings)))
+    return folder / "tiny.yaml"
+
+
+def test_a_student_with_another_chat_template_is_refused_by_check(tmp_path, capsys):
+    recipe = chats(tmp_path)
+    (tmp_path / "small/chat_template.jinja").write_text("{% for m in messages %}{{ m }")
+    assert commands.run(recipe, verb="check") == 2
+    assert "error: student: its chat template differs from the teacher's from character" in capsys.readouterr().err
+    assert commands.run(recipe, "--set", "student.tokenizer=teacher", verb="check") == 0
+
+
+def test_check_runs_no_code_that_comes_with_a_tokenizer(tmp_path, capsys):
+    recipe = chats(tmp_path, teacher__trust_remote_code=True)
+    own = {"tokenizer_class": "Own", "auto_map": {"AutoTokenizer": ["own.Own", None]}}
+    change(tmp_path / "base", "tokenizer_config.json", **own)
+    (tmp_path / "base/own.py").write_text("raise AssertionError('was run')\n")
+    assert commands.run(recipe, verb="check") == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "The chats were not rendered: the tokenizer of" in printed
+    assert "needs code of its own" in printed
+    assert commands.run(recipe) == 2
+    assert "was run" in capsys.readouterr().err
