@@ -48,6 +48,7 @@ def settled(recipe: Recipe) -> Recipe:
     changes: dict[str, Any] = {}
     stored = stored_form(source)
     if stored is not None:
+        _check_loadable(source, stored, "teacher.model")
         changes["quantize"] = _quantize(recipe, source, stored)
     lora = continued_lora(recipe.teacher, source.adapter) if source.adapter is not None else None
     if lora is not None:
@@ -94,9 +95,7 @@ def _check_quantized_teacher(recipe: Recipe, source: Source) -> None:
     stored, teacher = stored_form(source), recipe.teacher
     if stored is None:
         return
-    fault = stored.fault()
-    if fault is not None:
-        raise InputError(f"teacher.model: {source.title}: {fault}")
+    _check_loadable(source, stored, "teacher.model")
     if not stored.stays_packed:
         return
     what = f"the weights of {source.title} are quantized with {stored} and stay packed"
@@ -108,15 +107,22 @@ def _check_quantized_teacher(recipe: Recipe, source: Source) -> None:
         raise InputError(f"teacher.place: {what}, and have no shards; use replicated or offloaded")
 
 
+def _check_loadable(source: Source, stored: Stored, key: str) -> None:
+    fault = stored.fault()
+    if fault is not None:
+        raise InputError(f"{key}: {source.title}: {fault}")
+
+
 def _check_quantized_student(source: Source) -> None:
     stored = stored_form(source)
     if stored is None:
         return
-    fault = stored.fault()
-    if fault is None and stored.stays_packed:
-        fault = f"its weights are quantized with {stored} and stay packed, which cannot be trained; take the original"
-    if fault is not None:
-        raise InputError(f"student.model: {source.title}: {fault}")
+    _check_loadable(source, stored, "student.model")
+    if stored.stays_packed:
+        raise InputError(
+            f"student.model: {source.title}: its weights are quantized with {stored} and stay packed, which cannot be "
+            "trained; take the original"
+        )
 
 
 def _check_adapter(recipe: Recipe, source: Source) -> None:

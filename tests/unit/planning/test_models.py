@@ -175,6 +175,12 @@ def test_a_checkpoint_whose_library_is_missing_is_refused_with_its_name(place, c
     )
 
 
+def test_a_missing_library_is_named_whatever_else_does_not_fit(place, capsys):
+    packed(place / "finished", quant_method="gptq", bits=4)
+    code, line = check(place, capsys, **finished(place, **FIT, quantize="nf4"))
+    assert (code, "loading them needs pip install optimum gptqmodel" in line) == (2, True)
+
+
 @pytest.mark.parametrize("method", ["exl2", "modelopt"])
 def test_a_method_that_nobody_here_loads_is_refused(place, capsys, method):
     packed(place / "finished", quant_method=method)
