@@ -146,3 +146,34 @@ def check_lengths(pair: Pair) -> None:
                 f"benchmark.lengths: {longest} tokens (with new_tokens) are more than {source.name} reads, "
                 f"{reach.tokens}"
             )
+
+
+def check_writing(pair: Pair, data: TaskData) -> None:
+    """Refuse rows after which a causal language model has no positions left to write; loads no weights.
+
+    A model with a table of positions would fail at the end of a run, in the report's samples or when it is timed.
+
+    Raises:
+        InputError: names what asks for more tokens, and the model.
+    """
+    recipe = pair.recipe
+    if not recipe.kind.has_cache:
+        return
+    readers = (pair.teacher_reader, pair.student_reader)
+    for source, reader, config in zip((pair.teacher, pair.student), readers, pair.configurations(), strict=True):
+        reach = reach_of(config.to_dict())
+        if reach is None or not reach.is_hard:
+            continue
+        rows = data.tokens(recipe.evaluate.split, reader).dataset
+        timed = max(max(sizes) for sizes in rows["segments"]) if "data" in recipe.benchmark.lengths else 0
+        sampled = rows.select(range(min(recipe.evaluate.samples, len(rows))))
+        asked = max((next((at for at, flag in enumerate(row) if flag), 0) for row in sampled["target"]), default=0)
+        for key, length, more in (
+            ("benchmark.new_tokens", timed, recipe.benchmark.new_tokens),
+            ("evaluate.sample_tokens", asked, recipe.evaluate.sample_tokens),
+        ):
+            if length and length + more > reach.tokens:
+                raise InputError(
+                    f"{key}: {more} tokens written after a text of {length} are more than the {reach.tokens} positions "
+                    f"of {source.title}; set data.max_tokens to at most {max(1, reach.tokens - more)}"
+                )

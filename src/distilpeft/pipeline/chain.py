@@ -18,7 +18,14 @@ from distilpeft.export.graph_module import load_export
 from distilpeft.machine.artifact import Artifact, Figures, Published
 from distilpeft.machine.runtime import Runtime, device_name
 from distilpeft.metrics.timings import summary
-from distilpeft.models.checks import check_lengths, check_readers, check_targets, check_tokenizers, check_words
+from distilpeft.models.checks import (
+    check_lengths,
+    check_readers,
+    check_targets,
+    check_tokenizers,
+    check_words,
+    check_writing,
+)
 from distilpeft.models.context import Context
 from distilpeft.models.pair import MODEL, Loaded, Pair
 from distilpeft.models.soft_targets import open_targets
@@ -154,6 +161,7 @@ class StepRunner:
         check_exports(pair)
         check_features(pair)
         check_lengths(pair)
+        check_writing(pair, self._data)
         elsewhere = plan.recipe.targets.source
         if elsewhere is not None and plan.recipe.distil.alpha > 0:
             open_targets(pair, self._data, Path(elsewhere).expanduser(), None).verify()

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 from support import commands, tiny, tiny_lm
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from distilpeft.models import loading
 
@@ -90,3 +91,26 @@ def test_a_split_whose_prompts_leave_no_room_for_a_target_is_refused(tmp_path, c
         tiny_lm.write_jsonl(tmp_path / f"{name}.jsonl", [
             {"prompt": f"{name} {n}", "completion": "" if name == split else "yes"} for n in range(8)])  # fmt: skip
     assert refused(recipe, capsys).endswith(f"no {split} row has anything to learn: every completion is empty")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({}, "benchmark.new_tokens: 16 tokens written after a text of 64 are more than the 64 positions of"),
+        ({"benchmark.lengths": "[8]", "evaluate.sample_tokens": "40"}, "evaluate.sample_tokens: 40 tokens written"),
+    ],
+    ids=["when it is timed", "in the samples"],
+)
+def test_a_model_with_a_table_needs_positions_for_what_it_writes(tmp_path, capsys, changes, message):
+    recipe = commands.language_workspace(tmp_path, mode="online")
+    sizes = {"n_embd": 32, "n_layer": 1, "n_head": 2, "n_positions": 64, "bos_token_id": 1, "eos_token_id": 1}
+    config = GPT2Config(vocab_size=len(tiny_lm.tokenizer()), pad_token_id=0, **sizes)
+    GPT2LMHeadModel(config).save_pretrained(str(tmp_path / "base"))
+    tree = yaml.safe_load(recipe.read_text())
+    tree["data"]["max_tokens"] = 64
+    tree["teacher"]["quantize"] = "none"
+    tree["student"] = {"from_teacher": {"layers": [0]}}
+    recipe.write_text(yaml.safe_dump(tree))
+    overrides = [f"--set={key}={value}" for key, value in changes.items()]
+    assert commands.run(recipe, *overrides, "--until", "teacher") == 2
+    assert capsys.readouterr().err.splitlines()[-1].startswith(f"error: {message}")
