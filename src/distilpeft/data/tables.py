@@ -34,7 +34,7 @@ FAULT, ABOUT = "__fault__", "about.json"
 """Column with what is wrong with a row as such; only there if a row has a fault."""
 BATCH_ROWS = 5_000
 SAMPLE = 100
-"""Records from which the separator is told."""
+"""Records that are read to find the separator."""
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars"}
 _INDEX = re.compile(r"__index_level_\d+__")
 _END = "\x00end of file"
@@ -86,7 +86,7 @@ class Wishes:
     Attributes:
         columns: those that are used; None: all.
         encoding: of the file's text, as the recipe says it.
-        separator: of a CSV's fields, likewise.
+        separator: of a CSV's fields, as the recipe says it.
         optional: columns that are read as well where they are there.
     """
 

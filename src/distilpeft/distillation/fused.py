@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from distilpeft.distillation.losses import IGNORED, Loss, ValueAndGrad, check_rows, value_and_grad
+from distilpeft.distillation.losses import Loss, ValueAndGrad, counted_rows, value_and_grad
 from distilpeft.distillation.sparse import Sparse, sparse_value_and_grad
 
 CHUNK_BYTES = {"cpu": 600 << 20, "cuda": 1 << 30}
@@ -136,9 +136,8 @@ def linear_distil_sum(
     Raises:
         ValueError: shapes that do not fit, or no teacher where alpha is above 0.
     """
-    check_rows(hidden_NH, labels_N, teacher, loss)
-    counted_N = labels_N != IGNORED
-    if not bool(counted_N.all()):
+    counted_N = counted_rows(hidden_NH, labels_N, teacher, loss)
+    if counted_N is not None:
         hidden_NH, labels_N = hidden_NH[counted_N], labels_N[counted_N]
         teacher = None if teacher is None else _counted(teacher, counted_N)
     return linear_counted_sum(hidden_NH, head, labels_N, teacher, loss, chunk_rows=chunk_rows)

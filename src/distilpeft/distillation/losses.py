@@ -97,9 +97,8 @@ def distil_sum(student_logits_NV: Tensor, labels_N: Tensor, teacher_logits_NV: T
     Raises:
         ValueError: shapes that do not fit, or no teacher where alpha is above 0.
     """
-    check_rows(student_logits_NV, labels_N, teacher_logits_NV, loss)
-    counted_N = labels_N != IGNORED
-    if not bool(counted_N.all()):
+    counted_N = counted_rows(student_logits_NV, labels_N, teacher_logits_NV, loss)
+    if counted_N is not None:
         student_logits_NV, labels_N = student_logits_NV[counted_N], labels_N[counted_N]
         teacher_logits_NV = None if teacher_logits_NV is None else teacher_logits_NV[counted_N]
     return counted_sum(student_logits_NV, labels_N, teacher_logits_NV, loss)
@@ -111,11 +110,11 @@ def counted_sum(student_logits_NV: Tensor, labels_N: Tensor, teacher_logits_NV: 
     return result
 
 
-def check_rows(student_NV: Tensor, labels_N: Tensor, teacher: Sized | None, loss: Loss) -> None:
-    """Refuse rows whose shapes do not fit together.
+def counted_rows(student_NV: Tensor, labels_N: Tensor, teacher: Sized | None, loss: Loss) -> Tensor | None:
+    """Which rows count, [N], those whose label is not `IGNORED`; None if all do.
 
     Raises:
-        ValueError: names the argument.
+        ValueError: shapes that do not fit together; names the argument.
     """
     if student_NV.ndim != 2:
         raise ValueError(f"the student's rows: shape {tuple(student_NV.shape)} is not [N, V]; flatten them first")
@@ -127,6 +126,8 @@ def check_rows(student_NV: Tensor, labels_N: Tensor, teacher: Sized | None, loss
         raise ValueError(f"the teacher's soft targets are missing, though alpha is {loss.alpha}")
     if teacher is not None and len(teacher) != len(student_NV):
         raise ValueError(f"the teacher's soft targets: {len(teacher)} rows for {len(student_NV)} of the student")
+    counted_N = labels_N != IGNORED
+    return None if bool(counted_N.all()) else counted_N
 
 
 def squared_sum(student_N: Tensor, labels_N: Tensor, teacher_N: Tensor | None, loss: Loss) -> Tensor:

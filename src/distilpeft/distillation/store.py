@@ -334,7 +334,7 @@ class SoftTargets:
 
 
 def ids_fault(store: JsonObject, num_ids: int) -> str | None:
-    """Why a store cannot serve a student of so many token ids; None if it can.
+    """Why a store cannot serve a student with this number of token ids; None if it can.
 
     Kept ids are over those that teacher and student share: what probability these have together is not known from ids
     that were kept of more, and of fewer the others are missing. All logits can be cut to any student's.

@@ -69,8 +69,8 @@ def run(  # noqa: PLR0913 - the command line's options
         batch_size: texts that go through a classifier at once.
         max_new_tokens: of a language model's continuation; None: an encoder-decoder's own, else `MOST_TOKENS`.
         text_column: of the input, where it is not that of the recipe.
-        pair_column: likewise, for the second text.
-        say: is told at the end how many texts were cut, if any were.
+        pair_column: of the input, for the second text.
+        say: called at the end with the number of texts that were cut, if any were.
 
     Yields:
         An answer as a line of JSON, unless it went to the file.

@@ -309,10 +309,11 @@ def usable(
                 f"task.{name}: {places.origin} has a column {name!r} that the recipe does not name; write task.{name}: "
                 f"{name} to use it, or null to leave it out"
             )
-    values = list(task.labels(rows) or ())
+    labels = task.labels(rows)
+    values = None if labels is None else list(labels)
     checks: list[Iterable[Any]] = [text_rows.cells(rows, FAULT)] if FAULT in rows.column_names else []
     checks.append(task.faults(rows))
-    checks += [(label if isinstance(label, Fault) else None for label in values)] if values else []
+    checks += [(label if isinstance(label, Fault) else None for label in values)] if values is not None else []
     checks += [find(rows) for find in more]
     bad: dict[int, str] = {}
     for index, faults in enumerate(zip(*checks, strict=True)):
@@ -327,7 +328,8 @@ def usable(
             f"them{way}"
         )
     kept = np.setdiff1d(np.arange(len(rows)), list(bad))
-    return _checked(task, rows if not bad else rows.select(kept), [values[i] for i in kept] if values else None, groups)
+    taught = None if values is None else [values[index] for index in kept]
+    return _checked(task, rows.select(kept) if bad else rows, taught, groups)
 
 
 def _checked(task: Task, rows: datasets.Dataset, labels: list[Any] | None, groups: str | None) -> datasets.Dataset:

@@ -11,9 +11,13 @@ import numpy as np
 import pytest
 
 from distilpeft.data.batches import chunks, epoch_batches, length_order, micro_batches
+from distilpeft.data.labels import LABEL
 from distilpeft.data.reading import data_sources, duplicates, read_splits
 from distilpeft.errors import InputError
 from distilpeft.recipe.data import Data
+from distilpeft.recipe.task import TextClassification
+from distilpeft.tasks.rows import usable
+from distilpeft.tasks.text_classification import TextClassificationTask
 
 pytestmark = pytest.mark.usefixtures("_in_a_folder")
 SLICES = {"train": "train[:6]", "validation": "train[6:8]", "test": "train[8:]"}
@@ -278,6 +282,18 @@ def test_rows_are_checked_with_their_numbers_in_the_source_even_after_a_filter()
         where={"label": 1}, train="train[:2]", validation="train[2:3]", test="train[3:]",
     )  # fmt: skip
     assert seen == [("rows.csv", films(1, 3, 5, 7, 9), [f"rows.csv: row {n}" for n in (2, 4, 6, 8, 10)])]
+
+
+def test_a_part_without_rows_joins_others():
+    task = TextClassificationTask(
+        TextClassification(kind="text_classification", text="text", label="label", labels=("a", "b"))
+    )
+    source = {"old": write("old.csv", 6), "new": write("new.csv", 0), "held": write("held.csv", 2)}
+    found = read(
+        source, lambda rows, places: usable(task, rows, places),
+        train="old+new", validation="held[:1]", test="held[1:]",
+    )  # fmt: skip
+    assert found["train"][LABEL][:] == [0, 1] * 3
 
 
 @pytest.mark.parametrize("plus", ["+", " + ", "+ ", " +"])

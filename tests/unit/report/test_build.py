@@ -140,8 +140,8 @@ def test_the_cost_of_quantizing_is_said_for_every_kind_of_answer(task, metric, c
     found = small(task=task, quantization_cost={"quantize": "nf4", **cost})
     score = found.models[0].scores["accuracy"]
     models = [model.model_copy(update={"scores": {metric: score}}) for model in found.models]
-    told = text_.sentences(found.model_copy(update={"metric": metric, "models": models}))
-    assert any(said in line for line in told), told
+    sentences = text_.sentences(found.model_copy(update={"metric": metric, "models": models}))
+    assert any(said in line for line in sentences), sentences
 
 
 def test_of_a_teacher_that_scores_nothing_no_share_can_be_kept():
