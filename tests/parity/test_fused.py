@@ -16,7 +16,15 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from distilpeft.distillation import fused
-from distilpeft.distillation.fused import Head, Running, linear_distil_sum, linear_scores, rows_per_chunk, vocabulary_of
+from distilpeft.distillation.fused import (
+    Head,
+    Running,
+    linear_counted_sum,
+    linear_distil_sum,
+    linear_scores,
+    rows_per_chunk,
+    vocabulary_of,
+)
 from distilpeft.distillation.losses import Loss
 from distilpeft.recipe.distil import Divergence
 
@@ -60,6 +68,23 @@ def test_every_divergence_is_the_eager_one(divergence, chunk_rows):
     loss = Loss(0.7, 2.0, divergence, label_smoothing=0.1)
     found = linear_distil_sum(hidden, Head(head), labels, Running(soft, Head(teacher)), loss, chunk_rows=chunk_rows)
     compare(found, eager(head(hidden), labels, teacher(soft), loss), [hidden, head.weight])
+
+
+@pytest.mark.parametrize("divergence", KINDS, ids=NAMES)
+def test_rows_without_a_label_take_part_in_the_divergence_alone(divergence):
+    hidden, head, labels, soft, teacher = tensors()
+    known, other = torch.arange(0, N, 3), torch.tensor([row for row in range(N) if row % 3])
+    loss, scale = (
+        Loss(0.7, 2.0, divergence, 0.1, unlabelled_weight=0.4),
+        torch.tensor(N / len(known), dtype=torch.float64),
+    )
+    target = Running(soft, Head(teacher))
+    found = linear_counted_sum(hidden, Head(head), labels, target, loss.labelled(scale), known, chunk_rows=5)
+    found = found + linear_counted_sum(hidden, Head(head), labels, target, loss.unlabelled(), other, chunk_rows=5)
+    eager_NV, theirs_NV = head(hidden), teacher(soft)
+    parts = [reference(eager_NV[rows], theirs_NV[rows], divergence, 2.0) for rows in (known, other)]
+    ce = F.cross_entropy(eager_NV[known], labels[known], label_smoothing=0.1)
+    compare(found, 0.7 * (parts[0] + 0.4 * parts[1]) + 0.3 * N * ce, [hidden, head.weight])
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.3, 1.0])

@@ -6,7 +6,7 @@ import datasets
 import numpy as np
 
 from distilpeft.data.reading import Places
-from distilpeft.tasks.rows import usable
+from distilpeft.tasks.checked_rows import usable
 from distilpeft.tasks.task import Task
 
 

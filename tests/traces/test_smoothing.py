@@ -8,11 +8,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from support import commands, smoothing
-from support.smoothing import KINDS, LR, SMOOTHING, UNSMOOTHED, Pupil, Trace, trace
+from support import commands, pupils
+from support.pupils import KINDS, LR, SMOOTHING, UNSMOOTHED, Pupil, Trace, trace
 
 from distilpeft.data.batches import epoch_batches
 from distilpeft.distillation.losses import Loss
@@ -23,7 +22,7 @@ from distilpeft.machine.runtime import Runtime
 def workspaces(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("smoothing")
     for kind in KINDS:
-        smoothing.workspace(folder / kind, kind)
+        pupils.workspace(folder / kind, kind)
     return folder
 
 
@@ -32,30 +31,26 @@ def whole(workspaces) -> dict[str, Trace]:
     """The traces of whole batches in one process."""
     runtime = Runtime()
     return {
-        f"{kind} {optimizer}": trace(runtime, workspaces / kind / "tiny.yaml", smoothing.BATCH, optimizer)
+        f"{kind} {optimizer}": trace(runtime, workspaces / kind / "tiny.yaml", pupils.BATCH, optimizer)
         for kind in KINDS
         for optimizer in LR
     }
 
 
-def expect_same(found: Trace, expected: Trace, name: str) -> None:
-    assert len(found) == len(expected) == 4
-    np.testing.assert_allclose(found, expected, rtol=2e-4, err_msg=name)
-    np.testing.assert_allclose([loss for loss, _ in found], [loss for loss, _ in expected], rtol=2e-5, err_msg=name)
-
-
 @pytest.mark.parametrize("optimizer", list(LR))
 @pytest.mark.parametrize("kind", KINDS)
 def test_micro_batches_and_accumulation_do_not_matter(workspaces, whole, kind, optimizer):
-    expect_same(trace(Runtime(), workspaces / kind / "tiny.yaml", 3, optimizer), whole[f"{kind} {optimizer}"], kind)
+    pupils.expect_same(
+        trace(Runtime(), workspaces / kind / "tiny.yaml", 3, optimizer), whole[f"{kind} {optimizer}"], kind
+    )
 
 
 def test_two_processes_are_one_for_every_kind(workspaces, whole, tmp_path):
-    settings = {"folder": str(workspaces), "micro_batch_size": 3, "num_processes": 2}
-    found = commands.run_script(Path(smoothing.__file__), settings, tmp_path, 2)
+    settings = {"folder": str(workspaces), "kinds": KINDS, "micro_batch_size": 3, "num_processes": 2}
+    found = commands.run_script(Path(pupils.__file__), settings, tmp_path, 2)
     assert {f"{kind} sgd" for kind in KINDS} | {"question_answering adamw", "causal_lm adamw"} == found.keys()
     for name, made in found.items():
-        expect_same(made, whole[name], name)
+        pupils.expect_same(made, whole[name], name)
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in UNSMOOTHED])
@@ -63,7 +58,7 @@ def test_smoothing_moves_the_first_loss_a_little_and_is_at_work(workspaces, whol
     """Not by a hundred thousand: 5 % of a cross-entropy go from the label to the mean over what can be one."""
     pupil = Pupil(Runtime(), workspaces / kind / "tiny.yaml")
     assert pupil.loss.label_smoothing == SMOOTHING
-    first = epoch_batches(pupil.lengths_N, smoothing.BATCH, smoothing.SEED, 0)[0]
+    first = epoch_batches(pupil.lengths_N, pupils.BATCH, pupils.SEED, 0)[0]
     batch = pupil.rows.load_batch(first)
     pupil.loss = Loss(pupil.loss.alpha, pupil.loss.temperature)
     with torch.no_grad():

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import datasets
 import numpy as np
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from distilpeft.data import files, tables
 from distilpeft.data.sources import Source, resolve
 from distilpeft.errors import InputError
-from distilpeft.recipe.data import Data
+from distilpeft.recipe.data import Data, RowSource, Unlabelled
 
 SPLITS = ("train", "validation", "test")
 MOST_LISTED = 5
@@ -75,16 +75,16 @@ RowCheck = Callable[[datasets.Dataset, Places], datasets.Dataset]
 """Called with rows and where they come from; gives those to use, in columns of the same types for every part."""
 
 
-def data_sources(data: Data) -> dict[str, Source]:
-    """The named sources of a `data` section: one called `""`, or one per split.
+def data_sources(data: RowSource) -> dict[str, Source]:
+    """The named sources of a section: one called `""`, or one per split.
 
     Raises:
         InputError: a source does not exist.
     """
     if isinstance(data.source, str):
-        source = resolve(data.source, "data.source", data.revision)
+        source = resolve(data.source, f"{data.at}.source", data.revision)
         if data.config is not None and source.path is not None:
-            raise InputError(f"data.config: a configuration is for hub data sets; {data.source} is a local path")
+            raise InputError(f"{data.at}.config: a configuration is for hub data sets; {data.source} is a local path")
         return {"": source}
     if not data.source:
         raise InputError("data.source: the mapping of splits to files is empty")
@@ -111,8 +111,7 @@ def read_splits(
         InputError: unreadable data, a missing column or split, an empty split, a row in two splits.
     """
     datasets.disable_progress_bars()
-    used = None if columns is None else list(dict.fromkeys([*columns, *data.where]))
-    source = load_parts(data, used, optional)
+    source = load_parts(data, None if columns is None else [*columns, *data.where], optional)
     parts = {}
     for name, part in source.items():
         if _is_used(data, name):
@@ -125,6 +124,57 @@ def read_splits(
         if len(rows) == 0:
             raise InputError(f"data.{name if data.split is None else 'split.' + name}: this split has no rows")
     return splits, [note for name, part in source.items() if _is_used(data, name) for note in part.notes]
+
+
+def read_unlabelled(
+    data: Unlabelled, check: RowCheck, columns: Mapping[str, str], optional: Sequence[str] = ()
+) -> tuple[datasets.Dataset, list[str]]:
+    """Read rows without labels, and check those that are used.
+
+    Args:
+        data: the recipe's section.
+        check: see `RowCheck`.
+        columns: the source's column → what it is called afterwards.
+        optional: columns that are read as well where they are there.
+
+    Returns:
+        Rows; what should be said of how they were read.
+
+    Raises:
+        InputError: unreadable data, a missing column or slice.
+    """
+    datasets.disable_progress_bars()
+    found = load_parts(data, [*columns, *data.where], optional)
+    spans = _spans(data, {name: len(part.rows) for name, part in found.items()}, f"{data.at}.rows", data.rows)
+    pieces = []
+    for span in spans:
+        rows, numbers = _filter(data, found[span.splitname].rows.select(range(span.from_, span.to)))
+        pieces.append((_renamed(data, rows, columns), numbers + span.from_, found[span.splitname].files))
+    total = sum(len(rows) for rows, _, _ in pieces)
+    chosen = np.arange(total)
+    if data.max_rows is not None and total > data.max_rows:
+        chosen = np.sort(np.random.default_rng(0).choice(total, data.max_rows, replace=False))
+    parts, start = [], 0
+    for rows, numbers, files_of in pieces:
+        own = chosen[(chosen >= start) & (chosen < start + len(rows))] - start
+        start += len(rows)
+        if len(own):
+            parts.append(check(rows.select(own), Places(data.source, numbers[own], files_of)))
+    if not parts:
+        raise InputError(f"{data.at}: {data.source} has no rows")
+    notes = [note for name in dict.fromkeys(span.splitname for span in spans) for note in found[name].notes]
+    return _joined(parts, f"{data.at}.rows"), notes
+
+
+def _renamed(data: Unlabelled, rows: datasets.Dataset, columns: Mapping[str, str]) -> datasets.Dataset:
+    """Rows whose columns are called as those of the main source."""
+    for column, name in columns.items():
+        if column not in rows.column_names:
+            has = ", ".join(one for one in rows.column_names if one != tables.FAULT)
+            raise InputError(f"{data.at}: {data.source} has no column {column!r}; its columns are {has}")
+        if name != column:
+            rows = rows.remove_columns([name] if name in rows.column_names else []).rename_column(column, name)
+    return rows
 
 
 def skipped_lines(skipped: Mapping[str, int]) -> list[str]:
@@ -140,7 +190,7 @@ def duplicates(splits: Mapping[str, Iterable[Hashable]]) -> dict[str, int]:
     return {f"{a}/{b}": int(np.isin(seen[b], seen[a], kind="sort").sum()) for a, b in pairs}
 
 
-def origin(data: Data, split: str | None = None) -> str:
+def origin(data: RowSource, split: str | None = None) -> str:
     """The source as users wrote it, for messages about its rows."""
     if isinstance(data.source, str):
         return data.source
@@ -153,7 +203,7 @@ def _is_used(data: Data, split: str) -> bool:
     return any(spec is None or split in (part.partition("[")[0].strip() for part in spec.split("+")) for spec in specs)
 
 
-def load_parts(data: Data, columns: Sequence[str] | None = None, optional: Sequence[str] = ()) -> dict[str, Part]:
+def load_parts(data: RowSource, columns: Sequence[str] | None = None, optional: Sequence[str] = ()) -> dict[str, Part]:
     """The source's own splits; a single file, or files of a pattern that are no splits, are one called train.
 
     Args:
@@ -164,24 +214,26 @@ def load_parts(data: Data, columns: Sequence[str] | None = None, optional: Seque
     Raises:
         InputError: it cannot be read.
     """
+    at = f"{data.at}.source"
+    columns = None if columns is None else list(dict.fromkeys(columns))
     wishes = tables.Wishes(columns, data.encoding, data.separator, tuple(optional))
     sources = data_sources(data)
     if "" not in sources:
-        return {split: _load_files(_listed(source), source, wishes) for split, source in sources.items()}
+        return {split: _load_files(_listed(source, at), source, wishes, at) for split, source in sources.items()}
     source = sources[""]
     if source.path is None:
         return _load_hub(data, source)
     if source.path.is_dir() and not source.matches:
-        saved = _load_saved(source.path)
+        saved = _load_saved(source.path, at)
         if saved is not None:
             return saved
-    found = _listed(source)
+    found = _listed(source, at)
     if source.path.is_file():
-        return {"train": _load_files(found, source, wishes)}
+        return {"train": _load_files(found, source, wishes, at)}
     grouped = files.parts(found, source.path)
     if source.matches and not _has_splits(grouped):
         grouped = {"train": list(found)}
-    return {name: _load_files(own, source, wishes) for name, own in grouped.items()}
+    return {name: _load_files(own, source, wishes, at) for name, own in grouped.items()}
 
 
 def _has_splits(names: Iterable[str]) -> bool:
@@ -189,12 +241,12 @@ def _has_splits(names: Iterable[str]) -> bool:
     return any(name.lower() in files.SPLIT_NAMES for name in names)
 
 
-def _load_hub(data: Data, source: Source) -> dict[str, Part]:
+def _load_hub(data: RowSource, source: Source) -> dict[str, Part]:
     try:
         loaded = datasets.load_dataset(source.name, data.config, revision=source.revision)
     except Exception as error:
         reason = " ".join(str(error).split())[:300]
-        raise InputError(f"data.source: cannot load {source.name} from the hub: {reason}") from None
+        raise InputError(f"{data.at}.source: cannot load {source.name} from the hub: {reason}") from None
     return _of_library(loaded)
 
 
@@ -203,7 +255,7 @@ def _of_library(loaded: Any) -> dict[str, Part]:
     return {name: Part(rows) for name, rows in found.items()}
 
 
-def _load_saved(folder: Path) -> dict[str, Part] | None:
+def _load_saved(folder: Path, at: str) -> dict[str, Part] | None:
     """A data set that `save_to_disk` wrote; None if the folder holds none."""
     try:
         return _of_library(datasets.load_from_disk(str(folder)))
@@ -211,10 +263,10 @@ def _load_saved(folder: Path) -> dict[str, Part] | None:
         return None
     except Exception as error:
         reason = " ".join(str(error).split())[:200]
-        raise InputError(f"data.source: {folder}: a damaged saved data set: {reason}") from None
+        raise InputError(f"{at}: {folder}: a damaged saved data set: {reason}") from None
 
 
-def _listed(source: Source) -> Sequence[Path]:
+def _listed(source: Source, at: str) -> Sequence[Path]:
     """The data files of a local source.
 
     Raises:
@@ -222,20 +274,20 @@ def _listed(source: Source) -> Sequence[Path]:
     """
     path = source.path
     if path is None:
-        raise InputError(f"data.source: {source.name}: a data file ends in one of {files.endings()}")
+        raise InputError(f"{at}: {source.name}: a data file ends in one of {files.endings()}")
     if source.matches:
         return source.matches
     if path.is_dir():
         found = files.in_folder(path)
         if not found:
-            raise InputError(f"data.source: {path} holds no saved data set and no file that ends in {files.endings()}")
+            raise InputError(f"{at}: {path} holds no saved data set and no file that ends in {files.endings()}")
         return found
     if files.format_of(path) is None:
-        raise InputError(f"data.source: {source.name}: a data file ends in one of {files.endings()}")
+        raise InputError(f"{at}: {source.name}: a data file ends in one of {files.endings()}")
     return [path]
 
 
-def _load_files(paths: Sequence[Path], source: Source, wishes: tables.Wishes) -> Part:
+def _load_files(paths: Sequence[Path], source: Source, wishes: tables.Wishes, at: str) -> Part:
     """Files as one part.
 
     Raises:
@@ -244,22 +296,24 @@ def _load_files(paths: Sequence[Path], source: Source, wishes: tables.Wishes) ->
     kinds = {files.format_of(path): path for path in paths}
     if len(kinds) > 1:
         two = " and ".join(str(path) for path in list(kinds.values())[:2])
-        raise InputError(f"data.source: {two} are of one part but of different formats; convert one of them")
+        raise InputError(f"{at}: {two} are of one part but of different formats; convert one of them")
     table = tables.read(paths, wishes)
     names = [source.name] if len(paths) == 1 and source.path == paths[0] else [str(path) for path in paths]
     return Part(table.rows, list(zip(names, table.counts, strict=True)), table.notes)
 
 
-def _filter(data: Data, rows: datasets.Dataset) -> tuple[datasets.Dataset, NDArray[np.int64]]:
+def _filter(data: RowSource, rows: datasets.Dataset) -> tuple[datasets.Dataset, NDArray[np.int64]]:
     if not data.where:
         return rows, np.arange(1, len(rows) + 1)
     keep = np.ones(len(rows), dtype=bool)
     for column, value in data.where.items():
         if column not in rows.column_names:
-            raise InputError(f"data.where.{column}: no such column; {origin(data)} has {', '.join(rows.column_names)}")
+            raise InputError(
+                f"{data.at}.where.{column}: no such column; {origin(data)} has {', '.join(rows.column_names)}"
+            )
         keep &= np.asarray([_equals(cell, value) for cell in rows[column]], dtype=bool)
     if not keep.any():
-        raise InputError(f"data.where: no row of {origin(data)} has {data.where}")
+        raise InputError(f"{data.at}.where: no row of {origin(data)} has {data.where}")
     kept = np.flatnonzero(keep)
     return rows.select(kept), kept + 1
 
@@ -296,16 +350,9 @@ def _seeded(data: Data, parts: dict[str, datasets.Dataset]) -> dict[str, dataset
 
 def _sliced(data: Data, parts: dict[str, datasets.Dataset]) -> dict[str, datasets.Dataset]:
     sizes = {name: len(rows) for name, rows in parts.items()}
-    spans: dict[str, list[Any]] = {}
+    spans: dict[str, list[Span]] = {}
     for name in SPLITS:
-        spec = getattr(data, name)
-        try:
-            spans[name] = datasets.ReadInstruction.from_spec(spec).to_absolute(sizes)
-        except (ValueError, AssertionError, KeyError, TypeError) as error:
-            reason = " ".join(str(error).strip("'\"").split())[:200]
-            has = ", ".join(f"{split} ({count} rows)" for split, count in sizes.items())
-            way = "" if len(sizes) == 1 or _has_splits(sizes) else "; to use all of them together, give data.split"
-            raise InputError(f"data.{name}: cannot slice {spec!r}: {reason}; {origin(data)} has {has}{way}") from None
+        spans[name] = _spans(data, sizes, f"data.{name}", getattr(data, name))
     for i, a in enumerate(SPLITS):
         for b in SPLITS[i + 1 :]:
             for one in spans[a]:
@@ -319,6 +366,33 @@ def _sliced(data: Data, parts: dict[str, datasets.Dataset]) -> dict[str, dataset
         name: _joined([parts[s.splitname].select(range(s.from_, s.to)) for s in spans[name]], getattr(data, name))
         for name in SPLITS
     }
+
+
+class Span(NamedTuple):
+    """A stretch of a part's rows."""
+
+    splitname: str
+    from_: int
+    to: int
+
+
+def _spans(data: RowSource, sizes: Mapping[str, int], key: str, spec: str | None) -> list[Span]:
+    """The stretches of a slice; None: all rows of all parts.
+
+    Raises:
+        InputError: there is no such slice.
+    """
+    if spec is None:
+        return [Span(name, 0, count) for name, count in sizes.items()]
+    try:
+        found = datasets.ReadInstruction.from_spec(spec).to_absolute(sizes)
+        return [Span(one.splitname, one.from_, one.to) for one in found]
+    except (ValueError, AssertionError, KeyError, TypeError) as error:
+        reason = " ".join(str(error).strip("'\"").split())[:200]
+        has = ", ".join(f"{split} ({count} rows)" for split, count in sizes.items())
+        way = "" if len(sizes) == 1 or _has_splits(sizes) else "; to use all of them together, give data.split"
+        way = way if data.at == "data" else ""
+        raise InputError(f"{key}: cannot slice {spec!r}: {reason}; {origin(data)} has {has}{way}") from None
 
 
 def _joined(parts: Sequence[datasets.Dataset], names: str) -> datasets.Dataset:

@@ -139,22 +139,29 @@ def linear_distil_sum(
     counted_N = counted_rows(hidden_NH, labels_N, teacher, loss)
     if counted_N is not None:
         hidden_NH, labels_N = hidden_NH[counted_N], labels_N[counted_N]
-        teacher = None if teacher is None else _counted(teacher, counted_N)
+        teacher = None if teacher is None else _rows_of(teacher, counted_N)
     return linear_counted_sum(hidden_NH, head, labels_N, teacher, loss, chunk_rows=chunk_rows)
 
 
-def _counted(teacher: Soft, counted_N: Tensor) -> Soft:
-    """The soft targets of these rows only."""
+def _rows_of(teacher: Soft, rows: Tensor) -> Soft:
+    """The soft targets of these rows only: their positions, or a mask."""
     if isinstance(teacher, Running):
-        return Running(teacher.hidden_NH[counted_N], teacher.head)
+        return Running(teacher.hidden_NH[rows], teacher.head)
     # Kept ids stay in main memory, chunk by chunk.
-    return teacher[counted_N.to((teacher.ids_NK if isinstance(teacher, Sparse) else teacher).device)]
+    return teacher[rows.to((teacher.ids_NK if isinstance(teacher, Sparse) else teacher).device)]
 
 
 def linear_counted_sum(
-    hidden_NH: Tensor, head: Head, labels_N: Tensor, teacher: Soft | None, loss: Loss, *, chunk_rows: int | None = None
-) -> Tensor:
-    """`linear_distil_sum` of rows that all count; nothing is checked, so no device is waited for."""
+    hidden_NH: Tensor, head: Head, labels_N: Tensor, teacher: Soft | None, loss: Loss, rows: Tensor | None = None, *,
+    chunk_rows: int | None = None,
+) -> Tensor:  # fmt: skip
+    """`linear_distil_sum` of rows that all count; nothing is checked, so no device is waited for.
+
+    Of `rows`, if they are given, only those at these positions are summed.
+    """
+    if rows is not None:
+        hidden_NH, labels_N = hidden_NH[rows], labels_N[rows]
+        teacher = None if teacher is None else _rows_of(teacher, rows)
     weights = head.trainable()
     result: Tensor = _Fused.apply(  # type: ignore[no-untyped-call]
         hidden_NH, labels_N, head, teacher, loss, chunk_rows, *weights

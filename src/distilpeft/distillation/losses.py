@@ -17,7 +17,7 @@ code for logits that fit in memory. There is no second implementation that could
 from __future__ import annotations
 
 from collections.abc import Callable, Sized
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from numbers import Real
 from typing import Any
 
@@ -44,6 +44,9 @@ class Loss:
         divergence: which, with its parameter; its name will do.
         label_smoothing: share of a label's weight that is spread evenly over all ids that are not masked
             (arXiv:1512.00567).
+        unlabelled_weight: what the divergence on rows without a label is multiplied by.
+        soft_scale, label_scale: what divergence and cross-entropy of the rows at hand are multiplied by, see `labelled`
+            and `unlabelled`; None: they have no labels.
 
     Raises:
         ValueError: a value that makes no loss.
@@ -53,6 +56,9 @@ class Loss:
     temperature: float = 1.0
     divergence: Divergence = field(default_factory=Divergence)
     label_smoothing: float = 0.0
+    unlabelled_weight: float = 1.0
+    soft_scale: float = 1.0
+    label_scale: Tensor | float | None = 1.0
 
     def __post_init__(self) -> None:
         divergence: Any = self.divergence
@@ -63,18 +69,47 @@ class Loss:
             object.__setattr__(self, "divergence", Divergence(kind=named))
         elif not isinstance(divergence, Divergence) or divergence.kind not in DIVERGENCES:
             raise ValueError(f"divergence: {divergence!r} is none of {', '.join(DIVERGENCES)}")
-        _check_numbers(alpha=self.alpha, temperature=self.temperature, label_smoothing=self.label_smoothing)
+        _check_numbers(
+            alpha=self.alpha, temperature=self.temperature, label_smoothing=self.label_smoothing,
+            unlabelled_weight=self.unlabelled_weight,
+        )  # fmt: skip
         if not 0 <= self.alpha <= 1:
             raise ValueError(f"alpha: {self.alpha} is not between 0 and 1")
         if not 0 < self.temperature < float("inf"):
             raise ValueError(f"temperature: {self.temperature} is not a positive number")
         if not 0 <= self.label_smoothing < 1:
             raise ValueError(f"label_smoothing: {self.label_smoothing} is not at least 0 and below 1")
+        if not 0 <= self.unlabelled_weight < float("inf"):
+            raise ValueError(f"unlabelled_weight: {self.unlabelled_weight} is not a number of at least 0")
+
+    @property
+    def soft_weight(self) -> float:
+        """What the divergence is multiplied by, apart from T^2."""
+        return self.alpha * self.soft_scale
+
+    @property
+    def label_weight(self) -> Tensor | float | None:
+        """What the cross-entropy is multiplied by; None where no label is read."""
+        return None if self.alpha == 1 or self.label_scale is None else (1 - self.alpha) * self.label_scale
+
+    def labelled(self, scale: Tensor | float) -> Loss:
+        """The loss of the rows with a label, where others have none.
+
+        Args:
+            scale: all rows of the step over those with a label, []: the sum is divided by all rows afterwards, but the
+                labels' cross-entropy is a mean over the rows that have one.
+        """
+        return replace(self, label_scale=scale)
+
+    def unlabelled(self) -> Loss:
+        """The loss of the rows without a label: the divergence alone."""
+        assert self.alpha > 0, "rows without a label teach nothing without a teacher"
+        return replace(self, soft_scale=self.unlabelled_weight, label_scale=None)
 
     @staticmethod
     def of(distil: Distil, alpha: float) -> Loss:
         """The recipe's loss, at this weight of the teacher."""
-        return Loss(alpha, distil.temperature, distil.divergence, distil.label_smoothing)
+        return Loss(alpha, distil.temperature, distil.divergence, distil.label_smoothing, distil.unlabelled_weight)
 
 
 def _check_numbers(**settings: Any) -> None:
@@ -104,8 +139,17 @@ def distil_sum(student_logits_NV: Tensor, labels_N: Tensor, teacher_logits_NV: T
     return counted_sum(student_logits_NV, labels_N, teacher_logits_NV, loss)
 
 
-def counted_sum(student_logits_NV: Tensor, labels_N: Tensor, teacher_logits_NV: Tensor | None, loss: Loss) -> Tensor:
-    """`distil_sum` of rows that all count; nothing is checked, so no device is waited for."""
+def counted_sum(
+    student_logits_NV: Tensor, labels_N: Tensor, teacher_logits_NV: Tensor | None, loss: Loss,
+    rows: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    """`distil_sum` of rows that all count; nothing is checked, so no device is waited for.
+
+    Of `rows`, if they are given, only those at these positions are summed.
+    """
+    if rows is not None:
+        student_logits_NV, labels_N = student_logits_NV[rows], labels_N[rows]
+        teacher_logits_NV = None if teacher_logits_NV is None else teacher_logits_NV[rows]
     result: Tensor = _Distil.apply(student_logits_NV, labels_N, teacher_logits_NV, loss)  # type: ignore[no-untyped-call]
     return result
 
@@ -130,7 +174,9 @@ def counted_rows(student_NV: Tensor, labels_N: Tensor, teacher: Sized | None, lo
     return None if bool(counted_N.all()) else counted_N
 
 
-def squared_sum(student_N: Tensor, labels_N: Tensor, teacher_N: Tensor | None, loss: Loss) -> Tensor:
+def squared_sum(
+    student_N: Tensor, labels_N: Tensor, teacher_N: Tensor | None, loss: Loss, rows: Tensor | None = None
+) -> Tensor:
     """`alpha * (student - teacher)^2 + (1 - alpha) * (student - label)^2` summed over rows, for numbers on a scale.
 
     Args:
@@ -138,6 +184,7 @@ def squared_sum(student_N: Tensor, labels_N: Tensor, teacher_N: Tensor | None, l
         labels_N: numbers; -100 is one like any other.
         teacher_N: None only where alpha is 0.
         loss: its weight of the teacher; numbers have no temperature.
+        rows: positions of those that are summed; None: all.
 
     Raises:
         ValueError: shapes that differ, which would be spread over each other, or no teacher where alpha is above 0.
@@ -147,11 +194,20 @@ def squared_sum(student_N: Tensor, labels_N: Tensor, teacher_N: Tensor | None, l
             raise ValueError(f"{name}: shape {tuple(values_N.shape)}, but student_N has {tuple(student_N.shape)}")
     if loss.alpha > 0 and teacher_N is None:
         raise ValueError(f"teacher_N: is missing, though alpha is {loss.alpha}")
+    if rows is not None:
+        student_N, labels_N = student_N[rows], labels_N[rows]
+        teacher_N = None if teacher_N is None else teacher_N[rows]
     wide_N = student_N if student_N.dtype == torch.float64 else student_N.float()
-    value = (1 - loss.alpha) * (wide_N - labels_N).square().sum()
+    weight = 0.0 if loss.label_weight is None else loss.label_weight
+    value = weighted((wide_N - labels_N).square().sum(), weight)
     if loss.alpha == 0 or teacher_N is None:
         return value
-    return value + loss.alpha * (wide_N - teacher_N).square().sum()
+    return value + loss.soft_weight * (wide_N - teacher_N).square().sum()
+
+
+def weighted(value: Tensor, weight: Tensor | float) -> Tensor:
+    """A sum times a weight of any precision, in its own."""
+    return (weight * value).to(value.dtype)
 
 
 class _Distil(torch.autograd.Function):
@@ -175,6 +231,7 @@ def value_and_grad(student_NV: Tensor, labels_N: Tensor, teacher_NV: Tensor | No
     """
     if loss.alpha == 0:
         return cross_entropy(log_softmax(student_NV, 1.0), labels_N, loss.label_smoothing)
+    weight = loss.label_weight
     assert teacher_NV is not None, "alpha > 0 needs soft targets"
     shared = min(student_NV.shape[-1], teacher_NV.shape[-1])
     temperature = loss.temperature
@@ -183,14 +240,14 @@ def value_and_grad(student_NV: Tensor, labels_N: Tensor, teacher_NV: Tensor | No
     value, grad_NV = DIVERGENCES[loss.divergence.kind](log_q_NV, log_p_NV, loss.divergence)
     # T^2 keeps the size of the gradient independent of T (Hinton et al. 2015, arXiv:1503.02531, section 2); the
     # functions differentiate for logits / T, which takes one T off again.
-    value, grad_NV = value * (loss.alpha * temperature**2), grad_NV.mul_(loss.alpha * temperature)
-    if loss.alpha == 1:
+    value, grad_NV = value * (loss.soft_weight * temperature**2), grad_NV.mul_(loss.soft_weight * temperature)
+    if weight is None:
         return value, _widened(grad_NV, student_NV.shape[-1])
     if temperature != 1 or shared < student_NV.shape[-1]:
         log_q_NV = log_softmax(student_NV, 1.0)
     labels_value, labels_grad_NV = cross_entropy(log_q_NV, labels_N, loss.label_smoothing)
-    labels_grad_NV.mul_(1 - loss.alpha)[:, :shared] += grad_NV
-    return value + (1 - loss.alpha) * labels_value, labels_grad_NV
+    labels_grad_NV.mul_(weight)[:, :shared] += grad_NV
+    return value + weighted(labels_value, weight), labels_grad_NV
 
 
 def log_softmax(logits_NV: Tensor, temperature: float) -> Tensor:

@@ -24,7 +24,16 @@ import torch
 from torch import Tensor
 
 from distilpeft.distillation.codec import RANGE, Kept, Layout, quantized
-from distilpeft.distillation.losses import DIVERGENCES, MASKED, Loss, ValueAndGrad, cross_entropy, log_softmax, scaled
+from distilpeft.distillation.losses import (
+    DIVERGENCES,
+    MASKED,
+    Loss,
+    ValueAndGrad,
+    cross_entropy,
+    log_softmax,
+    scaled,
+    weighted,
+)
 
 TAIL_ROUNDING = 1e-6
 """A tail of the teacher below this is float32's rounding of 1 - sum(kept): none."""
@@ -110,30 +119,31 @@ def sparse_value_and_grad(student_NV: Tensor, labels_N: Tensor, soft: Sparse, lo
         form = "top_k" if soft.weight_NK is None else "sampled"
         raise ValueError(f"divergence: {kind} cannot be computed from {form} targets")
     assert soft.temperature == loss.temperature, f"targets at {soft.temperature}, loss at {loss.temperature}"
-    alpha, temperature, width = loss.alpha, loss.temperature, student_NV.shape[-1]
+    soft_weight, weight, temperature = loss.soft_weight, loss.label_weight, loss.temperature
+    width = student_NV.shape[-1]
     assert soft.width <= width, f"targets over {soft.width} ids for a student of {width}"
     shared = soft.width
     z_NV = scaled(student_NV[:, :shared], temperature)
     # The labels' cross-entropy needs the same softmax, if it is over the same ids at the same temperature.
-    joint = alpha < 1 and temperature == 1 and shared == width and not loss.label_smoothing
+    joint = weight is not None and temperature == 1 and shared == width and not loss.label_smoothing
     label_z_N1 = z_NV.gather(-1, labels_N.unsqueeze(-1)) if joint else None
     parts = _sampled if soft.weight_NK is not None else _top_k
     found = parts(z_NV, soft, loss)  # z_NV now holds a distribution over ids, see `Parts`
-    value, base_grad_N1 = found.value * (alpha * temperature**2), found.base_grad_N1 * (alpha * temperature)
-    kept_grad_NK = found.kept_grad_NK * (alpha * temperature)
-    if label_z_N1 is not None:
-        value = value + (1 - alpha) * (found.lse_N1 - label_z_N1).sum()
-        base_grad_N1 = base_grad_N1 + (1 - alpha) * found.base_q_N1
+    value, base_grad_N1 = found.value * (soft_weight * temperature**2), found.base_grad_N1 * (soft_weight * temperature)
+    kept_grad_NK = found.kept_grad_NK * (soft_weight * temperature)
+    if label_z_N1 is not None and weight is not None:
+        value = value + weighted((found.lse_N1 - label_z_N1).sum(), weight)
+        base_grad_N1 = base_grad_N1 + weight * found.base_q_N1
         if found.kept_q_NK is not None:
-            kept_grad_NK = kept_grad_NK + (1 - alpha) * found.kept_q_NK
+            kept_grad_NK = kept_grad_NK + weight * found.kept_q_NK
     grad_NV = z_NV.mul_(base_grad_N1).scatter_add_(-1, soft.ids_NK, kept_grad_NK)
-    if label_z_N1 is not None:
-        return value, grad_NV.scatter_add_(-1, labels_N.unsqueeze(-1), torch.full_like(label_z_N1, alpha - 1))
-    if alpha == 1:
+    if label_z_N1 is not None and weight is not None:
+        return value, grad_NV.scatter_add_(-1, labels_N.unsqueeze(-1), torch.ones_like(label_z_N1).mul_(-weight))
+    if weight is None:
         return value, torch.nn.functional.pad(grad_NV, (0, width - shared)) if shared < width else grad_NV
     labels_value, labels_grad_NV = cross_entropy(log_softmax(student_NV, 1.0), labels_N, loss.label_smoothing)
-    labels_grad_NV.mul_(1 - alpha)[:, :shared] += grad_NV
-    return value + (1 - alpha) * labels_value, labels_grad_NV
+    labels_grad_NV.mul_(weight)[:, :shared] += grad_NV
+    return value + weighted(labels_value, weight), labels_grad_NV
 
 
 class Parts(NamedTuple):

@@ -231,9 +231,13 @@ def _loss(recipe: Recipe) -> str:
             if task.loss == "cosine"
             else "squared distance to the teacher's vector"
         )
+    if recipe.export.of != "student":
+        return "CE; this student learnt from labels alone, without the teacher"
     own = f"{distil.alpha:g} · T² · {_divergence(recipe)} + {1 - distil.alpha:g} · CE, T = {distil.temperature:g}"
     terms = [name for name in ("hidden", "relations") if distil.features and getattr(distil.features, name)]
     what = {"hidden": "hidden states", "relations": "relations in attention"}
+    if recipe.data.may_have_unlabelled:
+        own += "; of rows without labels the first term alone"
     return own + "".join(f"; the teacher's {what[name]} as well" for name in terms)
 
 

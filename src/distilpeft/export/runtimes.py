@@ -24,7 +24,7 @@ from distilpeft.errors import InputError
 from distilpeft.export.manifest import ExportManifest, read_manifest
 from distilpeft.recipe.export import FORMS
 from distilpeft.recipe.task import KINDS
-from distilpeft.tasks.outputs import logits_of, pooled
+from distilpeft.tasks.text_rows import logits_of, pooled
 
 if TYPE_CHECKING:
     import torch

@@ -11,7 +11,7 @@ from distilpeft.machine.artifact import Artifact
 from distilpeft.machine.files import digest_json
 from distilpeft.models.pair import Pair
 from distilpeft.recipe.recipe import result_settings
-from distilpeft.tasks.rows import TaskData
+from distilpeft.tasks.rows import TAUGHT, TaskData
 from distilpeft.tasks.task import InputReader
 
 
@@ -55,7 +55,7 @@ def open_targets(pair: Pair, data: TaskData, folder: Path, teacher: Artifact | N
         if not pair.recipe.needs_template:
             expected.pop("chat_template", None)
     # Tokens are looked up for the student's own reading of the rows, classes for the teacher's.
-    rows = data.tokens("train", pair.student_reader if pair.recipe.kind.same_tokens else pair.teacher_reader)
+    rows = data.tokens(TAUGHT, pair.student_reader if pair.recipe.kind.same_tokens else pair.teacher_reader)
     store.check(expected, row_hashes(rows.dataset))
     return store
 

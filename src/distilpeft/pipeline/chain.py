@@ -32,10 +32,22 @@ from distilpeft.models.soft_targets import open_targets
 from distilpeft.models.student import load_student, new_student
 from distilpeft.models.teacher import load_teacher, load_teacher_merged, load_teacher_unquantized
 from distilpeft.pipeline.jobs import Finished, Job, check_shared, jobs_of, next_job
-from distilpeft.pipeline.stages import audit, benchmark, bundle, compare, distil, evaluate, export, targets, teacher
+from distilpeft.pipeline.stages import (
+    audit,
+    benchmark,
+    bundle,
+    compare,
+    distil,
+    evaluate,
+    export,
+    lead,
+    targets,
+    teacher,
+)
 from distilpeft.planning.models import check_models, model_lines
 from distilpeft.planning.plan import Plan, Step
 from distilpeft.planning.roles import (
+    ARMS,
     CE_ONLY,
     FULL,
     MAJORITY,
@@ -197,8 +209,8 @@ class StepRunner:
     def _figures(self, step: Step) -> Figures:
         context = self.context
         stage, role, out = step.stage, step.role, step.artifact
-        if stage in ("audit", "benchmark"):
-            return {"audit": self._audit, "benchmark": self._benchmark}[stage]()
+        if stage in ("audit", "benchmark", "lead"):
+            return {"audit": self._audit, "benchmark": self._benchmark, "lead": self._lead}[stage]()
         if stage == "teacher":
             return teacher.run(context, out)
         if stage == "targets":
@@ -206,7 +218,7 @@ class StepRunner:
         if stage == "distil":
             return self._distil(role, out)
         if stage == "export":
-            student = self._verified(self.plan.weights_of(STUDENT))
+            student = self._verified(self.plan.weights_of(self.plan.recipe.export.of))
             return export.run(context, form=role, student=student, out=out)
         if stage == "bundle":
             return self._bundle(role, out)
@@ -220,6 +232,15 @@ class StepRunner:
         loaded = self._load(STUDENT)
         assert loaded is not None
         return audit.run(self.context, layout=layout, student=loaded, teacher=self._teacher())
+
+    def _lead(self) -> Figures:
+        """The teacher and the student on labels alone, one after the other on the validation rows."""
+        values = {}
+        for role in (TEACHER, CE_ONLY):
+            loaded = self._load(role)
+            assert loaded is not None
+            values[role] = lead.values_of_validation(self.context, loaded)
+        return lead.run(self.context, teacher_NK=values[TEACHER], student_NK=values[CE_ONLY])
 
     def _evaluate(self, role: str, out: Artifact) -> Figures:
         recipe = self.plan.recipe
@@ -241,10 +262,10 @@ class StepRunner:
 
     def _distil(self, role: str, out: Artifact) -> Figures:
         recipe = self.plan.recipe
-        alpha = recipe.distil.alpha if role == STUDENT else 0.0
-        cached = alpha > 0 and recipe.targets.mode == "cached"
+        taught = ARMS[role].teacher is not None and recipe.distil.alpha > 0
+        cached = taught and recipe.targets.mode == "cached"
         return distil.run(
-            self.context, alpha=alpha, teacher=self._verified(self.plan.step("teacher")),
+            self.context, role=role, teacher=self._verified(self.plan.step("teacher")),
             targets=self._targets() if cached else None, out=out, watch=self._watch,
         )  # fmt: skip
 
@@ -257,7 +278,7 @@ class StepRunner:
         files = self._verified(plan.step("export", form))
         keys = {
             "teacher": plan.step("teacher").key,
-            "student": plan.step("distil", STUDENT).key,
+            "student": plan.step("distil", plan.recipe.export.of).key,
             "data": plan.data_digest,
         }
         return self._runtime.on_main(  # type: ignore[no-any-return]
@@ -299,4 +320,4 @@ class StepRunner:
             loaded.model.requires_grad_(False).eval()
             return loaded
         path = self._verified(self.plan.weights_of(role)).path / MODEL
-        return load_student(runtime, pair, path) if role in (STUDENT, CE_ONLY) else load_export(runtime, pair, path)
+        return load_student(runtime, pair, path) if role in ARMS else load_export(runtime, pair, path)

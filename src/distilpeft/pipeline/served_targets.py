@@ -28,7 +28,7 @@ from distilpeft.errors import InputError
 from distilpeft.machine.files import publish_folder
 from distilpeft.planning.plan import Plan
 from distilpeft.recipe.distil import format_fault
-from distilpeft.tasks.rows import TaskData, Tokens
+from distilpeft.tasks.rows import TAUGHT, TaskData, Tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -58,7 +58,7 @@ def run(plan: Plan, source: Path, out: Path, teacher: str, console: Console) -> 
     recipe, pair = plan.recipe, Pair(plan.recipe)
     tokenizer = pair.teacher_reader.tokenizer
     data = TaskData(recipe, plan.data_digest, plan.folder / "cache")
-    rows = data.tokens("train", pair.teacher_reader)
+    rows = data.tokens(TAUGHT, pair.teacher_reader)
     positions_R = data.task.num_positions(rows)
     tokens = max(tokenizer.get_vocab().values()) + 1
     width = max(int((model_config(pair.teacher) or {}).get("vocab_size", 0)), tokens)

@@ -13,6 +13,7 @@ from typing import Any
 
 import datasets
 from rich import box
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -25,7 +26,7 @@ from distilpeft.machine.host import num_processes as processes_of
 from distilpeft.planning.memory import MARGIN, Machine, MemoryModel, Placement, best, settings, variants
 from distilpeft.planning.models import check_texts, model_lines
 from distilpeft.planning.plan import Plan
-from distilpeft.planning.roles import CE_ONLY, STUDENT, step_name
+from distilpeft.planning.roles import ARMS, CE_ONLY, step_name
 from distilpeft.planning.sizes import (
     Size,
     lora_weights,
@@ -40,10 +41,13 @@ from distilpeft.recipe import Recipe
 from distilpeft.recipe.task import CausalLM, QuestionAnswering
 from distilpeft.recipe.training import Fit
 from distilpeft.tasks import text_rows
+from distilpeft.tasks.checked_rows import UNLABELLED
 from distilpeft.tasks.rows import read_task_rows, task_of
 from distilpeft.tasks.task import Task
 
 MOST_CLASSES = 30
+LONGEST_CLASS = 24
+"""Characters of a class's name that are shown."""
 
 
 def machine_here(recipe: Recipe) -> Machine:
@@ -203,6 +207,11 @@ def _count_rows(recipe: Recipe, console: Console) -> dict[str, int] | None:
     read = read_rows(recipe, console, download=False)
     _show_classes(recipe, read, console)
     splits = {name: len(rows) for name, rows in read.items()}
+    if UNLABELLED in splits:
+        console.print(
+            f"{splits['train']} training rows have a label, {splits[UNLABELLED]} have none: the teacher is tuned on "
+            "the first, and the student learns from both.", highlight=False,
+        )  # fmt: skip
     # Documents and packed rows become another number of rows, which takes a tokenizer to find out.
     reshaped = isinstance(recipe.task, CausalLM) and (recipe.task.pack or recipe.task.text is not None)
     return None if reshaped else splits
@@ -225,10 +234,16 @@ def _show_classes(recipe: Recipe, splits: Mapping[str, datasets.Dataset], consol
     if not counts:
         return
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    for column in ("class", *SPLITS, "for example"):
-        table.add_column(column, justify="right" if column in SPLITS else "left", no_wrap=True, overflow="ellipsis")
+    shown = list(counts.items())[:MOST_CLASSES]
+    table.add_column("class", no_wrap=True, overflow="ellipsis", max_width=LONGEST_CLASS)
+    for column in SPLITS:
+        table.add_column(column, justify="right", no_wrap=True, min_width=len(column))
+    # What is left of the line, so that no count has to make room for an example.
+    names = min(LONGEST_CLASS, max(len("class"), *(cell_len(name) for name, _ in shown)))
+    left = console.width - names - sum(len(split) + 2 for split in SPLITS) - 4
+    table.add_column("for example", no_wrap=True, overflow="ellipsis", max_width=max(left, len("for example")))
     examples = _examples(task_of(recipe), splits["train"], len(counts))
-    for index, (name, numbers) in enumerate(list(counts.items())[:MOST_CLASSES]):
+    for index, (name, numbers) in enumerate(shown):
         table.add_row(Text(name), *map(str, numbers), Text(examples.get(index, "")))
     console.print(table)
     if len(counts) > MOST_CLASSES:
@@ -260,15 +275,17 @@ def stage_rows(plan: Plan, splits: Mapping[str, int] | None) -> list[tuple[str, 
     recipe = plan.recipe
     teacher, student = teacher_size(recipe), student_size(recipe)
     train = splits["train"] if splits else None
+    taught = train if splits is None or train is None else train + splits.get(UNLABELLED, 0)
+    students = {("distil", role): _student_needs(recipe, student, role, train, taught) for role in ARMS}
     scored = splits[recipe.evaluate.split] if splits else None
     # Bytes kept per row: all logits of a class; for tokens six sums, and never their logits.
     per_row = 24 if recipe.kind.is_language_model else 4 * _outputs(recipe)
     exported = sum(student.total * _export_bytes(recipe, form) for form in recipe.export.formats) if student else None
     needs = {
         ("teacher", ""): _teacher_needs(recipe, teacher, train),
-        ("targets", ""): _targets_needs(recipe, teacher, train),
-        ("distil", CE_ONLY): _student_needs(recipe, student, train),
-        ("distil", STUDENT): _student_needs(recipe, student, train),
+        ("targets", ""): _targets_needs(recipe, teacher, taught),
+        **students,
+        ("lead", ""): (_known(splits["validation"] if splits else None), "-", "-", "-", "-"),
         ("audit", ""): ("-", "-", _count(student), "-", "-"),
         ("evaluate", ""): (_known(scored), "-", "-", "-", _bytes(scored and len(plan.roles()) * scored * per_row)),
         ("export", ""): (str(recipe.export.gate_rows), "-", _count(student), "-", _bytes(exported)),
@@ -330,9 +347,15 @@ def _targets_needs(recipe: Recipe, size: Size | None, rows: int | None) -> tuple
     return (_known(rows), "-", _count(size), _bytes(memory), _bytes(kept))
 
 
-def _student_needs(recipe: Recipe, size: Size | None, rows: int | None) -> tuple[str, ...]:
-    fit = recipe.distil.fit
-    steps = _steps(rows, fit)
+def _student_needs(
+    recipe: Recipe, size: Size | None, role: str, train: int | None, taught: int | None
+) -> tuple[str, ...]:
+    """What a student needs that learns from these rows: with a label, or all."""
+    fit, arm = recipe.distil.fit, ARMS[role]
+    rows = taught if arm.unlabelled else train
+    if role == CE_ONLY and recipe.distil.ce_only_epochs is not None:
+        fit = fit.model_copy(update={"epochs": recipe.distil.ce_only_epochs})
+    steps = _steps(taught if arm.equal_steps else rows, fit)
     if size is None:
         return (_known(rows), steps, "?", "?", "?")
     lora = recipe.student.lora

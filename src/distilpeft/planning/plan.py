@@ -16,6 +16,7 @@ from typing import Any
 from distilpeft.data.model_files.quantized import stored_form
 from distilpeft.data.model_files.recipe_models import teacher_of
 from distilpeft.data.sources import Source, digest
+from distilpeft.data.unlabelled import unlabelled_digest
 from distilpeft.machine.artifact import Artifact, artifact
 from distilpeft.machine.files import digest_json
 from distilpeft.machine.host import machine_name
@@ -30,8 +31,11 @@ from distilpeft.planning.inputs import (
 )
 from distilpeft.planning.models import check_models, settled
 from distilpeft.planning.roles import (
+    ARMS,
+    CE_LONG,
     CE_ONLY,
     FULL,
+    HARD,
     MAJORITY,
     MERGED,
     STUDENT,
@@ -173,6 +177,12 @@ class _Naming:
         """The settings of every step that draws random numbers."""
         return {"seed": self.recipe.seed, **({"deterministic": True} if self.recipe.deterministic else {})}
 
+    @property
+    def unlabelled(self) -> dict[str, str]:
+        """The input of every step that reads rows without labels, if there are any."""
+        found = unlabelled_digest(self.recipe.data)
+        return {} if found is None else {"unlabelled": found}
+
     def step(self, stage: str, settings: Mapping[str, Any], inputs: Mapping[str, str], role: str = "") -> Step:
         """A step whose artifact is named by these settings and inputs, and by the rows."""
         named = {"data": self.data_digest, **inputs}
@@ -203,18 +213,22 @@ def _plan(recipe: Recipe, runs: Path, *, repeated: bool = False) -> Plan:
     origin = student_origin(recipe, teacher.key)
     check_models(recipe)
     students = _students(names, origin, _soft_inputs(recipe, teacher, targets))
-    student = students[-1]
+    student = next(step for step in students if step.role == STUDENT)
+    lead = [] if repeated else _lead(names, teacher, students)
     audit = [] if repeated else _audit(names, student, targets)
 
     untrained = _Model(UNTRAINED, {"seeded": digest_json([_student_settings(names), origin])})
     trained = [_Model(step.role, {"model": step.key}) for step in students]
     models = [_Model(MAJORITY, {}), untrained, *trained, *_teacher_forms(recipe, teacher)]
     evaluations = _evaluations(names, models)
-    steps = [teacher, *targets, *students, *audit, *evaluations]
+    first = [step for step in students if step.role == CE_ONLY]
+    others = [step for step in students if step.role != CE_ONLY]
+    steps = [teacher, *targets, *first, *lead, *others, *audit, *evaluations]
     if repeated:
         return Plan(recipe, names.folder, names.data_digest, (*steps, _comparison(names, evaluations)))
 
-    exports = [_export(names, form, student) for form in recipe.export.formats]
+    exported_student = next(step for step in students if step.role == recipe.export.of)
+    exports = [_export(names, form, exported_student) for form in recipe.export.formats]
     exported = [_Model(export_role(step.role), {"model": step.key}) for step in exports]
     judged = [_evaluation(names, model, evaluations[0]) for model in exported]
     comparison = _comparison(names, [*evaluations, *judged])
@@ -238,7 +252,7 @@ def _targets(names: _Naming, teacher: Step) -> list[Step]:
     recipe = names.recipe
     if not _is_cached(recipe) or recipe.targets.source is not None:
         return []
-    return [names.step("targets", _target_settings(recipe), {"teacher": teacher.key})]
+    return [names.step("targets", _target_settings(recipe), {"teacher": teacher.key, **names.unlabelled})]
 
 
 def _is_cached(recipe: Recipe) -> bool:
@@ -259,14 +273,46 @@ def _soft_inputs(recipe: Recipe, teacher: Step, targets: list[Step]) -> dict[str
 
 
 def _students(names: _Naming, origin: Mapping[str, str], soft: Mapping[str, str]) -> list[Step]:
-    """The student trained on labels alone, if it is asked for, and the student."""
+    """The student, and those that it is compared with."""
     recipe = names.recipe
-    settings = {**_without(result_settings(recipe.distil), "ce_only_baseline"), "student": _student_settings(names)}
-    student = names.step("distil", settings, {**origin, **soft}, STUDENT)
-    if not (recipe.distil.ce_only_baseline and recipe.kind.has_labels):
-        return [student]
-    on_labels = {**_without(settings, "temperature", "divergence", "features"), "alpha": 0.0}
-    return [names.step("distil", on_labels, origin, CE_ONLY), student]
+    asked = {STUDENT, *_controls(recipe)}
+    if recipe.distil.ce_only_baseline and recipe.kind.has_labels:
+        asked.add(CE_ONLY)
+    return [_student(names, origin, soft, role) for role in ARMS if role in asked]
+
+
+def _student(names: _Naming, origin: Mapping[str, str], soft: Mapping[str, str], role: str) -> Step:
+    arm = ARMS[role]
+    settings = {**result_settings(names.recipe.distil), "student": _student_settings(names)}
+    if arm.teacher is None:
+        settings = {**_without(settings, "temperature", "divergence", "features", "unlabelled_weight"), "alpha": 0.0}
+    elif arm.teacher == "hard":
+        settings = {**_without(settings, "temperature", "divergence", "features"), "teacher": "hard"}
+    if arm.equal_steps:
+        settings["steps"] = "of the student"
+    if role == CE_ONLY and names.recipe.distil.ce_only_epochs is not None:
+        settings["fit"] = {**settings["fit"], "epochs": names.recipe.distil.ce_only_epochs}
+    more = names.unlabelled if arm.unlabelled or arm.equal_steps else {}
+    taught = {} if arm.teacher is None else soft
+    return names.step("distil", settings, {**origin, **taught, **more}, role)
+
+
+def _controls(recipe: Recipe) -> tuple[str, ...]:
+    """The students besides the one on labels alone that the recipe's is compared with."""
+    if not recipe.data.may_have_unlabelled:
+        return ()
+    if recipe.distil.controls is not None:
+        return tuple(f"student_{name}" for name in recipe.distil.controls)
+    return (CE_LONG, HARD) if recipe.kind.has_likeliest_class else (CE_LONG,)
+
+
+def _lead(names: _Naming, teacher: Step, students: list[Step]) -> list[Step]:
+    """How far the teacher is ahead of the student on labels alone, on validation rows."""
+    on_labels = [step for step in students if step.role == CE_ONLY]
+    if not on_labels or names.recipe.distil.alpha == 0:
+        return []
+    settings = {"metric": names.recipe.kind.main, "precision": names.recipe.evaluate.precision}
+    return [names.step("lead", settings, {"teacher": teacher.key, "student": on_labels[0].key})]
 
 
 def _student_settings(names: _Naming) -> dict[str, Any]:

@@ -6,20 +6,53 @@ by what it is about: `teacher`, `evaluate/student`, `export/onnx`. Nothing else 
 
 from __future__ import annotations
 
-STUDENT, CE_ONLY, UNTRAINED, TEACHER, FULL, MERGED, MAJORITY = (
-    "student", "student_ce_only", "untrained", "teacher", "teacher_full_precision", "teacher_merged", "majority",
+from dataclasses import dataclass
+from typing import Literal
+
+STUDENT, UNTRAINED, TEACHER, FULL, MERGED, MAJORITY = (
+    "student", "untrained", "teacher", "teacher_full_precision", "teacher_merged", "majority",
+)  # fmt: skip
+CE_ONLY, CE_LONG, HARD, LABELLED = (
+    "student_ce_only", "student_ce_only_long", "student_hard_labels", "student_labelled_rows",
 )  # fmt: skip
 TEACHERS = (TEACHER, FULL, MERGED)
 """Roles of the tuned teacher: as it was tuned, on the full-precision base, and merged."""
-UNTIMED = (MAJORITY, UNTRAINED, MERGED)
-"""Roles without a latency: no model, one of the student's architecture, and one of the full-precision teacher's."""
-STAGES = ("teacher", "targets", "distil", "audit", "evaluate", "export", "compare", "benchmark", "bundle")
+CONTROLS = (CE_LONG, HARD, LABELLED)
+"""Students that show where a gain from rows without labels comes from."""
+UNTIMED = (MAJORITY, UNTRAINED, MERGED, *CONTROLS)
+"""Roles without a latency: no model, some of the student's architecture, and one of the full-precision teacher's."""
+STAGES = ("teacher", "targets", "distil", "lead", "audit", "evaluate", "export", "compare", "benchmark", "bundle")
 """In the order in which a run does them."""
 TRAINING_STAGES = ("distil", "teacher")
 """Stages that train a model."""
 LAST_STAGES = ("benchmark", "bundle")
 """Done when nothing else is left: latency is measured on a machine at rest, and bundles show it."""
 _EXPORT = "export:"
+
+
+@dataclass(frozen=True)
+class Arm:
+    """How a student learns; they differ in nothing else.
+
+    Attributes:
+        teacher: what it hears of the teacher: its probabilities, its likeliest class, or nothing.
+        unlabelled: whether it also learns from the rows without labels.
+        equal_steps: whether it is trained for as many steps as the student of the recipe, instead of as many epochs.
+    """
+
+    teacher: Literal["soft", "hard"] | None
+    unlabelled: bool
+    equal_steps: bool = False
+
+
+ARMS = {
+    CE_ONLY: Arm(None, unlabelled=False),
+    STUDENT: Arm("soft", unlabelled=True),
+    CE_LONG: Arm(None, unlabelled=False, equal_steps=True),
+    HARD: Arm("hard", unlabelled=True),
+    LABELLED: Arm("soft", unlabelled=False, equal_steps=True),
+}
+"""Every student that a run may train, in their order: the recipe's, and those that show where its gain comes from."""
 
 
 def export_role(form: str) -> str:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import codecs
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from distilpeft.recipe.section import IN_KEY_IF_GIVEN, Count, Index, Positive, Section
+from distilpeft.recipe.section import IN_KEY_IF_GIVEN, NOT_IN_KEY, Count, Index, Positive, Section
 
 
 class Split(Section):
@@ -25,13 +25,11 @@ class Split(Section):
         return self
 
 
-class Data(Section):
-    """Where the rows come from and which of them train, validate and test."""
+class RowSource(Section):
+    """Where rows come from, and how their files are read."""
 
-    source: str | dict[str, str] = Field(
-        description="hub id, local file (csv, tsv, json, jsonl, parquet, txt; also compressed), folder or pattern such "
-        "as part-*.csv, package:NAME/path, or {split: any of these}"
-    )
+    at: ClassVar[str]
+    source: str | dict[str, str]
     config: str | None = Field(None, description="configuration name of a hub data set")
     revision: str | None = Field(None, description="branch, tag or commit of a hub data set")
     encoding: str | None = Field(
@@ -45,15 +43,6 @@ class Data(Section):
     where: dict[str, bool | str | int | float] = Field(
         {}, description="keep only rows whose columns equal these values"
     )
-    train: str | None = Field(None, description="slice such as train[:80%]; with validation and test")
-    validation: str | None = None
-    test: str | None = None
-    split: Split | None = Field(None, description="seeded split, instead of train, validation and test")
-    on_bad_row: Literal["error", "skip"] = Field(
-        "error", description="rows that cannot be used (no text, an unknown label, a token that a model has no "
-        "embedding for) end the run, or are left out and counted", json_schema_extra=IN_KEY_IF_GIVEN,
-    )  # fmt: skip
-    max_tokens: Count = Field(128, description="rows are cut to this many tokens; how many were cut is reported")
 
     @field_validator("encoding")
     @classmethod
@@ -62,6 +51,61 @@ class Data(Section):
             return None if name is None else codecs.lookup(name).name
         except LookupError:
             raise ValueError(f"{name!r} is no encoding that Python knows") from None
+
+
+SOURCE = (
+    "hub id, local file (csv, tsv, json, jsonl, parquet, txt; also compressed), folder or pattern such as part-*.csv, "
+    "package:NAME/path"
+)
+
+
+class Unlabelled(RowSource):
+    """Rows without labels, which the teacher labels for the student; no score and no label ever counts them."""
+
+    at: ClassVar[str] = "data.unlabelled"
+    source: str = Field(description=SOURCE)
+    rows: str | None = Field(None, description="slice such as unsupervised[:5000]; default: all rows of the source")
+    columns: dict[str, str] = Field(
+        {}, description="column of each key of `task` that says what is read, such as {text: body}; default: as in "
+        "data.source"
+    )  # fmt: skip
+    max_rows: Count | None = Field(None, description="a random choice of so many; the same in every run")
+
+
+class Data(RowSource):
+    """Where the rows come from and which of them train, validate and test."""
+
+    at: ClassVar[str] = "data"
+    source: str | dict[str, str] = Field(description=f"{SOURCE}, or {{split: any of these}}")
+    train: str | None = Field(None, description="slice such as train[:80%]; with validation and test")
+    validation: str | None = None
+    test: str | None = None
+    split: Split | None = Field(None, description="seeded split, instead of train, validation and test")
+    labelled: Count | None = Field(
+        None, description="keep the labels of so many training rows, of every class its share, and use the others as "
+        "rows without labels; to find out what labels are worth", json_schema_extra=IN_KEY_IF_GIVEN,
+    )  # fmt: skip
+    unlabelled: Unlabelled | None = Field(
+        None, description="more rows for the student, without labels", json_schema_extra=NOT_IN_KEY
+    )
+    on_empty_label: Literal["error", "unlabelled"] = Field(
+        "error", description="training rows whose label is empty are bad rows, or rows without labels",
+        json_schema_extra=IN_KEY_IF_GIVEN,
+    )  # fmt: skip
+    on_bad_row: Literal["error", "skip"] = Field(
+        "error", description="rows that cannot be used (no text, an unknown label, a token that a model has no "
+        "embedding for) end the run, or are left out and counted", json_schema_extra=IN_KEY_IF_GIVEN,
+    )  # fmt: skip
+    max_tokens: Count = Field(128, description="rows are cut to this many tokens; how many were cut is reported")
+
+    def gives_unlabelled(self, key: str) -> bool:
+        """Whether this key, as it is set, makes rows without labels."""
+        return getattr(self, key) not in (None, "error")
+
+    @property
+    def may_have_unlabelled(self) -> bool:
+        """Whether some rows that the student learns from may have no label."""
+        return any(map(self.gives_unlabelled, ("labelled", "unlabelled", "on_empty_label")))
 
     @model_validator(mode="after")
     def _one_way_to_split(self) -> Self:

@@ -6,8 +6,21 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from distilpeft.recipe.section import IN_KEY_IF_GIVEN, Count, Fraction, Index, Number, Positive, Section
+from distilpeft.recipe.section import (
+    IN_KEY_IF_GIVEN,
+    NOT_IN_KEY,
+    Count,
+    Fraction,
+    Index,
+    NotNegative,
+    Number,
+    Positive,
+    Section,
+    distinct,
+)
 from distilpeft.recipe.training import Fit, Optim
+
+Control = Literal["ce_only_long", "hard_labels", "labelled_rows"]
 
 
 class Divergence(Section):
@@ -82,9 +95,28 @@ class Distil(Section):
         None, description="also learn hidden states or relations; needs targets.mode: online",
         json_schema_extra=IN_KEY_IF_GIVEN,
     )  # fmt: skip
+    unlabelled_weight: NotNegative = Field(
+        1.0, description="weight of the divergence on rows without a label, beside that on the others",
+        json_schema_extra=IN_KEY_IF_GIVEN,
+    )  # fmt: skip
     optim: Optim
     fit: Fit
-    ce_only_baseline: bool = Field(True, description="also train the same student without the teacher")
+    gate: Literal["warn", "stop"] = Field(
+        "warn", description="what happens before the student is trained if on validation rows the teacher is not ahead "
+        "of the student that was trained on labels alone", json_schema_extra=NOT_IN_KEY,
+    )  # fmt: skip
+    ce_only_baseline: bool = Field(
+        True, description="also train the same student without the teacher", json_schema_extra=NOT_IN_KEY
+    )
+    ce_only_epochs: Count | None = Field(
+        None, description="epochs of that student; default: those of fit. Of few labels it needs more than the student "
+        "needs of all rows", json_schema_extra=NOT_IN_KEY,
+    )  # fmt: skip
+    controls: Annotated[tuple[Control, ...], distinct("controls")] | None = Field(
+        None, description="students to compare with where rows have no labels: ce_only_long (labels alone, for as many "
+        "steps), hard_labels (the same rows, but of the teacher only its likeliest class), labelled_rows (the teacher, "
+        "but on rows with labels only, for as many steps); default: the first two", json_schema_extra=NOT_IN_KEY,
+    )  # fmt: skip
 
 
 def format_fault(form: str, distil: Distil) -> str | None:

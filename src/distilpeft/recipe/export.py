@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field
 
-from distilpeft.recipe.section import Count, Fraction, Positive, Section, distinct
+from distilpeft.recipe.section import NOT_IN_KEY, Count, Fraction, Positive, Section, distinct
 
 Exactness = Literal["exact", "half", "int8", "int4"]
 FormName = Literal[
@@ -145,6 +145,10 @@ class Tolerance(Section):
 class Export(Section):
     """Deployable files, and how closely each must match the student before it counts."""
 
+    of: Literal["student", "student_ce_only", "student_ce_only_long"] = Field(
+        "student", description="which student: the distilled one, or one that was trained on labels alone",
+        json_schema_extra=NOT_IN_KEY,
+    )  # fmt: skip
     formats: Annotated[tuple[_Form, ...], distinct("formats")] = Field(
         ("safetensors",), min_length=1, description="the first is the run's `student`"
     )

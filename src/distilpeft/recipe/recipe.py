@@ -181,6 +181,25 @@ def _kind_faults(recipe: Recipe) -> Iterator[tuple[tuple[str, ...], str]]:
         yield from _label_faults(recipe)
     if recipe.distil.features is not None:
         yield from _feature_faults(recipe)
+    yield from _unlabelled_faults(recipe)
+
+
+def _unlabelled_faults(recipe: Recipe) -> Iterator[tuple[tuple[str, ...], str]]:
+    """What rows without labels cannot go with, and what makes no sense without them."""
+    data, distil, kind = recipe.data, recipe.distil, recipe.kind
+    keys = [name for name in ("labelled", "unlabelled", "on_empty_label") if data.gives_unlabelled(name)]
+    for name in keys:
+        if not kind.has_labels:
+            yield ("data", name), f"{recipe.task.kind} has no labels: name all rows in data.source"
+        elif distil.alpha == 0:
+            yield ("data", name), "rows without labels teach nothing where distil.alpha is 0"
+    if "on_empty_label" in keys and kind.is_language_model:
+        yield ("data", "on_empty_label"), f"{recipe.task.kind} has no column of labels; see data.unlabelled"
+    for name in ("unlabelled_weight", "controls"):
+        if not keys and name in distil.model_fields_set:
+            yield ("distil", name), "is for rows without labels, and would do nothing here; see data.unlabelled"
+    if "hard_labels" in (distil.controls or ()) and not kind.has_likeliest_class:
+        yield ("distil", "controls"), f"hard_labels are the teacher's likeliest classes; {recipe.task.kind} has none"
 
 
 def _picture_faults(recipe: Recipe) -> Iterator[tuple[tuple[str, ...], str]]:
@@ -233,6 +252,10 @@ def _value_faults(recipe: Recipe) -> Iterator[tuple[tuple[str, ...], str]]:
 
 def _export_faults(recipe: Recipe) -> Iterator[tuple[tuple[str, ...], str]]:
     """Forms that the task does not have, or that cannot be written here."""
+    if recipe.export.of != "student" and not (recipe.distil.ce_only_baseline and recipe.kind.has_labels):
+        yield ("export", "of"), "there is no student on labels alone; set distil.ce_only_baseline: true"
+    if recipe.export.of == "student_ce_only_long" and not recipe.data.may_have_unlabelled:
+        yield ("export", "of"), "is trained only where some rows have no label; take student_ce_only"
     for name in recipe.export.formats:
         form = FORMS[name]
         if form.language and not recipe.kind.has_cache:

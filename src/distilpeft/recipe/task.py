@@ -63,6 +63,11 @@ class Kind:
         return self.is_language_model or not self.has_labels
 
     @property
+    def has_likeliest_class(self) -> bool:
+        """Whether a teacher's answer can be had as one of few classes."""
+        return self.has_labels and not self.is_numeric and not self.is_language_model
+
+    @property
     def has_cache(self) -> bool:
         """Whether an export's graph keeps what it computed of earlier tokens."""
         return self.is_language_model and not self.reads_first

@@ -6,7 +6,7 @@ Torch-free; it only joins the figures in the manifests. `report.json` is describ
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,11 @@ from distilpeft.machine.files import read_sealed, sealed, write_json, write_text
 from distilpeft.metrics.timings import summary
 from distilpeft.planning.plan import Plan
 from distilpeft.planning.roles import (
+    CE_LONG,
     CE_ONLY,
     FULL,
+    HARD,
+    LABELLED,
     MAJORITY,
     MERGED,
     STUDENT,
@@ -28,12 +31,11 @@ from distilpeft.planning.roles import (
     format_of,
     step_name,
 )
-from distilpeft.recipe.task import LOWER_IS_BETTER
 from distilpeft.report import verdict
 from distilpeft.report.schema import Export, Model, QuantizationCost, Report, Rows, Sample, SoftTargets
 from distilpeft.report.text import markdown
 
-ORDER = (MAJORITY, UNTRAINED, CE_ONLY, STUDENT, TEACHER, FULL, MERGED)
+ORDER = (MAJORITY, UNTRAINED, CE_ONLY, CE_LONG, LABELLED, HARD, STUDENT, TEACHER, FULL, MERGED)
 TIMED = ("throughput_rows_per_s", "tokens_per_s", "decode", "memory_bytes", "gpu_memory_bytes", "load_s")
 TRAINING = ("steps", "rows", "seconds", "rows_per_s", "precision", "kept_step", "validations", "skipped_steps",
             "loss_spikes")  # fmt: skip
@@ -42,7 +44,7 @@ TRAINING = ("steps", "rows", "seconds", "rows_per_s", "precision", "kept_step", 
 def build(plan: Plan) -> Report:
     """Join the figures of a finished run."""
     figures = {step: made.figures() for step, made in plan.artifacts.items()}
-    recipe, tuned = plan.recipe, figures["teacher"]
+    recipe, tuned, trained = plan.recipe, figures["teacher"], figures[step_name("distil", STUDENT)]
     kind, main = recipe.task.kind, recipe.kind.main
     roles = sorted(plan.roles(), key=lambda role: ORDER.index(role) if role in ORDER else len(ORDER))
     score = {role: figures[f"evaluate/{role}"]["scores"][main]["value"] for role in roles}
@@ -56,15 +58,17 @@ def build(plan: Plan) -> Report:
         task=kind,
         metric=main,
         student_vs_teacher=kept[STUDENT],
-        ce_gap_closed=_gap_closed(score, -1 if main in LOWER_IS_BETTER else 1),
         quantization_cost=_quantization_cost(plan, figures, main),
         merging_cost=figures[f"evaluate/{MERGED}"]["against_teacher"] if f"evaluate/{MERGED}" in figures else None,
         rows=Rows(
             train=tuned["train_rows"],
+            unlabelled=trained["train_rows"] - trained.get("labelled_rows", trained["train_rows"]),
+            held_out=trained.get("held_out_rows", 0),
             truncated=tuned["truncated_rows"],
             duplicates=tuned["duplicates"],
             skipped=tuned["skipped_rows"],
         ),
+        lead={"role": TEACHER, "against": CE_ONLY, **figures["lead"]} if "lead" in figures else None,
         benchmark=figures["benchmark"],
         comparisons=figures["compare"]["pairs"],
         seeds=verdict.over_seeds(plan),
@@ -80,16 +84,9 @@ def build(plan: Plan) -> Report:
         environment=plan.artifacts[f"distil/{STUDENT}"].manifest()["environment"],
         artifacts={step: made.path.name for step, made in plan.steps().items()},
     )
+    report = report.model_copy(update={"ce_gap_closed": verdict.gap_closed(report)})
     found = {"verdict": verdict.verdict(report), "not_measured": tuple(verdict.not_measured(report))}
     return report.model_copy(update=found)
-
-
-def _gap_closed(score: Mapping[str, float], sign: int) -> float | None:
-    """The share of the gap between the CE-only student and the teacher that distilling closed."""
-    if CE_ONLY not in score:
-        return None
-    gap = sign * (score[TEACHER] - score[CE_ONLY])
-    return sign * (score[STUDENT] - score[CE_ONLY]) / gap if gap > 0 else None
 
 
 def _model(role: str, figures: dict[str, Any], kept: float | None) -> Model:

@@ -172,7 +172,9 @@ class Export(Part):
 class Rows(Part):
     """The training rows."""
 
-    train: int = Field(description="training rows")
+    train: int = Field(description="training rows with a label")
+    unlabelled: int = Field(0, description="rows without a label that the student learns from as well")
+    held_out: int = Field(0, description="rows without a label that were left out: they are in validation or test")
     truncated: int = Field(description="how many of them were truncated")
     duplicates: dict[str, int] = Field({}, description="pair of splits → texts that are in both")
     skipped: dict[str, int] = Field({}, description="source → rows that could not be used and were skipped")
@@ -385,8 +387,8 @@ class Report(Part):
     )
     ce_gap_closed: Figure | None = Field(
         None,
-        description="(student − CE-only student) ÷ (teacher − CE-only student) in `metric`; null without a baseline or "
-        "without a gap",
+        description="(student − CE-only student) ÷ (teacher − CE-only student) in `metric`, over all seeds; null "
+        "without a baseline, or if the teacher's lead over it may be chance (the 95 % interval holds 0)",
     )
     quantization_cost: QuantizationCost | None = Field(
         None, description="what quantizing the teacher cost; null if the teacher is not quantized"
@@ -395,6 +397,9 @@ class Report(Part):
         None,
         description="distance from the teacher after merging its adapter into its dequantized base, from which "
         "`from_teacher` students are cut; null for other students",
+    )
+    lead: Comparison | None = Field(
+        None, description="teacher − CE-only student on validation rows, found before the student was trained"
     )
     rows: Rows = Field(description="training rows, and texts shared between splits")
     benchmark: Benchmark | None = Field(

@@ -60,12 +60,7 @@ def table_rows(report: Report) -> list[tuple[str, ...]]:
 def sentences(report: Report) -> list[str]:
     """What the table means, in plain words."""
     lines = [*report.verdict.sentences, *_kept(report)]
-    if report.ce_gap_closed is not None and report.ce_gap_closed < 0:
-        lines.append("Distilling did not close the gap that training on labels alone leaves: it is wider.")
-    elif report.ce_gap_closed is not None:
-        lines.append(f"Distilling closed {report.ce_gap_closed:.0%} of the gap that training on labels alone leaves.")
-    elif report.model(CE_ONLY):
-        lines.append("The CE-only student is as good as the teacher here: there was no gap to close.")
+    lines += _gap(report)
     cost = report.quantization_cost
     if cost is not None:
         lost = -cost.lost(report.metric)
@@ -83,11 +78,27 @@ def sentences(report: Report) -> list[str]:
     return [*lines, *_compared(report), *verdict.losing(report), *_stored(report), *_chosen(report), *_trained(report)]
 
 
+def _gap(report: Report) -> list[str]:
+    """How much of the teacher's lead over labels alone the student gained."""
+    closed, gap = report.ce_gap_closed, verdict.lead(report, TEACHER, verdict.on_labels(report))
+    if gap is None:
+        return []
+    if closed is None:
+        return [f"There was no gap to close: the teacher's lead over labels alone may be chance, {gap.words}."]
+    if closed < 0:
+        return ["Distilling did not close the gap that training on labels alone leaves: it is wider."]
+    return [f"Distilling closed {closed:.0%} of the gap that training on labels alone leaves, {gap.words}."]
+
+
 def _trained(report: Report) -> list[str]:
     """What became of the training rows, and of the steps on them."""
     lines, rows = [], report.rows
     if not KINDS[report.task].reads_images:
         lines.append(f"{rows.truncated} of {rows.train} training rows were cut to {report.max_tokens} tokens.")
+    if rows.unlabelled:
+        lines.append(f"Beside {rows.train} rows with a label, the student learnt from {rows.unlabelled} without one.")
+    if rows.held_out:
+        lines.append(f"{rows.held_out} rows without a label were left out: they also stand in validation or test.")
     lines += [*skipped_lines(rows.skipped), *_disturbed(report)]
     shared = {pair: count for pair, count in rows.duplicates.items() if count}
     if shared:

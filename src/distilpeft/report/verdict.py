@@ -17,7 +17,7 @@ import numpy as np
 from distilpeft.machine.artifact import LOG, Artifact
 from distilpeft.metrics import significance
 from distilpeft.planning.plan import Plan
-from distilpeft.planning.roles import CE_ONLY, FULL, STUDENT, TEACHER
+from distilpeft.planning.roles import CE_LONG, CE_ONLY, CONTROLS, FULL, STUDENT, TEACHER
 from distilpeft.recipe.task import KINDS, LOWER_IS_BETTER
 from distilpeft.report.figures import Figure
 from distilpeft.report.schema import (
@@ -34,7 +34,10 @@ from distilpeft.report.schema import (
 
 WITHIN = 0.01
 CURVE_POINTS = 200
-SEED_PAIRS = ((STUDENT, CE_ONLY), (STUDENT, TEACHER), (CE_ONLY, TEACHER), (TEACHER, FULL))
+SEED_PAIRS = (
+    *((STUDENT, role) for role in (CE_ONLY, *CONTROLS, TEACHER)), (CE_ONLY, TEACHER), (CE_LONG, TEACHER),
+    (TEACHER, FULL),
+)  # fmt: skip
 ROWS = "rows.npz"
 
 
@@ -144,18 +147,93 @@ def _points(difference: Figure) -> str:
     return f"{difference * 100:+.2f}"
 
 
+@dataclass(frozen=True)
+class Lead:
+    """How far one model is ahead of another, with a 95 % interval over rows, and over seeds if there are several."""
+
+    value: Figure
+    low: Figure
+    high: Figure
+    metric: str
+    seeds: int
+
+    @property
+    def words(self) -> str:
+        """The lead in points, or in what the metric is counted in."""
+        scale, unit, digits = (1, "", 4) if self.metric in LOWER_IS_BETTER else (100, " points", 2)
+        value, low, high = (figure * scale for figure in (self.value, self.low, self.high))
+        over = f" over {self.seeds} seeds" if self.seeds > 1 else ""
+        return f"{value:+.{digits}f}{unit} (95 % {low:+.{digits}f} to {high:+.{digits}f}{over})"
+
+
+def lead(report: Report, role: str, against: str) -> Lead | None:
+    """How much better one model is than another; positive is better, whatever the metric. None if not compared."""
+    sign = -1 if report.metric in LOWER_IS_BETTER else 1
+    turn = {(role, against): sign, (against, role): -sign}
+    seeds = 1 if report.seeds is None else len(report.seeds.seeds)
+    many = () if report.seeds is None else report.seeds.comparisons
+    found = [(one.mean, one.low, one.high, turn.get((one.role, one.against))) for one in many]
+    if seeds == 1:
+        pairs = report.comparisons
+        found = [(one.difference, one.low, one.high, turn.get((one.role, one.against))) for one in pairs]
+    for value, low, high, turned in found:
+        if turned is not None:
+            worse, better = sorted((turned * low, turned * high))
+            return Lead(turned * value, worse, better, report.metric, seeds)
+    return None
+
+
+def on_labels(report: Report) -> str:
+    """The better student of those that learnt from labels alone: for its own epochs, or for as long as the student."""
+    sign = -1 if report.metric in LOWER_IS_BETTER else 1
+    many = () if report.seeds is None else report.seeds.models
+    scores = {one.role: one.mean for one in many} or {
+        one.role: one.scores[report.metric].value for one in report.models
+    }
+    return max(
+        (role for role in (CE_ONLY, CE_LONG) if role in scores), key=lambda role: sign * scores[role], default=""
+    )
+
+
+def gap_closed(report: Report) -> float | None:
+    """The share of the teacher's lead over labels alone that distilling gained; None where the lead may be chance."""
+    gap, gain = (lead(report, role, on_labels(report)) for role in (TEACHER, STUDENT))
+    if gap is None or gain is None or gap.low <= 0:
+        return None
+    return gain.value / gap.value
+
+
+def gain(report: Report) -> list[str]:
+    """Whether distilling was worth it, and which student to deploy if it was not."""
+    other = on_labels(report)
+    found = lead(report, STUDENT, other)
+    if found is None:
+        return []
+    if found.low > 0:
+        return [f"Distilling pays here: the student is ahead of the same student on labels alone by {found.words}."]
+    if found.high < 0:
+        return [
+            f"Deploy {other}: the same student is better on labels alone; distilling changed its score by "
+            f"{found.words}. export.of: {other} exports it."
+        ]
+    return [
+        f"Distilling adds nothing beyond chance here: {found.words} over the same student on labels alone. What helps "
+        "most is text without labels (data.unlabelled), and a teacher that is further ahead."
+    ]
+
+
 def verdict(report: Report) -> Verdict:
     """What to deploy, of the exports: the fastest that keeps 99 % of the teacher's score, the smallest, the best."""
     metric = report.metric
     exports = [_Candidate(one, one.latency_ms.p50) for one in report.models if one.is_export and one.latency_ms]
     if not exports:
-        return Verdict(within=WITHIN, fastest=None, smallest=None, best=None, sentences=())
+        return Verdict(within=WITHIN, fastest=None, smallest=None, best=None, sentences=tuple(gain(report)))
     sign = -1 if metric in LOWER_IS_BETTER else 1
     good = [one for one in exports if (one.model.kept or 0) >= 1 - WITHIN]
     fastest = min(good, key=lambda one: one.p50) if good else None
     smallest = min(exports, key=lambda one: (one.size_bytes, one.p50))
     best = min(exports, key=lambda one: (-sign * one.model.scores[metric].value, one.p50))
-    lines = []
+    lines = gain(report)
     if not good:
         near = max((one.model for one in exports), key=lambda model: model.kept or 0)
         share = f" ({near.kept:.2%} of its {_what(metric)})" if near.kept else ""

@@ -22,8 +22,8 @@ from distilpeft.metrics.score import Score
 from distilpeft.recipe.task import Embedding
 from distilpeft.tasks import text_rows
 from distilpeft.tasks.language.next_tokens import bare
-from distilpeft.tasks.outputs import pooled
 from distilpeft.tasks.task import Batch, Columns, Doubles, Rows, Task, Text, Values, dense
+from distilpeft.tasks.text_rows import pooled
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -9,6 +9,7 @@ those of `text_rows`, and label (0 or 1 for each class).
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
@@ -21,7 +22,7 @@ from distilpeft.data.labels import LABEL, ClassReader, Fault, class_reader, flat
 from distilpeft.metrics.score import Score
 from distilpeft.recipe.task import MultiLabelClassification
 from distilpeft.tasks import text_rows
-from distilpeft.tasks.task import Batch, Columns, Doubles, Label, Rows, Task, Text, Values, dense
+from distilpeft.tasks.task import Batch, Columns, Doubles, Label, Rows, Task, Text, Values, by_label, dense
 from distilpeft.tasks.text_rows import logits as measured
 
 if TYPE_CHECKING:
@@ -71,6 +72,10 @@ class MultiLabelTask(Task):
         """0 or 1 for each class."""
         return datasets.List(datasets.Value("int8"), length=len(self.section.labels))
 
+    def blanks(self, rows: datasets.Dataset) -> Iterator[Label]:
+        """No class."""
+        return itertools.repeat([0] * len(self.section.labels), len(rows))
+
     def classes_in(self, label: Label) -> Iterable[int]:
         """The classes of a row."""
         return np.flatnonzero(label).tolist()
@@ -92,10 +97,6 @@ class MultiLabelTask(Task):
             "labels_N": torch.tensor(columns["label"], dtype=torch.long),
         }
 
-    def count_rows(self, batch: Batch) -> int:
-        """How many decisions of a collated batch the loss counts: all, B * C."""
-        return int(batch["labels_N"].numel())
-
     def soft(self, teacher: nn.Module, batch: Batch) -> Tensor:
         """What the frozen teacher knows of a batch: its logits, [B, C]."""
         return measured(teacher, batch).float()
@@ -109,12 +110,15 @@ class MultiLabelTask(Task):
         from distilpeft.distillation.losses import counted_sum
 
         known = dense(soft)
-        return counted_sum(
-            _no_yes(measured(model, batch)),
-            batch["labels_N"].reshape(-1),
-            None if known is None else _no_yes(known),
-            loss,
-        )
+        found, theirs = _no_yes(measured(model, batch)), None if known is None else _no_yes(known)
+        labels_N = batch["labels_N"].reshape(-1)
+        return by_label(batch, loss, lambda own, rows: counted_sum(found, labels_N, theirs, own, rows))
+
+    def hardened(self, soft: Tensor) -> Tensor:
+        """Soft targets [N, C] that are sure of every decision."""
+        from distilpeft.distillation.losses import MASKED
+
+        return soft.new_tensor(-MASKED).copysign(soft)
 
     def measure(self, model: nn.Module, batch: Batch, soft: Soft | None = None) -> Tensor:
         """What the scores of a row are computed from: its logits, [B, C]."""

@@ -26,8 +26,8 @@ from distilpeft.metrics.answer_spans import Span, choose, exact, f1
 from distilpeft.metrics.score import Score
 from distilpeft.recipe.task import QuestionAnswering
 from distilpeft.tasks import text_rows
-from distilpeft.tasks.outputs import logits_of
-from distilpeft.tasks.task import Batch, Columns, Doubles, Rows, Task, Values, dense
+from distilpeft.tasks.task import Batch, Columns, Doubles, Rows, Task, Values, by_label, dense
+from distilpeft.tasks.text_rows import logits_of
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -72,11 +72,12 @@ class QuestionAnsweringTask(Task):
 
     def faults(self, rows: datasets.Dataset) -> Iterator[str | None]:
         """Why each row cannot be used; see `text_classification.faults`."""
-        cells = zip(
-            *(text_rows.cells(rows, column) for column in (self.section.context, self.section.answers)), strict=True
-        )
-        own = (_fault(self.section, context, answers) for context, answers in cells)
-        return text_rows.first_of(text_rows.text_faults(rows, self.section.question, self.section.context), own)
+        context, answers = self.section.context, self.section.answers
+        texts = text_rows.text_faults(rows, self.section.question, context)
+        if answers not in rows.column_names:
+            return texts
+        cells = zip(text_rows.cells(rows, context), text_rows.cells(rows, answers), strict=True)
+        return text_rows.first_of(texts, (_fault(self.section, *pair) for pair in cells))
 
     def texts(self, rows: datasets.Dataset) -> Iterator[tuple[str, str]]:
         """What makes two rows the same, and what a deployed model reads."""
@@ -107,11 +108,12 @@ class QuestionAnsweringTask(Task):
         own = ("label", "starts", "ends", "first", "last", "window", "context", "answers")
         found: Columns = {name: [] for name in (*text_rows.BASE, *own)}
         origins = read["overflow_to_sample_mapping"]
+        told = columns.get(self.section.answers, [None] * len(contexts))  # rows without a label have no such column
         for number, row in enumerate(origins):
             places = [at for at, part in enumerate(read.sequence_ids(number)) if part == 1]
             first, last = places[0], places[-1]
             offsets = read["offset_mapping"][number][first : last + 1]
-            answers = listed(columns[self.section.answers][row], contexts[row]) or []
+            answers = listed(told[row], contexts[row]) or []
             found["input_ids"].append(read["input_ids"][number])
             found["num_tokens"].append(len(read["input_ids"][number]))
             found["truncated"].append(origins.count(row) > 1)
@@ -168,7 +170,8 @@ class QuestionAnsweringTask(Task):
         """The loss summed over starts and ends."""
         from distilpeft.distillation.losses import counted_sum
 
-        return counted_sum(place_logits(model, batch), batch["labels_N"], dense(soft), loss)
+        found = place_logits(model, batch)
+        return by_label(batch, loss, lambda own, rows: counted_sum(found, batch["labels_N"], dense(soft), own, rows))
 
     def measure(self, model: nn.Module, batch: Batch, soft: Soft | None = None) -> Tensor:
         """What the scores of a row are computed from: logits of start and end of each token, [B, S * 2], then zeros."""

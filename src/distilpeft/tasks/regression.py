@@ -8,6 +8,7 @@ distributions of one width around these numbers. Columns after `encode`: those o
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from distilpeft.data.labels import LABEL, Fault, number, shown
 from distilpeft.metrics.score import Score
 from distilpeft.recipe.task import Regression
 from distilpeft.tasks import text_rows
-from distilpeft.tasks.task import Batch, Columns, Doubles, Label, Rows, Task, Text, Values, dense
+from distilpeft.tasks.task import Batch, Columns, Doubles, Label, Rows, Task, Text, Values, by_label, dense
 from distilpeft.tasks.text_rows import logits as measured
 
 if TYPE_CHECKING:
@@ -72,6 +73,10 @@ class RegressionTask(Task):
         """A number."""
         return datasets.Value("float64")
 
+    def blanks(self, rows: datasets.Dataset) -> Iterator[Label]:
+        """Any number."""
+        return itertools.repeat(0.0, len(rows))
+
     def nothing_to_learn(self, rows: datasets.Dataset) -> str | None:
         """Why nothing can be learnt from these training rows: all have one number."""
         found = set(text_rows.cells(rows, LABEL))
@@ -107,9 +112,8 @@ class RegressionTask(Task):
         from distilpeft.distillation.losses import squared_sum
 
         known = dense(soft)
-        return squared_sum(
-            measured(model, batch).squeeze(-1), batch["labels_N"], None if known is None else known.squeeze(-1), loss
-        )
+        found, theirs = measured(model, batch).squeeze(-1), None if known is None else known.squeeze(-1)
+        return by_label(batch, loss, lambda own, rows: squared_sum(found, batch["labels_N"], theirs, own, rows))
 
     def measure(self, model: nn.Module, batch: Batch, soft: Soft | None = None) -> Tensor:
         """What the scores of a row are computed from: its number, [B, 1]."""

@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import itertools
 import shutil
-import uuid
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,16 +17,24 @@ import datasets
 import numpy as np
 from numpy.typing import NDArray
 
-from distilpeft.data.labels import LABEL, Fault
 from distilpeft.data.model_files.recipe_models import teacher_of, token_faults
-from distilpeft.data.reading import Places, duplicates, read_splits, skipped_lines
+from distilpeft.data.reading import Places, duplicates, read_splits, read_unlabelled, skipped_lines
 from distilpeft.data.reading import origin as data_origin
 from distilpeft.data.sources import is_gguf, model_folder
-from distilpeft.data.tables import FAULT
+from distilpeft.data.unlabelled import unlabelled_digest
 from distilpeft.errors import InputError
 from distilpeft.machine.files import SUMS, digest_json, is_whole, seal_folder
 from distilpeft.recipe import Recipe
-from distilpeft.tasks import text_rows
+from distilpeft.tasks.checked_rows import (
+    UNLABELLED,
+    FaultFinder,
+    groups_of,
+    split_labels,
+    taught_only,
+    unlabelled_columns,
+    usable,
+    without_label,
+)
 from distilpeft.tasks.embedding import EmbeddingTask
 from distilpeft.tasks.image_classification import ImageClassificationTask
 from distilpeft.tasks.language.causal_lm import CausalLMTask
@@ -46,14 +53,9 @@ if TYPE_CHECKING:
 
 MainFirst = Callable[[], AbstractContextManager[Any]]
 """Makes a context in which the main process goes before the others."""
-FaultFinder = Callable[[datasets.Dataset], Iterator[str | None]]
-"""Says why each row cannot be used, None if it can."""
 MOST_GROUPS = 30
-GROUP = "__group__"
-"""Column of checked rows with the group that a row is scored in."""
-TEXT_KEYS = ("text", "pair", "question", "context", "prompt", "completion", "source", "target")
-LABEL_KEYS = ("label", "labels", "tags")
-"""Keys of columns that hold texts; and of those that `LABEL` stands for."""
+TAUGHT = "train+unlabelled"
+"""All that the student learns from: the training rows, then those without labels."""
 TASKS: dict[str, Callable[..., Task]] = {
     "text_classification": TextClassificationTask,
     "multi_label_classification": MultiLabelTask,
@@ -79,10 +81,13 @@ class Tokens:
         dataset: the task's columns; row i has row_id i.
         lengths_N: tokens per row.
         num_truncated: rows that were cut to `data.max_tokens`.
+        num_labelled: so many rows at the start have a label; None: all.
     """
 
-    def __init__(self, task: Task, dataset: datasets.Dataset, tokenizer: InputReader) -> None:
-        self._task, self._tokenizer = task, tokenizer
+    def __init__(
+        self, task: Task, dataset: datasets.Dataset, tokenizer: InputReader, num_labelled: int | None = None
+    ) -> None:
+        self._task, self._tokenizer, self.num_labelled = task, tokenizer, num_labelled
         self.dataset = dataset
         self.lengths_N: NDArray[np.int32] = self.column("num_tokens")
         self.num_truncated = int(self.column("truncated").sum())
@@ -98,7 +103,22 @@ class Tokens:
         columns = self.dataset[ids]
         if epoch is not None:
             columns = self._task.vary(columns, ids, epoch, self._tokenizer)
-        return {**self._task.collate(columns, self._tokenizer), "row_ids_N": row_ids_N, "epoch": epoch}
+        batch: Batch = {**self._task.collate(columns, self._tokenizer), "row_ids_N": row_ids_N, "epoch": epoch}
+        if self.num_labelled is not None:
+            _tell_labelled(batch, row_ids_N < self.num_labelled)
+        return batch
+
+
+def _tell_labelled(batch: Batch, labelled_B: NDArray[np.bool_]) -> None:
+    """Note in a batch which of the loss's rows have a label."""
+    import torch
+
+    if "rows_N" in batch:
+        labelled_N = labelled_B[batch["rows_N"].numpy()]
+    else:
+        labelled_N = labelled_B.repeat(batch["labels_N"].numel() // len(labelled_B))
+    batch["labelled_L"] = torch.from_numpy(np.flatnonzero(labelled_N))
+    batch["unlabelled_U"] = torch.from_numpy(np.flatnonzero(~labelled_N))
 
 
 @dataclass(frozen=True)
@@ -109,10 +129,6 @@ class RowReader:
     digest: str
 
 
-NOTHING: tuple[Any, ...] = (None, "", [], "[]", "null")
-"""Cells of a watched column that hold nothing."""
-
-
 class TaskData:
     """The recipe's rows: read and checked once, tokenised for each model that asks.
 
@@ -120,13 +136,14 @@ class TaskData:
         digest: names the rows; changes whenever one of them does.
         duplicates: texts shared between splits, `train/test` → count.
         skipped: source → rows that could not be used and were left out.
+        held_out: rows without labels that were left out because models are judged on them.
     """
 
     def __init__(self, recipe: Recipe, digest: str, cache: Path, main_first: MainFirst = nullcontext) -> None:
         self.recipe, self.task, self.digest = recipe, task_of(recipe), digest
         self._cache, self._main_first = cache, main_first
         read = read_task_rows(recipe)
-        self._splits, self.skipped = read.splits, read.skipped
+        self._splits, self.skipped, self.held_out = read.splits, read.skipped, read.held_out
         self._tokens: dict[str, Tokens] = {}
         self.duplicates = duplicates({name: self.task.texts(rows) for name, rows in self._splits.items()})
 
@@ -142,12 +159,19 @@ class TaskData:
     def groups(self) -> NDArray[np.str_] | None:
         """The group of each row that models are judged on; None if the recipe asks for none."""
         column = self.recipe.evaluate.groups
-        return None if column is None else _groups(self._splits[self.recipe.evaluate.split])
+        return None if column is None else groups_of(self._splits[self.recipe.evaluate.split])
+
+    def num_rows(self, split: str) -> int:
+        """Rows of a split as the data have them."""
+        return len(self._splits[split]) if split in self._splits else 0
 
     def tokens(self, split: str, reader: RowReader) -> Tokens:
-        """Tokenise a split, or find it on disk."""
+        """Tokenise a split, or find it on disk; `TAUGHT` are two of them."""
+        if split == TAUGHT:
+            return self._taught(reader)
         rows = self._splits[split]
-        name = digest_json([self.digest, split, reader.digest, self.recipe.data.max_tokens])[:16]
+        own = [unlabelled_digest(self.recipe.data)] if split == UNLABELLED else []
+        name = digest_json([self.digest, split, reader.digest, self.recipe.data.max_tokens, *own])[:16]
         if name in self._tokens:  # no process waits for the others then
             return self._tokens[name]
         folder = self._cache / f"tokens-{split}-{name}"
@@ -176,24 +200,36 @@ class TaskData:
         self._tokens[name] = Tokens(self.task, dataset, tokenizer)
         return self._tokens[name]
 
+    def _taught(self, reader: RowReader) -> Tokens:
+        train = self.tokens("train", reader)
+        if UNLABELLED not in self._splits:
+            return train
+        both = [train.dataset, self.tokens(UNLABELLED, reader).dataset]
+        return Tokens(self.task, datasets.concatenate_datasets(both), reader.tokenizer, len(train.lengths_N))
+
 
 @dataclass(frozen=True)
 class TaskRows:
     """The recipe's rows, checked: columns of texts and the like, `labels.LABEL`, and `GROUP` if scores go by groups.
 
     Attributes:
-        splits: rows of train, validation and test.
+        splits: rows of train, validation and test; and `UNLABELLED`, if there are any.
         skipped: source → rows that could not be used and were left out.
         notes: what should be said of how the files were read.
+        held_out: rows without labels that were left out because models are judged on them.
     """
 
     splits: dict[str, datasets.Dataset]
     skipped: dict[str, int]
     notes: list[str]
+    held_out: int = 0
 
     def remarks(self) -> list[str]:
         """What a user should know of the data, line by line."""
-        return [*(f"{note}." for note in self.notes), *skipped_lines(self.skipped)]
+        found = [*(f"{note}." for note in self.notes), *skipped_lines(self.skipped)]
+        if self.held_out:
+            found.append(f"{self.held_out} rows without labels also stand in validation or test and were left out.")
+        return found
 
 
 def read_task_rows(recipe: Recipe, *, download: bool = True) -> TaskRows:
@@ -209,17 +245,25 @@ def read_task_rows(recipe: Recipe, *, download: bool = True) -> TaskRows:
     """
     task, column = task_of(recipe), recipe.evaluate.groups
     tokenizer = template_tokenizer(recipe, download=download) if recipe.needs_template else None
-    more = [token_faults(recipe), None if tokenizer is None else template_check(task, tokenizer)]
-
-    def check(rows: datasets.Dataset, places: Places) -> datasets.Dataset:
-        kept = usable(task, rows, places, recipe.data.on_bad_row, groups=column, more=[one for one in more if one])
-        if len(kept) < len(rows):
-            skipped[places.origin] = len(rows) - len(kept)
-        return kept
-
-    skipped: dict[str, int] = {}
+    finders = [token_faults(recipe), None if tokenizer is None else template_check(task, tokenizer)]
+    checker = _Checker(recipe, task, [one for one in finders if one])
     used = [name for _, name in task.columns()] + ([] if column is None else [column])
-    splits, notes = read_splits(recipe.data, check, used, task.watched())
+    splits, notes = read_splits(recipe.data, checker.main_rows, used, task.watched())
+    loose = checker.without_label
+    if recipe.data.labelled is not None:
+        splits["train"], rest = split_labels(task, splits["train"], recipe.data)
+        loose.append(rest)
+    if recipe.data.unlabelled is not None:
+        columns = unlabelled_columns(task, recipe.data.unlabelled)
+        more, said = read_unlabelled(recipe.data.unlabelled, checker.unlabelled, columns, task.watched())
+        loose.append(more)
+        notes += said
+    held_out = 0
+    if any(map(len, loose)):
+        together = datasets.concatenate_datasets([part for part in loose if len(part)])
+        taught = taught_only(task, splits, together)
+        held_out = len(together) - len(taught)
+        splits |= {UNLABELLED: taught} if len(taught) else {}
     if recipe.needs_template and tokenizer is None:
         notes.append(
             f"The chats were not rendered: the tokenizer of {recipe.teacher.model} is not on this machine yet, or "
@@ -229,13 +273,49 @@ def read_task_rows(recipe: Recipe, *, download: bool = True) -> TaskRows:
     if fault is not None:
         raise InputError(f"{data_origin(recipe.data)}: of the training rows {fault}: there is nothing to learn")
     if column is not None:
-        count = len(np.unique(_groups(splits[recipe.evaluate.split])))
+        count = len(np.unique(groups_of(splits[recipe.evaluate.split])))
         if count > MOST_GROUPS:
             raise InputError(
                 f"evaluate.groups: column {column!r} has {count} values in the {recipe.evaluate.split} rows; scores "
                 f"are reported for at most {MOST_GROUPS} groups"
             )
-    return TaskRows(splits, skipped, notes)
+    return TaskRows(splits, checker.skipped, notes, held_out)
+
+
+class _Checker:
+    """Checks rows, and keeps count of those that are left out and of those that have no label."""
+
+    def __init__(self, recipe: Recipe, task: Task, faults: Sequence[FaultFinder]) -> None:
+        self._data, self._groups, self._task, self._faults = recipe.data, recipe.evaluate.groups, task, faults
+        self.skipped: dict[str, int] = {}
+        self.without_label: list[datasets.Dataset] = []
+
+    def main_rows(self, rows: datasets.Dataset, places: Places) -> datasets.Dataset:
+        """The usable rows with a label; those without are put aside if the recipe has a use for them."""
+        if self._data.on_empty_label == "unlabelled":
+            empty_N = without_label(self._task, rows)
+            if empty_N.any():
+                self.without_label.append(self.unlabelled(*_some(rows, places, empty_N)))
+            rows, places = _some(rows, places, ~empty_N)
+        return self._usable(rows, places, labelled=True)
+
+    def unlabelled(self, rows: datasets.Dataset, places: Places) -> datasets.Dataset:
+        """The usable rows, whose labels are not looked at."""
+        return self._usable(rows, places, labelled=False)
+
+    def _usable(self, rows: datasets.Dataset, places: Places, *, labelled: bool) -> datasets.Dataset:
+        kept = usable(
+            self._task, rows, places, self._data.on_bad_row,
+            groups=self._groups if labelled else None, more=self._faults, labelled=labelled,
+        )  # fmt: skip
+        if len(kept) < len(rows):
+            self.skipped[places.origin] = self.skipped.get(places.origin, 0) + len(rows) - len(kept)
+        return kept
+
+
+def _some(rows: datasets.Dataset, places: Places, mask_N: NDArray[np.bool_]) -> tuple[datasets.Dataset, Places]:
+    """Some of the rows, and their places."""
+    return rows.select(np.flatnonzero(mask_N)), replace(places, numbers_N=places.numbers_N[mask_N])
 
 
 def template_check(task: Task, tokenizer: PreTrainedTokenizerBase) -> FaultFinder:
@@ -273,103 +353,6 @@ def template_tokenizer(recipe: Recipe, *, download: bool) -> PreTrainedTokenizer
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"teacher.model: the tokenizer of {source.name} cannot be loaded: {reason}") from None
     return found
-
-
-def usable(
-    task: Task,
-    rows: datasets.Dataset,
-    places: Places,
-    on_bad_row: str = "error",
-    *,
-    groups: str | None = None,
-    more: Sequence[FaultFinder] = (),
-) -> datasets.Dataset:
-    """The rows that the task can use, in columns of the same types whatever the file's were.
-
-    Args:
-        task: the recipe's.
-        rows: the rows.
-        places: where they come from, for messages.
-        on_bad_row: the recipe's.
-        groups: column of groups to score apart.
-        more: what else may be wrong with rows: tokens that a model lacks, chats that a template cannot render.
-
-    Raises:
-        InputError: a column is missing; or there are bad rows, and the recipe does not leave them out: what is wrong
-            with the first, and where the first few are.
-    """
-    keys = [(f"task.{key}", column) for key, column in task.columns()]
-    for key, column in [*keys, *([] if groups is None else [("evaluate.groups", groups)])]:
-        if column not in rows.column_names:
-            has = ", ".join(name for name in rows.column_names if name != FAULT)
-            raise InputError(f"{key}: {places.origin} has no column {column!r}; its columns are {has}")
-    for name in task.watched():
-        if name in rows.column_names and any(cell not in NOTHING for cell in text_rows.cells(rows, name)):
-            raise InputError(
-                f"task.{name}: {places.origin} has a column {name!r} that the recipe does not name; write task.{name}: "
-                f"{name} to use it, or null to leave it out"
-            )
-    labels = task.labels(rows)
-    values = None if labels is None else list(labels)
-    checks: list[Iterable[Any]] = [text_rows.cells(rows, FAULT)] if FAULT in rows.column_names else []
-    checks.append(task.faults(rows))
-    checks += [(label if isinstance(label, Fault) else None for label in values)] if values is not None else []
-    checks += [find(rows) for find in more]
-    bad: dict[int, str] = {}
-    for index, faults in enumerate(zip(*checks, strict=True)):
-        fault = next(filter(None, faults), None)
-        if fault is not None:
-            bad[index] = fault
-    if bad and not (on_bad_row == "skip" and len(bad) < len(rows)):
-        first = next(iter(bad))
-        way = "" if len(bad) == len(rows) else " or skip them with data.on_bad_row: skip"
-        raise InputError(
-            f"{places.of(first)}: {bad[first]} ({len(bad)} bad rows of {len(rows)}: {places.listed(list(bad))}); fix "
-            f"them{way}"
-        )
-    kept = np.setdiff1d(np.arange(len(rows)), list(bad))
-    taught = None if values is None else [values[index] for index in kept]
-    return _checked(task, rows.select(kept) if bad else rows, taught, groups)
-
-
-def _checked(task: Task, rows: datasets.Dataset, labels: list[Any] | None, groups: str | None) -> datasets.Dataset:
-    """Rows with the columns that the task reads, its labels and the group."""
-    own = None if groups is None else _as_groups(rows, groups)
-    unread = LABEL_KEYS if labels is not None else ()
-    read = dict.fromkeys(column for key, column in task.columns() if key not in unread)
-    rows = rows.select_columns(list(read))
-    for key, column in task.columns():
-        if key in TEXT_KEYS and rows.features[column] != datasets.Value("string"):
-            rows = _as_text(rows, column)
-    if labels is not None:
-        rows = _with(rows, LABEL, labels, task.label_feature())
-    return rows if own is None else _with(rows, GROUP, own, datasets.Value("string"))
-
-
-def _with(rows: datasets.Dataset, name: str, cells: list[Any], feature: Any) -> datasets.Dataset:
-    """One column more; it would be pickled for a fingerprint, which nothing here goes by."""
-    return rows.add_column(name, cells, feature=feature, new_fingerprint=uuid.uuid4().hex)
-
-
-def _as_text(rows: datasets.Dataset, column: str) -> datasets.Dataset:
-    """A column of texts in the one type that all sources share."""
-    if getattr(rows.features[column], "dtype", "") == "large_string":
-        return rows.cast_column(column, datasets.Value("string"))
-    features = datasets.Features({**rows.features, column: datasets.Value("string")})
-    return rows.map(lambda batch: {column: batch[column]}, batched=True, features=features, keep_in_memory=True)
-
-
-def _as_groups(rows: datasets.Dataset, column: str) -> list[str]:
-    """Values of a column as text; a class by its name, a missing one as `(none)`."""
-    feature, cells = rows.features[column], rows[column][:]
-    if isinstance(feature, datasets.ClassLabel):
-        cells = [None if cell is None else feature.int2str(cell) for cell in cells]
-    named = ["" if cell is None else str(cell).strip() for cell in cells]
-    return [name or "(none)" for name in named]
-
-
-def _groups(rows: datasets.Dataset) -> NDArray[np.str_]:
-    return np.array(rows[GROUP][:], dtype=np.str_)
 
 
 class RowSubset:

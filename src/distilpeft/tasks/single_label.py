@@ -5,6 +5,7 @@ B  rows of a batch    N  rows    C  classes
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
@@ -17,7 +18,7 @@ from distilpeft.data.labels import LABEL, Fault, class_reader
 from distilpeft.metrics.score import Score
 from distilpeft.recipe.task import ImageClassification, TextClassification
 from distilpeft.tasks import text_rows
-from distilpeft.tasks.task import Batch, Doubles, Label, Rows, Task, Values, dense
+from distilpeft.tasks.task import Batch, Doubles, Label, Rows, Task, Values, by_label, dense
 from distilpeft.tasks.text_rows import logits
 
 if TYPE_CHECKING:
@@ -44,6 +45,10 @@ class SingleLabelTask(Task):
         """A class id."""
         return datasets.Value("int64")
 
+    def blanks(self, rows: datasets.Dataset) -> Iterator[Label]:
+        """Any class."""
+        return itertools.repeat(0, len(rows))
+
     def classes_in(self, label: Label) -> Iterable[int]:
         """The class."""
         return (cast(int, label),)
@@ -65,7 +70,8 @@ class SingleLabelTask(Task):
         """The loss summed over rows."""
         from distilpeft.distillation.losses import counted_sum
 
-        return counted_sum(logits(model, batch), batch["labels_N"], dense(soft), loss)
+        found = logits(model, batch)
+        return by_label(batch, loss, lambda own, rows: counted_sum(found, batch["labels_N"], dense(soft), own, rows))
 
     def measure(self, model: nn.Module, batch: Batch, soft: Soft | None = None) -> Tensor:
         """What the scores of a row are computed from: its logits, [B, C]."""

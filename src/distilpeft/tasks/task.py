@@ -11,7 +11,7 @@ has a default here, so a task says only what is its own.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Required, TypeAlias, TypedDict, cast
 
 import datasets
@@ -65,6 +65,23 @@ class Batch(TypedDict, total=False):
     targets_BT: Tensor  # target ids, padded with -100
     num_bytes_B: Tensor  # bytes of the targets' text in UTF-8
     references: list[str]  # the targets as the data have them, [B]
+    labelled_L: Tensor  # positions among the N rows of the loss of those with a label; absent if all have one
+    unlabelled_U: Tensor  # positions of the others
+    label_scale: Tensor  # rows of the step over those of them that have a label, []
+
+
+def by_label(batch: Batch, loss: Loss, sum_of: Callable[[Loss, Tensor | None], Tensor]) -> Tensor:
+    """The loss summed over the rows of a batch, of which some may have no label.
+
+    Args:
+        batch: collated.
+        loss: the recipe's.
+        sum_of: gives the sum over the rows at these positions; None: all.
+    """
+    if "labelled_L" not in batch:
+        return sum_of(loss, None)
+    with_label = sum_of(loss.labelled(batch.get("label_scale", 1.0)), batch["labelled_L"])
+    return with_label + sum_of(loss.unlabelled(), batch["unlabelled_U"])
 
 
 class Sample(TypedDict):
@@ -137,6 +154,10 @@ class Task(Protocol):
         """The classes that a label holds, each as often as it counts; none for labels that are no classes."""
         return ()
 
+    def blanks(self, rows: datasets.Dataset) -> Iterator[Label] | None:
+        """What stands in the column of `labels` for checked rows without one, and is never looked at; see `labels`."""
+        return None
+
     def nothing_to_learn(self, rows: datasets.Dataset) -> str | None:
         """Why nothing can be learnt from these training rows, each of which is usable; None if something can."""
         return None
@@ -193,7 +214,11 @@ class Task(Protocol):
 
     def count_rows(self, batch: Batch) -> int:
         """How many rows of a batch the loss counts."""
-        return len(batch["labels_N"])
+        return batch["labels_N"].numel()
+
+    def count_labelled(self, batch: Batch) -> int:
+        """How many of these have a label."""
+        return len(batch["labelled_L"]) if "labelled_L" in batch else self.count_rows(batch)
 
     def num_positions(self, rows: Rows) -> NDArray[np.int64]:
         """How many soft targets each row has, [R]."""
@@ -210,6 +235,12 @@ class Task(Protocol):
     @abstractmethod
     def loss_sum(self, model: nn.Module, batch: Batch, loss: Loss, soft: Soft | None) -> Tensor:
         """The loss summed over the rows that it counts, in nats."""
+
+    def hardened(self, soft: Tensor) -> Tensor:
+        """Soft targets [N, C] with all of their probability on the likeliest class."""
+        from distilpeft.distillation.losses import MASKED
+
+        return soft.new_full(soft.shape, MASKED).scatter_(-1, soft.argmax(-1, keepdim=True), 0.0)
 
     # Scores
 

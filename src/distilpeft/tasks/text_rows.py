@@ -111,3 +111,20 @@ def named(labels: Sequence[str]) -> dict[str, object]:
         "id2label": dict(enumerate(labels)),
         "label2id": {name: index for index, name in enumerate(labels)},
     }
+
+
+def pooled(states_BSD: Any, mask_BS: Any, pooling: str) -> Any:
+    """A vector [B, D] for each row: the mean of its hidden states, or the first."""
+    if pooling == "first":
+        return states_BSD[:, 0]
+    mask_BS1 = mask_BS[..., None].to(states_BSD.dtype)
+    return (states_BSD * mask_BS1).sum(1) / mask_BS1.sum(1)
+
+
+def logits_of(found: Any) -> Any:
+    """A transformers model's logits; those of a start and an end of an answer as [B, 2, S]."""
+    if "start_logits" not in found:
+        return found.logits
+    import torch
+
+    return torch.stack([found.start_logits, found.end_logits], dim=1)

@@ -22,7 +22,7 @@ from distilpeft.metrics.score import Score
 from distilpeft.metrics.word_spans import entities, first_tokens
 from distilpeft.recipe.task import TokenClassification
 from distilpeft.tasks import text_rows
-from distilpeft.tasks.task import Batch, Columns, Doubles, Label, Rows, Task, Values, dense
+from distilpeft.tasks.task import Batch, Columns, Doubles, Label, Rows, Task, Values, by_label, dense
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -62,8 +62,11 @@ class TokenClassificationTask(Task):
 
     def faults(self, rows: datasets.Dataset) -> Iterator[str | None]:
         """Why each row cannot be used; see `text_classification.faults`."""
-        cells = (text_rows.cells(rows, column) for column in (self.section.words, self.section.tags))
-        return (_fault(self.section, words, tags) for words, tags in zip(*cells, strict=True))
+        words, tags = self.section.words, self.section.tags
+        if tags not in rows.column_names:
+            return (_word_fault(self.section, cell) for cell in text_rows.cells(rows, words))
+        cells = zip(text_rows.cells(rows, words), text_rows.cells(rows, tags), strict=True)
+        return (_fault(self.section, *pair) for pair in cells)
 
     def labels(self, rows: datasets.Dataset) -> Iterator[Label | Fault]:
         """The class ids of each row's words."""
@@ -76,6 +79,10 @@ class TokenClassificationTask(Task):
     def label_feature(self) -> Any:
         """A class id for each word."""
         return datasets.List(datasets.Value("int32"))
+
+    def blanks(self, rows: datasets.Dataset) -> Iterator[Label]:
+        """Any tag for each word."""
+        return ([0] * len(words) for words in text_rows.cells(rows, self.section.words))
 
     def classes_in(self, label: Label) -> Iterable[int]:
         """The class of each word."""
@@ -144,7 +151,8 @@ class TokenClassificationTask(Task):
         """The loss summed over words."""
         from distilpeft.distillation.losses import counted_sum
 
-        return counted_sum(word_logits(model, batch), batch["labels_N"], dense(soft), loss)
+        found = word_logits(model, batch)
+        return by_label(batch, loss, lambda own, rows: counted_sum(found, batch["labels_N"], dense(soft), own, rows))
 
     def measure(self, model: nn.Module, batch: Batch, soft: Soft | None = None) -> Tensor:
         """The logits of a row's words, one after the other, [B, W * C]; then zeros."""
@@ -203,11 +211,21 @@ class TokenClassificationTask(Task):
 def _fault(task: TokenClassification, words: Any, tags: Any) -> str | None:
     for column, cell in ((task.words, words), (task.tags, tags)):
         if not isinstance(cell, list) or not cell:
-            return f"column {column!r} holds {shown(cell)}, not a list with an entry per word"
+            return _no_list(column, cell)
     if len(words) != len(tags):
         return f"{len(words)} words in {task.words!r}, but {len(tags)} tags in {task.tags!r}"
+    return _word_fault(task, words)
+
+
+def _word_fault(task: TokenClassification, words: Any) -> str | None:
+    if not isinstance(words, list) or not words:
+        return _no_list(task.words, words)
     empty = [at for at, word in enumerate(words, 1) if not isinstance(word, str) or not word.strip()]
     return f"word {empty[0]} of {task.words!r} is empty or no text" if empty else None
+
+
+def _no_list(column: str, cell: Any) -> str:
+    return f"column {column!r} holds {shown(cell)}, not a list with an entry per word"
 
 
 def word_logits(model: nn.Module, batch: Batch) -> Tensor:

@@ -1,9 +1,10 @@
 """One optimizer step, on all processes together: what `train` repeats.
 
 The contract. Losses are sums over rows. A step's gradient is the sum over all its rows, on all processes and
-micro-batches, divided once by their number. DDP and FSDP2 average gradients over processes, so each process multiplies
-by the number of processes. Hence loss and grad_norm do not depend on how rows are split into micro-batches,
-accumulation and processes. The wrapped model is always the one called, or nothing would be reduced.
+micro-batches, divided once by their number. Where some rows have no label, the labels' part is divided by the number of
+those that have one. DDP and FSDP2 average gradients over processes, so each process multiplies by the number of
+processes. Hence loss and grad_norm do not depend on how rows are split into micro-batches, accumulation and processes.
+The wrapped model is always the one called, or nothing would be reduced.
 """
 
 from __future__ import annotations
@@ -47,6 +48,7 @@ class Work:
         loss_sum: (bare model, batch) → loss summed over the rows that count, in nats; called inside the forward of the
             module that is wrapped, so whatever weights it uses are gathered and their gradients reduced.
         count_rows: batch → number of rows that count.
+        count_labelled: batch → how many of these have a label; None where all have one.
         validate: bare model, or the `Step` around a sharded one → metrics on the validation rows; equal on all
             processes; `finite` 0 if it has none.
         monitor: the metric that picks the checkpoint.
@@ -66,6 +68,7 @@ class Work:
     validate: Callable[[nn.Module], dict[str, float]]
     folder: Path
     monitor: str = "accuracy"
+    count_labelled: Callable[[Batch], int] | None = None
     watch: Watch | None = None
     track: Callable[[int, Mapping[str, float]], None] | None = None
 
@@ -153,15 +156,15 @@ def optimizer_step(
     def load(ids: NDArray[np.int64]) -> Batch:
         return work.load_batch(ids, epoch)
 
-    loaded, rows_and_stop = _count(runtime, batch, work, load, micro_batch_size)
+    loaded, counts = _count(runtime, batch, work, load, micro_batch_size)
 
     wrapped.train()
     statistics = batch_norm.Statistics(wrapped)
-    loss = _accumulate(runtime, wrapped, work, loaded, lambda: load(batch[:1]), rows_and_stop[0], loss_scale)
+    loss = _accumulate(runtime, wrapped, work, loaded, lambda: load(batch[:1]), counts[0], loss_scale)
     gradients = [parameter.grad for parameter in wrapped.parameters() if parameter.grad is not None]
     norm = norm_of(gradients) / loss_scale
     finite = torch.isfinite(loss) & torch.isfinite(norm)
-    if step < FIRST_STEPS and bool(finite) and int(rows_and_stop[0]):
+    if step < FIRST_STEPS and bool(finite) and int(counts[0]):
         _check_gradients(runtime, wrapped, work.label, first=step == 0)
 
     clip = torch.clamp((work.optim.max_grad_norm or math.inf) / (norm + 1e-6), max=1.0) / loss_scale
@@ -169,7 +172,7 @@ def optimizer_step(
     _step_where(finite, optimizer)
     optimizer.zero_grad()
 
-    figures = torch.stack([loss.double(), norm.double(), *rows_and_stop.double()]).tolist()
+    figures = torch.stack([loss.double(), norm.double(), *counts[:2].double()]).tolist()
     result = StepResult(figures[0], figures[1], int(figures[2]), bool(figures[3]))
     if math.isfinite(figures[0]) and math.isfinite(figures[1]):
         return result
@@ -185,14 +188,22 @@ def _count(
     runtime: Runtime, batch: NDArray[np.int64], work: Work, load: Callable[[NDArray[np.int64]], Batch],
     micro_batch_size: int | None,
 ) -> tuple[list[Batch | None], Tensor]:  # fmt: skip
-    """This process's micro-batches, None where it has no row left, and [rows of the step, stop] over all processes."""
+    """This process's micro-batches, None where it has no row left, and [rows of the step, stop] over all processes.
+
+    Where rows may have no label, those that have one are counted, too, and every micro-batch learns of it.
+    """
     accelerator = runtime.accelerator
     size = micro_batch_size or work.fit.micro_batch_size
     shares = micro_batches(batch, size, accelerator.process_index, accelerator.num_processes)
     loaded = [load(ids) if len(ids) else None for ids in shares]
-    mine = sum(work.count_rows(micro) for micro in loaded if micro is not None)
-    counts = torch.tensor([mine, int(runtime.stop_requested)], device=runtime.device)
-    total: Tensor = accelerator.reduce(counts, "sum")
+    found = [micro for micro in loaded if micro is not None]
+    mine = [sum(map(work.count_rows, found)), int(runtime.stop_requested)]
+    if work.count_labelled is not None:
+        mine.append(sum(map(work.count_labelled, found)))
+    total: Tensor = accelerator.reduce(torch.tensor(mine, device=runtime.device), "sum")
+    if work.count_labelled is not None:
+        for micro in found:
+            micro["label_scale"] = total[0] / total[2].clamp(min=1).double()
     return loaded, total
 
 

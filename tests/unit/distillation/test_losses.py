@@ -12,7 +12,7 @@ from support.references import KINDS, NAMES, reference
 from torch import Tensor
 from torch.nn import functional as F
 
-from distilpeft.distillation.losses import DIVERGENCES, Loss, distil_sum, squared_sum, value_and_grad
+from distilpeft.distillation.losses import DIVERGENCES, Loss, counted_sum, distil_sum, squared_sum, value_and_grad
 from distilpeft.recipe.distil import Distil, Divergence
 
 every = pytest.mark.parametrize("divergence", KINDS, ids=NAMES)
@@ -436,3 +436,49 @@ def test_no_divergence_is_negative(data):
         value, grad = value_and_grad(student, torch.zeros(1, dtype=torch.long), teacher, only(divergence))
         assert value.item() >= -1e-5
         assert abs(grad.sum().item()) < 1e-3, "what one id gains the others lose"
+
+
+@every
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_rows_without_a_label_take_part_in_the_divergence_alone(divergence, smoothing):
+    """The divergence of all rows ÷ their number, and the cross-entropy of those with a label ÷ theirs."""
+    student, teacher, labels = logits(rows=7)
+    labelled, unlabelled = torch.tensor([0, 2, 5]), torch.tensor([1, 3, 4, 6])
+    loss = Loss(0.6, 2.0, divergence, smoothing, unlabelled_weight=0.3)
+    scale = torch.tensor(7 / 3, dtype=torch.float64)
+    found = counted_sum(student, labels, teacher, loss.labelled(scale), labelled)
+    found = (found + counted_sum(student, labels, teacher, loss.unlabelled(), unlabelled)) / 7
+    weighed = reference(student[labelled], teacher[labelled], divergence, 2.0)
+    weighed = weighed + 0.3 * reference(student[unlabelled], teacher[unlabelled], divergence, 2.0)
+    ce = F.cross_entropy(student[labelled], labels[labelled], label_smoothing=smoothing)
+    expected = 0.6 * weighed / 7 + 0.4 * ce
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(
+        torch.autograd.grad(found, student)[0], torch.autograd.grad(expected, student)[0], rtol=1e-9, atol=1e-12
+    )
+
+
+def test_numbers_of_rows_without_a_label_take_part_in_the_distance_to_the_teacher_alone():
+    student, teacher, labels = (tensor[:, 0] for tensor in (*logits(rows=7)[:2], logits(rows=7, seed=1)[1]))
+    labelled, unlabelled = torch.tensor([0, 2, 5]), torch.tensor([1, 3, 4, 6])
+    loss = Loss(0.6, unlabelled_weight=0.3)
+    found = squared_sum(student, labels, teacher, loss.labelled(7 / 3), labelled)
+    found = (found + squared_sum(student, labels, teacher, loss.unlabelled(), unlabelled)) / 7
+    theirs, ours = (student - teacher).square(), (student - labels).square()
+    expected = 0.6 * (theirs[labelled].sum() + 0.3 * theirs[unlabelled].sum()) / 7 + 0.4 * ours[labelled].mean()
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_rows_of_one_kind_only_are_summed_as_ever():
+    student, teacher, labels = logits()
+    none, every_row = torch.tensor([], dtype=torch.long), torch.arange(len(labels))
+    loss = Loss(0.6, 2.0)
+    assert counted_sum(student, labels, teacher, loss.unlabelled(), none).item() == 0
+    whole = counted_sum(student, labels, teacher, loss.labelled(1.0), every_row)
+    torch.testing.assert_close(whole, counted_sum(student, labels, teacher, loss), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("weight", [-0.1, float("nan"), float("inf"), "1"])
+def test_a_weight_that_is_none_is_refused(weight):
+    with pytest.raises(ValueError, match="unlabelled_weight"):
+        Loss(0.5, unlabelled_weight=weight)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -96,6 +98,24 @@ def test_the_gradient_is_that_of_the_value(form, kind, temperature, width):
             ends.append(sparse_value_and_grad(moved, labels, soft, loss)[0])
         slope = (ends[0] - ends[1]) / (2 * step)
         assert float(slope) == pytest.approx(float(grad[n, i]), abs=2e-5)
+
+
+@pytest.mark.parametrize(("form", "kind"), [*(("top_k", kind) for kind in KINDS), ("sampled", "forward_kl")])
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_rows_of_one_kind_weigh_both_parts_by_their_own_scale(form, kind, temperature, smoothing):
+    """The loss is linear in its two parts: those at weights of 1 add up to it, value and gradient."""
+    layout = Layout(form, V, 32, (temperature,), K if form == "top_k" else 20, form == "sampled")
+    soft, student = stored(TEACHER[:3], layout, temperature), logits(5, V, 3).double()
+    loss = Loss(0.7, temperature, Divergence(kind=kind), smoothing, unlabelled_weight=0.4)
+    divergence = sparse_value_and_grad(student, LABELS[:3], soft, replace(loss, alpha=1.0))
+    hard = value_and_grad(student, LABELS[:3], None, Loss(label_smoothing=smoothing))
+    for own, (of_soft, of_hard) in {
+        loss.labelled(torch.tensor(2.5)): (0.7, 0.3 * 2.5), loss.unlabelled(): (0.7 * 0.4, 0.0),
+    }.items():  # fmt: skip
+        found = sparse_value_and_grad(student, LABELS[:3], soft, own)
+        for made, one, two in zip(found, divergence, hard, strict=True):
+            torch.testing.assert_close(made, of_soft * one + of_hard * two, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -96,7 +96,11 @@ def small(**parts):
         },
         "settings": {"data": {"max_tokens": 64}},
         "benchmark": BENCHMARK,
-        "comparisons": [pair("student", "student_ce_only", 0.03, 0.004), pair("student", "teacher", -0.09)],
+        "comparisons": [
+            pair("student", "student_ce_only", 0.03, 0.004),
+            pair("student", "teacher", -0.09),
+            pair("student_ce_only", "teacher", -0.12),
+        ],
         "seeds": None,
         "verdict": {"within": 0.01, "fastest": None, "smallest": None, "best": None, "sentences": []},
         "not_measured": ["latency and memory on a GPU"],
@@ -108,7 +112,7 @@ def small(**parts):
 def test_the_sentences_say_what_the_figures_mean():
     assert text_.sentences(small()) == [
         "The student keeps 90.0% of the teacher's accuracy (200 test rows).",
-        "Distilling closed 25% of the gap that training on labels alone leaves.",
+        "Distilling closed 25% of the gap that training on labels alone leaves, +12.00 points (95 % +11.00 to +13.00).",
         "Quantizing the teacher to nf4 changed its accuracy by -1.25 points "
         "(KL 0.0031 nats, same answer on 98.50% of rows).",
         "Merging its adapter into the dequantized base, which the student is cut from: KL 2.5e-07 nats, "
@@ -151,13 +155,76 @@ def test_of_a_teacher_that_scores_nothing_no_share_can_be_kept():
     assert "there is nothing to keep" in text_.sentences(small(student_vs_teacher=None))[0]
 
 
-def test_a_gap_that_is_not_there_cannot_be_closed():
-    found = small(ce_gap_closed=-3.4)
-    assert "Distilling did not close the gap that training on labels alone leaves: it is wider." in text_.sentences(
-        found
+def gains(*values, **parts):
+    """A report in which the student is so many points ahead of labels alone, and these are behind the teacher."""
+    student, labels = values
+    pairs = [pair("student", "student_ce_only", student), pair("student_ce_only", "teacher", labels)]
+    return small(comparisons=pairs, **parts)
+
+
+def test_a_gap_that_may_be_chance_is_no_gap():
+    """Trap 44: a share of noise is noise."""
+    assert verdict.gap_closed(small()) == pytest.approx(0.25)
+    assert verdict.gap_closed(gains(-0.03, -0.12)) == pytest.approx(-0.25)
+    found = gains(0.03, -0.009, ce_gap_closed=None)
+    assert verdict.gap_closed(found) is None
+    assert (
+        "There was no gap to close: the teacher's lead over labels alone may be chance, +0.90 points (95 % -0.10 to "
+        "+1.90)." in text_.sentences(found)
     )
-    found = small(ce_gap_closed=None)
-    assert "there was no gap to close" in text_.sentences(found)[1]
+    wider = "Distilling did not close the gap that training on labels alone leaves: it is wider."
+    assert wider in text_.sentences(gains(-0.03, -0.12, ce_gap_closed=-0.25))
+
+
+@pytest.mark.parametrize(
+    ("lead", "says"),
+    [
+        (0.03, "Distilling pays here: the student is ahead of the same student on labels alone by +3.00 points (95 % "
+         "+2.00 to +4.00)."),
+        (0.005, "Distilling adds nothing beyond chance here: +0.50 points (95 % -0.50 to +1.50) over the same student "
+         "on labels alone."),
+        (-0.03, "Deploy student_ce_only: the same student is better on labels alone; distilling changed its score by "
+         "-3.00 points (95 % -4.00 to -2.00). export.of: student_ce_only exports it."),
+    ],
+)  # fmt: skip
+def test_the_verdict_says_whether_distilling_was_worth_it(lead, says):
+    assert verdict.verdict(gains(lead, -0.12)).sentences[0].startswith(says)
+
+
+def test_the_better_student_on_labels_alone_is_the_one_to_beat():
+    """One that is trained for as long as the student may be better than one of its own epochs."""
+    models = [*small().as_json()["models"], model("student_ce_only_long", 0.80)]
+    pairs = [
+        pair("student", "student_ce_only", 0.03), pair("student", "student_ce_only_long", 0.01),
+        pair("student_ce_only_long", "teacher", -0.10),
+    ]  # fmt: skip
+    found = small(models=models, comparisons=pairs)
+    assert verdict.on_labels(found) == "student_ce_only_long"
+    assert verdict.gap_closed(found) == pytest.approx(0.1)
+
+
+def test_several_seeds_decide_instead_of_one():
+    def over(role, against, mean):
+        return {
+            "role": role, "against": against, "differences": [mean, mean], "p_values": [0.1, 0.1], "mean": mean,
+            "low": mean - 0.004, "high": mean + 0.004,
+        }  # fmt: skip
+
+    seeds = {
+        "seeds": [1, 2], "metric": "accuracy", "models": [],
+        "comparisons": [over("student", "student_ce_only", 0.01), over("student_ce_only", "teacher", -0.02)],
+    }  # fmt: skip
+    roles = [{"role": "student_ce_only", "values": [0.7, 0.8], "mean": 0.75, "sd": 0.07}]
+    found = small(seeds={**seeds, "models": roles})
+    assert verdict.gap_closed(found) == pytest.approx(0.5)
+    assert "+1.00 points (95 % +0.60 to +1.40 over 2 seeds)" in verdict.verdict(found).sentences[0]
+
+
+def test_rows_without_labels_are_counted_beside_the_others():
+    rows = {"train": 400, "truncated": 0, "unlabelled": 4448, "held_out": 21}
+    lines = text_.sentences(small(rows=rows))
+    assert "Beside 400 rows with a label, the student learnt from 4448 without one." in lines
+    assert "21 rows without a label were left out: they also stand in validation or test." in lines
 
 
 def test_without_a_baseline_a_quantized_teacher_or_duplicates_nothing_is_said_of_them():

@@ -12,7 +12,7 @@ from distilpeft.data.reading import duplicates, read_splits
 from distilpeft.errors import InputError
 from distilpeft.recipe.data import Data
 from distilpeft.recipe.task import TextClassification
-from distilpeft.tasks.rows import usable
+from distilpeft.tasks.checked_rows import usable
 from distilpeft.tasks.text_classification import TextClassificationTask
 from distilpeft.tasks.text_rows import texts
 

@@ -22,7 +22,7 @@ from transformers import DynamicCache
 from distilpeft.errors import InputError
 from distilpeft.export.formats.quiet import quiet
 from distilpeft.export.runtimes import DECODER, PAST, PIXELS
-from distilpeft.tasks.outputs import logits_of, pooled
+from distilpeft.tasks.text_rows import logits_of, pooled
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel

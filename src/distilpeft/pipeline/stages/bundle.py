@@ -66,7 +66,7 @@ def run(
         "parity": made["parity"],
         "limits": made["limits"],
         "scores": figures[own]["scores"],
-        "student_scores": figures["student"]["scores"],
+        "student_scores": figures[recipe.export.of]["scores"],
         "metric": main,
         "latency": timed[own],
     }

@@ -19,11 +19,17 @@ from distilpeft.planning.roles import format_of
 ROWS, VALUES = "rows.npz", "values.npy"
 TEACHER = "teacher"
 AGAINST = {
-    "student": ("student_ce_only", "teacher"),
+    "student": (
+        "student_ce_only",
+        "student_ce_only_long",
+        "student_hard_labels",
+        "student_labelled_rows",
+        "teacher",
+    ),
     "student_ce_only": ("teacher",),
+    "student_ce_only_long": ("teacher",),
     "teacher": ("teacher_full_precision",),
 }
-EXPORT_AGAINST = ("student", "teacher")
 
 
 def run(context: Context, evaluated: Mapping[str, Artifact], out: Artifact) -> Figures:
@@ -55,7 +61,7 @@ def run(context: Context, evaluated: Mapping[str, Artifact], out: Artifact) -> F
             **significance.compare(added[role], added[other]), "num_rows": len(added[role].sum_N),
         }
         for role in added
-        for other in (EXPORT_AGAINST if format_of(role) is not None else AGAINST.get(role, ()))
+        for other in ((recipe.export.of, TEACHER) if format_of(role) is not None else AGAINST.get(role, ()))
         if other in added
     ]  # fmt: skip
     groups_N = data.groups()

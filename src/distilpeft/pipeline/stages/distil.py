@@ -1,10 +1,11 @@
-"""Train the student on `alpha * T^2 * KL(teacher || student) + (1 - alpha) * CE`; alpha = 0 is the baseline.
+"""Train a student on `alpha * T^2 * KL(teacher || student) + (1 - alpha) * CE`, or as one of those it is compared with.
 
 Leaves: `model/`, an ordinary transformers model with its tokenizer, and `train_log.jsonl`.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,18 +26,25 @@ from distilpeft.models.pair import MODEL, Loaded
 from distilpeft.models.soft_targets import open_targets
 from distilpeft.models.student import new_student, save_student
 from distilpeft.models.teacher import load_teacher
+from distilpeft.planning.roles import ARMS, CE_LONG, CE_ONLY, HARD, LABELLED, STUDENT
 from distilpeft.recipe import Recipe
-from distilpeft.tasks.rows import Tokens
-from distilpeft.tasks.task import Batch
+from distilpeft.recipe.distil import Divergence
+from distilpeft.recipe.training import Fit
+from distilpeft.tasks.rows import TAUGHT, Tokens
+from distilpeft.tasks.task import Batch, Task
 from distilpeft.training.features import FeatureLoss
 from distilpeft.training.scoring import Soft, soft_of, soft_of_rows, validator
-from distilpeft.training.step import Watch, Work
+from distilpeft.training.step import Watch, Work, steps_per_epoch, total_steps
 from distilpeft.training.tracking import tracked
 from distilpeft.training.train import train
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+LABELS = {
+    STUDENT: "distil", CE_ONLY: "CE-only", CE_LONG: "CE-only, as long", HARD: "hard labels", LABELLED: "labelled rows",
+}  # fmt: skip
+"""What a training is called while it runs."""
 MOST_NAMED = 20
 """New weights whose names the manifest holds; of more their number."""
 INNER = 1
@@ -59,14 +67,14 @@ class Supervision:
 
 
 def run(
-    context: Context, *, alpha: float, teacher: Artifact | None, targets: Path | None, out: Artifact,
+    context: Context, *, role: str, teacher: Artifact | None, targets: Path | None, out: Artifact,
     watch: Watch | None = None,
 ) -> Figures:  # fmt: skip
     """Train a student into `out.partial`.
 
     Args:
         context: the run, with the recipe's `student`, `distil` and `targets` sections.
-        alpha: weight of the teacher; 0 for the CE-only baseline.
+        role: which student, see `roles.ARMS`.
         teacher: the tuned teacher; needed by `from_teacher` and by online targets.
         targets: folder of cached soft targets; None computes them online (or not at all if alpha is 0).
         out: where the student goes.
@@ -75,28 +83,40 @@ def run(
     Returns:
         Figures for the manifest.
     """
-    recipe = context.recipe
+    recipe, arm = context.recipe, ARMS[role]
+    alpha = 0.0 if arm.teacher is None else recipe.distil.alpha
     student = new_student(context, teacher.path if teacher else None)
-    rows = context.data.tokens("train", student.reader)
+    rows = context.data.tokens(TAUGHT if arm.unlabelled else "train", student.reader)
+    fit = recipe.distil.fit
+    if role == CE_ONLY and recipe.distil.ce_only_epochs is not None:
+        fit = fit.model_copy(update={"epochs": recipe.distil.ce_only_epochs})
+    if arm.equal_steps:
+        fit = _as_long(fit, len(context.data.tokens(TAUGHT, student.reader).lengths_N), len(rows.lengths_N))
     held_out = context.data.tokens("validation", student.reader)
     supervision = _supervision(context, teacher, targets) if alpha > 0 else Supervision()
 
-    loss_sum = _loss(context, student, supervision, alpha)
+    loss = Loss.of(recipe.distil, alpha)
+    if arm.teacher == "hard":
+        # The divergence from a distribution with all of its probability on one class is that class's cross-entropy.
+        loss = replace(loss, temperature=1.0, divergence=Divergence())
+        supervision = replace(supervision, train=_hardened(context.task, supervision.train))
+    loss_sum = _loss(context, student, supervision, loss, inner=arm.teacher == "soft" and alpha > 0)
     work = Work(
-        label="distil" if alpha > 0 else "CE-only",
-        fit=recipe.distil.fit,
+        label=LABELS[role],
+        fit=fit,
         optim=recipe.distil.optim,
         seed=recipe.seed,
         lengths_N=rows.lengths_N,
         load_batch=rows.load_batch,
         loss_sum=loss_sum,
         count_rows=context.task.count_rows,
+        count_labelled=context.task.count_labelled if rows.num_labelled is not None else None,
         validate=validator(context, held_out, recipe.distil.fit.precision, supervision.validation),
         folder=out.partial,
         monitor=_monitor(recipe, alpha),
         watch=watch,
     )
-    start = _start(recipe, student, rows)
+    start = _start(recipe, student, rows, context.data.held_out)
     with tracked(context.runtime, recipe, out) as track:
         figures = train(context.runtime, student.model, replace(work, track=track))
 
@@ -107,25 +127,43 @@ def run(
 
 
 def _loss(
-    context: Context, student: Loaded, supervision: Supervision, alpha: float
+    context: Context, student: Loaded, supervision: Supervision, loss: Loss, *, inner: bool
 ) -> Callable[[nn.Module, Batch], Tensor]:
     """The function that the loop differentiates; gives the student what only training needs."""
     recipe, task, runtime = context.recipe, context.task, context.runtime
-    fit, loss = recipe.distil.fit, Loss.of(recipe.distil, alpha)
+    fit = recipe.distil.fit
     runtime.seed(recipe.seed, INNER)  # of what only training has, whatever was loaded before it
     if not recipe.kind.has_labels:
         task.attach(student.model, task.vocabulary(supervision.teacher, recipe.data.max_tokens))
-    inner = _inner(recipe, student.model, supervision.teacher) if alpha > 0 else None
+    terms = _inner(recipe, student.model, supervision.teacher) if inner else None
 
     def loss_sum(bare: nn.Module, batch: Batch) -> Tensor:
         known = supervision.train(batch) if supervision.train else None
         with runtime.autocast(fit.precision):
             total = task.loss_sum(bare, batch, loss, known)
-            if inner is not None:
-                total = total + inner.sum(bare, batch, task.count_rows(batch))
+            if terms is not None:
+                total = total + terms.sum(bare, batch, task.count_rows(batch))
         return total
 
     return loss_sum
+
+
+def _hardened(task: Task, soft: Soft | None) -> Soft:
+    """Of soft targets, only the likeliest class."""
+    assert soft is not None
+    return lambda batch: task.hardened(soft(batch))
+
+
+def _as_long(fit: Fit, num_taught: int, num_rows: int) -> Fit:
+    """A fit on these rows that takes as many steps, and is validated as often, as the recipe's on all."""
+    steps = total_steps(num_taught, fit)
+    return fit.model_copy(
+        update={
+            "epochs": math.ceil(steps / steps_per_epoch(num_rows, fit)),
+            "max_steps": steps,
+            "validate_every": fit.validate_every or steps_per_epoch(num_taught, fit),
+        }
+    )
 
 
 def _monitor(recipe: Recipe, alpha: float) -> str:
@@ -134,13 +172,14 @@ def _monitor(recipe: Recipe, alpha: float) -> str:
     return asked if asked != "kl" or alpha > 0 else recipe.kind.main
 
 
-def _start(recipe: Recipe, student: Loaded, rows: Tokens) -> Figures:
+def _start(recipe: Recipe, student: Loaded, rows: Tokens, held_out: int) -> Figures:
     """What the student was before it was trained, and its rows; for the manifest."""
     fresh = [] if recipe.student.from_teacher else list(getattr(student.model, "fresh", []))
     return {
         "num_parameters": weights.num_parameters(student.model),
         "start": {"from": origin(recipe), "new_weights": fresh if len(fresh) <= MOST_NAMED else len(fresh)},
         "train_rows": len(rows.lengths_N),
+        **({} if rows.num_labelled is None else {"labelled_rows": rows.num_labelled, "held_out_rows": held_out}),
         "truncated_rows": rows.num_truncated,
     }
 
@@ -166,7 +205,7 @@ def _supervision(context: Context, teacher: Artifact | None, targets: Path | Non
         live = soft_of(context, loaded, precision)
         return Supervision(live, live, loaded.model)
     beside = None if recipe.kind.has_labels else soft_of_rows(context, loaded, precision, "validation")
-    return Supervision(kept or soft_of_rows(context, loaded, precision, "train"), beside, loaded.model)
+    return Supervision(kept or soft_of_rows(context, loaded, precision, TAUGHT), beside, loaded.model)
 
 
 def origin(recipe: Recipe) -> str:

@@ -1,4 +1,4 @@
-"""Run the frozen teacher once over the training rows and keep its soft targets.
+"""Run the frozen teacher once over all rows that the student learns from, and keep its soft targets.
 
 Leaves a store as `soft_targets` describes it. Every process writes shards of its own; interrupted, the same command
 goes on after the last finished ones, and ends in the same bytes.
@@ -29,7 +29,7 @@ from distilpeft.models.soft_targets import binding
 from distilpeft.models.teacher import load_teacher
 from distilpeft.recipe import Recipe
 from distilpeft.recipe.distil import format_fault
-from distilpeft.tasks.rows import Tokens
+from distilpeft.tasks.rows import TAUGHT, Tokens
 
 FULL_BYTES = 1 << 30
 """What `format: auto` may spend on all logits of tokens."""
@@ -44,7 +44,7 @@ def run(context: Context, teacher: Artifact, out: Artifact) -> Figures:
     """
     runtime, recipe, task = context.runtime, context.recipe, context.task
     loaded = load_teacher(runtime, context.pair, teacher.path, recipe.targets.precision, placed=True)
-    rows = context.data.tokens("train", loaded.reader)
+    rows = context.data.tokens(TAUGHT, loaded.reader)
     positions_R = task.num_positions(rows)
     teacher_ids = vocabulary = task.vocabulary(loaded.model, recipe.data.max_tokens)
     if recipe.kind.is_language_model:

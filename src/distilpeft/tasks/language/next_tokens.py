@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from distilpeft.errors import GateError
 from distilpeft.metrics.score import Score
-from distilpeft.tasks.task import Batch, Doubles, Rows, Task, Values
+from distilpeft.tasks.task import Batch, Doubles, Rows, Task, Values, by_label
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -67,7 +67,10 @@ class LanguageTask(Task):
         """The loss summed over targets, from the hidden states there; logits are never held at once."""
         from distilpeft.distillation.fused import linear_counted_sum
 
-        return linear_counted_sum(self.target_states(model, batch), head_of(model), batch["labels_N"], soft, loss)
+        states, head = self.target_states(model, batch), head_of(model)
+        return by_label(
+            batch, loss, lambda own, rows: linear_counted_sum(states, head, batch["labels_N"], soft, own, rows)
+        )
 
     def measure(self, model: nn.Module, batch: Batch, soft: Soft | None = None) -> Tensor:
         """Sums over each row's targets, see `measured`; a teacher has to be running."""

@@ -13,10 +13,11 @@ from transformers import PreTrainedTokenizerFast
 
 from distilpeft.errors import InputError
 from distilpeft.recipe.task import CausalLM
+from distilpeft.tasks.checked_rows import usable
 from distilpeft.tasks.language.causal_lm import CausalLMTask
 from distilpeft.tasks.language.chats import Chat, ChatFault, tools_of
 from distilpeft.tasks.language.templates import Template
-from distilpeft.tasks.rows import template_check, usable
+from distilpeft.tasks.rows import template_check
 
 CHAT_ML = (
     "{% if tools %}<|im_start|>system\nTools: {{ tools | tojson }}<|im_end|>\n{% endif %}"

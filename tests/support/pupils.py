@@ -1,8 +1,9 @@
-"""Distil a tiny student of every kind of task with smoothed labels, through the real rows, losses and loop.
+"""Distil a tiny student of every kind of task, through the real rows, losses and loop: with smoothed labels, or with
+labels for a part of the rows.
 
-    torchrun --nproc_per_node 2 tests/support/smoothing.py SETTINGS.json OUT.json
+    torchrun --nproc_per_node 2 tests/support/pupils.py SETTINGS.json OUT.json
 
-SETTINGS: folder (of the workspaces that `workspace` makes), micro_batch_size, num_processes.
+SETTINGS: folder (of the workspaces that `workspace` makes), kinds, micro_batch_size, num_processes.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import numpy as np
 import torch
 import yaml
 
@@ -24,12 +26,12 @@ from distilpeft.models.student import new_student
 from distilpeft.planning.inputs import data_digest
 from distilpeft.recipe.training import Fit, Optim
 from distilpeft.recipe.yaml_file import load_recipe
-from distilpeft.tasks.rows import TASKS, TaskData
+from distilpeft.tasks.rows import TASKS, TAUGHT, TaskData
 from distilpeft.training.step import Work
 from distilpeft.training.train import train
 from support import commands, tiny, tiny_lm, tiny_tasks
 
-SMOOTHING = 0.05
+SMOOTHING, UNLABELLED_WEIGHT = 0.05, 0.7
 UNSMOOTHED = ("regression", "embedding")
 """Kinds without classes, whose recipes refuse smoothing."""
 KINDS = tuple(TASKS)
@@ -39,10 +41,12 @@ Trace = list[tuple[float, float]]
 """Loss and grad_norm of every step."""
 
 
-def workspace(folder: Path, kind: str) -> Path:
-    """A recipe of the kind, its base model and its rows."""
+def workspace(folder: Path, kind: str, *, labelled: int | None = None) -> Path:
+    """A recipe of the kind, its base model and its rows: all with smoothed labels, or so many with plain ones."""
     folder.mkdir(parents=True)
     changes: dict[str, object] = {} if kind in UNSMOOTHED else {"distil__label_smoothing": SMOOTHING}
+    if labelled is not None:
+        changes = {"data__labelled": labelled, "distil__unlabelled_weight": UNLABELLED_WEIGHT}
     changes |= {"student": {"model": str(folder / "base")}, "teacher__quantize": "none"}
     if kind not in ("text_classification", "causal_lm"):
         return tiny_tasks.workspace(folder, kind, **changes)
@@ -73,7 +77,7 @@ class Pupil:
         torch.manual_seed(1)
         for parameter in self.teacher.parameters():
             parameter.add_(torch.randn_like(parameter), alpha=0.1)
-        self.task, self.rows = context.task, data.tokens("train", loaded.reader)
+        self.task, self.rows = context.task, data.tokens(TAUGHT, loaded.reader)
         self.lengths_N = self.rows.lengths_N[:ROWS]
         self.loss = Loss.of(recipe.distil, recipe.distil.alpha)
 
@@ -88,7 +92,7 @@ def trace(runtime: Runtime, recipe_path: Path, micro_batch_size: int, optimizer:
     pupil = Pupil(runtime, recipe_path)
     with tempfile.TemporaryDirectory() as folder:
         work = Work(
-            label="smoothing",
+            label="pupil",
             fit=Fit(
                 epochs=1, batch_size=BATCH, micro_batch_size=micro_batch_size, precision="fp32", keep="last",
                 batch_norm="frozen",
@@ -99,6 +103,7 @@ def trace(runtime: Runtime, recipe_path: Path, micro_batch_size: int, optimizer:
             load_batch=pupil.rows.load_batch,
             loss_sum=pupil.loss_sum,
             count_rows=pupil.task.count_rows,
+            count_labelled=None if pupil.rows.num_labelled is None else pupil.task.count_labelled,
             validate=lambda _: {"accuracy": 0.5},
             folder=Path(folder),
         )  # fmt: skip
@@ -109,6 +114,13 @@ def trace(runtime: Runtime, recipe_path: Path, micro_batch_size: int, optimizer:
     return [(line["loss"], line["grad_norm"]) for line in lines]
 
 
+def expect_same(found: Trace, expected: Trace, name: str) -> None:
+    """Two splits of the same batches are the same training, to rounding."""
+    assert len(found) == len(expected) == 4
+    np.testing.assert_allclose(found, expected, rtol=2e-4, err_msg=name)
+    np.testing.assert_allclose([loss for loss, _ in found], [loss for loss, _ in expected], rtol=2e-5, err_msg=name)
+
+
 def main(settings: dict, out: Path) -> None:
     torch.set_num_threads(1)
     runtime = Runtime()
@@ -117,7 +129,7 @@ def main(settings: dict, out: Path) -> None:
         f"{kind} {optimizer}": trace(
             runtime, Path(settings["folder"]) / kind / "tiny.yaml", settings["micro_batch_size"], optimizer
         )
-        for kind in KINDS
+        for kind in settings["kinds"]
         for optimizer in LR
         if optimizer == "sgd" or kind in ("question_answering", "causal_lm")
     }
