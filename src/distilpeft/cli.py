@@ -107,6 +107,7 @@ def init(  # noqa: PLR0913 - the command line's options
     packages: Annotated[bool, typer.Option("--packages", help="only models that come as Python packages")] = False,
     teacher: Annotated[str | None, typer.Option(help="instead of the catalogue's")] = None,
     student: Annotated[str | None, typer.Option(help="instead of the catalogue's")] = None,
+    unlabelled: Annotated[str | None, typer.Option(help="more rows, without labels: as --data")] = None,
 ) -> None:
     """Write a first recipe for your data, with the reason beside every choice; asks for what it cannot see."""
     from distilpeft.planning import first_recipe
@@ -124,7 +125,7 @@ def init(  # noqa: PLR0913 - the command line's options
              "image": image}  # fmt: skip
     columns = {key: column for key, column in given.items() if column is not None}
     wishes = Wishes(
-        data, task, columns, device, size_mb, language, max_tokens, packages, teacher, student, latency_ms
+        data, task, columns, device, size_mb, language, max_tokens, packages, teacher, student, latency_ms, unlabelled
     )  # fmt: skip
     chosen = first_recipe.write(out, wishes, ask_at_terminal)
     typer.echo(f"{out}: {chosen}")

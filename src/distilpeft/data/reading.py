@@ -33,11 +33,13 @@ class Places:
         origin: the source, as users wrote it.
         numbers_N: each row's number in the source, from 1 (a CSV header is not counted).
         files: of a source of several files, each one's name and number of rows.
+        may_train: whether training rows are taken from here.
     """
 
     origin: str
     numbers_N: NDArray[np.int64]
     files: Sequence[tuple[str, int]] = ()
+    may_train: bool = True
 
     def of(self, index: int) -> str:
         """File and number of a row, for messages."""
@@ -116,7 +118,8 @@ def read_splits(
     for name, part in source.items():
         if _is_used(data, name):
             rows, numbers = _filter(data, part.rows)
-            parts[name] = check(rows, Places(origin(data, name), numbers, part.files))
+            may_train = _is_used(data, name, ("train",))
+            parts[name] = check(rows, Places(origin(data, name), numbers, part.files, may_train))
         else:
             parts[name] = part.rows
     splits = _seeded(data, parts) if data.split is not None else _sliced(data, parts)
@@ -197,9 +200,9 @@ def origin(data: RowSource, split: str | None = None) -> str:
     return data.source[split] if split in data.source else ", ".join(data.source.values())
 
 
-def _is_used(data: Data, split: str) -> bool:
+def _is_used(data: Data, split: str, for_: Sequence[str] = SPLITS) -> bool:
     """Whether the recipe reads the source's split at all (a hub data set may have unlabelled ones)."""
-    specs = [getattr(data, name) for name in SPLITS]
+    specs = [getattr(data, name) for name in for_]
     return any(spec is None or split in (part.partition("[")[0].strip() for part in spec.split("+")) for spec in specs)
 
 

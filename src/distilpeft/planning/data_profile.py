@@ -62,6 +62,7 @@ class Wishes:
         teacher: instead of the catalogue's.
         student: likewise.
         latency_ms: of a row on this machine's processors, at most.
+        unlabelled: more rows, without labels; see `data.unlabelled`.
     """
 
     data: str
@@ -75,6 +76,7 @@ class Wishes:
     teacher: str | None = None
     student: str | None = None
     latency_ms: float | None = None
+    unlabelled: str | None = None
 
     @property
     def speaks(self) -> str:
@@ -83,7 +85,11 @@ class Wishes:
 
     def read(self) -> list[str]:
         """The columns that models read."""
-        return [column for key, column in (self.columns or {}).items() if key in READ]
+        return list(self.read_keys().values())
+
+    def read_keys(self) -> dict[str, str]:
+        """Key of the task → column, of those that models read."""
+        return {key: column for key, column in (self.columns or {}).items() if key in READ}
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import tempfile
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +80,8 @@ def write(out: Path, wishes: Wishes, ask: Ask) -> str:
     if count is not None and wishes.max_tokens is None:
         max_tokens = min(needed(wishes, seen, count), longest)
         choice = choose(wishes, max_tokens)
-    text = render(out.stem, wishes, seen, choice, max_tokens, count)
+    more = None if wishes.unlabelled is None else _unlabelled(wishes, look(wishes.unlabelled))
+    text = render(out.stem, wishes, seen, choice, max_tokens, count, more)
     with tempfile.TemporaryDirectory() as folder:  # a recipe that is not good is never left behind
         (Path(folder) / out.name).write_text(text, encoding="utf-8")
         load_recipe(Path(folder) / out.name)
@@ -92,11 +93,45 @@ def write(out: Path, wishes: Wishes, ask: Ask) -> str:
     return f"{wishes.task}: {choice.teacher['name']} into {student}; {rows}{spoken}"
 
 
-def render(name: str, wishes: Wishes, seen: Look, choice: Choice, max_tokens: int, count: Count | None) -> str:
-    """The recipe's text; `count`: of tokens, None if they are estimated."""
+@dataclass(frozen=True)
+class More:
+    """Rows without labels: how many, and which of their columns have other names."""
+
+    num_rows: int
+    columns: Mapping[str, str]
+
+
+def _unlabelled(wishes: Wishes, seen: Look) -> More:
+    """What `--unlabelled` names.
+
+    Raises:
+        InputError: the task has no labels, or a column is missing.
+    """
+    assert wishes.task is not None
+    if not KINDS[wishes.task].has_labels:
+        raise InputError(f"--unlabelled: {wishes.task} has no labels; give all rows in --data")
+    there, wanted = [*seen.rows.column_names, *seen.pictures], wishes.read_keys()
+    renamed = {}
+    for key, column in wanted.items():
+        if column not in there:
+            if len(wanted) > 1 or len(seen.columns) != 1:
+                raise InputError(f"--unlabelled: there is no column {column!r}; its columns are {', '.join(there)}")
+            renamed[key] = seen.columns[0]
+    return More(sum(seen.splits.values()), renamed)
+
+
+def render(
+    name: str, wishes: Wishes, seen: Look, choice: Choice, max_tokens: int, count: Count | None,
+    more: More | None = None,
+) -> str:  # fmt: skip
+    """The recipe's text; `count`: of tokens, None if they are estimated; `more`: rows without labels."""
     batch = 64 if sum(seen.splits.values()) >= 4000 else 32 if sum(seen.splits.values()) >= 1000 else 16
     train = seen.splits.get("train", sum(seen.splits.values()) * 0.8)
-    epochs = [min(3 if choice.kind == "decoder" else 10, max(1, round(steps * batch / train))) for steps in STEPS]
+    without = _without_label(wishes, seen) + (0 if more is None else more.num_rows)
+    most = 3 if choice.kind == "decoder" else 10
+    labelled = max(1, train - _without_label(wishes, seen))
+    tuning, own = (_epochs(steps, batch, labelled, 30 if without else most) for steps in STEPS)
+    epochs = [tuning, _epochs(STEPS[1], batch, labelled + without, most)]
     budget = 4096 if wishes.device == "cpu" else 4096 * max(1.0, memory_gb(wishes.device) / 12)
     scales = (choice.teacher["millions"], choice.student_millions)
     micro = [min(batch, power(budget / max_tokens / max(1.0, (millions / 100) ** 0.5))) for millions in scales]
@@ -132,6 +167,7 @@ def render(name: str, wishes: Wishes, seen: Look, choice: Choice, max_tokens: in
         "",
         "data:",
         *_data_lines(wishes, seen),
+        *_more_lines(wishes, more),
         *([] if traits.reads_images else _length_lines(wishes, seen, max_tokens, count)),
         "",
         "teacher:",
@@ -147,12 +183,36 @@ def render(name: str, wishes: Wishes, seen: Look, choice: Choice, max_tokens: in
         f"  optim: {{lr: {rate(scales[1], adapter=False)}, weight_decay: 0.01, schedule: linear, warmup_ratio: 0.06}}",
         f"  fit: {{epochs: {epochs[1]}, batch_size: {batch}, micro_batch_size: {micro[1]}{monitor}}}   # micro-batches "
         "change memory, not the result",
+        *([f"  ce_only_epochs: {own:<14}# of the student on labels alone, which has fewer rows"] if without else []),
         "",
         *_written_lines(wishes, seen, count),
         "export:",
         *_export_lines(choice),
     ]
     return "\n".join(line.rstrip() for line in lines) + "\n"
+
+
+def _epochs(steps: int, batch: int, rows: float, most: int) -> int:
+    """Epochs that make about so many steps."""
+    return min(most, max(1, round(steps * batch / rows)))
+
+
+def _without_label(wishes: Wishes, seen: Look) -> int:
+    """Rows that lack a label, of tasks in which these can teach."""
+    label = (wishes.columns or {}).get("label")
+    return 0 if label is None or label in seen.lists else seen.missing.get(label, 0)
+
+
+def _more_lines(wishes: Wishes, more: More | None) -> list[str]:
+    """Rows without labels."""
+    if more is None:
+        return []
+    columns = ", ".join(f"{key}: {plain(column)}" for key, column in more.columns.items())
+    named = f", columns: {{{columns}}}" if columns else ""
+    return [
+        f"  unlabelled: {{source: {plain(wishes.unlabelled or '')}{named}}}   # {more.num_rows} rows; the teacher "
+        "labels them, and the student learns from them as well"
+    ]
 
 
 def _loss_lines(traits: Kind) -> list[str]:
@@ -205,8 +265,14 @@ def _bad_row_lines(wishes: Wishes, seen: Look) -> list[str]:
     may_be_empty = ("answers", "separator", "prompt", "completion")
     columns = [name for key, name in (wishes.columns or {}).items() if key not in may_be_empty]
     lacking = {name: seen.missing.get(name, 0) for name in columns if name not in seen.lists}
+    without = _without_label(wishes, seen)
+    if without:
+        lacking.pop((wishes.columns or {})["label"])
     named = ", ".join(f"{count} without {name!r}" for name, count in lacking.items() if count)
-    return [f"  on_bad_row: skip              # rows that lack something: {named}"] if named else []
+    return [
+        *([f"  on_bad_row: skip              # rows that lack something: {named}"] if named else []),
+        *([f"  on_empty_label: unlabelled    # {without} rows: the teacher labels them"] if without else []),
+    ]
 
 
 def _student_lines(choice: Choice) -> list[str]:

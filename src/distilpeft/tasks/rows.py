@@ -292,7 +292,7 @@ class _Checker:
 
     def main_rows(self, rows: datasets.Dataset, places: Places) -> datasets.Dataset:
         """The usable rows with a label; those without are put aside if the recipe has a use for them."""
-        if self._data.on_empty_label == "unlabelled":
+        if self._data.on_empty_label == "unlabelled" and places.may_train:
             empty_N = without_label(self._task, rows)
             if empty_N.any():
                 self.without_label.append(self.unlabelled(*_some(rows, places, empty_N)))

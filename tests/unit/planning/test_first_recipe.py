@@ -292,16 +292,51 @@ def written(tmp_path, rows, *flags):
     return load_recipe(out), out.read_text()
 
 
-def test_rows_without_a_label_are_no_class_and_are_skipped(tmp_path, capsys):
+def test_rows_without_a_label_are_no_class_and_teach_what_the_teacher_knows(tmp_path, capsys):
     path = tmp_path / "rows.csv"
     cells = ["bad", "good", "", "good", "bad"] * 8
     path.write_text("text,label\n" + "".join(f"a film {i},{cell}\n" for i, cell in enumerate(cells)))
     recipe, text = written(tmp_path, path, "--packages")
     assert recipe.task.labels == ("bad", "good")
-    assert recipe.data.on_bad_row == "skip"
-    assert "8 without 'label'" in text
+    assert (recipe.data.on_empty_label, recipe.data.on_bad_row) == ("unlabelled", "error")
+    assert "# 8 rows: the teacher labels them" in text
+    assert recipe.distil.ce_only_epochs is not None
     assert commands.run(tmp_path / "mine.yaml", verb="check") == 0
-    assert "8 rows of" in capsys.readouterr().out
+    shown = " ".join(capsys.readouterr().out.split())
+    assert re.search(r"26 training rows have a label, \d have none", shown)
+
+
+def test_more_rows_without_labels_are_named_with_their_own_columns(tmp_path, capsys):
+    path, more = tmp_path / "rows.csv", tmp_path / "more.jsonl"
+    path.write_text("text,label\n" + "".join(f"a film {i},{'bad' if i % 2 else 'good'}\n" for i in range(40)))
+    jsonl(more, [{"body": f"another film {i}", "id": i} for i in range(300)])
+    recipe, text = written(tmp_path, path, "--packages", "--unlabelled", str(more))
+    assert recipe.data.unlabelled.columns == {"text": "body"}
+    assert "# 300 rows; the teacher labels them" in text
+    assert recipe.distil.fit.epochs < recipe.distil.ce_only_epochs
+    assert commands.run(tmp_path / "mine.yaml", verb="check") == 0
+    assert "32 training rows have a label, 300 have none" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize(
+    ("rows", "why"),
+    [
+        (
+            [{"one": "a text of words", "two": "a text of words"}],
+            "--unlabelled: there is no column 'text'; its columns",
+        ),
+        (None, "--unlabelled"),
+    ],
+)
+def test_more_rows_that_cannot_be_read_are_refused(tmp_path, capsys, rows, why):
+    path = tmp_path / "rows.csv"
+    path.write_text("text,label\n" + "".join(f"a film {i},{'bad' if i % 2 else 'good'}\n" for i in range(40)))
+    more = tmp_path / "none.jsonl" if rows is None else jsonl(tmp_path / "more.jsonl", rows * 30)
+    out = tmp_path / "mine.yaml"
+    assert init(str(out), "--data", str(path), "--packages", "--unlabelled", str(more)) == 2
+    if rows is not None:
+        assert why in " ".join(capsys.readouterr().err.split())
+    assert not out.exists()
 
 
 @pytest.mark.parametrize(

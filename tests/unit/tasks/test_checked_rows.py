@@ -66,6 +66,28 @@ def test_rows_with_an_empty_label_are_faults_unless_the_recipe_has_a_use_for_the
     assert labelled == {f"text number {at}" for at in range(20)} - set(texts)
 
 
+def test_an_empty_label_where_models_are_judged_stays_a_fault(moods):
+    """Or rows of the test file would be trained on, and be missing there."""
+    folder = moods.parent
+    for name in ("train", "dev", "test"):
+        write(
+            folder / f"{name}.csv",
+            [("text", "label"), *((f"{name} text {n}", "" if n == 5 else str(n % 2)) for n in range(8))],
+        )
+    files = ", ".join(f"{name}: {folder}/{name}.csv" for name in ("train", "dev", "test"))
+    splits = [
+        f"data.source={{{files}}}",
+        "data.split=null",
+        "data.train=train",
+        "data.validation=dev",
+        "data.test=test",
+    ]
+    with pytest.raises(InputError, match=r"dev\.csv: row 6: "):
+        read(moods, "data.on_empty_label=unlabelled", *splits)
+    found = read(moods, "data.on_empty_label=unlabelled", "data.on_bad_row=skip", *splits)
+    assert found.splits[UNLABELLED]["text"][:] == ["train text 5"]
+
+
 def test_a_bad_row_without_a_label_is_named_by_its_own_number(moods):
     write(moods.parent / "rows.csv", [("text", "label"), *((f"text {n}", str(n % 2)) for n in range(9)), ("", "")])
     with pytest.raises(InputError, match=r"rows\.csv: row 10: column 'text' holds no text"):
