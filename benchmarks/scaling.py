@@ -67,7 +67,7 @@ def worker(options: argparse.Namespace) -> None:
         out = mock.Mock(partial=Path(folder), path=Path(folder) / made[f"distil/{STUDENT}"].path.name)
         with contextlib.suppress(Enough):
             distil.run(
-                chain.StepRunner(plan, runtime).context, alpha=plan.recipe.distil.alpha,
+                chain.StepRunner(plan, runtime).context, role="student",
                 teacher=made["teacher"], targets=made["targets"].path, out=out,
             )  # fmt: skip
     found = {"processes": runtime.accelerator.num_processes, **FOUND}

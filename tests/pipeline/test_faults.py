@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from support import commands, inputs, tiny
+from support import commands, inputs
 from support.cases import Found
 
 from distilpeft.distillation.store import SoftTargets
@@ -207,14 +207,19 @@ def test_a_read_only_folder_is_one_line_and_nothing_is_written(tmp_path):
     recipe = commands.workspace(tmp_path)
     runs = tmp_path / "runs"
     runs.mkdir()
-    script = f'mount --bind "{runs}" "{runs}" && mount -o remount,ro,bind "{runs}" && exec "$0" "$@"'
-    command = [sys.executable, "-m", "distilpeft", "run", str(recipe), "--runs", str(runs)]
-    source = str(Path(tiny.__file__).parents[2] / "src")
-    done = subprocess.run(
-        ["unshare", "-rm", "sh", "-c", script, *command], capture_output=True, text=True, check=False,
-        env={**os.environ, "PYTHONPATH": source},
-    )  # fmt: skip
-    assert done.returncode == 2, done.stderr
-    assert "Read-only file system" in done.stderr
-    assert "Traceback" not in done.stderr
+    mounted = f"""
+import ctypes, os
+from pathlib import Path
+ids = os.getuid(), os.getgid()
+libc, runs = ctypes.CDLL(None, use_errno=True), {os.fsencode(runs)!r}
+assert libc.unshare(0x10020000) == 0, os.strerror(ctypes.get_errno())  # CLONE_NEWUSER, CLONE_NEWNS
+for name, line in (("setgroups", "deny"), ("uid_map", f"0 {{ids[0]}} 1"), ("gid_map", f"0 {{ids[1]}} 1")):
+    Path("/proc/self", name).write_text(line)
+for flags in (4096, 4096 | 32 | 1):  # MS_BIND; MS_REMOUNT, MS_RDONLY
+    assert libc.mount(runs, runs, None, flags, None) == 0, os.strerror(ctypes.get_errno())
+"""
+    done = commands.run_apart(recipe, before=mounted)
+    assert done.returncode == 2, done.output
+    assert "Read-only file system" in done.output
+    assert "Traceback" not in done.output
     assert not list(runs.iterdir())

@@ -122,7 +122,7 @@ def test_a_second_run_does_nothing_and_never_imports_torch(finished):
     code += "; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
-    assert "nothing to do, all 16 steps are done" in done.stdout
+    assert "nothing to do, all 17 steps are done" in done.stdout
     assert done.stdout.split()[-1] == "False"
     assert {path: path.stat().st_mtime_ns for path in folder.glob("*-*/manifest.json")} == before
 
@@ -147,7 +147,7 @@ def test_check_counts_rows_steps_weights_and_what_is_done(finished, capsys):
     assert cells["teacher"][1:4] == ["1/1", "120", "16"]
     student = sum(tensor.numel() for tensor in student_weights(finished).values()) / 1e6
     assert float(cells["distil/student"][4].removesuffix("M")) == pytest.approx(student, abs=0.06)
-    assert "16 of 16 steps are done" in " ".join(printed.split())
+    assert "17 of 17 steps are done" in " ".join(printed.split())
 
 
 def test_schema_prints_what_editors_need(capsys):
@@ -312,4 +312,4 @@ def test_targets_of_another_teacher_are_refused_by_the_stage_itself(finished, tm
     out = Artifact("distil", tmp_path / "distil-0", {}, {})
     store = plan.artifacts["targets"].path
     with pytest.raises(InputError, match=r"these soft targets belong to base .* \(.*\), not to .* \(another\)"):
-        distil.run(Context(Runtime(), data, Pair(plan.recipe)), alpha=0.5, teacher=other, targets=store, out=out)
+        distil.run(Context(Runtime(), data, Pair(plan.recipe)), role="student", teacher=other, targets=store, out=out)

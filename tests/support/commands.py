@@ -6,16 +6,20 @@ real enough to be killed, and without the seconds that importing torch costs eac
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import functools
 import gc
+import hashlib
 import importlib
 import io
 import json
 import multiprocessing
+import multiprocessing.context
 import multiprocessing.forkserver
 import os
 import runpy
+import shutil
 import socket
 import subprocess
 import sys
@@ -27,18 +31,24 @@ from pathlib import Path
 from unittest import mock
 
 import hypothesis  # noqa: F401 - its plugin for pytest looks for objects that `gc.freeze` hides
+import torch
 import yaml
 
 from distilpeft import cli
 from distilpeft.benchmark import measure
 from distilpeft.export import gate
+from distilpeft.export.formats import onnx_graph
 from distilpeft.report import plot_files
 from support import tiny, tiny_lm
 
 TESTS = Path(__file__).parents[1]
 FORKS = multiprocessing.get_context("forkserver")
+CONTEXT = multiprocessing.get_context
 FORKS.set_forkserver_preload(["support.preloaded"])
 VERSION = functools.cache(metadata.version)
+WRITE_GRAPH = onnx_graph.write
+GRAPHS = Path(tempfile.mkdtemp(prefix="distilpeft-graphs-"))
+atexit.register(shutil.rmtree, GRAPHS, ignore_errors=True)
 BRIEF = (
     ("distilpeft.benchmark.measure.PAUSE_S", 0.0),
     ("distilpeft.benchmark.measure.MOST_CALLS", 1),
@@ -101,10 +111,24 @@ def answer_apart(folder: Path, calls: Path, out: Path) -> str | None:
     return None if done.returncode == 0 else " ".join((lines or [f"exit code {done.returncode}"])[-1].split())[:300]
 
 
+def write_graph(model: torch.nn.Module, file: Path, **options: object) -> None:
+    """`onnx_graph.write`, which traces a model again only if its weights or the options are others: that takes seconds.
+
+    `onnx` and `onnx-int8` of a run begin with the same graph; tests/parity/test_onnx.py takes the function itself.
+    """
+    digest = hashlib.sha256(repr((model.config.to_dict(), file.name, sorted(options.items()))).encode())
+    for name, tensor in model.state_dict().items():
+        digest.update(name.encode() + tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    kept = GRAPHS / digest.hexdigest()
+    if not kept.exists():
+        with tempfile.TemporaryDirectory(dir=GRAPHS) as scratch:
+            WRITE_GRAPH(model, Path(scratch) / file.name, **options)
+            shutil.copytree(scratch, kept)
+    shutil.copytree(kept, file.parent, dirs_exist_ok=True)
+
+
 def start_here(spec: Path, environment: dict[str, str]) -> tuple[object, object]:
     """`timing.start_process` likewise: the model in this very process."""
-    import torch
-
     from distilpeft.benchmark.measure import TimedModelError
     from distilpeft.benchmark.model_process import Timed
 
@@ -126,16 +150,23 @@ def start_here(spec: Path, environment: dict[str, str]) -> tuple[object, object]
 def run(
     recipe: Path, *arguments: str, verb: str = "run", own_process: bool = False, apart: bool = False, brief: bool = True
 ) -> int:
-    """`distilpeft run` (or another verb) in this process; returns the exit code.
+    """`distilpeft run` (or another verb) in this process; returns the exit code; for the options see `call`."""
+    return call(arguments_of(recipe, arguments, verb), own_process=own_process, apart=apart, brief=brief)
+
+
+def call(argv: Sequence[str], *, own_process: bool = False, apart: bool = False, brief: bool = True) -> int:
+    """The command line in this process; returns the exit code.
 
     `own_process`: let the gate of exports start one, as it does outside of tests. `apart`: let it fork one. Those of
     the benchmark are in test_benchmark.py. `brief`: see `BRIEF`.
     """
     gc.freeze()  # Accelerate collects garbage after every training, and the libraries' objects are many
     with contextlib.ExitStack() as patches:
-        patches.enter_context(mock.patch.object(sys, "argv", arguments_of(recipe, arguments, verb)))
+        patches.enter_context(mock.patch.object(sys, "argv", list(argv)))
         patches.enter_context(mock.patch("distilpeft.benchmark.measure.start_process", start_here))
         patches.enter_context(mock.patch("importlib.metadata.version", VERSION))
+        patches.enter_context(mock.patch("distilpeft.export.formats.onnx_graph.write", write_graph))
+        patches.enter_context(mock.patch("multiprocessing.get_context", forks))
         patches.enter_context(
             mock.patch("distilpeft.report.plot_files.available", return_value=False)
         )  # seconds for each run
@@ -148,6 +179,14 @@ def run(
         except SystemExit as leaving:
             return int(leaving.code or 0)
     return 0
+
+
+def forks(method: str | None = None) -> multiprocessing.context.BaseContext:
+    """Processes of `devices` and `--jobs`, forked as well; tests/unit/machine/test_processes.py spawns them."""
+    if method != "spawn":
+        return CONTEXT(method)
+    ensure_server()
+    return FORKS
 
 
 def run_apart(recipe: Path, *arguments: str, before: str = "", verb: str = "run") -> Done:
@@ -238,12 +277,16 @@ def python(
 
 def started(target: Callable[..., None], arguments: Sequence[object]) -> multiprocessing.process.BaseProcess:
     """A process that is forked from the server, which is started if there is none."""
-    path = os.pathsep.join([str(TESTS), str(TESTS.parent / "src")])
-    with mock.patch.dict(os.environ, {"PYTHONPATH": path}):  # the server does not take the path of this process
-        multiprocessing.forkserver.ensure_running()
+    ensure_server()
     process = FORKS.Process(target=target, args=tuple(arguments))
     process.start()
     return process
+
+
+def ensure_server() -> None:
+    path = os.pathsep.join([str(TESTS), str(TESTS.parent / "src")])
+    with mock.patch.dict(os.environ, {"PYTHONPATH": path}):  # the server does not take the path of this process
+        multiprocessing.forkserver.ensure_running()
 
 
 def apart(commands: Sequence[tuple[Path, list[str], str, dict[str, str]]]) -> list[Done]:

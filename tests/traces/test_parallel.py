@@ -118,6 +118,15 @@ def test_every_split_ends_in_the_student_of_one_process(workspace, alone, tmp_pa
     expect_same(found, alone[mode])
 
 
+ADAMW = ["distil.optim={lr: 0.005}", "distil.fit.save_every=1"]
+
+
+@pytest.fixture(scope="module")
+def whole(workspace, tmp_path_factory) -> dict:
+    """Without a stop, by one process and with AdamW."""
+    return distilled(workspace, tmp_path_factory.mktemp("whole") / "run", 1, *ADAMW)
+
+
 @pytest.mark.parametrize(
     "ways",
     [
@@ -128,16 +137,14 @@ def test_every_split_ends_in_the_student_of_one_process(workspace, alone, tmp_pa
     ],
     ids=str,
 )
-def test_another_number_of_processes_and_another_strategy_go_on_from_a_checkpoint(workspace, tmp_path, ways):
+def test_another_number_of_processes_and_another_strategy_go_on_from_a_checkpoint(workspace, whole, tmp_path, ways):
     """With AdamW, whose state has to come along."""
-    settings = ["distil.optim={lr: 0.005}", "distil.fit.save_every=1"]
-    whole = distilled(workspace, tmp_path / "whole", 1, *settings)
     recipe = copied(workspace, tmp_path / "run")
     (first, before), (second, after) = ways
-    stopped = run(recipe, before, *settings, f"parallel={first}", before=commands.signal_at("distil", 3, "SIGTERM"))
+    stopped = run(recipe, before, *ADAMW, f"parallel={first}", before=commands.signal_at("distil", 3, "SIGTERM"))
     assert {one.returncode for one in stopped} == {75}
-    run_well(recipe, after, *settings, f"parallel={second}")
-    found = students(recipe, *settings)
+    run_well(recipe, after, *ADAMW, f"parallel={second}")
+    found = students(recipe, *ADAMW)
     expect_same(found, whole, rel=1e-4)
     strategy = "one process" if after == 1 else second
     assert found["distil/student"]["parallel"] == strategy

@@ -18,7 +18,7 @@ from distilpeft.machine.files import names_in
 from distilpeft.machine.locks import POLL_S, Lock
 from distilpeft.machine.runtime import Runtime
 from distilpeft.planning.plan import Plan, Step
-from distilpeft.planning.roles import LAST_STAGES, TEACHER
+from distilpeft.planning.roles import LAST_STAGES
 
 
 @dataclass(frozen=True)
@@ -46,13 +46,8 @@ class Job:
         return self.step.stage
 
     def needs(self) -> list[Artifact]:
-        """What has to be there first: all earlier stages, and the evaluated teacher before what is compared with it."""
-        steps = self.plan.own
-        return [
-            step.artifact
-            for step in steps[: steps.index(self.step)]
-            if step.stage != self.stage or (step.stage, step.role) == ("evaluate", TEACHER)
-        ]
+        """What has to be there first."""
+        return [step.artifact for step in self.plan.needs(self.step)]
 
 
 def check_shared(runtime: Runtime, folder: Path) -> None:

@@ -137,6 +137,16 @@ class Plan:
         """The models whose latency is measured, in the report's order."""
         return [role for role in self.roles() if role not in UNTIMED]
 
+    def needs(self, step: Step) -> list[Step]:
+        """The steps that have to be done before one of this plan's: those of earlier stages, and what it is judged by.
+
+        A student waits for `lead` only if the recipe stops there.
+        """
+        earlier = [one for one in self.own[: self.own.index(step)] if one.stage != step.stage or one.role == TEACHER]
+        if step.stage == "distil" and (step.role != STUDENT or self.recipe.distil.gate != "stop"):
+            return [one for one in earlier if one.stage != "lead"]
+        return earlier
+
     def missing(self) -> list[str]:
         """Steps still to be done; those of repeats after their seed."""
         return [step for step, made in self.steps().items() if not made.done]

@@ -23,7 +23,7 @@ from distilpeft.machine.locks import POLL_S, Lock
 from distilpeft.machine.processes import spread
 from distilpeft.pipeline import launch
 from distilpeft.planning.plan import Plan
-from distilpeft.planning.roles import CE_ONLY, STUDENT
+from distilpeft.planning.roles import STUDENT
 from distilpeft.recipe.task import LOWER_IS_BETTER
 from distilpeft.report import publish
 from distilpeft.tuning.optuna_study import FINISHED, THOUSANDTHS, WAIT, Outcome, Study, Trial
@@ -149,9 +149,9 @@ class Pruned(Exception):
 def _try(search: Search, runtime: Runtime, values: Mapping[str, Any], trial: Trial | None) -> Outcome:
     """Train the student of one setting."""
     from distilpeft.pipeline import chain
-    from distilpeft.pipeline.jobs import jobs_of
+    from distilpeft.pipeline.jobs import Job
 
-    plan = search.plan(values)
+    plan = search.plan(values, "distil.gate=warn")  # what a trial is for is its student alone
     made = plan.weights_of(STUDENT).artifact
 
     def watch(share: float, value: float) -> None:
@@ -159,7 +159,8 @@ def _try(search: Search, runtime: Runtime, values: Mapping[str, Any], trial: Tri
             raise Pruned
 
     try:
-        jobs = [job for job in jobs_of(plan, "distil") if job.step.role != CE_ONLY]
+        student = plan.weights_of(STUDENT)
+        jobs = [Job(plan, step) for step in (*plan.needs(student), student)]
         stopped = chain.do(jobs, runtime, watch)
     except Pruned:
         if runtime.is_main:

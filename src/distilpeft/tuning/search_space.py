@@ -75,10 +75,10 @@ class Search:
         """Where the table goes."""
         return self.corner.folder / f"search-{self.key}"
 
-    def plan(self, values: Mapping[str, Any]) -> Plan:
-        """What there is to do for some values of the space."""
+    def plan(self, values: Mapping[str, Any], *more: str) -> Plan:
+        """What there is to do for some values of the space, with more overrides behind those of the search."""
         with named("--search", values):
-            return make_plan(load_recipe(self.recipe, [*self.overrides, *settings_of(values)]), self.runs)
+            return make_plan(load_recipe(self.recipe, [*self.overrides, *settings_of(values), *more]), self.runs)
 
 
 def make(

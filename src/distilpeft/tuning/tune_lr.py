@@ -132,11 +132,11 @@ def run(
         f"{optim}.lr={least!r}", f"{optim}.schedule=exponential", f"{optim}.final_ratio={most / least!r}",
         f"{optim}.warmup_ratio=0", f"{fit}.max_steps={steps}", f"{fit}.epochs={steps}", f"{fit}.keep=last",
         f"{fit}.validate_every=null", f"{fit}.early_stopping_patience=null", "tracking=[]",
-        *(["teacher.gate=warn"] if stage == "teacher" else []),  # it need not be a good one
+        "distil.gate=warn", *(["teacher.gate=warn"] if stage == "teacher" else []),  # it need not be a good one
     ]  # fmt: skip
     plan = make_plan(load_recipe(path, [*overrides, *changes]), runs)
     step = plan.weights_of(TEACHER if stage == "teacher" else STUDENT)
-    before = [one for one in plan.own[: plan.own.index(step)] if one.stage != "distil"]
+    before = plan.needs(step)
     made = step.artifact
     try:
         if not made.done:

@@ -133,3 +133,23 @@ def test_an_export_is_called_by_its_format_and_everything_else_by_its_role():
     assert format_of("student") is None
     assert short_name("student") == "student"
     assert [trained_role(step_name("distil", "student")), trained_role(step_name("teacher"))] == ["student", "teacher"]
+
+
+def test_a_student_waits_for_the_teachers_lead_only_where_the_recipe_stops_there(recipe):
+    """Or searches and rate tests, which train one student and nothing else, would wait for ever."""
+    warn, stop = (
+        make_plan(load_recipe(recipe, ["evaluate.seeds=[]", f"distil.gate={gate}"]), recipe.parent / "runs")
+        for gate in ("warn", "stop")
+    )
+    student = "distil", "student"
+    assert [step.name for step in warn.needs(warn.step(*student))] == ["teacher", "targets"]
+    assert [step.name for step in stop.needs(stop.step(*student))] == ["teacher", "targets", "lead"]
+    assert [step.name for step in stop.needs(stop.step("lead"))] == [
+        "teacher", "targets", "distil/student_ce_only",
+    ]  # fmt: skip
+    ce_only = stop.step("distil", "student_ce_only")
+    assert [step.name for step in stop.needs(ce_only)] == ["teacher", "targets"]
+    assert {step.name for step in warn.needs(warn.step("compare"))} == set(NAMES[: NAMES.index("compare")])
+    judged = warn.needs(warn.step("evaluate", "student"))
+    assert "evaluate/teacher" in {step.name for step in judged}
+    assert "evaluate/majority" not in {step.name for step in judged}
