@@ -1,6 +1,6 @@
 """Where the time of a whole run goes, stage by stage.
 
-    python benchmarks/end_to_end.py                 # of the finished runs/quickstart; runs the recipe if there is none
+    python benchmarks/end_to_end.py                 # of runs/sentiment_reviews; runs the recipe if there is none
     python benchmarks/end_to_end.py --fresh         # run the recipe in a folder of its own, and time the whole command
     python benchmarks/end_to_end.py --table         # Markdown from the result file, and into docs/peers.md
 
@@ -85,9 +85,9 @@ def table(found: dict[str, Any]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path, nargs="?", default=ROOT / "runs" / "quickstart")
+    parser.add_argument("run", type=Path, nargs="?", default=ROOT / "runs" / "sentiment_reviews")
     parser.add_argument("--fresh", action="store_true")
-    parser.add_argument("--recipe", type=Path, default=ROOT / "recipes" / "quickstart.yaml")
+    parser.add_argument("--recipe", type=Path, default=ROOT / "recipes" / "sentiment_reviews.yaml")
     parser.add_argument("--out", type=Path, help="another result file; its table is printed and goes into no page")
     parser.add_argument("--table", action="store_true")
     options = parser.parse_args()

@@ -1,6 +1,6 @@
-"""The quickstart's models and exports beside its student in eager PyTorch, three times over: how far can it be trusted?
+"""A run's models and exports beside its student in eager PyTorch, three times over: how far can it be trusted?
 
-    distilpeft run recipes/quickstart.yaml
+    distilpeft run recipes/sentiment_reviews.yaml
     python benchmarks/export.py                       # 7 to 15 minutes; results/export_cpu.json
     python benchmarks/export.py --table               # Markdown from the result file, into docs and README
 
@@ -139,7 +139,7 @@ def show() -> None:
 
 def main() -> None:
     parser = page.parser(__doc__)
-    parser.add_argument("run", type=Path, nargs="?", default=Path("runs/quickstart"))
+    parser.add_argument("run", type=Path, nargs="?", default=Path("runs/sentiment_reviews"))
     parser.add_argument("--repeats", type=int, default=3)
     page.run_or_show(parser, run, show)
 

@@ -1,6 +1,6 @@
 """How much sooner a sweep ends with worker processes: the same points, teacher and cache ready, with and without them.
 
-    python benchmarks/jobs.py recipes/quickstart.yaml --jobs 2
+    python benchmarks/jobs.py recipes/sentiment_reviews.yaml --jobs 2
 
 Every turn runs the sweep in a fresh copy of the folder, once with each number of workers, in turn first and second.
 Leaves benchmarks/results/jobs_cpu.json and rewrites docs/sweep.md between its jobs markers.

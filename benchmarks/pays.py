@@ -21,7 +21,11 @@ import page
 ROOT = Path(__file__).parents[1]
 RESULT = ROOT / "benchmarks/results/pays.json"
 PAGE = ROOT / "docs/when-it-pays.md"
-KEPT = ("recipe", "metric", "split", "rows", "ce_gap_closed", "lead", "seeds", "training", "environment", "given")
+FRONT = ROOT / "README.md"
+KEPT = (
+    "recipe", "metric", "split", "seed", "rows", "ce_gap_closed", "lead", "seeds", "comparisons", "verdict", "training",
+    "environment", "given",
+)  # fmt: skip
 AGAINST = {
     "student_ce_only": "labels alone",
     "student_ce_only_long": "labels alone, as many steps",
@@ -48,35 +52,42 @@ def run(options: argparse.Namespace) -> None:
         subprocess.run(command, check=True)
         report = json.loads((options.runs / recipe.stem / "report.json").read_text(encoding="utf-8"))
         kept = {key: report[key] for key in KEPT if key in report} | {"changes": options.changes}
-        kept["num_rows"] = report["models"][0]["scores"][report["metric"]]["num_rows"]
+        kept["models"] = {model["role"]: model["scores"][report["metric"]] for model in report["models"]}
         found[" ".join([recipe.stem, *options.changes])] = kept
         RESULT.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     show(found)
 
 
 def show(found: dict[str, Any]) -> None:
-    """Put the tables into the page."""
-    page.insert(PAGE, "pays", "\n\n".join(table(name, one) for name, one in found.items()))
+    """Put the tables into the page, and the first one into the README."""
+    tables = [table(name, one) for name, one in found.items()]
+    page.insert(PAGE, "pays", "\n\n".join(tables))
+    page.insert(FRONT, "pays", tables[0])
 
 
 def table(name: str, one: dict[str, Any]) -> str:
-    """One recipe: every model over the seeds, and what the student is ahead of it."""
-    seeds, rows = one["seeds"], one["rows"]
-    models = {model["role"]: model for model in seeds["models"]}
-    ahead = {pair["against"]: pair for pair in seeds["comparisons"] if pair["role"] == "student"}
+    """One recipe: every model, over the seeds if there are several, and how far the student is ahead of it."""
+    seeds, rows, count = one["seeds"], one["rows"], one["models"]["teacher"]["num_rows"]
+    pairs = one["comparisons"] if seeds is None else seeds["comparisons"]
+    ahead = {pair["against"]: pair for pair in pairs if pair["role"] == "student"}
+    scores = {role: f"{score['value']:.4f}" for role, score in one["models"].items()}
+    if seeds is not None:
+        scores |= {model["role"]: f"{model['mean']:.4f} ± {model['sd']:.4f}" for model in seeds["models"]}
     closed = "no gap beyond chance" if one["ce_gap_closed"] is None else f"{one['ce_gap_closed']:.0%} of the gap closed"
+    whose = f"seed {one['seed']}" if seeds is None else f"seeds {', '.join(map(str, seeds['seeds']))}"
     lines = [
-        f"`{name}`: {rows['train']} labels, {rows['unlabelled']} rows without, {one['num_rows']} {one['split']} rows, "
-        f"seeds {', '.join(map(str, seeds['seeds']))}; {closed}.",
+        f"`{name}`: {rows['train']} labels, {rows['unlabelled']} rows without, {count} {one['split']} rows, {whose}; "
+        f"{closed}.",
         "",
-        f"| | {one['metric']}, mean ± sd | student less this, points (95 %) |",
+        f"| | {one['metric']}{'' if seeds is None else ', mean ± sd'} | student less this, points (95 %) |",
         "| --- | --- | --- |",
     ]
     for role, words in {"student": "student", **AGAINST}.items():
-        if role in models:
-            model, pair = models[role], ahead.get(role)
-            lead = "" if pair is None else f"{points(pair['mean'])} ({points(pair['low'])} to {points(pair['high'])})"
-            lines.append(f"| {words} | {model['mean']:.4f} ± {model['sd']:.4f} | {lead} |")
+        if role in scores:
+            pair = ahead.get(role)
+            value = None if pair is None else pair["difference" if seeds is None else "mean"]
+            lead = "" if pair is None else f"{points(value)} ({points(pair['low'])} to {points(pair['high'])})"
+            lines.append(f"| {words} | {scores[role]} | {lead} |")
     return "\n".join(lines)
 
 

@@ -1,9 +1,9 @@
 """How much faster several processes are than one, where the time goes, and what a model of it says of larger machines.
 
-    python benchmarks/scaling.py            # the quickstart's distil stage in 1, 2 and 4 processes of one thread
+    python benchmarks/scaling.py            # sentiment_reviews' distil stage in 1, 2 and 4 processes of one thread
     python benchmarks/scaling.py --table    # Markdown from the result file, and into docs/devices.md
 
-Takes the teacher and its soft targets from runs/quickstart and makes them first where they are missing. Every launch
+Takes teacher and soft targets from runs/sentiment_reviews and makes them first where they are missing. Every launch
 runs the loop's own optimizer_step on the stage's own student, rows and loss, in turns with the same step without
 reduction of gradients (DDP's no_sync), whose difference is the communication that is not hidden. Launches take turns.
 
@@ -249,7 +249,8 @@ def table() -> str:
         )
     lines += [
         "",
-        f"The quickstart's distil stage, {paper.rows} rows a step, on {where['device']} with {where['cores']} cores, "
+        f"The distil stage of sentiment_reviews, {paper.rows} rows a step, on {where['device']} with {where['cores']} "
+        "cores, "
         f"one thread a process, {where['precision']}, torch {where['versions']['torch']}. Measured for the model: "
         f"{paper.fixed * 1e3:.0f} ms + {paper.per_row * 1e3:.1f} ms a row; all-reduce {paper.bandwidth / 1e9:.2f} GB/s "
         f"and {paper.latency * 1e6:.0f} µs between two processes; {paper.gradient_bytes / 1e6:.0f} MB of gradients.",
@@ -271,7 +272,7 @@ def table() -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--recipe", default="recipes/quickstart.yaml")
+    parser.add_argument("--recipe", default="recipes/sentiment_reviews.yaml")
     parser.add_argument("--runs", default="runs")
     for name, default in (("--steps", 30), ("--repeats", 3), ("--divide", 1)):
         parser.add_argument(name, type=int, default=default)

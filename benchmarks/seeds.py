@@ -1,10 +1,10 @@
-"""Run a recipe over several seeds and put what came out, good or bad, into one result file and the README's table.
+"""Run a recipe over several seeds and put what came out, good or bad, into one result file and a page.
 
-    python benchmarks/seeds.py recipes/quickstart.yaml --seeds 17 18 19 --runs runs
-    python benchmarks/seeds.py recipes/quickstart.yaml --table      # from the result file
+    python benchmarks/seeds.py recipes/sentiment_reviews.yaml --seeds 17 18 19 --runs runs
+    python benchmarks/seeds.py recipes/sentiment_reviews.yaml --table      # from the result file
 
 A seed turns the head's start, the order of rows and dropout; the split of the data stays. What is finished is not done
-again. Leaves benchmarks/results/<name>_seeds.json and rewrites the README between its seeds markers.
+again. Leaves benchmarks/results/<name>_seeds.json and rewrites docs/when-it-pays.md between its seeds markers.
 """
 
 from __future__ import annotations
@@ -41,12 +41,12 @@ def main() -> None:
         report = json.loads((options.runs / name / "report.json").read_text())
         path.write_text(json.dumps({key: report[key] for key in KEPT}, indent=1) + "\n")
     text = table(json.loads(path.read_text()))
-    page.insert(ROOT / "README.md", "seeds", text)
+    page.insert(ROOT / "docs/when-it-pays.md", "seeds", text)
     print(text)
 
 
 def table(report: dict[str, Any]) -> str:
-    """The result as the README shows it."""
+    """The result as the page shows it."""
     found = report["seeds"]
     models = {model["role"]: model for model in report["models"]}
     rows = next(iter(models.values()))["scores"][report["metric"]]["num_rows"]

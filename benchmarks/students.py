@@ -1,7 +1,7 @@
 """What a student's start, and terms from inside the teacher, give on a recipe: every variant over several seeds.
 
-    python benchmarks/students.py recipes/quickstart.yaml --seeds 17 18 19
-    python benchmarks/students.py recipes/quickstart.yaml --table      # from the result file
+    python benchmarks/students.py recipes/sentiment_reviews.yaml --seeds 17 18 19
+    python benchmarks/students.py recipes/sentiment_reviews.yaml --table      # from the result file
 
 All variants of a seed have the same teacher; differences are on the same test rows, to the recipe as it is, with a
 95 % interval over rows and seeds. What is finished is not done again. Leaves benchmarks/results/<name>_students.json

@@ -143,3 +143,19 @@ def test_an_export_of_the_student_on_labels_alone_says_so(finished):
     exported = load_file(run / "exports/safetensors/model.safetensors")
     ours = weights(finished, "student_ce_only")
     assert all(torch.equal(weight, ours[name]) for name, weight in exported.items())
+
+
+def test_a_sweep_over_labels_tells_what_they_are_worth(tmp_path):
+    recipe = workspace(tmp_path, distil__controls=["labelled_rows"], evaluate__teacher_full_precision=False)
+    assert commands.run(recipe, "--over", "data.labelled=20,60", verb="sweep") == 0
+    (folder,) = (recipe.parent / "runs/tiny").glob("sweep-*")
+    joint = json.loads((folder / "sweep.json").read_text())
+    assert [entry["labels"] for entry in joint["budget"]] == [20, 60]
+    for entry in joint["budget"]:
+        assert set(entry["scores"]) == {"teacher", "student", "student_ce_only", "student_labelled_rows"}
+        lead, scores = entry["lead"], entry["scores"]
+        gain = scores["student"]["value"] - scores[lead["against"]]["value"]
+        assert lead["value"] == pytest.approx(gain)
+        assert lead["low"] <= lead["value"] <= lead["high"]
+    assert "## accuracy by number of labels" in (folder / "sweep.md").read_text()
+    assert {one["role"] for one in joint["others"]} == {"teacher", "student_ce_only", "student_labelled_rows"}

@@ -78,6 +78,9 @@ class Mark:
 ROLES = {
     "student": (VERMILLION, "circle"),
     "student_ce_only": (ORANGE, "up"),
+    "student_ce_only_long": (ORANGE, "down"),
+    "student_hard_labels": (GREEN, "pentagon"),
+    "student_labelled_rows": (PURPLE, "star"),
     "teacher": (BLUE, "square"),
     "teacher_full_precision": (SKY, "hexagon"),
     "teacher_merged": (INK, "bar"),

@@ -21,6 +21,7 @@ from distilpeft.machine.processes import spread
 from distilpeft.pipeline import launch
 from distilpeft.planning.roles import LAST_STAGES, STUDENT
 from distilpeft.report import publish
+from distilpeft.tuning import label_budget
 from distilpeft.tuning.sweep_points import Point
 from distilpeft.tuning.sweep_table import markdown, show, table
 
@@ -55,6 +56,8 @@ def run(points: Sequence[Point], console: Console, jobs: int = 1) -> int:
         if is_first_process():  # the best point's report and student become the folder's
             publish.finish(best.plan)
         show(joint, console)
+        for file in label_budget.draw(joint["budget"], joint["metric"], folder):
+            console.print(f"Plot: {file}", soft_wrap=True)
         console.print(f"Table: {folder / 'sweep.md'}   Best student: {best.plan.folder / 'student'}", soft_wrap=True)
     for label, reason in failed.items():
         console.print(f"stopped: {label}: {reason}", soft_wrap=True)

@@ -10,8 +10,9 @@ from rich.console import Console
 from rich.table import Table
 
 from distilpeft.metrics.timings import summary
-from distilpeft.planning.roles import CE_ONLY, STUDENT, TEACHER
+from distilpeft.planning.roles import CE_ONLY, CONTROLS, STUDENT, TEACHER
 from distilpeft.recipe.task import KINDS, LOWER_IS_BETTER
+from distilpeft.tuning import label_budget
 from distilpeft.tuning.sweep_points import Point, label_of, short
 
 
@@ -46,6 +47,7 @@ def table(
         "points": rows,
         "best_by_validation": best,
         "others": _others(points, every_point or points),
+        "budget": label_budget.budget(points),
         "failed": dict(failed),
         "artifacts": {"made": len(set(every)), "without_sharing": len(every)},
         "teachers": len({point.plan.step("teacher").key for point in points}),
@@ -76,10 +78,11 @@ def _row(point: Point) -> dict[str, Any]:
 
 
 def _others(points: Sequence[Point], every: Sequence[Point]) -> list[dict[str, Any]]:
-    """The teachers and CE-only students beside the points, each once, with the values that set it apart."""
+    """Teachers, and students that show where a gain comes from, each once with the values that set it apart."""
     found: dict[str, dict[str, Any]] = {}
     for point in points:
-        for role, trained in ((TEACHER, point.plan.find("teacher")), (CE_ONLY, point.plan.find("distil", CE_ONLY))):
+        students = [(role, point.plan.find("distil", role)) for role in (CE_ONLY, *CONTROLS)]
+        for role, trained in ((TEACHER, point.plan.find("teacher")), *students):
             if trained is None or trained.artifact.path.name in found:
                 continue
             steps = [(one, one.plan.find(trained.stage, trained.role)) for one in every]
@@ -167,6 +170,7 @@ def markdown(joint: Mapping[str, Any]) -> str:
     titles = columns(joint)
     lines = [f"# Sweep of {joint['recipe']}", "", *(f"- {line}" for line in sentences(joint)), ""]
     lines += [" | ".join(titles), " | ".join("---" for _ in titles), *(" | ".join(row) for row in cells(joint))]
+    lines += label_budget.markdown(joint["budget"], joint["metric"])
     note = f"Test metric: {joint['metric']}. Front: no other point is both better and cheaper."
     return "\n".join([*lines, "", note]) + "\n"
 

@@ -78,6 +78,7 @@ JOINT = {
     "metric": "nats_per_token",
     "points": [ROW, {**ROW, "values": {"distil.temperature": 4}}],
     "others": [{**ROW, "role": "teacher", "values": {}, "against_teacher": None}],
+    "budget": [],
     "best_by_validation": 1,
     "artifacts": {"made": 7, "without_sharing": 12},
     "teachers": 1,
