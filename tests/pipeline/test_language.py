@@ -134,7 +134,7 @@ def test_the_export_writes_on_through_a_plain_pipeline(finished):
 
 def test_a_second_run_does_nothing(finished, capsys):
     assert commands.run(finished) == 0
-    assert "nothing to do, all 15 steps are done" in capsys.readouterr().out
+    assert "nothing to do, all 16 steps are done" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -274,5 +274,5 @@ def test_check_tells_what_it_can(finished, capsys, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["distilpeft", "check", str(finished), "--runs", str(finished.parent / "runs")])
     cli.main()
     printed = " ".join(capsys.readouterr().out.split())
-    assert "15 of 15 steps are done" in printed
+    assert "16 of 16 steps are done" in printed
     assert "kind: causal_lm" in printed

@@ -21,7 +21,6 @@ EXACT = {
         "epochs": 1, "max_steps": STEPS, "batch_size": 14, "micro_batch_size": 14, "precision": "fp32", "keep": "last"
     },
     "distil__optim": {"kind": "sgd", "lr": 0.05},
-    "distil__ce_only_baseline": False,  # another student, of which nothing is asked
 }  # fmt: skip
 """Changes of a recipe for such a comparison: SGD, since AdamW would hide a loss that is scaled wrongly."""
 

@@ -171,13 +171,12 @@ def read_unlabelled(
 
 def _renamed(data: Unlabelled, rows: datasets.Dataset, columns: Mapping[str, str]) -> datasets.Dataset:
     """Rows whose columns are called as those of the main source."""
-    for column, name in columns.items():
+    for column in columns:
         if column not in rows.column_names:
             has = ", ".join(one for one in rows.column_names if one != tables.FAULT)
             raise InputError(f"{data.at}: {data.source} has no column {column!r}; its columns are {has}")
-        if name != column:
-            rows = rows.remove_columns([name] if name in rows.column_names else []).rename_column(column, name)
-    return rows
+    in_the_way = [name for name in columns.values() if name in rows.column_names and name not in columns]
+    return rows.remove_columns(in_the_way).rename_columns(dict(columns))
 
 
 def skipped_lines(skipped: Mapping[str, int]) -> list[str]:

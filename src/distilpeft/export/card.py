@@ -99,7 +99,7 @@ def _metadata(recipe: Recipe, form: str, scores: Mapping[str, Any]) -> dict[str,
     base = teacher_of(recipe)
     if base.path is None:
         found["base_model"] = base.name
-    sources = list(data_sources(recipe.data).values())
+    sources = _sources(recipe)
     hub = [source.name for source in sources if source.path is None]
     if hub:
         found["datasets"] = hub
@@ -212,7 +212,7 @@ def _made(recipe: Recipe) -> str:
     if recipe.teacher.fit is None:
         tuned = "as it is"
     teacher = teacher_of(recipe)
-    data = ", ".join(f"`{_shown(source)}`" for source in dict.fromkeys(data_sources(recipe.data).values()))
+    data = ", ".join(f"`{_shown(source)}`" for source in _sources(recipe))
     cut = "" if recipe.kind.reads_images else f", texts cut to {recipe.data.max_tokens} tokens"
     adapter = f" with the adapter `{teacher.adapter.name}`" if teacher.adapter is not None else ""
     stored = stored_form(teacher)
@@ -282,11 +282,17 @@ def _limits(recipe: Recipe) -> str:
     )
 
 
+def _sources(recipe: Recipe) -> list[Source]:
+    """Where the rows come from, each once; those without labels last."""
+    more = recipe.data.unlabelled
+    unlabelled = {} if more is None else data_sources(more)
+    return list(dict.fromkeys([*data_sources(recipe.data).values(), *unlabelled.values()]))
+
+
 def _licences(recipe: Recipe) -> str:
     teacher = teacher_of(recipe)
-    data = dict.fromkeys(data_sources(recipe.data).values())
     lines = [f"- Teacher's base `{_shown(teacher)}`: {_told(teacher)}."]
-    lines += [f"- Data `{_shown(source)}`: {_told(source)}." for source in data]
+    lines += [f"- Data `{_shown(source)}`: {_told(source)}." for source in _sources(recipe)]
     own = f"This model: {recipe.export.license}." if recipe.export.license else "Both apply to this model too."
     return "\n".join([*lines, "", own])
 

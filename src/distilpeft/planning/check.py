@@ -202,7 +202,8 @@ def read_rows(recipe: Recipe, console: Console, *, download: bool = True) -> dic
 
 def _count_rows(recipe: Recipe, console: Console) -> dict[str, int] | None:
     """Rows of each split, checked; None for a data set on the hub, which only a run may download."""
-    if any(source.path is None for source in data_sources(recipe.data).values()):
+    sections = [recipe.data, *([] if recipe.data.unlabelled is None else [recipe.data.unlabelled])]
+    if any(source.path is None for section in sections for source in data_sources(section).values()):
         return None
     read = read_rows(recipe, console, download=False)
     _show_classes(recipe, read, console)

@@ -115,6 +115,20 @@ def test_what_cannot_be_read_is_named_by_its_own_key(settings, why):
 
 
 @pytest.mark.usefixtures("_rows")
+def test_columns_may_change_places():
+    seen = []
+
+    def check(rows, places):
+        seen.append(rows[0])
+        return rows
+
+    read_unlabelled(Unlabelled(source="more.jsonl", max_rows=1), check, {"body": "kind", "kind": "body"})
+    (row,) = seen
+    assert row["kind"].startswith("text")
+    assert row["body"] in "ab"
+
+
+@pytest.mark.usefixtures("_rows")
 def test_a_missing_column_is_named_with_those_that_are_there():
     with pytest.raises(InputError, match=r"data\.unlabelled: more\.jsonl has no column 'title'; its columns are"):
         read_unlabelled(Unlabelled(source="more.jsonl"), lambda rows, places: rows, {"title": "text"})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from pathlib import Path
 
 import pytest
 import yaml
@@ -341,6 +342,13 @@ class TestCard:
         assert "- Student: layers 1 of the teacher, adapter merged." in text
         assert "- Loss: 0.5 · T² · KL(teacher ‖ student) + 0.5 · CE, T = 2." in text
         assert "- Data: `rows.csv`, texts cut to 16 tokens, seed 17." in text
+
+    def test_rows_without_labels_and_their_part_of_the_loss_are_named(self):
+        Path("more.csv").write_text("text\na text\n")
+        text = rendered("data.unlabelled={source: more.csv}")
+        assert "- Data: `rows.csv`, `more.csv`, texts cut to 16 tokens, seed 17." in text
+        assert "+ 0.5 · CE, T = 2; of rows without labels the first term alone." in text
+        assert "- Data `more.csv`:" in text
 
     @pytest.mark.parametrize(
         ("student", "said"),

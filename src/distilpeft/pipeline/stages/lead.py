@@ -70,4 +70,6 @@ def advice(context: Context) -> str:
         ways.insert(0, "more epochs or another lr for it (distilpeft tune-lr)")
         if recipe.teacher.lora is not None:
             ways.insert(1, "tuning all of its weights (teacher.lora: null)")
+    if not recipe.data.may_have_unlabelled:
+        ways.append("text without labels for the student (data.unlabelled)")
     return f"Try {', '.join(ways)}, or more validation rows to see a smaller lead"
