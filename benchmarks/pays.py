@@ -1,6 +1,6 @@
 """What rows without labels are worth: recipes that have some, against every control, over their seeds.
 
-    python benchmarks/pays.py recipes/few_labels_trec.yaml --runs runs     run what is missing, then write the pages
+    python benchmarks/pays.py recipes/quickstart.yaml --runs runs          run what is missing, then write the pages
     python benchmarks/pays.py --table                                      the pages from the result file alone
 
 What was changed stands behind a recipe's name in the result file: `--set student.from_teacher={layers: [0]}` makes an
@@ -39,6 +39,7 @@ def main() -> None:
     parser = page.parser(__doc__)
     parser.add_argument("recipes", type=Path, nargs="*")
     parser.add_argument("--runs", type=Path, default=Path("runs"))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[17, 18, 19])
     parser.add_argument("--set", action="append", default=[], dest="changes")
     page.run_or_show(parser, run, lambda: show(json.loads(RESULT.read_text())))
 
@@ -47,7 +48,8 @@ def run(options: argparse.Namespace) -> None:
     """Run recipes, keep what their reports say, and write the page."""
     found = json.loads(RESULT.read_text()) if RESULT.is_file() else {}
     for recipe in options.recipes:
-        changes = [part for change in options.changes for part in ("--set", change)]
+        seeds = f"evaluate.seeds=[{','.join(map(str, options.seeds))}]"
+        changes = [part for change in [seeds, *options.changes] for part in ("--set", change)]
         command = [sys.executable, "-m", "distilpeft", "run", str(recipe), "--runs", str(options.runs), *changes]
         subprocess.run(command, check=True)
         report = json.loads((options.runs / recipe.stem / "report.json").read_text(encoding="utf-8"))
