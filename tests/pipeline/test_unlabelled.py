@@ -101,7 +101,7 @@ def test_a_teacher_that_is_not_ahead_stops_the_run_if_the_recipe_says_so(tmp_pat
     shown = " ".join(capsys.readouterr().err.split())
     assert "the teacher is not ahead, by more than chance, of the student on labels alone" in shown
     assert "Try more epochs or another lr for it (distilpeft tune-lr)" in shown
-    assert "distil.gate: warn goes on all the same" in shown
+    assert "set distil.gate: warn to continue anyway" in shown
     plan = plan_of(recipe)
     assert plan.artifact("distil", "student_ce_only").done
     assert not plan.artifact("distil", "student").done

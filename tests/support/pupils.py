@@ -114,6 +114,16 @@ def trace(runtime: Runtime, recipe_path: Path, micro_batch_size: int, optimizer:
     return [(line["loss"], line["grad_norm"]) for line in lines]
 
 
+def whole_traces(folder: Path, kinds: tuple[str, ...]) -> dict[str, Trace]:
+    """The traces of whole batches in one process, by kind and optimizer."""
+    runtime = Runtime()
+    return {
+        f"{kind} {optimizer}": trace(runtime, folder / kind / "tiny.yaml", BATCH, optimizer)
+        for kind in kinds
+        for optimizer in LR
+    }
+
+
 def expect_same(found: Trace, expected: Trace, name: str) -> None:
     """Two splits of the same batches are the same training, to rounding."""
     assert len(found) == len(expected) == 4

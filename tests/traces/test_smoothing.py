@@ -29,12 +29,7 @@ def workspaces(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def whole(workspaces) -> dict[str, Trace]:
     """The traces of whole batches in one process."""
-    runtime = Runtime()
-    return {
-        f"{kind} {optimizer}": trace(runtime, workspaces / kind / "tiny.yaml", pupils.BATCH, optimizer)
-        for kind in KINDS
-        for optimizer in LR
-    }
+    return pupils.whole_traces(workspaces, KINDS)
 
 
 @pytest.mark.parametrize("optimizer", list(LR))

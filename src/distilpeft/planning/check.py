@@ -352,10 +352,8 @@ def _student_needs(
     recipe: Recipe, size: Size | None, role: str, train: int | None, taught: int | None
 ) -> tuple[str, ...]:
     """What a student needs that learns from these rows: with a label, or all."""
-    fit, arm = recipe.distil.fit, ARMS[role]
+    fit, arm = recipe.distil.ce_only_fit if role == CE_ONLY else recipe.distil.fit, ARMS[role]
     rows = taught if arm.unlabelled else train
-    if role == CE_ONLY and recipe.distil.ce_only_epochs is not None:
-        fit = fit.model_copy(update={"epochs": recipe.distil.ce_only_epochs})
     steps = _steps(taught if arm.equal_steps else rows, fit)
     if size is None:
         return (_known(rows), steps, "?", "?", "?")

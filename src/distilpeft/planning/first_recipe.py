@@ -193,7 +193,7 @@ def render(
 
 
 def _epochs(steps: int, batch: int, rows: float, most: int) -> int:
-    """Epochs that make about so many steps."""
+    """Epochs that come to about this many steps."""
     return min(most, max(1, round(steps * batch / rows)))
 
 

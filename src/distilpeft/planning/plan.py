@@ -300,8 +300,8 @@ def _student(names: _Naming, origin: Mapping[str, str], soft: Mapping[str, str],
         settings = {**_without(settings, "temperature", "divergence", "features"), "teacher": "hard"}
     if arm.equal_steps:
         settings["steps"] = "of the student"
-    if role == CE_ONLY and names.recipe.distil.ce_only_epochs is not None:
-        settings["fit"] = {**settings["fit"], "epochs": names.recipe.distil.ce_only_epochs}
+    if role == CE_ONLY:
+        settings["fit"] = result_settings(names.recipe.distil.ce_only_fit)
     more = names.unlabelled if arm.unlabelled or arm.equal_steps else {}
     taught = {} if arm.teacher is None else soft
     return names.step("distil", settings, {**origin, **taught, **more}, role)

@@ -19,6 +19,13 @@ TEACHERS = (TEACHER, FULL, MERGED)
 """Roles of the tuned teacher: as it was tuned, on the full-precision base, and merged."""
 CONTROLS = (CE_LONG, HARD, LABELLED)
 """Students that show where a gain from rows without labels comes from."""
+COMPARED: dict[str, tuple[str, ...]] = {
+    STUDENT: (CE_ONLY, *CONTROLS, TEACHER),
+    CE_ONLY: (TEACHER,),
+    CE_LONG: (TEACHER,),
+    TEACHER: (FULL,),
+}
+"""Role → the roles that it is compared with, row by row."""
 UNTIMED = (MAJORITY, UNTRAINED, MERGED, *CONTROLS)
 """Roles without a latency: no model, some of the student's architecture, and one of the full-precision teacher's."""
 STAGES = ("teacher", "targets", "distil", "lead", "audit", "evaluate", "export", "compare", "benchmark", "bundle")

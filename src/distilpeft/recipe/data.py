@@ -69,7 +69,9 @@ class Unlabelled(RowSource):
         {}, description="column of each key of `task` that says what is read, such as {text: body}; default: as in "
         "data.source"
     )  # fmt: skip
-    max_rows: Count | None = Field(None, description="a random choice of so many; the same in every run")
+    max_rows: Count | None = Field(
+        None, description="use a random sample of at most this many rows; the same in every run"
+    )
 
 
 class Data(RowSource):
@@ -82,8 +84,8 @@ class Data(RowSource):
     test: str | None = None
     split: Split | None = Field(None, description="seeded split, instead of train, validation and test")
     labelled: Count | None = Field(
-        None, description="keep the labels of so many training rows, of every class its share, and use the others as "
-        "rows without labels; to find out what labels are worth", json_schema_extra=IN_KEY_IF_GIVEN,
+        None, description="keep the labels of this many training rows, stratified by class, and use the others as rows "
+        "without labels; for label-budget studies", json_schema_extra=IN_KEY_IF_GIVEN,
     )  # fmt: skip
     unlabelled: Unlabelled | None = Field(
         None, description="more rows for the student, without labels", json_schema_extra=NOT_IN_KEY

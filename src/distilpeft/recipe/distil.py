@@ -118,6 +118,11 @@ class Distil(Section):
         "but on rows with labels only, for as many steps); default: the first two", json_schema_extra=NOT_IN_KEY,
     )  # fmt: skip
 
+    @property
+    def ce_only_fit(self) -> Fit:
+        """How the student on labels alone is trained."""
+        return self.fit if self.ce_only_epochs is None else self.fit.model_copy(update={"epochs": self.ce_only_epochs})
+
 
 def format_fault(form: str, distil: Distil) -> str | None:
     """Why a form of soft targets cannot serve a loss."""

@@ -253,7 +253,7 @@ def _value_faults(recipe: Recipe) -> Iterator[tuple[tuple[str, ...], str]]:
 def _export_faults(recipe: Recipe) -> Iterator[tuple[tuple[str, ...], str]]:
     """Forms that the task does not have, or that cannot be written here."""
     if recipe.export.of != "student" and not (recipe.distil.ce_only_baseline and recipe.kind.has_labels):
-        yield ("export", "of"), "there is no student on labels alone; set distil.ce_only_baseline: true"
+        yield ("export", "of"), "no student is trained on labels alone; set distil.ce_only_baseline: true"
     if recipe.export.of == "student_ce_only_long" and not recipe.data.may_have_unlabelled:
         yield ("export", "of"), "is trained only where some rows have no label; take student_ce_only"
     for name in recipe.export.formats:

@@ -17,7 +17,7 @@ import numpy as np
 from distilpeft.machine.artifact import LOG, Artifact
 from distilpeft.metrics import significance
 from distilpeft.planning.plan import Plan
-from distilpeft.planning.roles import CE_LONG, CE_ONLY, CONTROLS, FULL, STUDENT, TEACHER
+from distilpeft.planning.roles import CE_LONG, CE_ONLY, COMPARED, STUDENT, TEACHER
 from distilpeft.recipe.task import KINDS, LOWER_IS_BETTER
 from distilpeft.report.figures import Figure
 from distilpeft.report.schema import (
@@ -34,10 +34,7 @@ from distilpeft.report.schema import (
 
 WITHIN = 0.01
 CURVE_POINTS = 200
-SEED_PAIRS = (
-    *((STUDENT, role) for role in (CE_ONLY, *CONTROLS, TEACHER)), (CE_ONLY, TEACHER), (CE_LONG, TEACHER),
-    (TEACHER, FULL),
-)  # fmt: skip
+SEED_PAIRS = tuple((role, other) for role, others in COMPARED.items() for other in others)
 ROWS = "rows.npz"
 
 

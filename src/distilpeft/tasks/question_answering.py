@@ -108,12 +108,12 @@ class QuestionAnsweringTask(Task):
         own = ("label", "starts", "ends", "first", "last", "window", "context", "answers")
         found: Columns = {name: [] for name in (*text_rows.BASE, *own)}
         origins = read["overflow_to_sample_mapping"]
-        told = columns.get(self.section.answers, [None] * len(contexts))  # rows without a label have no such column
+        cells = columns.get(self.section.answers, [None] * len(contexts))  # rows without a label have no such column
         for number, row in enumerate(origins):
             places = [at for at, part in enumerate(read.sequence_ids(number)) if part == 1]
             first, last = places[0], places[-1]
             offsets = read["offset_mapping"][number][first : last + 1]
-            answers = listed(told[row], contexts[row]) or []
+            answers = listed(cells[row], contexts[row]) or []
             found["input_ids"].append(read["input_ids"][number])
             found["num_tokens"].append(len(read["input_ids"][number]))
             found["truncated"].append(origins.count(row) > 1)

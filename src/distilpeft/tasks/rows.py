@@ -81,7 +81,7 @@ class Tokens:
         dataset: the task's columns; row i has row_id i.
         lengths_N: tokens per row.
         num_truncated: rows that were cut to `data.max_tokens`.
-        num_labelled: so many rows at the start have a label; None: all.
+        num_labelled: the first rows, this many, have a label; None: all.
     """
 
     def __init__(

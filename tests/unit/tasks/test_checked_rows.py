@@ -152,7 +152,7 @@ def test_pictures_without_a_label_come_from_a_file_of_their_own(tmp_path):
         (["data.labelled=0"], "data.labelled: "),
         (["data.unlabelled={source: rows.csv, max_rows: 0}"], "data.unlabelled.max_rows: "),
         (["data.unlabelled={sauce: rows.csv}"], "data.unlabelled.sauce: unknown key; did you mean"),
-        (["export.of=student_ce_only", "distil.ce_only_baseline=false"], "export.of: there is no student on labels"),
+        (["export.of=student_ce_only", "distil.ce_only_baseline=false"], "export.of: no student is trained on labels"),
         (["export.of=student_ce_only_long"], "export.of: is trained only where some rows have no label"),
     ],
 )

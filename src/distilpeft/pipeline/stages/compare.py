@@ -14,22 +14,9 @@ from numpy.typing import NDArray
 from distilpeft.machine.artifact import Artifact, Figures
 from distilpeft.metrics import significance
 from distilpeft.models.context import Context
-from distilpeft.planning.roles import format_of
+from distilpeft.planning.roles import COMPARED, TEACHER, format_of
 
 ROWS, VALUES = "rows.npz", "values.npy"
-TEACHER = "teacher"
-AGAINST = {
-    "student": (
-        "student_ce_only",
-        "student_ce_only_long",
-        "student_hard_labels",
-        "student_labelled_rows",
-        "teacher",
-    ),
-    "student_ce_only": ("teacher",),
-    "student_ce_only_long": ("teacher",),
-    "teacher": ("teacher_full_precision",),
-}
 
 
 def run(context: Context, evaluated: Mapping[str, Artifact], out: Artifact) -> Figures:
@@ -61,7 +48,7 @@ def run(context: Context, evaluated: Mapping[str, Artifact], out: Artifact) -> F
             **significance.compare(added[role], added[other]), "num_rows": len(added[role].sum_N),
         }
         for role in added
-        for other in ((recipe.export.of, TEACHER) if format_of(role) is not None else AGAINST.get(role, ()))
+        for other in ((recipe.export.of, TEACHER) if format_of(role) is not None else COMPARED.get(role, ()))
         if other in added
     ]  # fmt: skip
     groups_N = data.groups()
@@ -73,7 +60,7 @@ def _by_group(added: Mapping[str, significance.Added], groups_N: NDArray[np.str_
     """How each model differs from the teacher in each group, and `beyond`: by how much more than on all rows."""
     found = []
     for role in added:
-        if role == TEACHER or not (role in AGAINST or format_of(role) is not None):
+        if role == TEACHER or not (role in COMPARED or format_of(role) is not None):
             continue
         overall = significance.difference(added[role], added[TEACHER])
         for name in np.unique(groups_N):

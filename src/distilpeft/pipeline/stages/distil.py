@@ -87,9 +87,7 @@ def run(
     alpha = 0.0 if arm.teacher is None else recipe.distil.alpha
     student = new_student(context, teacher.path if teacher else None)
     rows = context.data.tokens(TAUGHT if arm.unlabelled else "train", student.reader)
-    fit = recipe.distil.fit
-    if role == CE_ONLY and recipe.distil.ce_only_epochs is not None:
-        fit = fit.model_copy(update={"epochs": recipe.distil.ce_only_epochs})
+    fit = recipe.distil.ce_only_fit if role == CE_ONLY else recipe.distil.fit
     if arm.equal_steps:
         fit = _as_long(fit, len(context.data.tokens(TAUGHT, student.reader).lengths_N), len(rows.lengths_N))
     held_out = context.data.tokens("validation", student.reader)

@@ -57,7 +57,7 @@ def run(context: Context, *, teacher_NK: NDArray[np.float32], student_NK: NDArra
         f"labels alone: {lead}. {advice(context)}"
     )
     if recipe.distil.gate == "stop":
-        raise GateError(f"{message}; distil.gate: warn goes on all the same")
+        raise GateError(f"{message}; set distil.gate: warn to continue anyway")
     context.runtime.say(f"  warning: {message}")
     return figures
 
