@@ -10,9 +10,13 @@ import pytest
 import torch
 import transformers
 from PIL import Image
+from safetensors.torch import load_file
 from sklearn.datasets import load_digits
 from support import commands, equality, tiny_tasks
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
+
+from distilpeft.planning.plan import make_plan
+from distilpeft.recipe.yaml_file import load_recipe
 
 FORMS = ("safetensors", "onnx", "onnx-int8")
 
@@ -86,6 +90,24 @@ def test_batch_norm_and_shared_views_are_equal_in_one_process_and_two(tmp_path):
     )  # fmt: skip
     ways = ((1, ["distil.fit.micro_batch_size=50"]), (2, ["distil.fit.micro_batch_size=25"]))
     equality.assert_splits_are_equal(recipe, ways, first="teacher")
+
+
+def test_kept_targets_of_views_train_the_same_student_as_a_running_teacher(tmp_path):
+    short = {"epochs": 2, "max_steps": 4, "batch_size": 16, "precision": "fp32"}
+    recipe = tiny_tasks.workspace(
+        tmp_path, "image_classification", data__views={"copies": 2}, task__augment={"flip": True, "shift": 0.2},
+        teacher__fit=short, teacher__gate="warn", distil__fit=short, distil__controls=["labelled_rows"],
+    )  # fmt: skip
+    made = {}
+    for mode in ("cached", "online"):
+        change = f"targets.mode={mode}"
+        assert commands.run(recipe, "--until", "distil", "--set", change) == 0
+        plan = make_plan(load_recipe(recipe, [change]), tmp_path / "runs")
+        for role in ("student", "student_labelled_rows"):
+            made[mode, role] = load_file(plan.artifact("distil", role).path / "model/model.safetensors")
+    for role in ("student", "student_labelled_rows"):
+        for name, weight in made["cached", role].items():
+            torch.testing.assert_close(weight, made["online", role][name], atol=2e-5, rtol=0, msg=f"{role} {name}")
 
 
 def test_kept_targets_of_other_views_are_refused(tmp_path, capsys):

@@ -21,10 +21,11 @@ UNTIL = ("--until", "distil")
 
 
 def workspace(folder: Path, **changes: object) -> Path:
-    """160 training rows, of which 60 keep their labels, and 12 rows of another file without any."""
+    """160 training rows, of which 60 keep their labels, 12 rows of another file without any, and a view of most."""
     settings = {
         "data__labelled": LABELLED,
         "data__unlabelled": {"source": str(folder / "more.csv"), "columns": {"text": "body"}},
+        "data__views": {"copies": 1, "mask": 0.3},
         "distil__controls": CONTROLS, "distil__ce_only_epochs": 3, "distil__unlabelled_weight": 0.8,
         "distil__fit__epochs": 2,
     }  # fmt: skip
@@ -58,7 +59,9 @@ def test_each_student_learns_from_its_own_rows_for_its_own_time(finished):
     plan = plan_of(finished)
     made = {role: plan.artifact("distil", role).figures() for role in ARMS}
     taught = made["student"]["train_rows"]
-    assert taught > LABELLED + MORE
+    views = made["student"]["view_rows"]
+    assert views > (LABELLED + MORE) / 2
+    assert taught > LABELLED + MORE + views
     batch, epochs = plan.recipe.distil.fit.batch_size, plan.recipe.distil.fit.epochs
     steps = epochs * -(-taught // batch)
     expected = {
@@ -82,6 +85,7 @@ def test_the_report_compares_the_student_with_every_control(report):
     rows = report["rows"]
     assert rows["train"] == LABELLED
     assert rows["unlabelled"] > MORE
+    assert rows["views"] > (LABELLED + MORE) / 2
     text = "\n".join(report["verdict"]["sentences"])
     assert "labels alone" in text
 
@@ -119,10 +123,12 @@ def test_a_running_teacher_trains_the_same_student_as_soft_targets_on_disk(finis
 
 
 def test_other_rows_without_labels_leave_the_teacher_where_it_is(finished):
-    before, after = plan_of(finished), plan_of(finished, "data.unlabelled.max_rows=5")
-    for step in ("teacher", "lead", "distil/student_ce_only", "evaluate/student_ce_only"):
-        assert before.artifacts[step].key == after.artifacts[step].key
-    assert before.artifacts["targets"].key != after.artifacts["targets"].key
+    before = plan_of(finished)
+    for change in ("data.unlabelled.max_rows=5", "data.views.copies=2"):
+        after = plan_of(finished, change)
+        for step in ("teacher", "lead", "distil/student_ce_only", "evaluate/student_ce_only"):
+            assert before.artifacts[step].key == after.artifacts[step].key
+        assert before.artifacts["targets"].key != after.artifacts["targets"].key
 
 
 def test_killed_in_the_middle_the_same_command_ends_in_the_same_weights(finished, tmp_path):

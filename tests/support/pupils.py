@@ -41,13 +41,13 @@ Trace = list[tuple[float, float]]
 """Loss and grad_norm of every step."""
 
 
-def workspace(folder: Path, kind: str, *, labelled: int | None = None) -> Path:
-    """A recipe of the kind, its base model and its rows: all with smoothed labels, or so many with plain ones."""
+def workspace(folder: Path, kind: str, *, labelled: int | None = None, **more: object) -> Path:
+    """A recipe of the kind, its base model and its rows: all with smoothed labels, or `labelled` with plain ones."""
     folder.mkdir(parents=True)
     changes: dict[str, object] = {} if kind in UNSMOOTHED else {"distil__label_smoothing": SMOOTHING}
     if labelled is not None:
         changes = {"data__labelled": labelled, "distil__unlabelled_weight": UNLABELLED_WEIGHT}
-    changes |= {"student": {"model": str(folder / "base")}, "teacher__quantize": "none"}
+    changes |= more | {"student": {"model": str(folder / "base")}, "teacher__quantize": "none"}
     if kind not in ("text_classification", "causal_lm"):
         return tiny_tasks.workspace(folder, kind, **changes)
     if kind == "text_classification":

@@ -23,9 +23,11 @@ def unlabelled_digest(data: Data) -> str | None:
     if not data.may_have_unlabelled:
         return None
     if data.unlabelled is None:
-        return "those of data.source"
-    sources = {name: digest(source) for name, source in data_sources(data.unlabelled).items()}
-    return digest_json([{**result_settings(data.unlabelled), "source": None}, sources])
+        rows = "those of data.source"
+    else:
+        sources = {name: digest(source) for name, source in data_sources(data.unlabelled).items()}
+        rows = digest_json([{**result_settings(data.unlabelled), "source": None}, sources])
+    return rows if data.views is None else digest_json([rows, result_settings(data.views)])
 
 
 def chosen_labels(classes: Sequence[Hashable], count: int, seed: int) -> NDArray[np.int64]:
@@ -67,12 +69,12 @@ def chosen_labels(classes: Sequence[Hashable], count: int, seed: int) -> NDArray
 
 def not_held_out(texts: Iterable[object], held_out: Iterable[object]) -> Iterator[bool]:
     """Whether each text is in none of the rows that models are judged on, but for case and white space."""
-    known = {hash(_evened(text)) for text in held_out}
-    return (hash(_evened(text)) not in known for text in texts)
+    known = {hash(evened(text)) for text in held_out}
+    return (hash(evened(text)) not in known for text in texts)
 
 
-def _evened(text: object) -> object:
+def evened(text: object) -> object:
     """What stays the same when case and white space change."""
     if isinstance(text, str):
         return " ".join(text.casefold().split())
-    return tuple(map(_evened, text)) if isinstance(text, tuple) else text
+    return tuple(map(evened, text)) if isinstance(text, tuple) else text

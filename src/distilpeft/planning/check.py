@@ -41,11 +41,13 @@ from distilpeft.recipe import Recipe
 from distilpeft.recipe.task import CausalLM, QuestionAnswering
 from distilpeft.recipe.training import Fit
 from distilpeft.tasks import text_rows
-from distilpeft.tasks.checked_rows import UNLABELLED
+from distilpeft.tasks.checked_rows import UNLABELLED, VIEWS
 from distilpeft.tasks.rows import read_task_rows, task_of
 from distilpeft.tasks.task import Task
 
 MOST_CLASSES = 30
+TAUGHT_MORE = {UNLABELLED: "rows without a label", VIEWS: "changed copies"}
+"""What the student learns from besides the rows with a label: split, and what its rows are called."""
 LONGEST_CLASS = 24
 """Characters of a class's name that are shown."""
 
@@ -208,10 +210,11 @@ def _count_rows(recipe: Recipe, console: Console) -> dict[str, int] | None:
     read = read_rows(recipe, console, download=False)
     _show_classes(recipe, read, console)
     splits = {name: len(rows) for name, rows in read.items()}
-    if UNLABELLED in splits:
+    if UNLABELLED in splits or VIEWS in splits:
+        more = [f"{splits[name]} {what}" for name, what in TAUGHT_MORE.items() if name in splits]
         console.print(
-            f"{splits['train']} training rows have a label, {splits[UNLABELLED]} have none: the teacher is tuned on "
-            "the first, and the student learns from both.", highlight=False,
+            f"{splits['train']} training rows have a label: the teacher is tuned on them. It then labels "
+            f"{' and '.join(more)}, and the student learns from all of them.", highlight=False,
         )  # fmt: skip
     # Documents and packed rows become another number of rows, which takes a tokenizer to find out.
     reshaped = isinstance(recipe.task, CausalLM) and (recipe.task.pack or recipe.task.text is not None)
@@ -276,7 +279,7 @@ def stage_rows(plan: Plan, splits: Mapping[str, int] | None) -> list[tuple[str, 
     recipe = plan.recipe
     teacher, student = teacher_size(recipe), student_size(recipe)
     train = splits["train"] if splits else None
-    taught = train if splits is None or train is None else train + splits.get(UNLABELLED, 0)
+    taught = train if splits is None or train is None else train + sum(splits.get(name, 0) for name in TAUGHT_MORE)
     students = {("distil", role): _student_needs(recipe, student, role, train, taught) for role in ARMS}
     scored = splits[recipe.evaluate.split] if splits else None
     # Bytes kept per row: all logits of a class; for tokens six sums, and never their logits.

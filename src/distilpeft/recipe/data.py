@@ -7,7 +7,7 @@ from typing import ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from distilpeft.recipe.section import IN_KEY_IF_GIVEN, NOT_IN_KEY, Count, Index, Positive, Section
+from distilpeft.recipe.section import IN_KEY_IF_GIVEN, NOT_IN_KEY, Count, Fraction, Index, Positive, Section
 
 
 class Split(Section):
@@ -53,6 +53,8 @@ class RowSource(Section):
             raise ValueError(f"{name!r} is no encoding that Python knows") from None
 
 
+UNLABELLED_KEYS = ("labelled", "unlabelled", "on_empty_label", "views")
+"""Keys of `data` that may give rows without labels."""
 SOURCE = (
     "hub id, local file (csv, tsv, json, jsonl, parquet, txt; also compressed), folder or pattern such as part-*.csv, "
     "package:NAME/path"
@@ -74,6 +76,27 @@ class Unlabelled(RowSource):
     )
 
 
+class Views(Section):
+    """Changed copies of the rows that the student learns from, for the teacher to label (arXiv:1903.12136).
+
+    For pictures give `copies` alone; `task.augment` says how they vary.
+    """
+
+    copies: Count = Field(4, description="views of each row")
+    mask: Fraction = Field(0.1, description="share of words replaced by the model's mask token, or its unknown token")
+    replace: Fraction = Field(0.1, description="share of words replaced by random words of other rows")
+    crop: Fraction = Field(0.25, description="share of views that keep only a part of the text, at least half of it")
+    splice: Fraction = Field(0.25, description="share of views that end like another row")
+
+    @model_validator(mode="after")
+    def _changes(self) -> Self:
+        if self.mask + self.replace > 1:
+            raise ValueError("mask + replace must not be more than 1")
+        if not (self.mask or self.replace or self.crop or self.splice):
+            raise ValueError("these views would all equal their rows: mask, replace, crop and splice are 0")
+        return self
+
+
 class Data(RowSource):
     """Where the rows come from and which of them train, validate and test."""
 
@@ -90,6 +113,10 @@ class Data(RowSource):
     unlabelled: Unlabelled | None = Field(
         None, description="more rows for the student, without labels", json_schema_extra=NOT_IN_KEY
     )
+    views: Views | None = Field(
+        None, description="changed copies of all rows that the student learns from, as rows without labels; for where "
+        "there is no other text", json_schema_extra=NOT_IN_KEY,
+    )  # fmt: skip
     on_empty_label: Literal["error", "unlabelled"] = Field(
         "error", description="training rows whose label is empty are bad rows, or rows without labels",
         json_schema_extra=IN_KEY_IF_GIVEN,
@@ -107,7 +134,7 @@ class Data(RowSource):
     @property
     def may_have_unlabelled(self) -> bool:
         """Whether some rows that the student learns from may have no label."""
-        return any(map(self.gives_unlabelled, ("labelled", "unlabelled", "on_empty_label")))
+        return any(map(self.gives_unlabelled, UNLABELLED_KEYS))
 
     @model_validator(mode="after")
     def _one_way_to_split(self) -> Self:

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, Field
 
-from distilpeft.recipe.data import Data
+from distilpeft.recipe.data import UNLABELLED_KEYS, Data
 from distilpeft.recipe.distil import Distil, format_fault
 from distilpeft.recipe.evaluate import Benchmark, Evaluate
 from distilpeft.recipe.export import FORMS, LIMITS, Exactness, Export, Limits
@@ -182,12 +182,13 @@ def _kind_faults(recipe: Recipe) -> Iterator[tuple[tuple[str, ...], str]]:
     if recipe.distil.features is not None:
         yield from _feature_faults(recipe)
     yield from _unlabelled_faults(recipe)
+    yield from _view_faults(recipe)
 
 
 def _unlabelled_faults(recipe: Recipe) -> Iterator[tuple[tuple[str, ...], str]]:
     """What rows without labels cannot go with, and what makes no sense without them."""
     data, distil, kind = recipe.data, recipe.distil, recipe.kind
-    keys = [name for name in ("labelled", "unlabelled", "on_empty_label") if data.gives_unlabelled(name)]
+    keys = [name for name in UNLABELLED_KEYS if data.gives_unlabelled(name)]
     for name in keys:
         if not kind.has_labels:
             yield ("data", name), f"{recipe.task.kind} has no labels: name all rows in data.source"
@@ -202,11 +203,27 @@ def _unlabelled_faults(recipe: Recipe) -> Iterator[tuple[tuple[str, ...], str]]:
         yield ("distil", "controls"), f"hard_labels are the teacher's likeliest classes; {recipe.task.kind} has none"
 
 
+def _view_faults(recipe: Recipe) -> Iterator[tuple[tuple[str, ...], str]]:
+    """Rows that cannot be changed, or not in this way."""
+    views, kind = recipe.data.views, recipe.kind
+    if views is None:
+        return
+    if kind.is_language_model:
+        yield ("data", "views"), f"is not for {recipe.task.kind}: the answers of changed texts would be those of others"
+    elif kind.reads_images:
+        for name in sorted(views.model_fields_set - {"copies"}):
+            yield ("data", "views", name), "is for texts; pictures vary by task.augment"
+        if getattr(recipe.task, "augment", None) is None:
+            yield ("data", "views"), "copies of pictures vary by task.augment: write task.augment: {flip: true}"
+
+
 def _picture_faults(recipe: Recipe) -> Iterator[tuple[tuple[str, ...], str]]:
     """What does not go with pictures, or with views of them."""
     augment = getattr(recipe.task, "augment", None)
-    if augment is not None and recipe.distil.alpha > 0 and recipe.targets.mode == "cached":
-        yield ("task", "augment"), "soft targets on disk are of the pictures as they are; set targets.mode: online"
+    fixed = recipe.targets.mode == "cached" and recipe.data.views is None
+    if augment is not None and recipe.distil.alpha > 0 and fixed:
+        way = "set targets.mode: online, or data.views: {copies: 4}"
+        yield ("task", "augment"), f"soft targets on disk are of the pictures as they are; {way}"
     if recipe.kind.reads_images and set(recipe.benchmark.lengths) != {"data"}:
         yield ("benchmark", "lengths"), "are of texts; a model reads pictures of one size"
 

@@ -45,6 +45,7 @@ def build(plan: Plan) -> Report:
     """Join the figures of a finished run."""
     figures = {step: made.figures() for step, made in plan.artifacts.items()}
     recipe, tuned, trained = plan.recipe, figures["teacher"], figures[step_name("distil", STUDENT)]
+    views = trained.get("view_rows", 0)
     kind, main = recipe.task.kind, recipe.kind.main
     roles = sorted(plan.roles(), key=lambda role: ORDER.index(role) if role in ORDER else len(ORDER))
     score = {role: figures[f"evaluate/{role}"]["scores"][main]["value"] for role in roles}
@@ -62,7 +63,8 @@ def build(plan: Plan) -> Report:
         merging_cost=figures[f"evaluate/{MERGED}"]["against_teacher"] if f"evaluate/{MERGED}" in figures else None,
         rows=Rows(
             train=tuned["train_rows"],
-            unlabelled=trained["train_rows"] - trained.get("labelled_rows", trained["train_rows"]),
+            unlabelled=trained["train_rows"] - trained.get("labelled_rows", trained["train_rows"]) - views,
+            views=views,
             held_out=trained.get("held_out_rows", 0),
             truncated=tuned["truncated_rows"],
             duplicates=tuned["duplicates"],

@@ -174,6 +174,7 @@ class Rows(Part):
 
     train: int = Field(description="training rows with a label")
     unlabelled: int = Field(0, description="rows without a label that the student learns from as well")
+    views: int = Field(0, description="changed copies of rows that the student learns from as well (`data.views`)")
     held_out: int = Field(0, description="rows without a label that were left out: they are in validation or test")
     truncated: int = Field(description="how many of them were truncated")
     duplicates: dict[str, int] = Field({}, description="pair of splits → texts that are in both")

@@ -96,7 +96,9 @@ def _trained(report: Report) -> list[str]:
     if not KINDS[report.task].reads_images:
         lines.append(f"{rows.truncated} of {rows.train} training rows were cut to {report.max_tokens} tokens.")
     if rows.unlabelled:
-        lines.append(f"Beside {rows.train} rows with a label, the student learnt from {rows.unlabelled} without one.")
+        lines.append(f"Besides {rows.train} rows with a label, the student learnt from {rows.unlabelled} without one.")
+    if rows.views:
+        lines.append(f"It also learnt from {rows.views} changed copies of these rows, each labelled by the teacher.")
     if rows.held_out:
         lines.append(f"{rows.held_out} rows without a label were left out: they also stand in validation or test.")
     lines += [*skipped_lines(rows.skipped), *_disturbed(report)]

@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from distilpeft.data.labels import LABEL, Fault
 from distilpeft.data.reading import SPLITS, Places
 from distilpeft.data.tables import FAULT
-from distilpeft.data.unlabelled import chosen_labels, not_held_out
+from distilpeft.data.unlabelled import chosen_labels, evened, not_held_out
+from distilpeft.data.views import VIEW
 from distilpeft.errors import InputError
 from distilpeft.recipe.data import Data, Unlabelled
 from distilpeft.tasks import text_rows
@@ -33,8 +34,8 @@ TEXT_KEYS = ("text", "pair", "question", "context", "prompt", "completion", "sou
 LABEL_KEYS = ("label", "labels", "tags")
 ANSWER_KEYS = (*LABEL_KEYS, "answers")
 """Keys of columns that hold texts; of those that `LABEL` stands for; and of all that rows without a label lack."""
-UNLABELLED = "unlabelled"
-"""The split of the rows without labels."""
+UNLABELLED, VIEWS = "unlabelled", "views"
+"""The splits of the rows without labels, and of changed copies."""
 NOTHING: tuple[Any, ...] = (None, "", [], "[]", "null")
 """Cells of a watched column that hold nothing."""
 
@@ -196,7 +197,10 @@ def unlabelled_columns(task: Task, data: Unlabelled) -> dict[str, str]:
 def _blank(task: Task, rows: datasets.Dataset) -> datasets.Dataset:
     """Checked rows without what they teach: only what is read, and blanks where labels would stand."""
     read = dict.fromkeys(column for key, column in task.columns() if key not in ANSWER_KEYS)
-    rows = rows.select_columns(list(read))
+    return _with_blanks(task, rows.select_columns(list(read)))
+
+
+def _with_blanks(task: Task, rows: datasets.Dataset) -> datasets.Dataset:
     blanks = task.blanks(rows)
     return rows if blanks is None else _with(rows, LABEL, list(blanks), task.label_feature())
 
@@ -206,3 +210,28 @@ def taught_only(task: Task, splits: Mapping[str, datasets.Dataset], rows: datase
     held_out = itertools.chain.from_iterable(task.texts(splits[name]) for name in SPLITS[1:])
     keep_N = np.array(list(not_held_out(task.texts(rows), held_out)), dtype=bool)
     return rows.select(np.flatnonzero(keep_N))
+
+
+def views_of(task: Task, splits: Mapping[str, datasets.Dataset], data: Data) -> datasets.Dataset:
+    """Changed copies of all rows that the student learns from, as rows without labels.
+
+    Copies that change nothing, equal others, or also stand in validation or test, are left out; those of pictures,
+    which are made later, are all kept.
+    """
+    assert data.views is not None
+    parts = [_blank(task, splits[name]) for name in ("train", UNLABELLED) if name in splits]
+    taught = datasets.concatenate_datasets(parts)
+    seed = 0 if data.split is None else data.split.seed
+    read = taught.select_columns([column for column in taught.column_names if column != LABEL])
+    made = task.views(read, data.views, seed)
+    if VIEW not in made.column_names:
+        known = {evened(text) for rows in (taught, *(splits[name] for name in SPLITS[1:])) for text in task.texts(rows)}
+        made = made.select([at for at, text in enumerate(task.texts(made)) if _is_new(evened(text), known)])
+    return _with_blanks(task, made)
+
+
+def _is_new(text: object, known: set[object]) -> bool:
+    """Whether a text has not been seen; from now on it has."""
+    found = text not in known
+    known.add(text)
+    return found

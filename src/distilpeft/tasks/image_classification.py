@@ -8,7 +8,8 @@ Columns after `encode`: pixels (uint8 [C, H, W] as bytes, of the size that the m
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import uuid
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,9 @@ import numpy as np
 
 from distilpeft.data import pictures
 from distilpeft.data.labels import LABEL
+from distilpeft.data.views import VIEW, chances
 from distilpeft.errors import InputError
+from distilpeft.recipe.data import Views
 from distilpeft.recipe.task import ImageClassification
 from distilpeft.tasks import text_rows
 from distilpeft.tasks.single_label import SingleLabelTask
@@ -67,6 +70,8 @@ class ImageClassificationTask(SingleLabelTask):
     def encode(self, columns: Columns, tokenizer: InputReader, max_tokens: int) -> Columns:
         """Pixels and class ids; `tokenizer` is a `pictures.Reader`."""
         found = [tokenizer.pixels(cell) for cell in columns[self.section.image]]
+        if VIEW in columns:
+            found = [self._varied(pixels, chances) for pixels, chances in zip(found, columns[VIEW], strict=True)]
         return {
             "pixels": [pixels.tobytes() for pixels in found],
             "digest": [pictures.digest(pixels) for pixels in found],
@@ -87,15 +92,27 @@ class ImageClassificationTask(SingleLabelTask):
 
     def vary(self, columns: Columns, row_ids: list[int], epoch: int, tokenizer: InputReader) -> Columns:
         """Rows as an epoch of training sees them: a function of row and epoch, so that a teacher sees the same view."""
-        augment = self.section.augment
-        if augment is None:
+        if self.section.augment is None:
             return columns
         found = []
         for row, cell in zip(row_ids, columns["pixels"], strict=True):
             pixels = np.frombuffer(cell, np.uint8).reshape(tokenizer.shape)
             chances = np.random.default_rng([epoch, row]).random(3).tolist()
-            found.append(pictures.varied(pixels, chances, flip=augment.flip, shift=augment.shift).tobytes())
+            found.append(self._varied(pixels, chances).tobytes())
         return {**columns, "pixels": found}
+
+    def views(self, rows: datasets.Dataset, settings: Views, seed: int) -> datasets.Dataset:
+        """Copies of pictures with the random numbers by which `encode` changes them."""
+        copies = [(row, view) for row in range(len(rows)) for view in range(settings.copies)]
+        numbers = [[one.random() for _ in range(3)] for one in (chances(seed, row, view) for row, view in copies)]
+        made = rows.select([row for row, _ in copies])
+        feature: Any = datasets.List(datasets.Value("float64"))
+        return made.add_column(VIEW, numbers, feature=feature, new_fingerprint=uuid.uuid4().hex)
+
+    def _varied(self, pixels: pictures.Pixels, chances: Sequence[float]) -> pictures.Pixels:
+        augment = self.section.augment
+        assert augment is not None
+        return pictures.varied(pixels, chances, flip=augment.flip, shift=augment.shift)
 
 
 def _picture_faults(rows: datasets.Dataset, column: str) -> Iterator[str | None]:

@@ -93,7 +93,10 @@ class QuestionAnsweringTask(Task):
             InputError: a question leaves no room for its text.
         """
         limit = min(max_tokens, tokenizer.model_max_length)
-        questions, contexts = ([text.strip() for text in columns[self.section.question]], columns[self.section.context])
+        questions, contexts = (
+            text_rows.masked(columns[name], tokenizer) for name in (self.section.question, self.section.context)
+        )
+        questions = [text.strip() for text in questions]
         taken = tokenizer(questions, truncation=False, verbose=False)["input_ids"]
         longest = max(range(len(taken)), key=lambda at: len(taken[at]))
         if len(taken[longest]) + self.section.stride + 2 >= limit:

@@ -5,6 +5,7 @@ To add a task: its section in `recipe/task.py`, a file with its class, and a lin
 
 from __future__ import annotations
 
+import copy
 import itertools
 import shutil
 from collections.abc import Callable, Sequence
@@ -27,12 +28,14 @@ from distilpeft.machine.files import SUMS, digest_json, is_whole, seal_folder
 from distilpeft.recipe import Recipe
 from distilpeft.tasks.checked_rows import (
     UNLABELLED,
+    VIEWS,
     FaultFinder,
     groups_of,
     split_labels,
     taught_only,
     unlabelled_columns,
     usable,
+    views_of,
     without_label,
 )
 from distilpeft.tasks.embedding import EmbeddingTask
@@ -55,7 +58,7 @@ MainFirst = Callable[[], AbstractContextManager[Any]]
 """Makes a context in which the main process goes before the others."""
 MOST_GROUPS = 30
 TAUGHT = "train+unlabelled"
-"""All that the student learns from: the training rows, then those without labels."""
+"""All that the student learns from: the training rows, then those without labels, then views of both."""
 TASKS: dict[str, Callable[..., Task]] = {
     "text_classification": TextClassificationTask,
     "multi_label_classification": MultiLabelTask,
@@ -88,7 +91,7 @@ class Tokens:
         self, task: Task, dataset: datasets.Dataset, tokenizer: InputReader, num_labelled: int | None = None
     ) -> None:
         self._task, self._tokenizer, self.num_labelled = task, tokenizer, num_labelled
-        self.dataset = dataset
+        self.dataset, self._varies = dataset, True
         self.lengths_N: NDArray[np.int32] = self.column("num_tokens")
         self.num_truncated = int(self.column("truncated").sum())
 
@@ -101,12 +104,18 @@ class Tokens:
         """Collate these rows; with an epoch they come as it sees them in training, where the task varies them."""
         ids = row_ids_N.tolist()
         columns = self.dataset[ids]
-        if epoch is not None:
+        if epoch is not None and self._varies:
             columns = self._task.vary(columns, ids, epoch, self._tokenizer)
         batch: Batch = {**self._task.collate(columns, self._tokenizer), "row_ids_N": row_ids_N, "epoch": epoch}
         if self.num_labelled is not None:
             _tell_labelled(batch, row_ids_N < self.num_labelled)
         return batch
+
+    def fixed(self) -> Tokens:
+        """The same rows, which no epoch varies: what the teacher says of each is known once."""
+        found = copy.copy(self)
+        found._varies = False
+        return found
 
 
 def _tell_labelled(batch: Batch, labelled_B: NDArray[np.bool_]) -> None:
@@ -170,7 +179,7 @@ class TaskData:
         if split == TAUGHT:
             return self._taught(reader)
         rows = self._splits[split]
-        own = [unlabelled_digest(self.recipe.data)] if split == UNLABELLED else []
+        own = [unlabelled_digest(self.recipe.data)] if split in (UNLABELLED, VIEWS) else []
         name = digest_json([self.digest, split, reader.digest, self.recipe.data.max_tokens, *own])[:16]
         if name in self._tokens:  # no process waits for the others then
             return self._tokens[name]
@@ -202,10 +211,12 @@ class TaskData:
 
     def _taught(self, reader: RowReader) -> Tokens:
         train = self.tokens("train", reader)
-        if UNLABELLED not in self._splits:
+        parts = [self.tokens(split, reader).dataset for split in (UNLABELLED, VIEWS) if split in self._splits]
+        if not parts:
             return train
-        both = [train.dataset, self.tokens(UNLABELLED, reader).dataset]
-        return Tokens(self.task, datasets.concatenate_datasets(both), reader.tokenizer, len(train.lengths_N))
+        together = datasets.concatenate_datasets([train.dataset, *parts])
+        taught = Tokens(self.task, together, reader.tokenizer, len(train.lengths_N))
+        return taught.fixed() if VIEWS in self._splits else taught
 
 
 @dataclass(frozen=True)
@@ -213,7 +224,7 @@ class TaskRows:
     """The recipe's rows, checked: columns of texts and the like, `labels.LABEL`, and `GROUP` if scores go by groups.
 
     Attributes:
-        splits: rows of train, validation and test; and `UNLABELLED`, if there are any.
+        splits: rows of train, validation and test; and `UNLABELLED` and `VIEWS`, if there are any.
         skipped: source → rows that could not be used and were left out.
         notes: what should be said of how the files were read.
         held_out: rows without labels that were left out because models are judged on them.
@@ -249,21 +260,7 @@ def read_task_rows(recipe: Recipe, *, download: bool = True) -> TaskRows:
     checker = _Checker(recipe, task, [one for one in finders if one])
     used = [name for _, name in task.columns()] + ([] if column is None else [column])
     splits, notes = read_splits(recipe.data, checker.main_rows, used, task.watched())
-    loose = checker.without_label
-    if recipe.data.labelled is not None:
-        splits["train"], rest = split_labels(task, splits["train"], recipe.data)
-        loose.append(rest)
-    if recipe.data.unlabelled is not None:
-        columns = unlabelled_columns(task, recipe.data.unlabelled)
-        more, said = read_unlabelled(recipe.data.unlabelled, checker.unlabelled, columns, task.watched())
-        loose.append(more)
-        notes += said
-    held_out = 0
-    if any(map(len, loose)):
-        together = datasets.concatenate_datasets([part for part in loose if len(part)])
-        taught = taught_only(task, splits, together)
-        held_out = len(together) - len(taught)
-        splits |= {UNLABELLED: taught} if len(taught) else {}
+    held_out = _add_unlabelled(recipe, checker, splits, notes)
     if recipe.needs_template and tokenizer is None:
         notes.append(
             f"The chats were not rendered: the tokenizer of {recipe.teacher.model} is not on this machine yet, or "
@@ -280,6 +277,29 @@ def read_task_rows(recipe: Recipe, *, download: bool = True) -> TaskRows:
                 f"are reported for at most {MOST_GROUPS} groups"
             )
     return TaskRows(splits, checker.skipped, notes, held_out)
+
+
+def _add_unlabelled(
+    recipe: Recipe, checker: _Checker, splits: dict[str, datasets.Dataset], notes: list[str]
+) -> int:  # fmt: skip
+    """Give the splits all rows without labels: returns how many were left out because models are judged on them."""
+    task, data, loose, held_out = task_of(recipe), recipe.data, checker.without_label, 0
+    if data.labelled is not None:
+        splits["train"], rest = split_labels(task, splits["train"], data)
+        loose.append(rest)
+    if data.unlabelled is not None:
+        columns = unlabelled_columns(task, data.unlabelled)
+        more, said = read_unlabelled(data.unlabelled, checker.unlabelled, columns, task.watched())
+        loose.append(more)
+        notes += said
+    if any(map(len, loose)):
+        together = datasets.concatenate_datasets([part for part in loose if len(part)])
+        taught = taught_only(task, splits, together)
+        held_out = len(together) - len(taught)
+        splits |= {UNLABELLED: taught} if len(taught) else {}
+    if data.views is not None:
+        splits[VIEWS] = views_of(task, splits, data)
+    return held_out
 
 
 class _Checker:

@@ -19,7 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distilpeft.data.labels import Fault
+from distilpeft.data.views import views
 from distilpeft.metrics.score import Score
+from distilpeft.recipe.data import Views
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -157,6 +159,13 @@ class Task(Protocol):
     def blanks(self, rows: datasets.Dataset) -> Iterator[Label] | None:
         """What stands in the column of `labels` for checked rows without one, and is never looked at; see `labels`."""
         return None
+
+    def views(self, rows: datasets.Dataset, settings: Views, seed: int) -> datasets.Dataset:
+        """Changed copies of checked rows, which hold only what is read of them; see `data.views`."""
+        cells = zip(*(rows[column][:] for column in rows.column_names), strict=True)
+        changed = zip(*views(list(cells), settings, seed), strict=True)
+        columns = dict(zip(rows.column_names, map(list, changed), strict=True))
+        return datasets.Dataset.from_dict(columns, features=rows.features)
 
     def nothing_to_learn(self, rows: datasets.Dataset) -> str | None:
         """Why nothing can be learnt from these training rows, each of which is usable; None if something can."""

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import datasets
 
+from distilpeft.data.views import filled
 from distilpeft.data.vocabulary import TYPES
 from distilpeft.recipe.task import Embedding, Texts
-from distilpeft.tasks.task import Batch, Columns, Text
+from distilpeft.tasks.task import Batch, Cells, Columns, Text
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -64,7 +65,7 @@ def encode(task: Texts | Embedding, columns: Columns, tokenizer: InputReader, ma
     Of a pair the longer text is cut first, token by token.
     """
     pair = getattr(task, "pair", None)
-    given = [columns[column] for column in (task.text, pair) if column is not None]
+    given = [masked(columns[column], tokenizer) for column in (task.text, pair) if column is not None]
     full = tokenizer(*given, truncation=False, verbose=False)["input_ids"]
     limit = min(max_tokens, tokenizer.model_max_length)
     found = tokenizer(*given, truncation=True, max_length=limit, return_token_type_ids=pair is not None)
@@ -76,6 +77,12 @@ def encode(task: Texts | Embedding, columns: Columns, tokenizer: InputReader, ma
         "truncated": [len(ids) > limit for ids in full],
         **types,
     }
+
+
+def masked(cells: Cells, tokenizer: InputReader) -> Cells:
+    """Texts, or words of texts, with the tokenizer's mask for each word that a view has masked."""
+    token = tokenizer.mask_token or tokenizer.unk_token or "_"
+    return [filled(cell, token) for cell in cells]
 
 
 def inputs(columns: Columns, tokenizer: InputReader) -> dict[str, Tensor]:

@@ -94,14 +94,13 @@ class TokenClassificationTask(Task):
 
     def encode(self, columns: Columns, tokenizer: InputReader, max_tokens: int) -> Columns:
         """Tokens, the first token of each word and its class id."""
-        joined = [" ".join(words) for words in columns[self.section.words]]
+        rows = text_rows.masked(columns[self.section.words], tokenizer)
+        joined = [" ".join(words) for words in rows]
         limit = min(max_tokens, tokenizer.model_max_length)
         full = tokenizer(joined, truncation=False, verbose=False)["input_ids"]
         read = tokenizer(joined, truncation=True, max_length=limit, return_offsets_mapping=True)
         found: dict[str, list[Any]] = {name: [] for name in ("at", "label", "num_words")}
-        for words, ids, offsets in zip(
-            columns[self.section.words], columns[LABEL], read["offset_mapping"], strict=True
-        ):
+        for words, ids, offsets in zip(rows, columns[LABEL], read["offset_mapping"], strict=True):
             ends = np.cumsum([len(word) + 1 for word in words]) - 1
             spans = [(int(end) - len(word), int(end)) for word, end in zip(words, ends, strict=True)]
             kept, at = first_tokens(spans, offsets)

@@ -224,7 +224,7 @@ def test_several_seeds_decide_instead_of_one():
 def test_rows_without_labels_are_counted_beside_the_others():
     rows = {"train": 400, "truncated": 0, "unlabelled": 4448, "held_out": 21}
     lines = text_.sentences(small(rows=rows))
-    assert "Beside 400 rows with a label, the student learnt from 4448 without one." in lines
+    assert "Besides 400 rows with a label, the student learnt from 4448 without one." in lines
     assert "21 rows without a label were left out: they also stand in validation or test." in lines
 
 

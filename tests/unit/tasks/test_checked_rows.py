@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import datasets
 import pytest
-from support import commands, pupils, tiny_tasks
+from support import commands, pupils, tiny, tiny_tasks
 
 from distilpeft.data.labels import LABEL
+from distilpeft.data.views import MASK
 from distilpeft.errors import InputError
+from distilpeft.models.pair import Pair
 from distilpeft.recipe.yaml_file import load_recipe
-from distilpeft.tasks.checked_rows import UNLABELLED
-from distilpeft.tasks.rows import TaskRows, read_task_rows
+from distilpeft.tasks import text_rows
+from distilpeft.tasks.checked_rows import UNLABELLED, VIEWS
+from distilpeft.tasks.rows import TaskRows, read_task_rows, task_of
 
 KINDS = tuple(kind for kind in pupils.KINDS if kind != "embedding")
 
@@ -54,6 +59,68 @@ def test_a_budget_of_labels_strips_all_others_in_every_kind_of_task(tmp_path, ki
         blanks = {json.dumps(label if not isinstance(label, list) else sorted(set(label))) for label in stripped[LABEL]}
         assert len(blanks) == 1, "nothing of a label is left"
     assert "answers" not in stripped.column_names
+
+
+WORDED = tuple(kind for kind in KINDS if kind not in ("causal_lm", "seq2seq", "image_classification"))
+
+
+@pytest.mark.parametrize("kind", WORDED)
+def test_views_are_rows_without_labels_that_equal_no_other_row(tmp_path, kind):
+    recipe = load_recipe(pupils.workspace(tmp_path / kind, kind, labelled=12, data__views={"copies": 3}))
+    task, splits = task_of(recipe), read_task_rows(recipe).splits
+    made, taught = splits[VIEWS], [*task.texts(splits["train"]), *task.texts(splits[UNLABELLED])]
+    assert 0.5 * 3 * len(taught) < len(made) <= 3 * len(taught)
+    texts = list(task.texts(made))
+    others = {*taught, *task.texts(splits["validation"]), *task.texts(splits["test"])}
+    assert len(set(texts)) == len(texts)
+    assert not set(texts) & others
+    assert made.features == splits[UNLABELLED].features
+    tokenizer = tiny.tokenizer()
+    tokenizer.add_special_tokens({"mask_token": "[MASK]"})
+    found = task.encode(made[:], tokenizer, 64)
+    ids = [number for row in found["input_ids"] for number in row]
+    assert tokenizer.convert_tokens_to_ids("[MASK]") in ids
+    assert not any(MASK in word for word in tokenizer.convert_ids_to_tokens(ids))
+
+
+def test_views_of_pictures_are_the_pictures_moved_and_mirrored(tmp_path):
+    recipe = pupils.workspace(
+        tmp_path / "pictures", "image_classification", labelled=12,
+        data__views={"copies": 3}, task__augment={"shift": 0.2, "flip": True},
+    )  # fmt: skip
+    loaded = load_recipe(recipe)
+    task, splits = task_of(loaded), read_task_rows(loaded).splits
+    taught = len(splits["train"]) + len(splits[UNLABELLED])
+    assert len(splits[VIEWS]) == 3 * taught
+    reader = Pair(loaded).teacher_reader.tokenizer
+    plain = task.encode(splits["train"][:], reader, 1)["digest"]
+    digests = [tuple(digest) for digest in task.encode(splits[VIEWS][:], reader, 1)["digest"]]
+    assert len(set(digests)) > 2 * taught
+    assert task.encode(splits[VIEWS][:], reader, 1)["digest"] == [list(digest) for digest in digests]
+    assert any(digest != tuple(plain[0]) for digest in digests[:3])
+
+
+def test_a_tokenizer_without_a_mask_reads_its_unknown_token():
+    none = SimpleNamespace(mask_token=None, unk_token="<unk>")
+    assert text_rows.masked([f"a {MASK}", [MASK, "b"]], none) == ["a <unk>", ["<unk>", "b"]]
+    assert text_rows.masked([MASK], SimpleNamespace(mask_token=None, unk_token=None)) == ["_"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "why"),
+    [
+        ("causal_lm", {}, "data.views: is not for causal_lm"),
+        ("seq2seq", {}, "data.views: is not for seq2seq"),
+        ("embedding", {}, "data.views: embedding has no labels"),
+        ("image_classification", {}, "data.views: copies of pictures vary by task.augment"),
+        ("image_classification", {"data__views": {"mask": 0.2}}, "data.views.mask: is for texts"),
+        ("text_classification", {"distil__alpha": 0}, "data.views: rows without labels teach nothing where"),
+    ],
+)  # fmt: skip
+def test_views_are_refused_where_they_make_no_sense(tmp_path, kind, changes, why):
+    recipe = pupils.workspace(tmp_path / kind, kind, **{"data__views": {"copies": 2}, **changes})
+    with pytest.raises(InputError, match=re.escape(why)):
+        load_recipe(recipe)
 
 
 def test_rows_with_an_empty_label_are_faults_unless_the_recipe_has_a_use_for_them(moods):

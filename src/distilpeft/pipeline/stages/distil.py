@@ -30,6 +30,7 @@ from distilpeft.planning.roles import ARMS, CE_LONG, CE_ONLY, HARD, LABELLED, ST
 from distilpeft.recipe import Recipe
 from distilpeft.recipe.distil import Divergence
 from distilpeft.recipe.training import Fit
+from distilpeft.tasks.checked_rows import VIEWS
 from distilpeft.tasks.rows import TAUGHT, Tokens
 from distilpeft.tasks.task import Batch, Task
 from distilpeft.training.features import FeatureLoss
@@ -87,6 +88,8 @@ def run(
     alpha = 0.0 if arm.teacher is None else recipe.distil.alpha
     student = new_student(context, teacher.path if teacher else None)
     rows = context.data.tokens(TAUGHT if arm.unlabelled else "train", student.reader)
+    if arm.teacher is not None and recipe.data.views is not None:
+        rows = rows.fixed()
     fit = recipe.distil.ce_only_fit if role == CE_ONLY else recipe.distil.fit
     if arm.equal_steps:
         fit = _as_long(fit, len(context.data.tokens(TAUGHT, student.reader).lengths_N), len(rows.lengths_N))
@@ -114,7 +117,7 @@ def run(
         monitor=_monitor(recipe, alpha),
         watch=watch,
     )
-    start = _start(recipe, student, rows, context.data.held_out)
+    start = _start(context, student, rows)
     with tracked(context.runtime, recipe, out) as track:
         figures = train(context.runtime, student.model, replace(work, track=track))
 
@@ -170,16 +173,20 @@ def _monitor(recipe: Recipe, alpha: float) -> str:
     return asked if asked != "kl" or alpha > 0 else recipe.kind.main
 
 
-def _start(recipe: Recipe, student: Loaded, rows: Tokens, held_out: int) -> Figures:
+def _start(context: Context, student: Loaded, rows: Tokens) -> Figures:
     """What the student was before it was trained, and its rows; for the manifest."""
+    recipe, data = context.recipe, context.data
     fresh = [] if recipe.student.from_teacher else list(getattr(student.model, "fresh", []))
-    return {
+    figures: Figures = {
         "num_parameters": weights.num_parameters(student.model),
         "start": {"from": origin(recipe), "new_weights": fresh if len(fresh) <= MOST_NAMED else len(fresh)},
         "train_rows": len(rows.lengths_N),
-        **({} if rows.num_labelled is None else {"labelled_rows": rows.num_labelled, "held_out_rows": held_out}),
-        "truncated_rows": rows.num_truncated,
     }
+    if rows.num_labelled is not None:
+        figures |= {"labelled_rows": rows.num_labelled, "held_out_rows": data.held_out}
+        if recipe.data.views is not None:
+            figures["view_rows"] = len(data.tokens(VIEWS, student.reader).lengths_N)
+    return figures | {"truncated_rows": rows.num_truncated}
 
 
 def _supervision(context: Context, teacher: Artifact | None, targets: Path | None) -> Supervision:
