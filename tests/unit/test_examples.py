@@ -1,20 +1,22 @@
-"""Examples for clusters: their syntax, and that their commands and recipes exist. They are not run."""
+"""Examples: those for clusters can be read and name what exists; those in Python run on tiny models."""
 
 from __future__ import annotations
 
 import re
+import runpy
 import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 import yaml
+from support import tiny, tiny_lm
 from typer.main import get_command
 
 from distilpeft.cli import app
 
 ROOT = Path(__file__).parent.parent.parent
-EXAMPLES = sorted((ROOT / "docs" / "examples").iterdir())
+EXAMPLES = sorted(file for file in (ROOT / "docs" / "examples").iterdir() if file.suffix != ".py")
 
 
 def scripts(file: Path) -> list[str]:
@@ -53,3 +55,30 @@ def test_an_example_names_a_verb_and_a_recipe_that_exist(file):
 def test_the_page_links_every_example():
     page = (ROOT / "docs" / "devices.md").read_text()
     assert [file.name for file in EXAMPLES if f"examples/{file.name}" not in page] == []
+
+
+def script(name: str):
+    return runpy.run_path(str(ROOT / "docs" / "examples" / name))["main"]
+
+
+def test_one_s_own_loop_lowers_the_loss(tmp_path, capsys):
+    for name, seed in (("teacher", 4), ("student", 5)):
+        tiny_lm.model(seed=seed).save_pretrained(str(tmp_path / name))
+    tiny_lm.tokenizer().save_pretrained(str(tmp_path / "teacher"))
+    lines = [f"{pair['prompt']} {pair['completion']}" for pair in tiny_lm.pairs(160)]
+    (tmp_path / "lines.txt").write_text("\n".join(lines))
+    script("own_loop.py")(*(str(tmp_path / name) for name in ("teacher", "student", "lines.txt")))
+    losses = [float(line.rpartition(" ")[2]) for line in capsys.readouterr().out.splitlines()]
+    assert len(losses) == 20
+    assert losses[-1] < losses[0]
+
+
+@pytest.mark.filterwarnings("ignore:'pin_memory'")
+def test_a_trainer_distils_a_classifier(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name, seed in (("teacher", 1), ("student", 2)):
+        tiny.classifier(seed=seed).save_pretrained(name)
+        tiny.tokenizer().save_pretrained(name)
+    tiny.write_csv(tmp_path / "rows.csv", 40)
+    script("trainer.py")("teacher", "student", "rows.csv")
+    assert (tmp_path / "distilled" / "model.safetensors").is_file()

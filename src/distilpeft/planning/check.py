@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import datasets
+import yaml
 from rich import box
 from rich.cells import cell_len
 from rich.console import Console
@@ -132,22 +133,19 @@ def _advice(stage: str, load: MemoryModel, own: Placement, machine: Machine, pla
     return f"{stage}: {total} on each device with " + " ".join(f"--set {one}" for one in changed)
 
 
-def show(plan: Plan, console: Console, machines: Sequence[Machine] = ()) -> None:
-    """Print the resolved recipe, then a line per stage: done or not, and what it needs; then memory on each machine.
+def show(plan: Plan, console: Console, machines: Sequence[Machine] = (), *, full: bool = False) -> None:
+    """Print a line per stage: done or not, and what it needs; then memory on each machine.
 
     Args:
         plan: the run.
         console: where.
         machines: what to plan memory for; this machine if there are none.
+        full: also print the recipe with all defaults, last.
 
     Raises:
         InputError: the data cannot be used.
     """
-    import yaml
-
-    splits = _count_rows(plan.recipe, console)
-    resolved = plan.recipe.model_dump(mode="json", exclude_none=True)
-    console.print(yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True).strip(), highlight=False, markup=False)
+    splits = count_rows(plan.recipe, console)
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     for column in ("stage", "done", "rows", "steps", "weights (trained)", "memory", "disk"):
         table.add_column(column, justify="left" if column in ("stage", "done") else "right", no_wrap=True)
@@ -163,6 +161,10 @@ def show(plan: Plan, console: Console, machines: Sequence[Machine] = ()) -> None
     )
     for line in cautions(plan.recipe):
         console.print(line, highlight=False, soft_wrap=True)
+    if full:
+        resolved = plan.recipe.model_dump(mode="json", exclude_none=True)
+        text = yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True).strip()
+        console.print(text, highlight=False, markup=False)
     every = len(plan.steps())
     done = every - len(plan.missing())
     checked = "the recipe and its data are good" if splits else "the recipe is good (a run reads or cuts the rows)"
@@ -202,7 +204,7 @@ def read_rows(recipe: Recipe, console: Console, *, download: bool = True) -> dic
     return read.splits
 
 
-def _count_rows(recipe: Recipe, console: Console) -> dict[str, int] | None:
+def count_rows(recipe: Recipe, console: Console) -> dict[str, int] | None:
     """Rows of each split, checked; None for a data set on the hub, which only a run may download."""
     sections = [recipe.data, *([] if recipe.data.unlabelled is None else [recipe.data.unlabelled])]
     if any(source.path is None for section in sections for source in data_sources(section).values()):

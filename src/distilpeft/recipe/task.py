@@ -135,7 +135,9 @@ class ImageClassification(Section):
     label: str = Field(min_length=1, description="column with the class: its name, or its index in `labels`")
     labels: Labels = Field(min_length=2, description="class names; the position is the class id")
     label_is: LabelIs = None
-    augment: Augment | None = Field(None, description="vary the training pictures; needs targets.mode: online, or data.views")
+    augment: Augment | None = Field(
+        None, description="vary the training pictures; needs targets.mode: online, or data.views"
+    )
 
 
 class MultiLabelClassification(Texts):

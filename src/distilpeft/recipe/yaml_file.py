@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import difflib
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
@@ -17,7 +17,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from distilpeft.errors import InputError
-from distilpeft.recipe import Recipe
+from distilpeft.recipe import Recipe, shipped
 from distilpeft.recipe.export import ALIASES, Export
 from distilpeft.recipe.recipe import cross_faults, sections_of
 
@@ -49,13 +49,14 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read and check a recipe.
 
     Args:
-        path: the YAML file.
+        path: the YAML file, or the name of a recipe that comes with distilpeft.
         overrides: `section.key=value` strings; values are read as YAML. They win over the file.
 
     Raises:
         InputError: one line: file and line (or the override), the key, what is wrong, what is allowed.
     """
-    path = Path(path)
+    known = None if Path(path).exists() else shipped.find(str(path))
+    path = Path(path) if known is None else known
     tree, places = _read(path)
     for override in overrides:
         _override(tree, places, override)
@@ -72,6 +73,30 @@ def _checked(tree: dict[str, Any], places: Places, top: str) -> Recipe:
         _, place = _find(at, places, top)
         raise InputError(f"{place}: {'.'.join(at)}: {message}")
     return recipe
+
+
+def recipe_of(tree: Mapping[str, object], overrides: Sequence[str] = ()) -> Recipe:
+    """A recipe given as a mapping, checked as a file would be.
+
+    Args:
+        tree: its sections.
+        overrides: as in `load_recipe`.
+
+    Raises:
+        InputError: the key, what is wrong, what is allowed.
+    """
+    own, places = copy.deepcopy(dict(tree)), Places()
+    for override in overrides:
+        _override(own, places, override)
+    return _checked(own, {**dict(_keys(own)), **places}, "recipe")
+
+
+def _keys(value: object, at: Path_ = ()) -> Iterator[tuple[Path_, str]]:
+    """Every key path of a mapping; a message then begins with `recipe`."""
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list | tuple) else ()
+    for key, child in items:
+        yield (*at, key), "recipe"
+        yield from _keys(child, (*at, key))
 
 
 def with_formats(given: dict[str, Any], formats: Sequence[str], overrides: Sequence[str] = ()) -> Recipe:
@@ -134,7 +159,8 @@ def _read(path: Path) -> tuple[dict[str, Any], Places]:
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not UTF-8 text (byte {error.start})") from None
     except OSError as error:
-        raise InputError(f"{path}: {error.strerror or error}; give the path of a recipe file") from None
+        way = "give the path of a recipe file, or a name from distilpeft recipes"
+        raise InputError(f"{path}: {error.strerror or error}; {way}") from None
     tree, places = _parse(text, str(path), lambda node: f"{path}:{node.start_mark.line + 1}")
     if not isinstance(tree, dict):
         raise InputError(f"{path}:1: a recipe is a mapping of sections (name, task, data, teacher, ...)")
