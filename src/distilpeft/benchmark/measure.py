@@ -21,7 +21,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -38,7 +38,16 @@ SPREAD, BAND, OTHERS = 0.15, 0.05, 0.1
 """Noisy: the reference's rounds spread over more than 15 % (quartiles), two models of one architecture differ by more
 than 5 %, or other processes take more than 10 % of the processors."""
 Tell = Callable[[str], None]
-Bar = Callable[[str, int], AbstractContextManager[Any]]
+
+
+class Progress(Protocol):
+    """A progress bar."""
+
+    def advance(self, count: int) -> None:
+        """Say that `count` more units are done."""
+
+
+Bar = Callable[[str, int], AbstractContextManager[Progress]]
 
 
 @dataclass(frozen=True)

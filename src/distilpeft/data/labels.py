@@ -56,7 +56,7 @@ class ClassReader:
         return {name: index for index, name in enumerate(self.labels)}
 
     @cached_property
-    def _known(self) -> dict[tuple[type, Any], int | Fault]:
+    def _known(self) -> dict[tuple[type, object], int | Fault]:
         return {}
 
     def class_id(self, cell: Any) -> int | Fault:
@@ -69,7 +69,7 @@ class ClassReader:
             found = self._known[key] = self._class_id(cell)
         return found
 
-    def _class_id(self, cell: Any) -> int | Fault:
+    def _class_id(self, cell: object) -> int | Fault:
         if is_missing(cell):
             return Fault("the label is missing")
         if self.names is not None:
@@ -82,7 +82,7 @@ class ClassReader:
             return index
         return Fault(f"label {shown(cell)} is {self._allowed(cell)}")
 
-    def class_ids(self, cells: Any) -> list[int] | Fault:
+    def class_ids(self, cells: object) -> list[int] | Fault:
         """The class ids of a list of cells, or the first fault."""
         ids: list[int] = []
         for cell in cells if isinstance(cells, list | tuple) else ():
@@ -92,11 +92,11 @@ class ClassReader:
             ids.append(found)
         return ids
 
-    def is_name(self, cell: Any) -> bool:
+    def is_name(self, cell: object) -> bool:
         """Whether a cell is the name of a class."""
         return self._named(cell) is not None
 
-    def _of_names(self, names: Sequence[str], cell: Any) -> int | Fault:
+    def _of_names(self, names: Sequence[str], cell: object) -> int | Fault:
         index = whole_number(cell)
         if index is None or not 0 <= index < len(names):
             return Fault(f"label {shown(cell)} is no index 0..{len(names) - 1}")
@@ -105,7 +105,7 @@ class ClassReader:
             return Fault(f"label {index} is class {names[index]!r} of the column, {self._allowed(names[index])}")
         return found
 
-    def _named(self, cell: Any) -> int | None:
+    def _named(self, cell: object) -> int | None:
         if isinstance(cell, bool | np.bool_):
             alike = [index for name, index in self._ids.items() if name.casefold() == str(cell).casefold()]
             return alike[0] if len(alike) == 1 else None
@@ -116,7 +116,7 @@ class ClassReader:
             found = self._ids.get(whole[1]) if whole else None
         return found
 
-    def _allowed(self, cell: Any) -> str:
+    def _allowed(self, cell: object) -> str:
         """What a cell may be, and why this one is not."""
         names = ", ".join(self.labels[:MOST_SHOWN]) + (", ..." if len(self.labels) > MOST_SHOWN else "")
         alike = [name for name in self.labels if name.casefold() == str(cell).strip().casefold()]
@@ -128,7 +128,7 @@ class ClassReader:
         return f"none of task.labels ({names}){more}"
 
 
-def class_reader(labels: Sequence[str], feature: Any, cells: Iterable[Any], label_is: LabelIs) -> ClassReader:
+def class_reader(labels: Sequence[str], feature: object, cells: Iterable[object], label_is: LabelIs) -> ClassReader:
     """Find out how a column names its classes.
 
     Args:
@@ -169,7 +169,7 @@ def _positions(plain: ClassReader, cells: Iterable[Any]) -> dict[str, Any]:
     return {"by_index": numbers > 0}
 
 
-def whole_number(cell: Any) -> int | None:
+def whole_number(cell: object) -> int | None:
     """A cell as a whole number, None if it is none; `007` is a code and True a boolean, so they are none."""
     if isinstance(cell, bool | np.bool_):
         return None
@@ -181,7 +181,7 @@ def whole_number(cell: Any) -> int | None:
     return int(found[1]) if found else None
 
 
-def number(cell: Any) -> float | None:
+def number(cell: object) -> float | None:
     """A label cell as a number, None if it is none."""
     if isinstance(cell, bool) or not isinstance(cell, str | int | float):
         return None
@@ -192,7 +192,7 @@ def number(cell: Any) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def is_one_hot(labels: Sequence[str], cells: Iterable[list[Any] | None]) -> bool:
+def is_one_hot(labels: Sequence[str], cells: Iterable[list[object] | None]) -> bool:
     """Whether lists hold 0 or 1 for each class: all of them are as long as the list of classes, with nothing else."""
     some = False
     for cell in cells:
@@ -202,20 +202,20 @@ def is_one_hot(labels: Sequence[str], cells: Iterable[list[Any] | None]) -> bool
     return some and not {"0", "1"} & set(labels)
 
 
-def is_missing(cell: Any) -> bool:
+def is_missing(cell: object) -> bool:
     """Whether a cell holds nothing."""
     return (
         cell is None or (isinstance(cell, str) and not cell.strip()) or (isinstance(cell, float) and math.isnan(cell))
     )
 
 
-def shown(cell: Any) -> str:
+def shown(cell: object) -> str:
     """A cell for a message, cut where it is long."""
     text = repr(cell)
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def flat(cells: Iterable[Any]) -> Iterator[Any]:
+def flat(cells: Iterable[object]) -> Iterator[object]:
     """The single labels of a column of lists."""
     for cell in cells:
         if isinstance(cell, list | tuple):

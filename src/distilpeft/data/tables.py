@@ -43,7 +43,7 @@ _END = "\x00end of file"
 class Record(NamedTuple):
     """A row of a file."""
 
-    cells: Mapping[str, Any]
+    cells: Mapping[str, object]
     fault: str | None = None
 
 
@@ -195,7 +195,7 @@ def _feature(name: str, opened: Sequence[Source]) -> Any:
     return datasets.Value("bool") if types == {bool} else datasets.Json()
 
 
-def _stored(cell: Any, feature: Any) -> Any:
+def _stored(cell: object, feature: object) -> object:
     """A cell as it is written; `datasets` would take a text that is JSON for what it says."""
     return json.dumps(cell, ensure_ascii=False) if isinstance(feature, datasets.Json) and cell is not None else cell
 
@@ -357,7 +357,7 @@ def _json_document(path: Path, encoding: str) -> list[Any] | None:
     return rows
 
 
-def _json_rows(value: Any) -> list[Any] | None:
+def _json_rows(value: object) -> list[Any] | None:
     """The rows in a JSON value: a list, an object with one list of objects, or columns as pandas writes them."""
     if isinstance(value, list):
         return value
@@ -382,7 +382,7 @@ def _json_lines(path: Path, encoding: str) -> Iterator[Record]:
                 yield Record({}, f"not a JSON object: line {fault}") if fault else _json_record(value, number)
 
 
-def _json_record(value: Any, line: int | None = None) -> Record:
+def _json_record(value: object, line: int | None = None) -> Record:
     if not isinstance(value, dict):
         where = "" if line is None else f" (line {line})"
         return Record({}, f"not a JSON object but a {type(value).__name__}{where}")

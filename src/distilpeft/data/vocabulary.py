@@ -146,7 +146,7 @@ def _token(one: Vocabulary, other: Vocabulary, number: int) -> str | None:
     return next((token for token in names if other.tokens.get(token) != number), names[0] if names else None)
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path) -> dict[str, object]:
     if not path.is_file():
         return {}
     try:
@@ -156,14 +156,14 @@ def _read(path: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _text(entry: Any) -> str | None:
+def _text(entry: object) -> str | None:
     """A special token, written as text or as an object."""
     if isinstance(entry, dict):
         entry = entry.get("content")
     return entry if isinstance(entry, str) else None
 
 
-def _default(template: Any) -> str | None:
+def _default(template: object) -> str | None:
     """The default of several named templates, which are given as a mapping or a list."""
     if isinstance(template, list):
         template = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, dict)}

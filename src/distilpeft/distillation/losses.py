@@ -112,7 +112,7 @@ class Loss:
         return Loss(alpha, distil.temperature, distil.divergence, distil.label_smoothing, distil.unlabelled_weight)
 
 
-def _check_numbers(**settings: Any) -> None:
+def _check_numbers(**settings: object) -> None:
     for name, value in settings.items():
         if not isinstance(value, Real):
             raise ValueError(f"{name}: {value!r} is not a number")

@@ -17,10 +17,11 @@ Value and gradient are closed forms over one log-sum-exp of the student's logits
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from distilpeft.distillation.codec import RANGE, Kept, Layout, quantized
@@ -100,7 +101,7 @@ class Sparse:
         )
 
 
-def _at(kept: Kept, layout: Layout, at: int) -> Any:
+def _at(kept: Kept, layout: Layout, at: int) -> NDArray[np.float32]:
     """Log-probabilities [M] of the kept ids at the temperature with this index."""
     return kept.values / np.float32(layout.temperatures[at]) - np.repeat(kept.lse_NT[:, at], kept.sizes_N)
 
@@ -211,7 +212,7 @@ def _sampled(z_NV: Tensor, soft: Sparse, loss: Loss) -> Parts:
     return Parts(value, -weight_NK, weight_NK.sum(-1, keepdim=True), lse_N1, None, torch.ones_like(lse_N1))
 
 
-def keep(logits_NV: Tensor, layout: Layout, uniforms_ND: Any = None) -> Kept:
+def keep(logits_NV: Tensor, layout: Layout, uniforms_ND: NDArray[np.float64] | None = None) -> Kept:
     """Choose what a layout keeps of these logits.
 
     With logits z and the layout's ids S, what is kept are log-probabilities z_k - log sum exp(z_s / t) over s in S at
@@ -232,6 +233,7 @@ def keep(logits_NV: Tensor, layout: Layout, uniforms_ND: Any = None) -> Kept:
         return Kept(_numpy(values_NV), none, sizes_N, np.empty((len(logits_NV), 0), np.float32), none)
     if layout.kind == "top_k":
         return _keep_top(logits_NV, layout)
+    assert uniforms_ND is not None, "draws need random numbers"
     return _keep_drawn(logits_NV, layout, uniforms_ND)
 
 
@@ -248,19 +250,19 @@ def _keep_top(logits_NV: Tensor, layout: Layout) -> Kept:
     return Kept(stored.reshape(-1), ids_M, sizes_N, lse_NT, np.empty(0, np.int64))
 
 
-def _keep_drawn(logits_NV: Tensor, layout: Layout, uniforms_ND: Any) -> Kept:
+def _keep_drawn(logits_NV: Tensor, layout: Layout, uniforms_ND: NDArray[np.float64]) -> Kept:
     log_p_NV = log_softmax(logits_NV, 1.0)
     return _counted(log_p_NV, layout, _drawn(log_p_NV, layout, uniforms_ND))
 
 
-def keep_drawn_often(logits_NV: Tensor, layout: Layout, uniforms_RND: Any) -> list[Kept]:
+def keep_drawn_often(logits_NV: Tensor, layout: Layout, uniforms_RND: NDArray[np.float64]) -> list[Kept]:
     """`keep` of a `sampled` layout R times over the same logits, which are summed up once."""
     log_p_NV = log_softmax(logits_NV[:, : layout.vocabulary], 1.0)
     drawn_ND = _drawn(log_p_NV, layout, np.concatenate(list(uniforms_RND), -1))
     return [_counted(log_p_NV, layout, part) for part in np.split(drawn_ND, len(uniforms_RND), -1)]
 
 
-def _drawn(log_p_NV: Tensor, layout: Layout, uniforms_ND: Any) -> Any:
+def _drawn(log_p_NV: Tensor, layout: Layout, uniforms_ND: NDArray[np.float64]) -> NDArray[np.int64]:
     """Ids [N, D] at these uniform numbers, from the mean of the distributions at the layout's temperatures."""
     drawn_ND = np.empty(uniforms_ND.shape, np.int64)
     size = max(1, DRAW_BLOCK_BYTES // (8 * log_p_NV.shape[-1]))
@@ -278,7 +280,7 @@ def _drawn(log_p_NV: Tensor, layout: Layout, uniforms_ND: Any) -> Any:
     return drawn_ND
 
 
-def _counted(log_p_NV: Tensor, layout: Layout, drawn_ND: Any) -> Kept:
+def _counted(log_p_NV: Tensor, layout: Layout, drawn_ND: NDArray[np.int64]) -> Kept:
     """Several draws of one id become one entry with their number."""
     lse_NT = np.stack([_numpy(torch.logsumexp(log_p_NV / t, -1)) for t in layout.temperatures], -1)
     drawn_ND = np.sort(drawn_ND, axis=-1)
@@ -320,5 +322,5 @@ def describe(logits_NV: Tensor, kept: Kept, layout: Layout) -> dict[str, float]:
     }
 
 
-def _numpy(tensor: Tensor) -> Any:
+def _numpy(tensor: Tensor) -> NDArray[np.float32]:
     return tensor.float().cpu().numpy()

@@ -67,7 +67,7 @@ def row_hashes(tokens: datasets.Dataset) -> Hashes:
     return hashes_R
 
 
-def _cell_bytes(cell: Any) -> bytes:
+def _cell_bytes(cell: object) -> bytes:
     """Ids as int32, numbers on a scale as float64."""
     array = np.asarray(cell)
     return array.astype("<f8" if array.dtype.kind == "f" else "<i4").tobytes()
@@ -179,7 +179,7 @@ class Writer:
         told = {**entry, "sha256": digest_file(file), "measured": dict(measured)}
         write_json(self._folder / _record(shard), sealed(told))
 
-    def finish(self, notes: Mapping[str, Any]) -> JsonObject:
+    def finish(self, notes: Mapping[str, object]) -> JsonObject:
         """Put the store together; `notes` are kept in it as they are.
 
         Returns:

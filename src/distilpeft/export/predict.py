@@ -25,7 +25,7 @@ TEXT, PAIR = "text", "pair"
 FIRST, SECOND = ("text", "prompt", "image", "question", "source"), ("pair", "context")
 """Keys of the recipe's `task`, and of input rows, for what a model reads first and second."""
 MOST_TOKENS = 64
-Row = dict[str, Any]
+Row = dict[str, object]
 Placed = tuple[str, Row]
 """A row, and where it stands, for messages."""
 
@@ -37,7 +37,7 @@ class Columns:
     first: Sequence[str]
     second: Sequence[str]
 
-    def texts(self, place: str, row: Mapping[str, Any], *, pairs: bool) -> tuple[str, str | None]:
+    def texts(self, place: str, row: Mapping[str, object], *, pairs: bool) -> tuple[str, str | None]:
         """The text of a row, and of pairs the second one.
 
         Raises:
@@ -166,11 +166,11 @@ def of_lines(source: Iterable[str], name: str, *, pairs: bool = False) -> Iterat
         yield f"{name}:{here}", {TEXT: line.rstrip("\r\n")} if row is None else row
 
 
-def _numbered(rows: Iterable[Any], name: str) -> Iterator[tuple[str, Any]]:
+def _numbered(rows: Iterable[object], name: str) -> Iterator[tuple[str, object]]:
     return ((f"{name}: row {number}", row) for number, row in enumerate(rows, 1))
 
 
-def _array(text: str) -> list[Any] | None:
+def _array(text: str) -> list[object] | None:
     try:
         value = json.loads(text)
     except ValueError:
@@ -186,7 +186,7 @@ def _as_object(line: str) -> Row | None:
     return value if isinstance(value, dict) else None
 
 
-def _object(place: str, value: Any) -> Row:
+def _object(place: str, value: object) -> Row:
     if not isinstance(value, dict):
         raise InputError(f"{place}: not a JSON object but a {type(value).__name__}")
     return value
@@ -205,7 +205,7 @@ def _some(rows: Iterator[Placed], source: Path | TextIO | None) -> Iterator[Plac
     return chain([first], rows)
 
 
-def _text(place: str, row: Mapping[str, Any], columns: Sequence[str], flag: str) -> str:
+def _text(place: str, row: Mapping[str, object], columns: Sequence[str], flag: str) -> str:
     """The text under the first of these columns that the row has."""
     column = next((name for name in columns if name in row), None)
     if column is None:
@@ -228,7 +228,7 @@ def _lines(
         yield json.dumps(row | beside(row, answer), ensure_ascii=False, default=str)
 
 
-def beside(row: Mapping[str, Any], answer: Mapping[str, Any]) -> Row:
+def beside(row: Mapping[str, object], answer: Mapping[str, object]) -> Row:
     """An answer under keys that the row does not have."""
     found: Row = {}
     for key, value in answer.items():

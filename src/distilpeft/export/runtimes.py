@@ -141,7 +141,7 @@ def open_onnx(file: Path, threads: int = 0, start: int | None = None) -> GraphRu
     return GraphRunner(lambda feed: session.run(None, feed), caches, width, typed=typed, start=start)
 
 
-def _known(size: Any) -> int:
+def _known(size: object) -> int:
     """A dimension of a graph; 1 for one that depends on the input, such as an answer's start among the tokens."""
     return size if isinstance(size, int) else 1
 

@@ -41,7 +41,7 @@ class Artifact:
 
     stage: str
     path: Path
-    settings: Mapping[str, Any]
+    settings: Mapping[str, object]
     inputs: Mapping[str, str]
 
     @property
@@ -86,7 +86,7 @@ class Artifact:
         self._check(name, self.manifest()["files"].get(name))
         return self.path / name
 
-    def _check(self, name: str, recorded: Mapping[str, Any] | None) -> None:
+    def _check(self, name: str, recorded: Mapping[str, object] | None) -> None:
         file = self.path / name
         if (
             recorded is None
@@ -96,7 +96,7 @@ class Artifact:
         ):
             raise InputError(f"{file}: missing or altered since it was written; delete {self.path} to make it again")
 
-    def publish(self, figures: Mapping[str, Any], environment: Mapping[str, Any], seconds: float = 0.0) -> None:
+    def publish(self, figures: Mapping[str, object], environment: Mapping[str, object], seconds: float = 0.0) -> None:
         """Write the manifest over the files in `partial` and rename the folder into place, all fsynced.
 
         Args:
@@ -128,7 +128,7 @@ class Artifact:
 
 
 def artifact(
-    folder: Path, stage: str, version: int, settings: Mapping[str, Any], inputs: Mapping[str, str]
+    folder: Path, stage: str, version: int, settings: Mapping[str, object], inputs: Mapping[str, str]
 ) -> Artifact:
     """Name the artifact of `stage` (at format `version`) for these settings and inputs, below `folder`."""
     text = json.dumps([stage, version, settings, inputs], sort_keys=True, ensure_ascii=False)

@@ -33,7 +33,7 @@ def read_json(path: Path, advice: str) -> JsonObject:
     return value
 
 
-def sealed(value: Mapping[str, Any]) -> JsonObject:
+def sealed(value: Mapping[str, object]) -> JsonObject:
     """A JSON object with a checksum of itself, for `read_sealed`."""
     plain: JsonObject = json.loads(json.dumps(value, allow_nan=False))
     return {**plain, CHECKSUM: digest_json(plain)}
@@ -69,7 +69,7 @@ def is_whole(folder: Path) -> bool:
     return all((folder / name).is_file() and digest_file(folder / name) == sha256 for name, sha256 in sums.items())
 
 
-def write_json(path: Path, value: Mapping[str, Any]) -> None:
+def write_json(path: Path, value: Mapping[str, object]) -> None:
     """Write a JSON file so that a crash leaves the old one or the new one, never half of it."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
@@ -96,7 +96,7 @@ def digest_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def digest_json(value: Any) -> str:
+def digest_json(value: object) -> str:
     """SHA-256 of a value's canonical JSON, as hex."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
 

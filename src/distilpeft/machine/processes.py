@@ -22,13 +22,14 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, TypeVar
 
 from rich.console import Console
 
 from distilpeft.errors import Crash, GateError, InputError, StoppedBySignal, machine_fault
 from distilpeft.machine.host import join, on_signals, quiet_imports, take_share
 
+T = TypeVar("T")
 GRACE_S = 20.0
 """How long ranks may take to stop after a fault: one that waits for a lost one hears no signal."""
 LEAVE_S = 60.0
@@ -105,7 +106,9 @@ class Crew:
         with on_signals(forward):
             yield
 
-    def start(self, count: int, ranks: Ranks | None, function: Callable[..., Any], arguments: Sequence[Any]) -> None:
+    def start(
+        self, count: int, ranks: Ranks | None, function: Callable[..., object], arguments: Sequence[object]
+    ) -> None:
         """Start the processes, unless a signal comes."""
         context = multiprocessing.get_context("spawn")
         for number in range(1, count + 1):
@@ -152,7 +155,7 @@ class Crew:
             worker.was_killed = -worker.process.exitcode not in self.sent
 
 
-def spread(count: int, function: Callable[..., Any], arguments: Sequence[Any], console: Console) -> list[Any]:
+def spread(count: int, function: Callable[..., T], arguments: Sequence[object], console: Console) -> list[T]:
     """Call `function(number, *arguments)` in `count` fresh processes, number = 1..count, and wait for all.
 
     Args:
@@ -188,7 +191,7 @@ def spread(count: int, function: Callable[..., Any], arguments: Sequence[Any], c
     return done
 
 
-def joined(count: int, function: Callable[..., Any], arguments: Sequence[Any], logs: Path) -> Any:
+def joined(count: int, function: Callable[..., T], arguments: Sequence[object], logs: Path) -> T:
     """Call `function(*arguments)` in `count` fresh processes that compute as one, and wait for all.
 
     Args:
@@ -218,7 +221,8 @@ def joined(count: int, function: Callable[..., Any], arguments: Sequence[Any], l
             )
     said = [str(worker.error) for worker in crew.ended if isinstance(worker.error, StoppedBySignal)]
     _raise(crew, said[0] if said else "stopped; the same command goes on from there")
-    return crew.workers[0].result
+    result: T = crew.workers[0].result
+    return result
 
 
 def _raise(crew: Crew, stopped: str) -> None:
@@ -238,8 +242,8 @@ def _free_port() -> int:
 
 
 def _work(
-    answers: Connection, number: int, count: int, ranks: Ranks | None, function: Callable[..., Any],
-    arguments: Sequence[Any],
+    answers: Connection, number: int, count: int, ranks: Ranks | None, function: Callable[..., object],
+    arguments: Sequence[object],
 ) -> None:  # fmt: skip
     """The life of a process."""
     os.setsid()  # Ctrl-C reaches the first process only, which passes it on
@@ -252,7 +256,7 @@ def _work(
         join(number - 1, count, ranks.port)
         if number > 1:
             _print_into(ranks.logs / f"rank-{number - 1}.log")
-    outcome: tuple[Any, Exception | None]
+    outcome: tuple[object, Exception | None]
     try:
         outcome = _outcome(function, arguments if ranks else (number, *arguments), f"process {number} of {count}")
         _hear_no_more()
@@ -262,7 +266,9 @@ def _work(
     answers.send(outcome)
 
 
-def _outcome(function: Callable[..., Any], arguments: Sequence[Any], name: str) -> tuple[Any, Exception | None]:
+def _outcome(
+    function: Callable[..., object], arguments: Sequence[object], name: str
+) -> tuple[object, Exception | None]:
     """What the function returned, and what it raised."""
     try:
         return function(*arguments), None

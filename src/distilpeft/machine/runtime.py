@@ -17,7 +17,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 from importlib import metadata
 from types import FrameType
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 from accelerate import Accelerator
@@ -36,6 +36,7 @@ from distilpeft.machine.host import cpu_has_bf16, cpu_name, num_launched, on_sig
 from distilpeft.recipe.recipe import Parallel
 from distilpeft.recipe.training import Precision
 
+T = TypeVar("T")
 LINE_EVERY_S = 15.0  # without a terminal, progress is a line this often
 ASK_EVERY = 8
 """Batches after which several processes ask each other whether one was told to stop."""
@@ -170,7 +171,7 @@ class Runtime:
             return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
         return "bf16" if cpu_has_bf16() else "fp32"
 
-    def autocast(self, precision: Precision) -> AbstractContextManager[Any]:
+    def autocast(self, precision: Precision) -> AbstractContextManager[object]:
         """Compute matrix products in bf16, fp16 or TF32, or leave everything in fp32."""
         resolved = self.resolve_precision(precision)
         if resolved == "tf32":
@@ -243,13 +244,14 @@ class Runtime:
         """The main process's number, on all processes."""
         return int(broadcast(torch.tensor(number, device=self.device)))
 
-    def value_from_main(self, value: Any) -> Any:
+    def value_from_main(self, value: T) -> T:
         """The main process's value, whatever it is, on all processes."""
-        return broadcast_object_list([value])[0]
+        theirs: T = broadcast_object_list([value])[0]
+        return theirs
 
-    def on_main(self, work: Callable[[], Any]) -> Any:
+    def on_main(self, work: Callable[[], T]) -> T:
         """Do something in the main process alone; every process gets its result, or its fault."""
-        result: Any = None
+        result: T | None = None
         fault: Exception | None = None
         if self.is_main:
             try:
@@ -259,7 +261,7 @@ class Runtime:
         result, fault = self.value_from_main((result, fault))
         if fault is not None:
             raise fault
-        return result
+        return cast("T", result)  # without a fault the main process has one
 
     def stop(self, where: str) -> None:
         """Leave the run after a checkpoint.
@@ -270,7 +272,7 @@ class Runtime:
         code = 130 if self._signal == signal.SIGINT else 75
         raise StoppedBySignal(f"stopped {where}; the same command goes on from there", code)
 
-    def environment(self) -> dict[str, Any]:
+    def environment(self) -> dict[str, object]:
         """Versions and hardware, for manifests and reports."""
         names = (
             "distilpeft",

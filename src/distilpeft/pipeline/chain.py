@@ -224,7 +224,7 @@ class StepRunner:
             return self._bundle(role, out)
         if stage == "compare":
             evaluated = {one: self.plan.artifact("evaluate", one) for one in self.plan.roles()}
-            return self._runtime.on_main(lambda: compare.run(context, evaluated, out))  # type: ignore[no-any-return]
+            return self._runtime.on_main(lambda: compare.run(context, evaluated, out))
         return self._evaluate(role, out)
 
     def _audit(self) -> Figures:
@@ -256,9 +256,7 @@ class StepRunner:
         gc.collect()
         torch.cuda.empty_cache()
         folders = {role: self._verified(self.plan.weights_of(role)).path for role in self.plan.timed()}
-        return self._runtime.on_main(  # type: ignore[no-any-return]
-            lambda: benchmark.run(self.context, folders, STUDENT)
-        )
+        return self._runtime.on_main(lambda: benchmark.run(self.context, folders, STUDENT))
 
     def _distil(self, role: str, out: Artifact) -> Figures:
         recipe = self.plan.recipe
@@ -281,7 +279,7 @@ class StepRunner:
             "student": plan.step("distil", plan.recipe.export.of).key,
             "data": plan.data_digest,
         }
-        return self._runtime.on_main(  # type: ignore[no-any-return]
+        return self._runtime.on_main(
             lambda: bundle.run(plan.recipe, form, files, figures=figures, timed=timed, keys=keys, out=out)
         )
 

@@ -8,16 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 from distilpeft.machine.host import num_processes
 from distilpeft.machine.processes import joined
 from distilpeft.planning.plan import Plan, Step
 
 LOGS = "logs"
+T = TypeVar("T")
 
 
-def on_devices(devices: str | int, function: Callable[..., Any], arguments: Sequence[Any], folder: Path) -> Any:
+def on_devices(devices: str | int, function: Callable[..., T], arguments: Sequence[object], folder: Path) -> T:
     """What `function(*arguments)` returns, computed on the recipe's `devices`.
 
     Args:

@@ -25,7 +25,7 @@ from distilpeft.data.sources import model_config
 from distilpeft.distillation.codec import RANGE, Kept, Layout, quantized
 from distilpeft.distillation.store import TEACHER_VOCABULARY, Contents, Writer, row_hashes, shard_edges
 from distilpeft.errors import InputError
-from distilpeft.machine.files import publish_folder
+from distilpeft.machine.files import JsonObject, publish_folder
 from distilpeft.planning.plan import Plan
 from distilpeft.recipe.distil import format_fault
 from distilpeft.tasks.rows import TAUGHT, TaskData, Tokens
@@ -79,7 +79,7 @@ def run(plan: Plan, source: Path, out: Path, teacher: str, console: Console) -> 
     bound = {"teacher": teacher, **text_binding(tokenizer)}
     edges = shard_edges(rows.lengths_N, positions_R * layout.bytes_per_position(layout.count))
     contents = Contents(layout, bound, row_hashes(rows.dataset), positions_R, edges)
-    notes: dict[str, Any] = {"tokenizer": {"model": recipe.teacher.model, "revision": recipe.teacher.revision}}
+    notes: dict[str, object] = {"tokenizer": {"model": recipe.teacher.model, "revision": recipe.teacher.revision}}
     if shared < width:
         notes[TEACHER_VOCABULARY] = width
     _write(contents, blocks, out, notes)
@@ -122,7 +122,7 @@ def _check(plan: Plan, source: Path, out: Path) -> None:
         raise InputError(f"--out {out}: is there already; give a new folder")
 
 
-def _lines(source: Path) -> Iterator[tuple[int, Any]]:
+def _lines(source: Path) -> Iterator[tuple[int, JsonObject]]:
     with source.open(encoding="utf-8", errors="replace") as file:
         for number, text in enumerate(file, 1):
             if text.strip():
@@ -135,7 +135,9 @@ def _lines(source: Path) -> Iterator[tuple[int, Any]]:
                 yield number, line
 
 
-def _write(contents: Contents, blocks: dict[int, tuple[bytes, dict[str, float]]], out: Path, notes: Any) -> None:
+def _write(
+    contents: Contents, blocks: dict[int, tuple[bytes, dict[str, float]]], out: Path, notes: Mapping[str, object]
+) -> None:
     """Write beside `out`, then publish."""
     partial = out.with_name(f".{out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -164,9 +166,9 @@ def _added(sums: list[dict[str, float]]) -> dict[str, float]:
 class _Answer:
     """A server's answer: what it expected as each token, and which tokens those were, as far as it says."""
 
-    entries: list[Any]
-    token_ids: list[Any] | None = None
-    tokens: list[Any] | None = None
+    entries: list[object]
+    token_ids: list[object] | None = None
+    tokens: list[object] | None = None
     generated: bool = False
     names_chosen: bool = False  # each entry also holds the token that was there
 
@@ -177,7 +179,7 @@ class _Reader:
     def __init__(self, source: Path, rows: Tokens, tokenizer: PreTrainedTokenizerBase, layout: Layout) -> None:
         self._source, self._dataset, self._tokenizer, self._layout = source, rows.dataset, tokenizer, layout
 
-    def read(self, number: int, line: Mapping[str, Any]) -> tuple[int, Kept, dict[str, float]]:
+    def read(self, number: int, line: Mapping[str, object]) -> tuple[int, Kept, dict[str, float]]:
         """One line → its row, what is kept of its positions, and their figures."""
         here = f"{self._source}:{number}"
         row = line.get("row", number - 1)
@@ -197,7 +199,7 @@ class _Reader:
         kept, sums = self._kept(entries)
         return row, kept, sums
 
-    def _places(self, answer: _Answer, ids: list[int], wanted: list[int], here: str) -> list[Any]:
+    def _places(self, answer: _Answer, ids: list[int], wanted: list[int], here: str) -> list[object]:
         """The entries of the tokens to be predicted, once the tokens are known to be the recipe's."""
         expected = [ids[s] for s in wanted] if answer.generated else ids
         entries, given = answer.entries, answer.token_ids
@@ -218,10 +220,10 @@ class _Reader:
             )
         return entries if answer.generated else [entries[s] for s in wanted]
 
-    def _entry(self, entry: Any, place: str) -> Entry:
+    def _entry(self, entry: object, place: str) -> Entry:
         """Id → log-probability."""
         if isinstance(entry, dict):
-            pairs: list[tuple[Any, Any]] = [(self._number(key, place), value) for key, value in entry.items()]
+            pairs: list[tuple[Any, object]] = [(self._number(key, place), value) for key, value in entry.items()]
         elif isinstance(entry, list) and all(isinstance(one, dict) for one in entry):
             pairs = [
                 (one["id"] if "id" in one else self._id(one.get("token"), place), one.get("logprob")) for one in entry
@@ -240,7 +242,7 @@ class _Reader:
             raise InputError(f"{place}: {len(found)} ids with probabilities that sum to {mass:.4f}")
         return found
 
-    def _checked(self, key: Any, value: Any, place: str) -> float:
+    def _checked(self, key: object, value: object, place: str) -> float:
         """The log-probability of an id."""
         logprob = value.get("logprob") if isinstance(value, dict) else value
         if isinstance(key, bool) or not isinstance(key, int) or not 0 <= key < self._layout.vocabulary:
@@ -254,7 +256,7 @@ class _Reader:
         text = key.removeprefix("token_id:")
         return int(text) if text.isdecimal() and text.isascii() else self._id(key, place)
 
-    def _id(self, token: Any, place: str) -> int:
+    def _id(self, token: object, place: str) -> int:
         """The id of a token given as text."""
         text = str(token)
         if text.startswith("token_id:") and text.removeprefix("token_id:").isdecimal():
@@ -321,7 +323,7 @@ def _answer(line: Any, here: str) -> _Answer:
     raise InputError(f"{here}: no logprobs, prompt_logprobs or choices[0].logprobs with top_logprobs in this answer")
 
 
-def _by_text(entry: Any) -> Any:
+def _by_text(entry: object) -> object:
     """Keys of an echo are texts, also those that look like numbers."""
     if not isinstance(entry, dict):
         return entry

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import datasets
 import yaml
@@ -270,7 +269,7 @@ def _examples(task: Task, rows: datasets.Dataset, num_classes: int) -> dict[int,
     return examples
 
 
-def _line(text: Any) -> str:
+def _line(text: object) -> str:
     """A text, or a pair of them, in one short line."""
     shown = " | ".join(text) if isinstance(text, tuple) else "a picture" if isinstance(text, bytes) else str(text)
     return " ".join(shown.split())[:80]
@@ -387,7 +386,7 @@ def _count(size: Size | None, trained: int | None = None) -> str:
     return f"{size.total / 1e6:.1f}M" + (f" ({trained / 1e6:.2f}M)" if trained is not None else "")
 
 
-def _bytes(count: Any) -> str:
+def _bytes(count: float | None) -> str:
     if count is None:
         return "?"
     if count == 0:

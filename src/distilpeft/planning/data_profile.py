@@ -8,7 +8,6 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import datasets
 import numpy as np
@@ -149,7 +148,7 @@ def look(source: str) -> Look:
     return Look(splits, some, found["text"], classes, found["number"], found["list"], pictures, missing, language)
 
 
-def _kind(feature: Any, cells: Sequence[Any], some: Sequence[Any]) -> tuple[str, Sequence[str], int]:
+def _kind(feature: object, cells: Sequence[object], some: Sequence[object]) -> tuple[str, Sequence[str], int]:
     """What a column holds (text, class, number, list, or nothing to learn), its classes, and cells without anything."""
     if isinstance(feature, datasets.ClassLabel):
         return "class", list(feature.names), sum(cell is None for cell in cells)
@@ -168,12 +167,12 @@ def _kind(feature: Any, cells: Sequence[Any], some: Sequence[Any]) -> tuple[str,
     return ("number" if whole and there else "other"), (), missing
 
 
-def _is_decimal(cell: Any) -> bool:
+def _is_decimal(cell: object) -> bool:
     """Whether a cell is a number on a scale; `007` is a code."""
     return number(cell) is not None and not re.match(r"-?0\d", str(cell))
 
 
-def _few(cells: Sequence[Any]) -> Sequence[str] | None:
+def _few(cells: Sequence[object]) -> Sequence[str] | None:
     """The different values of a column, if they are few; numbers by their size."""
     counts = Counter(str(cell).lower() if isinstance(cell, bool) else str(cell) for cell in cells)
     if not 2 <= len(counts) <= min(MOST_CLASSES, len(cells) // 2):
@@ -184,12 +183,12 @@ def _few(cells: Sequence[Any]) -> Sequence[str] | None:
     return sorted(counts, key=lambda name: whole_number(name) or 0)
 
 
-def _names_pictures(cells: Sequence[Any]) -> bool:
+def _names_pictures(cells: Sequence[object]) -> bool:
     """Whether a column holds the names of files that end as pictures do."""
     return bool(cells) and all(isinstance(cell, str) and cell.lower().endswith(PICTURES) for cell in cells[:20])
 
 
-def _mean_words(cells: Iterable[Any]) -> float:
+def _mean_words(cells: Iterable[object]) -> float:
     counts = [estimate(cell) / TOKENS_PER_WORD for cell in cells if not is_missing(cell)]
     return float(np.mean(counts)) if counts else 0.0
 

@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from distilpeft.data.model_files.quantized import stored_form
 from distilpeft.data.model_files.recipe_models import teacher_of
@@ -183,7 +182,7 @@ class _Naming:
     data_digest: str
 
     @property
-    def seeded(self) -> dict[str, Any]:
+    def seeded(self) -> dict[str, object]:
         """The settings of every step that draws random numbers."""
         return {"seed": self.recipe.seed, **({"deterministic": True} if self.recipe.deterministic else {})}
 
@@ -193,7 +192,7 @@ class _Naming:
         found = unlabelled_digest(self.recipe.data)
         return {} if found is None else {"unlabelled": found}
 
-    def step(self, stage: str, settings: Mapping[str, Any], inputs: Mapping[str, str], role: str = "") -> Step:
+    def step(self, stage: str, settings: Mapping[str, object], inputs: Mapping[str, str], role: str = "") -> Step:
         """A step whose artifact is named by these settings and inputs, and by the rows."""
         named = {"data": self.data_digest, **inputs}
         return Step(artifact(self.folder, stage, FORMAT, digest_settings(settings), named), role)
@@ -325,7 +324,7 @@ def _lead(names: _Naming, teacher: Step, students: list[Step]) -> list[Step]:
     return [names.step("lead", settings, {"teacher": teacher.key, "student": on_labels[0].key})]
 
 
-def _student_settings(names: _Naming) -> dict[str, Any]:
+def _student_settings(names: _Naming) -> dict[str, object]:
     return {**_without(result_settings(names.recipe.student), "model", "revision"), **names.seeded}
 
 
@@ -391,10 +390,10 @@ def _bundle(names: _Naming, export: Step, shown: list[Step]) -> Step:
     return names.step("bundle", settings, {"files": export.key, "figures": figures}, export.role)
 
 
-def _export_settings(recipe: Recipe, form: str) -> dict[str, Any]:
+def _export_settings(recipe: Recipe, form: str) -> dict[str, object]:
     """What the files of one form depend on besides the student, and what they had to hold."""
     export = recipe.export
-    settings: dict[str, Any] = {"format": form, "gate_rows": export.gate_rows, "limits": asdict(recipe.limits(form))}
+    settings: dict[str, object] = {"format": form, "gate_rows": export.gate_rows, "limits": asdict(recipe.limits(form))}
     if recipe.kind.reads_first:
         settings["generate"] = _without(result_settings(recipe.evaluate.generate), "rows")
     if form == "safetensors":
@@ -404,7 +403,7 @@ def _export_settings(recipe: Recipe, form: str) -> dict[str, Any]:
     return settings
 
 
-def digest_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+def digest_settings(settings: Mapping[str, object]) -> dict[str, object]:
     """Settings as plain JSON values, so that a key is the same before and after a round trip through a manifest."""
     return {
         name: digest_settings(value)
@@ -416,10 +415,10 @@ def digest_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _target_settings(recipe: Recipe) -> dict[str, Any]:
+def _target_settings(recipe: Recipe) -> dict[str, object]:
     """What soft targets depend on besides the teacher. All logits, which classes keep, serve every temperature."""
     targets = recipe.targets
-    settings: dict[str, Any] = {"precision": targets.precision}
+    settings: dict[str, object] = {"precision": targets.precision}
     if not recipe.kind.is_language_model:
         return settings
     read = {"auto": ("k", "draws"), "top_k": ("k",), "sampled": ("draws",), "full": ()}[targets.format]
@@ -434,5 +433,5 @@ def _target_settings(recipe: Recipe) -> dict[str, Any]:
     return settings if targets.format in ("full", "top_k") else {**settings, "seed": recipe.seed}
 
 
-def _without(settings: Mapping[str, Any], *names: str) -> dict[str, Any]:
+def _without(settings: Mapping[str, object], *names: str) -> dict[str, object]:
     return {name: value for name, value in settings.items() if name not in names}

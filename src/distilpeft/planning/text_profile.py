@@ -11,7 +11,6 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
 
 import numpy as np
 
@@ -25,7 +24,7 @@ SPECIAL, TURN = 3, 6
 ENOUGH_LETTERS, ENOUGH_WORDS = 50, 100
 COMMON = 0.08
 """Share of a text's words that are among its language's most common ones, at least; English has about 0.3."""
-Count = Callable[[Any], float]
+Count = Callable[[object], float]
 """Tokens of a cell."""
 _UNSPACED = re.compile(
     "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"
@@ -51,7 +50,7 @@ _WORDS = {
 _COMMON = {name: frozenset(words.split()) for name, words in _WORDS.items()}
 
 
-def text_of(cell: Any) -> str:
+def text_of(cell: object) -> str:
     """What a cell says: a text, a list of words, or a chat's turns one after another."""
     if isinstance(cell, Mapping):
         return text_of(cell.get("content") or cell.get("value"))
@@ -60,14 +59,14 @@ def text_of(cell: Any) -> str:
     return cell if isinstance(cell, str) else ""
 
 
-def estimate(cell: Any) -> float:
+def estimate(cell: object) -> float:
     """Tokens of a cell, about."""
     text = text_of(cell)
     unspaced = len(_UNSPACED.findall(text))
     return TOKENS_PER_WORD * len(_UNSPACED.sub(" ", text).split()) + unspaced + _turns(cell)
 
 
-def _turns(cell: Any) -> int:
+def _turns(cell: object) -> int:
     return TURN * sum(isinstance(one, Mapping) for one in cell) if isinstance(cell, list) else 0
 
 
@@ -87,7 +86,7 @@ def counter(model: str) -> Count | None:
     return lambda cell: len(tokenizer.encode(text_of(cell), add_special_tokens=False).ids) + _turns(cell)
 
 
-def length(rows: Iterable[Mapping[str, Any]], columns: Iterable[str], count: Count) -> int:
+def length(rows: Iterable[Mapping[str, object]], columns: Iterable[str], count: Count) -> int:
     """Tokens that 98 % of the rows have at most, about, rounded up to a multiple of 16."""
     names = list(columns)
     counts = [sum(count(row[column]) for column in names) for row in rows]

@@ -24,7 +24,7 @@ from distilpeft.data.views import VIEW
 from distilpeft.errors import InputError
 from distilpeft.recipe.data import Data, Unlabelled
 from distilpeft.tasks import text_rows
-from distilpeft.tasks.task import Task
+from distilpeft.tasks.task import Label, Task
 
 FaultFinder = Callable[[datasets.Dataset], Iterator[str | None]]
 """Says why each row cannot be used, None if it can."""
@@ -36,7 +36,7 @@ ANSWER_KEYS = (*LABEL_KEYS, "answers")
 """Keys of columns that hold texts; of those that `LABEL` stands for; and of all that rows without a label lack."""
 UNLABELLED, VIEWS = "unlabelled", "views"
 """The splits of the rows without labels, and of changed copies."""
-NOTHING: tuple[Any, ...] = (None, "", [], "[]", "null")
+NOTHING: tuple[object, ...] = (None, "", [], "[]", "null")
 """Cells of a watched column that hold nothing."""
 
 
@@ -113,7 +113,9 @@ def _check_columns(task: Task, rows: datasets.Dataset, places: Places, keys: Ite
             )
 
 
-def _checked(task: Task, rows: datasets.Dataset, labels: list[Any] | None, groups: str | None) -> datasets.Dataset:
+def _checked(
+    task: Task, rows: datasets.Dataset, labels: list[Label | Fault] | None, groups: str | None
+) -> datasets.Dataset:
     """Rows with the columns that the task reads, its labels and the group."""
     own = None if groups is None else _as_groups(rows, groups)
     unread = LABEL_KEYS if labels is not None else ()
@@ -124,7 +126,7 @@ def _checked(task: Task, rows: datasets.Dataset, labels: list[Any] | None, group
     return rows if own is None else _with(rows, GROUP, own, datasets.Value("string"))
 
 
-def _with(rows: datasets.Dataset, name: str, cells: list[Any], feature: Any) -> datasets.Dataset:
+def _with(rows: datasets.Dataset, name: str, cells: Sequence[object], feature: object) -> datasets.Dataset:
     """One column more; it would be pickled for a fingerprint, which nothing here goes by."""
     return rows.add_column(name, cells, feature=feature, new_fingerprint=uuid.uuid4().hex)
 
@@ -168,7 +170,7 @@ def without_label(task: Task, rows: datasets.Dataset) -> NDArray[np.bool_]:
     return empty_N
 
 
-def _is_empty(cell: Any) -> bool:
+def _is_empty(cell: object) -> bool:
     if isinstance(cell, str):
         return not cell.strip()
     return cell is None or (isinstance(cell, float) and math.isnan(cell))

@@ -175,7 +175,7 @@ def _of_lists(task: MultiLabelClassification, rows: datasets.Dataset) -> Iterato
     assert task.label is not None
     column = task.label
 
-    def cells() -> Iterator[list[Any] | None]:
+    def cells() -> Iterator[list[object] | None]:
         return (listed(task, cell) for cell in text_rows.cells(rows, column))
 
     looks_one_hot = task.label_is is None and is_one_hot(task.labels, cells())
@@ -198,7 +198,7 @@ def _of_lists(task: MultiLabelClassification, rows: datasets.Dataset) -> Iterato
             yield _chosen(reader, found)
 
 
-def _chosen(reader: ClassReader, cells: list[Any]) -> Label | Fault:
+def _chosen(reader: ClassReader, cells: list[object]) -> Label | Fault:
     """0 or 1 for each class, of a list of names or ids."""
     if any(isinstance(one, float) for one in cells):
         return Fault(f"a list of classes holds names or whole numbers, not {shown(cells)}")
@@ -213,7 +213,7 @@ def _chosen(reader: ClassReader, cells: list[Any]) -> Label | Fault:
     return [int(index in ids) for index in range(len(reader.labels))]
 
 
-def _one_hot(task: MultiLabelClassification, cells: list[Any]) -> Label | Fault:
+def _one_hot(task: MultiLabelClassification, cells: list[object]) -> Label | Fault:
     """0 or 1 for each class, of a list with as many entries."""
     values = [yes_no(cell) for cell in cells]
     if len(values) != len(task.labels) or None in values:
@@ -232,12 +232,12 @@ def _of_columns(task: MultiLabelClassification, rows: datasets.Dataset) -> Itera
             yield Fault(f"column {task.labels[bad]!r} holds {shown(cells[bad])}, neither 0 nor 1")
 
 
-def yes_no(cell: Any) -> int | None:
+def yes_no(cell: object) -> int | None:
     """A cell of a class's own column: 1, 0, true or false, also as text; None for anything else."""
     return {"1": 1, "0": 0, "true": 1, "false": 0, "1.0": 1, "0.0": 0}.get(str(cell).strip().lower())
 
 
-def listed(task: MultiLabelClassification, cell: Any) -> list[Any] | None:
+def listed(task: MultiLabelClassification, cell: object) -> list[object] | None:
     """The classes in a cell, one by one; None if it is not of the form that the recipe says."""
     if task.separator is None:
         return list(cell) if isinstance(cell, list | tuple) else None
@@ -260,7 +260,7 @@ def decisions(logits_NC: Values) -> Values:
     return np.stack([np.zeros_like(flat_M), flat_M], axis=-1)
 
 
-def _labels(rows: Any) -> NDArray[np.int64]:
+def _labels(rows: Rows) -> NDArray[np.int64]:
     return np.stack(list(rows.column("label"))).astype(np.int64)
 
 

@@ -204,7 +204,7 @@ class QuestionAnsweringTask(Task):
         nats_Q, windows_Q = np.bincount(of_question_R, nats_R), np.bincount(of_question_R)
         f1_Q, exact_Q = (np.array([score(*one) for one in found]) for score in (f1, exact))
 
-        def of(draw: Any) -> dict[str, float]:
+        def of(draw: NDArray[np.int64] | slice) -> dict[str, float]:
             return {
                 "f1": float(f1_Q[draw].mean()), "exact_match": float(exact_Q[draw].mean()),
                 "log_loss": float(nats_Q[draw].sum() / windows_Q[draw].sum()),
@@ -233,7 +233,7 @@ class QuestionAnsweringTask(Task):
         return agreement(ours.reshape(-1, ours.shape[-1]), theirs.reshape(-1, theirs.shape[-1]))
 
 
-def _fault(task: QuestionAnswering, context: Any, answers: Any) -> str | None:
+def _fault(task: QuestionAnswering, context: Any, answers: object) -> str | None:
     found = listed(answers, context) if isinstance(context, str) else []
     if found is None:
         return (
@@ -288,14 +288,14 @@ def place_logits(model: nn.Module, batch: Batch) -> Tensor:
     return logits_B2S.flatten(0, 1).float().masked_fill(~batch["allowed_NS"], MASKED)
 
 
-def _windows(rows: Any) -> Iterator[dict[str, Any]]:
+def _windows(rows: Rows) -> Iterator[dict[str, Any]]:
     names = ["window", "first", "last", "label", "starts", "ends", "context", "answers"]
     for batch in rows.dataset.select_columns(names).iter(batch_size=500):
         for values in zip(*batch.values(), strict=True):
             yield dict(zip(batch, values, strict=True))
 
 
-def answers_of(task: QuestionAnswering, values_RK: Values, rows: Any) -> list[tuple[str, list[str]]]:
+def answers_of(task: QuestionAnswering, values_RK: Values, rows: Rows) -> list[tuple[str, list[str]]]:
     """Every question's answer by these logits, empty for none, and the right ones."""
     questions: list[list[tuple[Values, dict[str, Any]]]] = []
     for values_K, row in zip(values_RK, _windows(rows), strict=True):
@@ -323,7 +323,7 @@ def text_of(span: Span, row: dict[str, Any]) -> str:
     return str(row["context"][start:end])
 
 
-def _nats(values_RK: Values, rows: Any) -> Doubles:
+def _nats(values_RK: Values, rows: Rows) -> Doubles:
     """Negative log-likelihood of start and end of each window, on average of the two."""
     found = []
     for values_K, row in zip(values_RK, _windows(rows), strict=True):

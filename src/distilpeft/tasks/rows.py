@@ -54,7 +54,7 @@ if TYPE_CHECKING:
 
     from distilpeft.tasks.task import InputReader
 
-MainFirst = Callable[[], AbstractContextManager[Any]]
+MainFirst = Callable[[], AbstractContextManager[object]]
 """Makes a context in which the main process goes before the others."""
 MOST_GROUPS = 30
 TAUGHT = "train+unlabelled"

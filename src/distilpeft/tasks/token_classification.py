@@ -216,14 +216,14 @@ def _fault(task: TokenClassification, words: Any, tags: Any) -> str | None:
     return _word_fault(task, words)
 
 
-def _word_fault(task: TokenClassification, words: Any) -> str | None:
+def _word_fault(task: TokenClassification, words: object) -> str | None:
     if not isinstance(words, list) or not words:
         return _no_list(task.words, words)
     empty = [at for at, word in enumerate(words, 1) if not isinstance(word, str) or not word.strip()]
     return f"word {empty[0]} of {task.words!r} is empty or no text" if empty else None
 
 
-def _no_list(column: str, cell: Any) -> str:
+def _no_list(column: str, cell: object) -> str:
     return f"column {column!r} holds {shown(cell)}, not a list with an entry per word"
 
 
@@ -239,7 +239,7 @@ def _flat(values_RK: Values, num_words_R: Ints, num_classes: int) -> Values:
     return values_RWC[np.arange(values_RWC.shape[1]) < num_words_R[:, None]]
 
 
-def sums(task: TokenClassification, values_RK: Values, rows: Any) -> Doubles:
+def sums(task: TokenClassification, values_RK: Values, rows: Rows) -> Doubles:
     """What each row adds to the scores, [R, K] in the order of `SUMS`."""
     from distilpeft.metrics.probabilities import log_softmax
 

@@ -10,7 +10,7 @@ twice.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -35,24 +35,26 @@ NAMES = {
     "value": ("value", "v_proj", "v_lin", "value_proj", "v"),
 }
 """What architectures call the linear layers of attention."""
+Key = tuple[str, int]
+"""What is caught, `hidden` or a key of `NAMES`, and of which layer."""
 
 
 class Taps:
     """Catches what some modules give, in their last forward pass."""
 
-    def __init__(self, modules: Mapping[Any, nn.Module]) -> None:
-        self._found: dict[Any, Tensor] = {}
+    def __init__(self, modules: Mapping[Key, nn.Module]) -> None:
+        self._found: dict[Key, Tensor] = {}
         for key, module in modules.items():
             module.register_forward_hook(self._catcher(key))
 
-    def _catcher(self, key: Any) -> Any:
-        def catch(module: nn.Module, given: Any, found: Any) -> None:
+    def _catcher(self, key: Key) -> Callable[[nn.Module, object, Tensor | tuple[Tensor, ...]], None]:
+        def catch(module: nn.Module, given: object, found: Tensor | tuple[Tensor, ...]) -> None:
             del module, given
             self._found[key] = found[0] if isinstance(found, tuple) else found
 
         return catch
 
-    def take(self) -> dict[Any, Tensor]:
+    def take(self) -> dict[Key, Tensor]:
         """What was caught since the last time; nothing is kept."""
         found, self._found = self._found, {}
         return found
@@ -100,7 +102,7 @@ class FeatureLoss:
         depths = [len(side) for side in sides]
         self._hidden: dict[int, int] = {}
         self._relations: dict[int, int] = {}
-        wanted: list[dict[Any, Any]] = [{}, {}]
+        wanted: list[dict[Key, Any]] = [{}, {}]
         if settings.hidden is not None:
             self._hidden = layer_map(settings.hidden.layers, *depths)
             for at, modules in enumerate(wanted):

@@ -123,7 +123,7 @@ def _offline(name: str) -> dict[str, str]:
     return {} if netrc.is_file() and "wandb" in netrc.read_text(encoding="utf-8") else {"mode": "offline"}
 
 
-def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str | float]]:
+def _flat(settings: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, str | float]]:
     """Nested settings as dotted keys and plain values."""
     for name, value in settings.items():
         if isinstance(value, Mapping):

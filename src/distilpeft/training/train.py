@@ -324,7 +324,7 @@ def _resume(
     return state
 
 
-def _log(runtime: Runtime, work: Work, line: dict[str, Any]) -> None:
+def _log(runtime: Runtime, work: Work, line: dict[str, object]) -> None:
     if runtime.is_main:
         with (work.folder / LOG).open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")

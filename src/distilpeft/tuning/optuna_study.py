@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from distilpeft.errors import InputError
 from distilpeft.machine.files import write_text
@@ -42,7 +42,7 @@ class Trial:
         lock: tells others that the trial is alive.
     """
 
-    values: dict[str, Any]
+    values: dict[str, object]
     found: FrozenTrial
     lock: Lock
 
@@ -162,7 +162,7 @@ class Study:
         lock.acquire()
         return Trial(self.values(found), found, lock)
 
-    def values(self, trial: FrozenTrial) -> dict[str, Any]:
+    def values(self, trial: FrozenTrial) -> dict[str, object]:
         """A trial's values for the recipe."""
         return {
             key: trial.params[key] if isinstance(one, Range) else json.loads(trial.params[key])
@@ -220,7 +220,7 @@ class _JournalLock:
         self._lock.release()
 
 
-def _distribution(optuna: ModuleType, one: Range | tuple[Any, ...]) -> BaseDistribution:
+def _distribution(optuna: ModuleType, one: Range | tuple[object, ...]) -> BaseDistribution:
     if not isinstance(one, Range):
         return optuna.distributions.CategoricalDistribution([json.dumps(value) for value in one])
     if one.whole:
@@ -228,5 +228,5 @@ def _distribution(optuna: ModuleType, one: Range | tuple[Any, ...]) -> BaseDistr
     return optuna.distributions.FloatDistribution(one.low, one.high, log=one.log)
 
 
-def _encoded(space: Space, values: Mapping[str, Any]) -> dict[str, Any]:
+def _encoded(space: Space, values: Mapping[str, object]) -> dict[str, object]:
     return {key: values[key] if isinstance(one, Range) else json.dumps(values[key]) for key, one in space.items()}

@@ -30,7 +30,9 @@ from distilpeft.tuning.optuna_study import FINISHED, THOUSANDTHS, WAIT, Outcome,
 from distilpeft.tuning.search_space import Range, Search
 from distilpeft.tuning.sweep_points import settings_of, short
 
-if TYPE_CHECKING:  # it imports torch
+if TYPE_CHECKING:
+    from optuna.trial import FrozenTrial
+
     from distilpeft.machine.runtime import Runtime
 
 
@@ -129,6 +131,7 @@ def _make_trials(search: Search, runtime: Runtime) -> Study | None:
             waiting = True
             time.sleep(POLL_S)
             continue
+        assert isinstance(values, dict), "the main process has something to try"
         trial = turn if isinstance(turn, Trial) else None
         try:
             name = f"trial {trial.number + 1}" if trial else ""
@@ -146,7 +149,7 @@ class Pruned(Exception):
     """This trial is worse than most were at this point."""
 
 
-def _try(search: Search, runtime: Runtime, values: Mapping[str, Any], trial: Trial | None) -> Outcome:
+def _try(search: Search, runtime: Runtime, values: Mapping[str, object], trial: Trial | None) -> Outcome:
     """Train the student of one setting."""
     from distilpeft.pipeline import chain
     from distilpeft.pipeline.jobs import Job
@@ -194,7 +197,7 @@ def table(search: Search, study: Study) -> dict[str, Any]:
     }
 
 
-def _row(search: Search, study: Study, trial: Any) -> dict[str, Any]:
+def _row(search: Search, study: Study, trial: FrozenTrial) -> dict[str, Any]:
     stopped = trial.user_attrs.get("stopped")
     state = "stopped" if stopped else {"COMPLETE": "done", "PRUNED": "given up"}.get(trial.state.name, "elsewhere")
     values = study.values(trial) if trial.params else {}
@@ -240,7 +243,7 @@ def _progress(row: Mapping[str, Any]) -> float:
     return max(map(float, row["validations"]), default=0.0)
 
 
-def _shown(values: Mapping[str, Any], *, last: bool = False) -> str:
+def _shown(values: Mapping[str, object], *, last: bool = False) -> str:
     """Values in a line; `last`: by the last part of their keys."""
     return ", ".join(
         f"{key.rpartition('.')[2] if last else key}={f'{value:.4g}' if isinstance(value, float) else short(value)}"

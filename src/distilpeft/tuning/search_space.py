@@ -33,7 +33,7 @@ class Range:
     whole: bool
 
 
-Space = Mapping[str, Range | tuple[Any, ...]]
+Space = Mapping[str, Range | tuple[object, ...]]
 """Key → range, or values to choose from."""
 
 
@@ -75,7 +75,7 @@ class Search:
         """Where the table goes."""
         return self.corner.folder / f"search-{self.key}"
 
-    def plan(self, values: Mapping[str, Any], *more: str) -> Plan:
+    def plan(self, values: Mapping[str, object], *more: str) -> Plan:
         """What there is to do for some values of the space, with more overrides behind those of the search."""
         with named("--search", values):
             return make_plan(load_recipe(self.recipe, [*self.overrides, *settings_of(values), *more]), self.runs)
@@ -100,7 +100,7 @@ def make(
         InputError: an option cannot be read, or makes no good recipe; it is named.
     """
     base = load_recipe(recipe, overrides)
-    options: list[tuple[str, Range | tuple[Any, ...]]] = [
+    options: list[tuple[str, Range | tuple[object, ...]]] = [
         *(_parse_range(text, base) for text in ranges),
         *(_parse_values(text) for text in over),
     ]
@@ -125,7 +125,7 @@ def make(
     with named("--search", first):
         corner = make_plan(load_recipe(recipe, [*settings, *settings_of(first)]), runs)
     found = Search(recipe, settings, runs, space, trials, storage, corner)
-    seen: dict[str, Mapping[str, Any]] = {}
+    seen: dict[str, Mapping[str, object]] = {}
     for values in tried:
         key = found.plan(values).weights_of(STUDENT).key
         if key in seen:
@@ -134,7 +134,7 @@ def make(
     return found
 
 
-def _parse_values(text: str) -> tuple[str, tuple[Any, ...]]:
+def _parse_values(text: str) -> tuple[str, tuple[object, ...]]:
     key, values = parse_over(text)
     return key, tuple(values)
 
@@ -160,7 +160,7 @@ def _parse_range(text: str, base: Recipe) -> tuple[str, Range]:
     return key, Range(numbers[0], numbers[1], scale == "log", whole)
 
 
-def _value_at(recipe: Recipe, key: str) -> Any:
+def _value_at(recipe: Recipe, key: str) -> object:
     """The recipe's own value of a key, or None."""
     found: Any = recipe.model_dump(mode="json")
     for part in key.split("."):
@@ -168,10 +168,10 @@ def _value_at(recipe: Recipe, key: str) -> Any:
     return found
 
 
-def own_values(search: Search) -> dict[str, Any] | None:
+def own_values(search: Search) -> dict[str, object] | None:
     """The recipe's own values, which are tried first, if they are in the space."""
     base = load_recipe(search.recipe, search.overrides)
-    found: dict[str, Any] = {}
+    found: dict[str, object] = {}
     for key, one in search.space.items():
         value = _value_at(base, key)
         if isinstance(one, Range):

@@ -34,7 +34,7 @@ class Point:
         return label_of(self.values)
 
 
-def short(value: Any) -> str:
+def short(value: object) -> str:
     """A value in a table."""
     if isinstance(value, Mapping):
         return "{" + ", ".join(f"{key}: {short(one)}" for key, one in value.items()) + "}"
@@ -75,7 +75,7 @@ def points(recipe: Path, over: Sequence[str], overrides: Sequence[str], runs: Pa
 
 
 @contextmanager
-def named(option: str, values: Mapping[str, Any]) -> Iterator[None]:
+def named(option: str, values: Mapping[str, object]) -> Iterator[None]:
     """Let faults name the option and the values."""
     try:
         yield
@@ -83,23 +83,23 @@ def named(option: str, values: Mapping[str, Any]) -> Iterator[None]:
         raise InputError(f"{option}, at {label_of(values)}: {error}") from None
 
 
-def label_of(values: Mapping[str, Any]) -> str:
+def label_of(values: Mapping[str, object]) -> str:
     """Values in a line."""
     return ", ".join(f"{key}={short(value)}" for key, value in values.items())
 
 
-def settings_of(values: Mapping[str, Any]) -> list[str]:
+def settings_of(values: Mapping[str, object]) -> list[str]:
     """Values as overrides of a recipe."""
     return [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in values.items()]  # JSON is YAML
 
 
-def refuse_incomparable(option: str, values: Sequence[Mapping[str, Any]], recipes: Sequence[Recipe]) -> None:
+def refuse_incomparable(option: str, values: Sequence[Mapping[str, object]], recipes: Sequence[Recipe]) -> None:
     """Refuse points that are one and the same, or that no single figure can rank.
 
     Raises:
         InputError: there are some; `option` is what to call them by.
     """
-    seen: list[tuple[Mapping[str, Any], dict[str, Any]]] = []
+    seen: list[tuple[Mapping[str, object], dict[str, Any]]] = []
     for point, recipe in zip(values, recipes, strict=True):
         whole = recipe.model_dump()
         same = next((other for other, known in seen if known == whole), None)
@@ -117,7 +117,7 @@ def refuse_incomparable(option: str, values: Sequence[Mapping[str, Any]], recipe
             raise InputError(f"{option}: {what} is {' or '.join(sorted(found))}, and such points cannot be compared")
 
 
-def parse_over(text: str) -> tuple[str, list[Any]]:
+def parse_over(text: str) -> tuple[str, list[object]]:
     """Read `KEY=V1,V2`.
 
     Raises:

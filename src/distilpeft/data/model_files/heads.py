@@ -64,7 +64,7 @@ class Head:
         return ",".join(map(str, self.order)) if self.moved else ""
 
 
-def head_of(source: Source, config: Mapping[str, Any], suffix: str, labels: Sequence[str]) -> Head:
+def head_of(source: Source, config: Mapping[str, object], suffix: str, labels: Sequence[str]) -> Head:
     """The head that a model brings.
 
     Args:
@@ -80,19 +80,19 @@ def head_of(source: Source, config: Mapping[str, Any], suffix: str, labels: Sequ
     return compare(config, labels) if brings_head(config, suffix) else Head("none")
 
 
-def brings_head(config: Mapping[str, Any], suffix: str) -> bool:
+def brings_head(config: Mapping[str, object], suffix: str) -> bool:
     """Whether a model was saved with a head of this kind; without an architecture, the names of classes tell."""
     architecture = architecture_of(config)
     return suffix in architecture if architecture else bool(config.get("id2label"))
 
 
-def architecture_of(config: Mapping[str, Any]) -> str:
+def architecture_of(config: Mapping[str, object]) -> str:
     """The class that saved a model; empty if its configuration does not say."""
     found = config.get("architectures")
     return str(found[0]) if isinstance(found, list) and found else ""
 
 
-def compare(config: Mapping[str, Any], labels: Sequence[str]) -> Head:
+def compare(config: Mapping[str, object], labels: Sequence[str]) -> Head:
     """Compare the classes that a configuration names with those of the recipe; see `Head`."""
     ids, fault = _names_by_id(config)
     names, wanted = tuple(ids.get(index, "") for index in range(len(ids))), len(labels) or 1
@@ -128,7 +128,7 @@ def _is_number(name: str, index: int) -> bool:
     return found is not None and int(found[1]) == index
 
 
-def _names_by_id(config: Mapping[str, Any]) -> tuple[dict[int, str], str]:
+def _names_by_id(config: Mapping[str, object]) -> tuple[dict[int, str], str]:
     """Id → name, and what is wrong with them; a configuration without names has two classes, or `num_labels`."""
     forward, backward = _mapping(config.get("id2label")), _mapping(config.get("label2id"))
     if not forward:
@@ -153,7 +153,7 @@ def _names_by_id(config: Mapping[str, Any]) -> tuple[dict[int, str], str]:
     return ids, ""
 
 
-def _mapping(value: Any) -> dict[str, Any]:
+def _mapping(value: object) -> dict[str, Any]:
     return {str(key): entry for key, entry in value.items()} if isinstance(value, Mapping) else {}
 
 
@@ -176,7 +176,7 @@ def _adapter_rows(folder: Path, wanted: int) -> int | None:
     return wanted if wanted in found else found[-1]
 
 
-def _adapter_head(folder: Path, config: Mapping[str, Any], rows: int, labels: Sequence[str]) -> Head:
+def _adapter_head(folder: Path, config: Mapping[str, object], rows: int, labels: Sequence[str]) -> Head:
     """A head that was tuned with an adapter: named by a config.json there, or by the base's if the names fit."""
     file = folder / "config.json"
     if file.is_file():

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 OFFSET = frozenset({
     "altclip", "bridgetower", "camembert", "data2vec-text", "esm", "ibert", "layoutlmv3", "lilt", "longformer", "luke",
@@ -36,7 +36,7 @@ class Reach:
     is_hard: bool
 
 
-def reach_of(config: Mapping[str, Any], side: Side = "encoder") -> Reach | None:
+def reach_of(config: Mapping[str, object], side: Side = "encoder") -> Reach | None:
     """How far a model's positions go; None if its configuration names no end, as those of relative positions.
 
     Args:
@@ -47,7 +47,7 @@ def reach_of(config: Mapping[str, Any], side: Side = "encoder") -> Reach | None:
     if isinstance(nested, Mapping):
         config = {"pad_token_id": config.get("pad_token_id"), **nested}
     names = (f"max_{side}_position_embeddings", *KEYS)
-    rows = next((config[name] for name in names if isinstance(config.get(name), int) and config[name] > 0), None)
+    rows = next((size for size in map(config.get, names) if isinstance(size, int) and size > 0), None)
     if rows is None:
         return None
     kind = config.get("model_type")
@@ -56,7 +56,7 @@ def reach_of(config: Mapping[str, Any], side: Side = "encoder") -> Reach | None:
     return Reach(rows - reserved, kind in TABLES and not _is_relative(config))
 
 
-def _is_relative(config: Mapping[str, Any]) -> bool:
+def _is_relative(config: Mapping[str, object]) -> bool:
     """Whether a model of a type with a table was made without it."""
     if config.get("position_biased_input") is False:  # DeBERTa
         return True

@@ -47,7 +47,7 @@ def check_tokenizer_files(source: Source, key: str) -> None:
     )
 
 
-def _settings(folder: Path) -> Mapping[str, Any]:
+def _settings(folder: Path) -> Mapping[str, object]:
     file = folder / "tokenizer_config.json"
     return read_json(file, "the tokenizer's configuration is damaged") if file.is_file() else {}
 
@@ -59,7 +59,7 @@ def longest_text(source: Source) -> int | None:
     return int(found) if isinstance(found, int | float) and math.isfinite(found) else None
 
 
-def embedding_rows(source: Source, overrides: Mapping[str, Any] | None = None) -> int | None:
+def embedding_rows(source: Source, overrides: Mapping[str, object] | None = None) -> int | None:
     """Rows of a model's embedding matrix, those that an adapter brings instead of its base's; None if unknown here.
 
     Args:
@@ -231,7 +231,7 @@ def without_row(name: str, text: str, token: int, size: int, rows: int) -> str:
     )
 
 
-def unembedded(source: Source, model: Source, overrides: Mapping[str, Any] | None = None) -> Unembedded | None:
+def unembedded(source: Source, model: Source, overrides: Mapping[str, object] | None = None) -> Unembedded | None:
     """The tokens without an embedding, of a tokenizer and a model; None if there are none, or the files are not here.
 
     Args:
@@ -246,7 +246,7 @@ def unembedded(source: Source, model: Source, overrides: Mapping[str, Any] | Non
     return Unembedded(model.name, words, rows)
 
 
-def strings(cell: Any) -> Iterator[str]:
+def strings(cell: object) -> Iterator[str]:
     """All texts in a cell: itself, or those of its lists and mappings."""
     if isinstance(cell, str):
         yield cell

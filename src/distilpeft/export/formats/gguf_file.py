@@ -333,10 +333,10 @@ def _arranged(title: str, tensor: Tensor, config: PretrainedConfig) -> Tensor:
     return halves.transpose(1, 2).reshape(outputs, inputs)
 
 
-def _encoded(tensor: Tensor, kind: Any, title: str) -> NDArray[Any]:
+def _encoded(tensor: Tensor, kind: Any, title: str) -> NDArray[np.generic]:
     array = tensor.float().cpu().contiguous().numpy()
     with np.errstate(over="ignore"):
-        found: NDArray[Any] = gguf.quants.quantize(array, kind)
+        found: NDArray[np.generic] = gguf.quants.quantize(array, kind)
     if kind == Type.F16 and np.isinf(found).any():
         raise InputError(f"export.formats: gguf: {title} has weights beyond the largest of f16; gguf-bf16 holds them")
     return found

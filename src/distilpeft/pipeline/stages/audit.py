@@ -109,7 +109,7 @@ class _Form:
         for draw, made in enumerate(rounds):
             block = self.layout.encode(made)
             kept = self.layout.decode(np.frombuffer(bytearray(block), np.uint8), len(labels_N))
-            soft: Any = torch.from_numpy(kept.values)
+            soft: Tensor | Sparse = torch.from_numpy(kept.values)
             if self.layout.kind != "full":
                 soft = Sparse.of(kept, self.layout, self._loss.temperature)
             value, grad_NV = soft_value_and_grad(student_NV, labels_N, soft.to(student_NV.device), self._loss)

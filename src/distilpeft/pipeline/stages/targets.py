@@ -191,7 +191,7 @@ class _Maker:
         """What is kept of a batch's positions; adds to the sums of the shard."""
         layout, counts = self._layout, self._positions_R[row_ids_N]
         rows_N = np.repeat(row_ids_N, counts)
-        numbers_ND: Any = None
+        numbers_ND: NDArray[np.float64] | None = None
         if layout.kind == "sampled":
             drawn = [
                 uniforms(self._seed, int(row), int(n), layout.count) for row, n in zip(row_ids_N, counts, strict=True)

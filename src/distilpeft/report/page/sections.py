@@ -189,7 +189,7 @@ def _known(fact: object) -> str:
     return "–" if fact is None else str(fact)
 
 
-def _plain(found: Any) -> Any:
+def _plain(found: object) -> Any:
     """What YAML can say, whatever it was."""
     if isinstance(found, Mapping):
         return {str(name): _plain(value) for name, value in found.items()}

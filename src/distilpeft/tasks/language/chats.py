@@ -36,7 +36,7 @@ class Chat:
     arguments_as_text: bool = False
 
     @staticmethod
-    def of(cell: Any, tools: Any = None, *, needs_reply: bool) -> Chat:
+    def of(cell: object, tools: Any = None, *, needs_reply: bool) -> Chat:
         """A chat out of data cells, which hold lists or JSON text of lists.
 
         Raises:
@@ -66,7 +66,7 @@ class Chat:
         return replace(self, messages=messages)
 
 
-def _as_json(arguments: Mapping[str, Any]) -> str:
+def _as_json(arguments: Mapping[str, object]) -> str:
     return json.dumps(arguments, ensure_ascii=False)
 
 
@@ -82,7 +82,7 @@ def _with_arguments(message: Message, change: Callable[[Mapping[str, Any]], Any]
     return {**message, "tool_calls": calls}
 
 
-def _given(cell: Any) -> Any:
+def _given(cell: object) -> Any:
     """A cell as plain data: what JSON text says, or structures without the keys that Arrow fills in."""
     if not isinstance(cell, str):
         return _without_none(cell)
@@ -92,14 +92,14 @@ def _given(cell: Any) -> Any:
         return None
 
 
-def _without_none(value: Any) -> Any:
+def _without_none(value: object) -> Any:
     """A value without keys that are None: Arrow fills them in where another row has them."""
     if isinstance(value, Mapping):
         return {key: _without_none(item) for key, item in value.items() if item is not None}
     return [_without_none(item) for item in value] if isinstance(value, list) else value
 
 
-def tools_of(cell: Any) -> list[Any] | None:
+def tools_of(cell: object) -> list[Any] | None:
     """The tools in a data cell: a list, or JSON text of one; None for none.
 
     Raises:
@@ -116,7 +116,7 @@ def tools_of(cell: Any) -> list[Any] | None:
     return found or None
 
 
-def _message(message: Any) -> Message:
+def _message(message: object) -> Message:
     """A message as templates take it.
 
     Raises:

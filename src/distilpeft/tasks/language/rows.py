@@ -67,7 +67,7 @@ def faults(task: CausalLM, rows: datasets.Dataset) -> Iterator[str | None]:
     return text_rows.first_of(*(of_column(key, column) for key, column in columns(task).items()))
 
 
-def _fault(task: CausalLM, key: str, cell: Any) -> str | None:
+def _fault(task: CausalLM, key: str, cell: object) -> str | None:
     if key in ("messages", "tools"):
         try:
             Chat.of(cell, needs_reply=task.loss_on != "all") if key == "messages" else tools_of(cell)
