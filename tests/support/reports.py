@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from distilpeft.report import verdict
+from distilpeft.report import advice, verdict
 from distilpeft.report.schema import Report
 
 METRICS = {
@@ -261,7 +261,7 @@ def plain(name, task, table):
 def judged(report):
     """A report from its JSON, with the verdict that follows from it."""
     found = Report.model_validate({name: part for name, part in report.items() if name != "verdict"})
-    return found.model_copy(update={"verdict": verdict.verdict(found)})
+    return found.model_copy(update={"verdict": advice.verdict(found)})
 
 
 def changed(report, **parts):

@@ -31,7 +31,7 @@ from distilpeft.planning.roles import (
     format_of,
     step_name,
 )
-from distilpeft.report import verdict
+from distilpeft.report import advice, verdict
 from distilpeft.report.schema import Export, Model, QuantizationCost, Report, Rows, Sample, SoftTargets
 from distilpeft.report.text import markdown
 
@@ -87,7 +87,7 @@ def build(plan: Plan) -> Report:
         artifacts={step: made.path.name for step, made in plan.steps().items()},
     )
     report = report.model_copy(update={"ce_gap_closed": verdict.gap_closed(report)})
-    found = {"verdict": verdict.verdict(report), "not_measured": tuple(verdict.not_measured(report))}
+    found = {"verdict": advice.verdict(report), "not_measured": tuple(verdict.not_measured(report))}
     return report.model_copy(update=found)
 
 

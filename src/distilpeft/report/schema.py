@@ -363,6 +363,7 @@ class Verdict(Part):
     """Which of the exports to deploy."""
 
     within: Figure | None = Field(None, description="how much of the teacher's score `fastest` may lose, as a share")
+    deploy: str | None = Field(None, description="role of the export to deploy; null if none was timed")
     fastest: str | None = Field(
         None, description="role of the fastest export that keeps 1 − `within` of the teacher's score; null if none does"
     )
@@ -389,7 +390,7 @@ class Report(Part):
     ce_gap_closed: Figure | None = Field(
         None,
         description="(student − CE-only student) ÷ (teacher − CE-only student) in `metric`, over all seeds; null "
-        "without a baseline, or if the teacher's lead over it may be chance (the 95 % interval holds 0)",
+        "without a baseline, or if the teacher's lead over it is not significant (its 95 % interval contains 0)",
     )
     quantization_cost: QuantizationCost | None = Field(
         None, description="what quantizing the teacher cost; null if the teacher is not quantized"

@@ -84,10 +84,10 @@ def _gap(report: Report) -> list[str]:
     if gap is None:
         return []
     if closed is None:
-        return [f"There was no gap to close: the teacher's lead over labels alone may be chance, {gap.words}."]
+        return [f"No gap to close: the teacher's lead over labels alone is not significant, {gap.words}."]
     if closed < 0:
-        return ["Distilling did not close the gap that training on labels alone leaves: it is wider."]
-    return [f"Distilling closed {closed:.0%} of the gap that training on labels alone leaves, {gap.words}."]
+        return ["Distilling widened the gap to the teacher compared with training on labels alone."]
+    return [f"Distilling closed {closed:.0%} of the teacher's lead over labels alone, {gap.words}."]
 
 
 def _trained(report: Report) -> list[str]:

@@ -1,6 +1,6 @@
 """What follows from a run's figures; torch-free, see docs/report.md.
 
-Differences and whether they may be chance, over seeds too; what to deploy; how training went; what was not measured.
+Differences and whether they are significant, over seeds too; how training went; what was not measured.
 """
 
 from __future__ import annotations
@@ -24,15 +24,14 @@ from distilpeft.report.schema import (
     Comparison,
     Curve,
     Groups,
-    Model,
     Report,
     SeedComparison,
     SeedModel,
     Seeds,
-    Verdict,
 )
 
-WITHIN = 0.01
+SIGNIFICANT = 0.05
+"""The p-value below which a difference is called significant."""
 CURVE_POINTS = 200
 SEED_PAIRS = tuple((role, other) for role, others in COMPARED.items() for other in others)
 ROWS = "rows.npz"
@@ -141,7 +140,7 @@ def losing(report: Report) -> list[str]:
 
 
 def _points(difference: Figure) -> str:
-    return f"{difference * 100:+.2f}"
+    return signed(difference * 100, 2)
 
 
 @dataclass(frozen=True)
@@ -160,7 +159,8 @@ class Lead:
         scale, unit, digits = (1, "", 4) if self.metric in LOWER_IS_BETTER else (100, " points", 2)
         value, low, high = (figure * scale for figure in (self.value, self.low, self.high))
         over = f" over {self.seeds} seeds" if self.seeds > 1 else ""
-        return f"{value:+.{digits}f}{unit} (95 % {low:+.{digits}f} to {high:+.{digits}f}{over})"
+        between = f"{signed(low, digits)} to {signed(high, digits)}"
+        return f"{signed(value, digits)}{unit} (95 % {between}{over})"
 
 
 def lead(report: Report, role: str, against: str) -> Lead | None:
@@ -200,102 +200,21 @@ def gap_closed(report: Report) -> float | None:
     return gain.value / gap.value
 
 
-def gain(report: Report) -> list[str]:
-    """Whether distilling was worth it, and which student to deploy if it was not."""
-    other = on_labels(report)
-    found = lead(report, STUDENT, other)
-    if found is None:
-        return []
-    if found.low > 0:
-        return [f"Distilling pays here: the student is ahead of the same student on labels alone by {found.words}."]
-    if found.high < 0:
-        return [
-            f"Deploy {other}: the same student is better on labels alone; distilling changed its score by "
-            f"{found.words}. export.of: {other} exports it."
-        ]
-    return [
-        f"Distilling adds nothing beyond chance here: {found.words} over the same student on labels alone. What helps "
-        "most is text without labels (data.unlabelled), and a teacher that is further ahead."
-    ]
-
-
-def verdict(report: Report) -> Verdict:
-    """What to deploy, of the exports: the fastest that keeps 99 % of the teacher's score, the smallest, the best."""
-    metric = report.metric
-    exports = [_Candidate(one, one.latency_ms.p50) for one in report.models if one.is_export and one.latency_ms]
-    if not exports:
-        return Verdict(within=WITHIN, fastest=None, smallest=None, best=None, sentences=tuple(gain(report)))
-    sign = -1 if metric in LOWER_IS_BETTER else 1
-    good = [one for one in exports if (one.model.kept or 0) >= 1 - WITHIN]
-    fastest = min(good, key=lambda one: one.p50) if good else None
-    smallest = min(exports, key=lambda one: (one.size_bytes, one.p50))
-    best = min(exports, key=lambda one: (-sign * one.model.scores[metric].value, one.p50))
-    lines = gain(report)
-    if not good:
-        near = max((one.model for one in exports), key=lambda model: model.kept or 0)
-        share = f" ({near.kept:.2%} of its {_what(metric)})" if near.kept else ""
-        lines.append(f"No export is within {WITHIN:.0%} of the teacher; {near.name} comes nearest{share}.")
-    titles = {f"Fastest within {WITHIN:.0%} of the teacher": fastest, "Smallest": smallest, "Best score": best}
-    said: dict[str, list[str]] = {}
-    for title, chosen in titles.items():
-        if chosen is not None:
-            said.setdefault(chosen.model.role, []).append(title)
-    by_role = {one.model.role: one for one in exports}
-    lines += [f"{_joined(words)}: {_described(by_role[role], report)}" for role, words in said.items()]
-    return Verdict(
-        within=WITHIN,
-        fastest=fastest.model.role if fastest else None,
-        smallest=smallest.model.role,
-        best=best.model.role,
-        sentences=tuple(lines),
-    )
-
-
-@dataclass(frozen=True)
-class _Candidate:
-    """An export that was timed."""
-
-    model: Model
-    p50: Figure
-
-    @property
-    def size_bytes(self) -> Figure:
-        return self.model.size_bytes or 0
-
-
-def _joined(words: Sequence[str]) -> str:
-    """Several titles as one."""
-    first, *rest = words
-    more = [word[0].lower() + word[1:] for word in rest]
-    return " and ".join([", ".join([first, *more[:-1]]), *more[-1:]])
-
-
-def _what(metric: str) -> str:
-    """What a share of the teacher is a share of."""
-    return "probability of the right token" if metric in LOWER_IS_BETTER else "score"
-
-
-def _described(one: _Candidate, report: Report) -> str:
-    """What an export costs and gives, and how sure that is."""
-    model, metric = one.model, report.metric
-    share = f", {model.kept:.1%} of the teacher's {_what(metric)}" if model.kept else ""
-    pairs = [pair for pair in report.comparisons if (pair.role, pair.against) == (model.role, TEACHER)]
-    sure = f" ({difference(pairs[0])})" if pairs else ""
-    memory = f", {model.memory_bytes / 1e6:.0f} MB of memory" if model.memory_bytes else ""
-    return (
-        f"{model.name}, {one.p50:.1f} ms, {one.size_bytes / 1e6:.1f} MB{memory}, "
-        f"{metric} {model.scores[metric].value:.4f}{share}{sure}."
-    )
-
-
 def difference(pair: Comparison) -> str:
-    """A comparison in words: shares in points, anything else as it is, and whether it may be chance."""
+    """A comparison in words: shares in points, anything else as it is, and whether it is significant."""
     points = pair.metric not in LOWER_IS_BETTER
     scale, unit = (100, " points") if points else (1, " nats" if pair.metric == "nats_per_token" else "")
     value, low, high = (figure * scale for figure in (pair.difference, pair.low, pair.high))
     digits = 2 if points else 4
-    chance = "may be chance" if pair.p_value >= 0.05 else "more than chance"
-    return f"{value:+.{digits}f}{unit}, 95 % {low:+.{digits}f} to {high:+.{digits}f}, p = {pair.p_value:.2g}: {chance}"
+    sure = "significant" if pair.p_value < SIGNIFICANT else "not significant"
+    between = f"{signed(low, digits)} to {signed(high, digits)}"
+    return f"{signed(value, digits)}{unit}, 95 % {between}, p = {pair.p_value:.2g}, {sure}"
+
+
+def signed(value: Figure, digits: int) -> str:
+    """A figure with its sign; one that rounds to zero has none."""
+    text = f"{value:+.{digits}f}"
+    return text if float(text) else text[1:]
 
 
 def not_measured(report: Report) -> list[str]:

@@ -14,7 +14,7 @@ from distilpeft.errors import InputError
 from distilpeft.export import card
 from distilpeft.export.card_code import snippet
 from distilpeft.recipe.yaml_file import load_recipe
-from distilpeft.report import build, verdict
+from distilpeft.report import advice, build, verdict
 from distilpeft.report import text as text_
 from distilpeft.report.schema import Report
 
@@ -113,14 +113,13 @@ def small(**parts):
 def test_the_sentences_say_what_the_figures_mean():
     assert text_.sentences(small()) == [
         "The student keeps 90.0% of the teacher's accuracy (200 test rows).",
-        "Distilling closed 25% of the gap that training on labels alone leaves, +12.00 points (95 % +11.00 to +13.00).",
+        "Distilling closed 25% of the teacher's lead over labels alone, +12.00 points (95 % +11.00 to +13.00).",
         "Quantizing the teacher to nf4 changed its accuracy by -1.25 points "
         "(KL 0.0031 nats, same answer on 98.50% of rows).",
         "Merging its adapter into the dequantized base, which the student is cut from: KL 2.5e-07 nats, "
         "same answer on 100.00% of rows.",
-        "student over student_ce_only on the same rows: "
-        "+3.00 points, 95 % +2.00 to +4.00, p = 0.004: more than chance.",
-        "student over teacher on the same rows: -9.00 points, 95 % -10.00 to -8.00, p = 0.2: may be chance.",
+        "student over student_ce_only on the same rows: +3.00 points, 95 % +2.00 to +4.00, p = 0.004, significant.",
+        "student over teacher on the same rows: -9.00 points, 95 % -10.00 to -8.00, p = 0.2, not significant.",
         "onnx-int8: per channel holds; tried before, and too far off: dynamic.",
         "12 of 1000 training rows were cut to 64 tokens.",
         "4 rows of rows.csv could not be used and were left out.",
@@ -170,26 +169,25 @@ def test_a_gap_that_may_be_chance_is_no_gap():
     found = gains(0.03, -0.009, ce_gap_closed=None)
     assert verdict.gap_closed(found) is None
     assert (
-        "There was no gap to close: the teacher's lead over labels alone may be chance, +0.90 points (95 % -0.10 to "
-        "+1.90)." in text_.sentences(found)
+        "No gap to close: the teacher's lead over labels alone is not significant, +0.90 points (95 % -0.10 to +1.90)."
+        in text_.sentences(found)
     )
-    wider = "Distilling did not close the gap that training on labels alone leaves: it is wider."
+    wider = "Distilling widened the gap to the teacher compared with training on labels alone."
     assert wider in text_.sentences(gains(-0.03, -0.12, ce_gap_closed=-0.25))
 
 
 @pytest.mark.parametrize(
     ("lead", "says"),
     [
-        (0.03, "Distilling pays here: the student is ahead of the same student on labels alone by +3.00 points (95 % "
-         "+2.00 to +4.00)."),
-        (0.005, "Distilling adds nothing beyond chance here: +0.50 points (95 % -0.50 to +1.50) over the same student "
-         "on labels alone."),
-        (-0.03, "Deploy student_ce_only: the same student is better on labels alone; distilling changed its score by "
-         "-3.00 points (95 % -4.00 to -2.00). export.of: student_ce_only exports it."),
+        (0.03, "Distilling gained +3.00 points (95 % +2.00 to +4.00) over the same student trained on labels alone."),
+        (0.005, "Distilling gained nothing significant: +0.50 points (95 % -0.50 to +1.50) compared with the same "
+         "student trained on labels alone."),
+        (-0.03, "Labels alone train a better student here: distilling changed its accuracy by -3.00 points (95 % -4.00 "
+         "to -2.00). Deploy student_ce_only instead: export.of: student_ce_only exports it."),
     ],
 )  # fmt: skip
 def test_the_verdict_says_whether_distilling_was_worth_it(lead, says):
-    assert verdict.verdict(gains(lead, -0.12)).sentences[0].startswith(says)
+    assert advice.gain(gains(lead, -0.12))[0].startswith(says)
 
 
 def test_the_better_student_on_labels_alone_is_the_one_to_beat():
@@ -218,7 +216,7 @@ def test_several_seeds_decide_instead_of_one():
     roles = [{"role": "student_ce_only", "values": [0.7, 0.8], "mean": 0.75, "sd": 0.07}]
     found = small(seeds={**seeds, "models": roles})
     assert verdict.gap_closed(found) == pytest.approx(0.5)
-    assert "+1.00 points (95 % +0.60 to +1.40 over 2 seeds)" in verdict.verdict(found).sentences[0]
+    assert "+1.00 points (95 % +0.60 to +1.40 over 2 seeds)" in advice.gain(found)[0]
 
 
 def test_rows_without_labels_are_counted_beside_the_others():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
@@ -28,21 +29,23 @@ def verdict(report: Report) -> str:
 
 
 def _sentence(line: str) -> str:
-    """`Title: name, the rest` as a card; anything else as a statement."""
-    title, colon, body = line.partition(": ")
-    name, comma, rest = body.partition(", ")
-    if not colon or not comma or len(name) > 40:
+    """`Deploy name: the rest` or `Title: name, the rest` as a card; anything else as a statement."""
+    found = re.fullmatch(r"(Deploy)( )(\S+)(: )(.+)", line) or re.fullmatch(
+        r"(Smallest|Best score)(: )(\S+)(, )(.+)", line
+    )
+    if found is None:
         return f'<p class="statement">{escape(line)}</p>'
+    title, first, name, second, rest = map(escape, found.groups())
     return (
-        f'<p class="card"><span class="kicker">{escape(title)}<span class="gone">: </span></span>'
-        f'<strong>{escape(name)}</strong><span class="gone">, </span><span class="rest">{escape(rest)}</span></p>'
+        f'<p class="card"><span class="kicker">{title}<span class="gone">{first}</span></span>'
+        f'<strong>{name}</strong><span class="gone">{second}</span><span class="rest">{rest}</span></p>'
     )
 
 
 def chosen(report: Report) -> Model | None:
     """The model that key figures are of: what the verdict names first, else the student."""
     verdict = report.verdict
-    models = (report.model(role) for role in (verdict.fastest, verdict.best, verdict.smallest, "student") if role)
+    models = (report.model(role) for role in (verdict.deploy, "student") if role)
     return next((model for model in models if model is not None), None)
 
 

@@ -14,6 +14,7 @@ from distilpeft.report.markers import mark
 from distilpeft.report.page.markup import Cell, Column, plain, table
 from distilpeft.report.page.svg import swatch
 from distilpeft.report.schema import Comparison, Model, Report
+from distilpeft.report.verdict import SIGNIFICANT
 
 MEGA = 1e6
 Made = tuple[Column, Callable[[Model], Cell]]
@@ -62,9 +63,8 @@ def models(runs: Sequence[tuple[int, str, Report]], caption: str) -> str:
 
 
 def _badges(role: str, report: Report) -> tuple[str, ...]:
-    verdict = report.verdict
-    titles = (("fastest", verdict.fastest), ("smallest", verdict.smallest), ("best", verdict.best))
-    return tuple(title for title, chosen in titles if chosen == role)
+    chosen = report.verdict.model_dump(include={"deploy", "fastest", "smallest", "best"})
+    return tuple(title for title, model in chosen.items() if model == role)
 
 
 def _model_columns(report: Report) -> list[Made]:
@@ -140,7 +140,7 @@ def comparisons(report: Report) -> str:
 
 
 def _comparison(pair: Comparison) -> list[Cell]:
-    reading = "more than chance" if pair.p_value < 0.05 else "may be chance"
+    reading = "significant" if pair.p_value < SIGNIFICANT else "not significant"
     signed = [Cell(f"{one:+.4f}", one) for one in (pair.difference, pair.low, pair.high)]
     return [
         Cell(f"{pair.role} − {pair.against}"), *signed, figure(pair.p_value, signs=2), Cell(reading),

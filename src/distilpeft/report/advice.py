@@ -1,0 +1,165 @@
+"""What to deploy, what distilling gave, and what to try next: the first lines of a report. Torch-free."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from distilpeft.planning.roles import STUDENT, TEACHER
+from distilpeft.recipe.task import KINDS, LOWER_IS_BETTER
+from distilpeft.report.figures import Figure
+from distilpeft.report.schema import Model, Report, Verdict
+from distilpeft.report.verdict import SIGNIFICANT, difference, lead, on_labels
+
+WITHIN = 0.01
+NAMES = {"ece": "ECE", "log_loss": "log-loss"}
+"""Scores of probabilities, which distilling changes even where it changes no answer; lower is better."""
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    """An export that was timed."""
+
+    model: Model
+    p50: Figure
+
+    @property
+    def size_bytes(self) -> Figure:
+        return self.model.size_bytes or 0
+
+    @property
+    def cost(self) -> tuple[Figure, Figure]:
+        """Ties are broken by speed, then by size."""
+        return self.p50, self.size_bytes
+
+
+def verdict(report: Report) -> Verdict:
+    """The export to deploy, and those that are the fastest within 1 % of the teacher, the smallest, and the best.
+
+    To deploy is the fastest that keeps 99 % of the teacher's score; if none does, the fastest of those that are not
+    significantly worse than the student that they are made from; else the best.
+    """
+    exports = [_Candidate(one, one.latency_ms.p50) for one in report.models if one.is_export and one.latency_ms]
+    gave, following = gain(report), next_steps(report)
+    if not exports:
+        return Verdict(within=WITHIN, sentences=(*gave, *following))
+    sign = -1 if report.metric in LOWER_IS_BETTER else 1
+    good = [one for one in exports if (one.model.kept or 0) >= 1 - WITHIN]
+    fastest = min(good, key=lambda one: one.cost) if good else None
+    smallest = min(exports, key=lambda one: (one.size_bytes, one.p50))
+    best = min(exports, key=lambda one: (-sign * one.model.scores[report.metric].value, *one.cost))
+    equal = [one for one in exports if not _is_worse(one, report)]
+    chosen = fastest or (min(equal, key=lambda one: one.cost) if equal else best)
+    lines = [_deployed(chosen, report), *gave, *following]
+    for title, other in (("Smallest", smallest), ("Best score", best)):
+        if other is not chosen:
+            lines.append(f"{title}: {_described(other, report)}")
+    return Verdict(
+        within=WITHIN,
+        deploy=chosen.model.role,
+        fastest=fastest.model.role if fastest else None,
+        smallest=smallest.model.role,
+        best=best.model.role,
+        sentences=tuple(lines),
+    )
+
+
+def _is_worse(one: _Candidate, report: Report) -> bool:
+    """Whether an export is significantly worse than the student; if that was not compared, any loss counts."""
+    sign = -1 if report.metric in LOWER_IS_BETTER else 1
+    for pair in report.comparisons:
+        if (pair.role, pair.against) == (one.model.role, STUDENT):
+            return sign * pair.difference < 0 and pair.p_value < SIGNIFICANT
+    scores = [sign * other.scores[report.metric].value for other in report.models if other.is_export]
+    return sign * one.model.scores[report.metric].value < max(scores)
+
+
+def _deployed(one: _Candidate, report: Report) -> str:
+    """One positive sentence, and its price."""
+    model, teacher, metric = one.model, report.model(TEACHER), report.metric
+    parts = [f"{metric} {model.scores[metric].value:.4f}"]
+    if teacher is not None and teacher.latency_ms is not None:
+        parts.append(f"{_times(teacher.latency_ms.p50 / max(one.p50, 1e-9))} as fast as the teacher")
+    if teacher is not None and teacher.size_bytes and one.size_bytes:
+        ratio = teacher.size_bytes / one.size_bytes
+        parts.append(f"{_times(ratio)} smaller" if ratio >= 1 else f"{_times(1 / ratio)} larger")
+    if model.kept:
+        parts.append(f"{model.kept:.1%} of its {_what(metric)}{_sure(one, report)}")
+    return f"Deploy {model.name}: {', '.join(parts)}."
+
+
+def _times(ratio: float) -> str:
+    return f"{ratio:.0f} times" if ratio >= 10 else f"{ratio:.1f} times"
+
+
+def _described(one: _Candidate, report: Report) -> str:
+    """What another export costs and gives."""
+    model, metric = one.model, report.metric
+    share = f", {model.kept:.1%} of the teacher's {_what(metric)}" if model.kept else ""
+    memory = f", {model.memory_bytes / 1e6:.0f} MB of memory" if model.memory_bytes else ""
+    return (
+        f"{model.name}, {one.p50:.1f} ms, {one.size_bytes / 1e6:.1f} MB{memory}, "
+        f"{metric} {model.scores[metric].value:.4f}{share}{_sure(one, report)}."
+    )
+
+
+def _sure(one: _Candidate, report: Report) -> str:
+    """How sure the distance from the teacher is, in brackets."""
+    pairs = [pair for pair in report.comparisons if (pair.role, pair.against) == (one.model.role, TEACHER)]
+    return f" ({difference(pairs[0])})" if pairs else ""
+
+
+def _what(metric: str) -> str:
+    """What a share of the teacher is a share of."""
+    return "probability of the right token" if metric in LOWER_IS_BETTER else metric.replace("_", " ")
+
+
+def gain(report: Report) -> list[str]:
+    """What distilling gave over the same student trained on labels alone, in score and in calibration."""
+    other = on_labels(report)
+    found = lead(report, STUDENT, other)
+    if found is None:
+        return []
+    if found.low > 0:
+        line = f"Distilling gained {found.words} over the same student trained on labels alone."
+    elif found.high < 0:
+        line = (
+            f"Labels alone train a better student here: distilling changed its {report.metric} by {found.words}. "
+            f"Deploy {other} instead: export.of: {other} exports it."
+        )
+    else:
+        line = (
+            f"Distilling gained nothing significant: {found.words} compared with the same student trained on labels "
+            "alone."
+        )
+    student, alone = report.model(STUDENT), report.model(other)
+    changes = []
+    if student is not None and alone is not None:
+        for metric, name in NAMES.items():
+            if metric in student.scores and metric in alone.scores:
+                values = (one.scores[metric].value for one in (student, alone))
+                changes.append("{} is {:.3f} instead of {:.3f}".format(name, *values))
+    return [line, *([f"{' and '.join(changes)} on labels alone."] if changes else [])]
+
+
+def next_steps(report: Report) -> list[str]:
+    """What is most likely to help, judged by the figures; nothing without labels to compare with."""
+    gap, behind = lead(report, TEACHER, on_labels(report)), lead(report, STUDENT, TEACHER)
+    if gap is None or behind is None:
+        return []
+    text = "text without labels (data.unlabelled)" if not report.rows.unlabelled else "more text without labels"
+    text = text if not KINDS[report.task].reads_images else text.replace("text", "pictures")
+    if gap.low <= 0:
+        return [
+            "Next: a better teacher (more epochs, all of its weights, a larger base). This one is not significantly "
+            "ahead of the student trained on labels alone."
+        ]
+    if behind.high < 0:
+        return [f"Next: {text}, more epochs or more layers. The teacher is still ahead by {_turned(behind.words)}."]
+    if not report.rows.unlabelled:
+        return [f"Next: {text}. It is what distilling gains most from."]
+    return ["Next: a better teacher. The student has reached this one, as far as these rows show."]
+
+
+def _turned(words: str) -> str:
+    """A lead that is counted from the other side, without its interval."""
+    return words.partition(" (")[0].lstrip("-+")
