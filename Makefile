@@ -1,14 +1,16 @@
-# The README's commands. `make quickstart` sets everything up in .venv and runs the embedded recipe; `make test`
-# sets the same up and runs the tests.
+# The README's commands. `make quickstart` sets up .venv with what the embedded recipe needs and runs it; `make test` adds
+# the development tools and runs the tests.
 PYTHON ?= python3
 VENV := .venv
 # Without a GPU, PyTorch's CPU build is smaller by gigabytes: pass PIP_OPTIONS as the README's "Install" says.
 PIP_OPTIONS ?=
+DEMO := $(VENV)/.demo
 READY := $(VENV)/.ready
+INSTALL = $(VENV)/bin/python -m pip install --disable-pip-version-check $(PIP_OPTIONS) -c constraints.txt -e
 
 .PHONY: quickstart test test-all slow lint clean
 
-quickstart: $(READY)
+quickstart: $(DEMO)
 	$(VENV)/bin/distilpeft run recipes/quickstart.yaml
 
 test: $(READY)
@@ -28,8 +30,12 @@ slow: $(READY)
 clean:
 	rm -rf $(VENV)
 
-$(READY): pyproject.toml constraints.txt
+$(DEMO): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "distilpeft needs Python 3.11 or newer; name one: make PYTHON=python3.12 ...")'
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python -m pip install --disable-pip-version-check $(PIP_OPTIONS) -c constraints.txt -e ".[quickstart,dev]"
+	$(INSTALL) ".[quickstart]"
+	touch $(DEMO)
+
+$(READY): $(DEMO)
+	$(INSTALL) ".[quickstart,dev]"
 	touch $(READY)
