@@ -14,6 +14,7 @@ from rich.console import Console
 from support import commands
 
 import distilpeft
+from distilpeft import api
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +52,13 @@ def test_a_finished_run_returns_at_once_and_says_so(finished, recipe):
     again = distilpeft.run(recipe, runs=recipe.parent / "runs", console=Console(file=said))
     assert "nothing to do" in said.getvalue()
     assert again.scores == finished.scores
+
+
+def test_a_first_look_has_one_seed_and_few_rounds(recipe):
+    tree = yaml.safe_load(recipe.read_text())
+    quick = distilpeft.load_recipe(distilpeft.load_recipe({**tree, "evaluate": {"seeds": [1, 2]}}), api.QUICK)
+    assert quick.evaluate.seeds == ()
+    assert (quick.benchmark.rounds, quick.benchmark.precision) == (3, None)
 
 
 def test_a_recipe_may_be_a_mapping_with_changes(recipe, finished):

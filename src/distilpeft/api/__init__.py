@@ -38,6 +38,8 @@ Given: TypeAlias = "str | Path | Mapping[str, object] | Recipe"
 Overrides: TypeAlias = "Mapping[str, object] | Sequence[str]"
 """Keys to change: {"distil.temperature": 4}, or as on the command line ["distil.temperature=4"]."""
 FINISHED = "report.json"
+QUICK = {"evaluate.seeds": [], "benchmark.rounds": 3, "benchmark.precision": None}
+"""What makes a run a first look."""
 
 
 def load_recipe(recipe: Given, overrides: Overrides = ()) -> Recipe:
@@ -184,7 +186,7 @@ class Run:
 
 def run(
     recipe: Given, *, overrides: Overrides = (), runs: str | Path = "runs", until: str | None = None,
-    console: Console | None = None,
+    quick: bool = False, console: Console | None = None,
 ) -> Run:  # fmt: skip
     """Run every step of a recipe that is not done yet.
 
@@ -195,6 +197,7 @@ def run(
         overrides: keys to change.
         runs: the folder that holds all runs.
         until: stop after a stage, such as "distil".
+        quick: a first look: one seed, and latencies from a few rounds; a later run without it adds what is missing.
         console: where progress is printed; default: standard output.
 
     Raises:
@@ -208,6 +211,8 @@ def run(
     if until is not None and until not in STAGES:
         raise InputError(f"until {until}: one of {', '.join(STAGES)}")
     quiet_imports()
+    if quick:
+        recipe = load_recipe(recipe, QUICK)
     plan = make_plan(load_recipe(recipe, overrides), Path(runs))
     console = console or Console(quiet=not is_first_process())
     missing = plan.missing()

@@ -150,7 +150,7 @@ def measure(subjects: Sequence[Subject], wanted: Settings, reference: str, tell:
                     _warm(_start(*setting, wanted, Path(scratch) / f"{number}.json"), arms, wanted, tell)
                 except TimedModelError as error:
                     skipped.append({"role": setting[0].name, "why": str(error)})
-            busy = _rounds(arms, wanted, reference, meter, bar)
+            busy = _rounds(arms, wanted, reference, meter, bar, tell)
         finally:
             for arm in arms:
                 arm.close()
@@ -254,7 +254,9 @@ def _warm(arm: TimedModel, arms: list[TimedModel], wanted: Settings, tell: Tell)
     tell(f"  benchmark: {arm.subject.name} ({setting}) loaded in {arm.told['load_s']:.1f} s, warm after {calls} calls")
 
 
-def _rounds(arms: Sequence[TimedModel], wanted: Settings, reference: str, meter: Meter, bar: Bar) -> float | None:
+def _rounds(
+    arms: Sequence[TimedModel], wanted: Settings, reference: str, meter: Meter, bar: Bar, tell: Tell
+) -> float | None:  # fmt: skip
     """All rounds of all cells; returns the share of the processors that other processes took meanwhile."""
     before, own = busy_s(), sum(arm.ask({"do": "memory"})["cpu_s"] for arm in arms)
     begin, times = time.monotonic(), os.times()
@@ -267,7 +269,13 @@ def _rounds(arms: Sequence[TimedModel], wanted: Settings, reference: str, meter:
     more = (MOST_ROUNDS - 1) * wanted.rounds
     with bar("benchmark: more rounds for precision, at most", more) as progress:
         for turn in range(wanted.rounds, wanted.rounds + more):
-            cells = [cell for cell in cells if _imprecise(arms, reference, cell, wanted.precision)]
+            wide = [cell for cell in cells if _imprecise(arms, reference, cell, wanted.precision)]
+            cells = [cell for cell in wide if _is_in_reach(arms, reference, cell, turn, wanted)]
+            if len(cells) < len(wide):
+                tell(
+                    f"  benchmark: this machine is too busy or too uneven for ratios within {wanted.precision:.0%}; "
+                    f"stopped after {turn} rounds"
+                )
             if not cells:
                 break
             _round(arms, cells, turn, rng, meter)
@@ -293,12 +301,28 @@ def _imprecise(arms: Sequence[TimedModel], reference: str, cell: int, precision:
     """The models whose ratio's interval in this cell is wider than wanted, as a share of the ratio."""
     if precision is None:
         return []
+    return [name for name, width in _widths(arms, reference, cell).items() if width > precision]
+
+
+def _widths(arms: Sequence[TimedModel], reference: str, cell: int) -> dict[str, float]:
+    """How wide the interval of each model's ratio is in this cell, as a share of the ratio."""
     ratios = {
         arm.subject.name: _ratio(base.cells[cell], arm.cells[cell])
         for arm in arms
         if (base := _base(arm, arms, reference)) is not arm
     }
-    return [name for name, one in ratios.items() if one["high"] - one["low"] > precision * one["value"]]
+    return {name: (one["high"] - one["low"]) / one["value"] for name, one in ratios.items()}
+
+
+def _is_in_reach(arms: Sequence[TimedModel], reference: str, cell: int, turn: int, wanted: Settings) -> bool:
+    """Whether more rounds can make all ratios of a cell precise, if widths fall with the root of their number.
+
+    After few rounds a width is a guess itself, so only what is far out of reach is given up before twice the rounds.
+    """
+    assert wanted.precision is not None
+    widest = max(_widths(arms, reference, cell).values())
+    patience = 1 if turn >= 2 * wanted.rounds else MOST_ROUNDS
+    return turn * (widest / max(wanted.precision, 1e-9)) ** 2 <= patience * MOST_ROUNDS * wanted.rounds
 
 
 def _base(arm: TimedModel, arms: Sequence[TimedModel], reference: str) -> TimedModel:

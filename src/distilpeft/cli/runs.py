@@ -21,6 +21,7 @@ def run(
     overrides: Overrides = None,
     runs: Runs = Path("runs"),
     until: Annotated[str | None, typer.Option(help=f"stop after a stage: {', '.join(STAGES)}")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="a first look: one seed, latencies from a few rounds")] = False,
 ) -> None:
     """Run every step of the recipe that is not done yet. However it was stopped, run it again to resume."""
     from rich.console import Console
@@ -30,7 +31,7 @@ def run(
     from distilpeft.report import publish, text
 
     console = Console(quiet=not is_first_process())
-    found = api.run(recipe, overrides=overrides or (), runs=runs, until=until, console=console)
+    found = api.run(recipe, overrides=overrides or (), runs=runs, until=until, quick=quick, console=console)
     if until is None and is_first_process():
         text.show(found.report, console)
         console.print(f"Page: {found.folder / publish.PAGE}   Model: {found.folder / 'student'}", highlight=False)

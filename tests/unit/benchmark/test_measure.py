@@ -171,7 +171,7 @@ def test_all_are_loaded_and_warm_before_the_first_is_timed():
     assert kinds == ["load", *["warm"] * 4, "load", *["warm"] * 4, *["time"] * (2 * 4 * 6)]
 
 
-def test_rounds_go_on_until_the_ratios_are_precise_but_not_for_ever():
+def test_rounds_go_on_until_the_ratios_are_precise_or_out_of_reach():
     one = Settings(**{**WANTED.__dict__, "batch_sizes": [1], "lengths": ["data"], "precision": 0.05})
 
     def rounds(mood):
@@ -181,7 +181,7 @@ def test_rounds_go_on_until_the_ratios_are_precise_but_not_for_ever():
 
     assert rounds(lambda _: 1.0)[0] == 6
     many, noise = rounds(lambda time: 1 + 0.15 * (time % 2))
-    assert many == 4 * 6
+    assert 6 < many <= 2 * 6, "an interval three times too wide would take 54 rounds, and 24 are the most"
     assert any("not all ratios became as precise as asked for (teacher)" in why for why in noise["why"])
     some, noise = rounds(lambda time: 1 + 0.15 * (time in (2, 3, 5)))
     assert 6 < some < 4 * 6
@@ -190,7 +190,7 @@ def test_rounds_go_on_until_the_ratios_are_precise_but_not_for_ever():
 
 def test_only_settings_that_are_not_precise_yet_go_on():
     Made.moods["teacher"] = lambda time: 1 + 0.15 * ((time + 1) // 2 % 2) * (time % 2)  # every second time of cell 0
-    wanted = Settings(**{**WANTED.__dict__, "lengths": ["data"], "precision": 0.01})
+    wanted = Settings(**{**WANTED.__dict__, "lengths": ["data"], "precision": 0.05})
     cells = arm(measured("teacher", "student", wanted=wanted), "teacher")["cells"]
     assert len(cells[0]["round_ms"]) > 6
     assert len(cells[1]["round_ms"]) == 6
