@@ -30,7 +30,7 @@ class Terminated(BaseException):
 
 
 class StoppedBySignal(RuntimeError):
-    """Stopped by a signal after a checkpoint; the same command goes on from there. Exit code 75 (or 130)."""
+    """Stopped by a signal after a checkpoint; run the same command to resume. Exit code 75 (or 130)."""
 
     def __init__(self, message: str, exit_code: int) -> None:
         super().__init__(message, exit_code)  # both, so that it comes whole out of another process
@@ -49,8 +49,8 @@ DISK_TEXT = re.compile(
 LOST_PEER = re.compile(r"(closed|reset) by peer|Broken pipe|remote process exited|Socket closed")
 """What gloo and NCCL say when a process on the other side of a connection is gone."""
 LOST = (
-    "stopped: another process of this run has ended, and its own message tells why; the same command goes on from the "
-    "last checkpoint"
+    "stopped: another process of this run has ended, and its own message says why; run the same command to resume at "
+    "the last checkpoint"
 )
 AGAIN = "nothing finished was lost, run the same command again"
 
@@ -64,7 +64,7 @@ def outcome(error: BaseException) -> tuple[str, int] | None:
         case StoppedBySignal():
             return str(error), error.exit_code
         case Terminated():
-            return "stopped; the same command goes on from the last checkpoint", error.exit_code
+            return "stopped; run the same command to resume at the last checkpoint", error.exit_code
         case typer.Exit():
             return "", error.exit_code
         case typer.Abort() | KeyboardInterrupt():

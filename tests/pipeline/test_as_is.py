@@ -101,8 +101,8 @@ def test_a_teacher_whose_classes_are_turned_around_and_have_no_names_is_stopped(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"teacher__optim": {"lr": 0.1}}, "fit: null uses the teacher as it is; optim would do nothing"),
-        ({"teacher__lora": {"rank": 4}}, "fit: null uses the teacher as it is; lora would do nothing"),
+        ({"teacher__optim": {"lr": 0.1}}, "fit: null uses the teacher without tuning; optim would do nothing"),
+        ({"teacher__lora": {"rank": 4}}, "fit: null uses the teacher without tuning; lora would do nothing"),
     ],
 )
 def test_settings_that_would_do_nothing_are_refused(trained, tmp_path, capsys, changes, message):

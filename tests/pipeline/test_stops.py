@@ -70,7 +70,7 @@ def test_a_signal_leaves_a_checkpoint_of_that_very_step(tmp_path, undisturbed, n
     stopped = commands.run_apart(recipe, *SHORT, before=commands.signal_at("teacher", 5, name))
     assert stopped.returncode == code
     assert "Traceback" not in stopped.output
-    assert "stopped teacher at step 6 of 16; the same command goes on from there" in stopped.output
+    assert "stopped teacher at step 6 of 16; run the same command to resume" in stopped.output
     resumed = commands.run_apart(recipe, *SHORT)
     assert resumed.returncode == 0, resumed.output
     assert "teacher: going on after step 6" in resumed.output
@@ -119,7 +119,7 @@ teacher.run = run
 """
     stopped = commands.run_apart(recipe, *UNTIL_TEACHER, before=before)
     assert stopped.returncode == code
-    assert "stopped; the same command goes on from the last checkpoint\n" in stopped.output
+    assert "stopped; run the same command to resume at the last checkpoint\n" in stopped.output
     assert "Traceback" not in stopped.output
 
 
@@ -137,7 +137,7 @@ def test_a_teacher_no_better_than_chance_stops_the_run_with_the_figures(tmp_path
     recipe = commands.workspace(tmp_path, noise=0.5, teacher__optim__lr=1e-9)
     assert commands.run(recipe) == 3
     error = capfd.readouterr().err.strip().splitlines()[-1]
-    assert error.startswith("stopped: the tuned teacher is no teacher: its validation accuracy is 0.")
+    assert error.startswith("stopped: the tuned teacher is no better than chance: its validation accuracy is 0.")
     assert "the majority class 0." in error
     assert not list((tmp_path / "runs/tiny").glob("targets-*"))
     assert commands.run(recipe) == 3, "the same command, without training again, says the same"
@@ -182,7 +182,7 @@ def test_a_run_waits_for_what_another_one_is_at_and_says_so_once(tmp_path):
     assert running.result().returncode == 0
     told = [line for line in output.read_text().splitlines() if "waiting" in line]
     assert len(told) == 1
-    assert f"process {os.getpid()} on {socket.gethostname()} is at work on it" in told[0]
+    assert f"process {os.getpid()} on {socket.gethostname()} is working on it" in told[0]
 
 
 def test_a_folder_that_cannot_be_written_is_one_line(tmp_path, capfd, monkeypatch):

@@ -179,7 +179,7 @@ def test_a_signal_stops_all_workers_after_a_checkpoint_and_the_same_command_goes
     sweeping.terminate()
     said, _ = sweeping.communicate(timeout=60)
     assert sweeping.returncode == 75, said
-    assert said.splitlines()[-1] == "stopped all workers; the same command goes on from there"
+    assert said.splitlines()[-1] == "stopped all workers; run the same command to resume"
     assert not list((tmp_path / "runs/tiny").glob("sweep-*"))
     again = start(recipe, *LONG)
     said, _ = again.communicate(timeout=300)

@@ -179,7 +179,7 @@ DATA = {
         r"data\.source: no data file matches the pattern nowhere-\*\.csv", ("rows.csv", "nowhere-*.csv")
     ),
     "unknown encoding": Case(
-        r"recipe\.yaml:9: data\.encoding: 'klingon' is no encoding that Python knows",
+        r"recipe\.yaml:9: data\.encoding: 'klingon' is not an encoding that Python knows",
         ("source: rows.csv", "source: rows.csv\n  encoding: klingon"),
     ),
     "empty CSV": Case(r"rows\.csv: the file is empty", files={"rows.csv": b""}),

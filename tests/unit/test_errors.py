@@ -23,7 +23,7 @@ def caused(cause: BaseException) -> RuntimeError:
         (InputError("x.yaml:3: no"), "error: x.yaml:3: no", 2),
         (GateError("worse"), "stopped: worse", 3),
         (StoppedBySignal("stopped at 3", 75), "stopped at 3", 75),
-        (Terminated(130), "stopped; the same command goes on from the last checkpoint", 130),
+        (Terminated(130), "stopped; run the same command to resume at the last checkpoint", 130),
         (KeyboardInterrupt(), "stopped", 130),
         (RuntimeError("Connection closed by peer [::1]"), LOST, 75),
         (OSError(errno.ENOSPC, "No space left on device", "a/b"), f"error: a/b: No space left on device; {AGAIN}", 2),

@@ -209,7 +209,7 @@ def run(
     from distilpeft.machine.host import is_first_process, num_launched, quiet_imports
 
     if until is not None and until not in STAGES:
-        raise InputError(f"until {until}: one of {', '.join(STAGES)}")
+        raise InputError(f"--until {until}: one of {', '.join(STAGES)}")
     quiet_imports()
     if quick:
         recipe = load_recipe(recipe, QUICK)

@@ -58,7 +58,7 @@ class Target:
         elif (path / MANIFEST).is_file():
             manifest = read_manifest(path)
             if "provenance" not in manifest:
-                raise InputError(f"{path}: not a whole bundle; give a folder such as runs/NAME/exports/FORM")
+                raise InputError(f"{path}: not a complete bundle; give a folder such as runs/NAME/exports/FORM")
             self.recipe = with_benchmark(manifest["provenance"]["given"], overrides)
             name = manifest["format"]
             self.scores = {self._named(name): manifest["scores"][self.recipe.kind.main]["value"]}

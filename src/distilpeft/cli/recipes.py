@@ -46,7 +46,7 @@ def init(  # noqa: PLR0913 - the command line's options
     student: Annotated[str | None, typer.Option(help="instead of the catalogue's")] = None,
     unlabelled: Annotated[str | None, typer.Option(help="more rows, without labels: as --data")] = None,
 ) -> None:
-    """Write a first recipe for your data, with the reason beside every choice; asks for what it cannot see."""
+    """Write a first recipe for your data, with the reason for every choice; asks for what the data do not show."""
     from distilpeft.planning import first_recipe
     from distilpeft.planning.data_profile import Wishes, ask_at_terminal
     from distilpeft.recipe.task import KINDS

@@ -137,19 +137,19 @@ def benchmark(
         list[Path], typer.Argument(help="finished runs' folders, exported folders, or both", show_default=False)
     ],
     overrides: Overrides = None,
-    repeats: Annotated[int, typer.Option("--repeat", min=1, help="measure the whole so many times")] = 1,
+    repeats: Annotated[int, typer.Option("--repeat", min=1, help="repeat the whole measurement this many times")] = 1,
     texts: Annotated[
         Path | None, typer.Option("--input", metavar="FILE", help="lines of text that exported folders are timed on")
     ] = None,
     out: Annotated[Path | None, typer.Option("--out", help="a JSON file; default: RUN/benchmark.json")] = None,
 ) -> None:
-    """Measure latency, throughput and memory of finished runs and exports beside each other."""
+    """Measure latency, throughput and memory of finished runs and exports side by side."""
     from rich.console import Console
 
     from distilpeft.machine.host import num_launched
 
     if num_launched() > 1:
-        raise InputError("distilpeft benchmark starts a process for each model itself; run it without torchrun")
+        raise InputError("distilpeft benchmark starts a process for each model by itself; run it without torchrun")
     from distilpeft.benchmark import rerun
 
     rerun.run(targets, overrides or [], repeats=repeats, texts=texts, out=out, console=Console())

@@ -99,7 +99,7 @@ class ClassReader:
     def _of_names(self, names: Sequence[str], cell: object) -> int | Fault:
         index = whole_number(cell)
         if index is None or not 0 <= index < len(names):
-            return Fault(f"label {shown(cell)} is no index 0..{len(names) - 1}")
+            return Fault(f"label {shown(cell)} is not an index from 0 to {len(names) - 1}")
         found = self._ids.get(names[index])
         if found is None:
             return Fault(f"label {index} is class {names[index]!r} of the column, {self._allowed(names[index])}")

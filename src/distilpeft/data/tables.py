@@ -398,7 +398,7 @@ def _parsed(text: str, line: int = 1) -> tuple[Any, str | None]:
     except json.JSONDecodeError as error:
         return None, f"{line + error.lineno - 1}: {error.msg} (column {error.colno})"
     except UnicodeEncodeError:
-        return None, f"{line}: it holds half of a surrogate pair, which is no character"
+        return None, f"{line}: it holds half of a surrogate pair, which is not a character"
     except RecursionError:
         return None, f"{line}: it is nested too deeply"
     return value, None

@@ -43,7 +43,7 @@ def show(path: Path, num_rows: int, console: Console) -> None:
     store = SoftTargets(folder)
     with console.status(f"checking {len(store.store['shards'])} shards"):
         store.verify()
-    console.print(f"{folder}: whole, every checksum fits", highlight=False, soft_wrap=True)
+    console.print(f"{folder}: complete; all checksums match", highlight=False, soft_wrap=True)
     for name, value in facts(store).items():
         console.print(f"  {name:<22} {value}", highlight=False, soft_wrap=True)
     tokenizer = _tokenizer(store)

@@ -164,7 +164,7 @@ def _parity(recipe: Recipe, form: str, export: Mapping[str, Any]) -> str:
     parity = export["parity"]
     way = f" (int8: {export['way']})" if "way" in export else ""
     held = (
-        f"Before it counted, this file{way} was opened in a process of its own and held against the student on "
+        f"Before it counted, this file{way} was opened in a process of its own and compared with the student on "
         f"{parity['rows']} other held-out rows"
     )
     if not recipe.kind.has_labels:

@@ -175,7 +175,7 @@ class Gate:
         reading = deployed.encode(cast("list[str | tuple[str, str]]", self._texts))
         wrong = [row for row, (one, two) in enumerate(zip(reading, self._ids, strict=True)) if one != two]
         if wrong:
-            found.append(f"its tokenizer reads {len(wrong)} texts otherwise, such as that of validation row {wrong[0]}")
+            found.append(f"its tokenizer encodes {len(wrong)} texts differently, such as validation row {wrong[0]}")
         form = FORMS[deployed.manifest["format"]]
         if form.file.endswith(".gguf"):
             inside = gguf_tokens(folder / form.file)

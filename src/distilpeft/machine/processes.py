@@ -180,13 +180,13 @@ def spread(count: int, function: Callable[..., T], arguments: Sequence[object], 
     with crew.forwarding():
         crew.start(count, None, function, arguments)
         crew.listen(killed, math.inf)
-    _raise(crew, "stopped all workers; the same command goes on from there")
+    _raise(crew, "stopped all workers; run the same command to resume")
     done = [worker.result for worker in crew.workers if not worker.was_killed]
     if not done:
         codes = ", ".join(str(worker.process.exitcode) for worker in crew.workers)
         raise InputError(
-            f"--jobs {count}: all workers died (exit codes {codes}; -9 is mostly a lack of memory); "
-            "the same command goes on, with fewer jobs if memory was short"
+            f"--jobs {count}: all workers died (exit codes {codes}; -9 usually means a lack of memory); "
+            "run the same command to resume, with fewer jobs if memory was short"
         )
     return done
 
@@ -216,11 +216,11 @@ def joined(count: int, function: Callable[..., T], arguments: Sequence[object], 
         if worker.was_killed:  # what the others said is only that they lost it
             raise InputError(
                 f"process {worker.number} of {count} was killed (exit code {worker.process.exitcode}; -9 is mostly a "
-                f"lack of memory) and the others were stopped; what it said is in {logs}. The same command goes on "
-                "from the last checkpoint"
+                f"lack of memory) and the others were stopped; what it said is in {logs}. Run the same command to "
+                "resume at the last checkpoint"
             )
     said = [str(worker.error) for worker in crew.ended if isinstance(worker.error, StoppedBySignal)]
-    _raise(crew, said[0] if said else "stopped; the same command goes on from there")
+    _raise(crew, said[0] if said else "stopped; run the same command to resume")
     result: T = crew.workers[0].result
     return result
 
@@ -262,7 +262,7 @@ def _work(
         _hear_no_more()
     except KeyboardInterrupt:
         _hear_no_more()
-        outcome = None, StoppedBySignal("stopped; the same command goes on", 130)
+        outcome = None, StoppedBySignal("stopped; run the same command to resume", 130)
     answers.send(outcome)
 
 

@@ -270,7 +270,7 @@ class Runtime:
             StoppedBySignal: always; exit code 130 after Ctrl-C, else 75 (try again).
         """
         code = 130 if self._signal == signal.SIGINT else 75
-        raise StoppedBySignal(f"stopped {where}; the same command goes on from there", code)
+        raise StoppedBySignal(f"stopped {where}; run the same command to resume", code)
 
     def environment(self) -> dict[str, object]:
         """Versions and hardware, for manifests and reports."""

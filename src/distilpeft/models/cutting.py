@@ -28,7 +28,8 @@ def keep_layers(model: PreTrainedModel, chosen: FromTeacher) -> None:
         depth = getattr(model.config, "num_hidden_layers", None)
         if depth is None:
             raise InputError(
-                f"student.from_teacher: {type(model).__name__} is no stack of layers; use student.model or from_config"
+                f"student.from_teacher: {type(model).__name__} is not a stack of layers; use student.model or "
+                "student.from_config"
             )
         _keep(model, chosen.of(depth), model.config, ("num_hidden_layers",))
         return

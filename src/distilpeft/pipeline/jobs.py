@@ -145,7 +145,7 @@ def next_job(jobs: Sequence[Job], runtime: Runtime, published: Published, announ
         for job, lock in found.busy:
             if job.artifact.path not in announced:
                 announced.add(job.artifact.path)
-                runtime.say(f"waiting for {job.artifact.path.name}: {lock.holder() or 'another run'} is at work on it")
+                runtime.say(f"waiting for {job.artifact.path.name}: {lock.holder() or 'another run'} is working on it")
         time.sleep(POLL_S)
 
 

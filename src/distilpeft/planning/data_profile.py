@@ -253,7 +253,7 @@ def _by_name(task: str, given: Mapping[str, str], seen: Look, ask: Ask) -> dict[
                 count = sum(not is_missing(cell) for cell in seen.rows[names["input"]])
                 two = f"{names['instruction']!r} and {names['input']!r}"
                 raise InputError(
-                    f"init: the prompts stand in two columns, {two} (with text in {count} of the first "
+                    f"init: the prompts are in two columns, {two} (with text in {count} of the first "
                     f"{len(seen.rows)} rows); join them into one column"
                 )
             return {key: str(column) for key, column in found.items()}

@@ -141,9 +141,7 @@ def render(
     large = choice.teacher["millions"] >= 300 and not whole
     quantize = "nf4" if large else "none"
     why = (
-        "4 bits save memory; the report shows their cost"
-        if large
-        else "small as it is; nf4 would save memory, not time"
+        "4 bits save memory; the report shows their cost" if large else "already small; nf4 would save memory, not time"
     )
     needs = [one["needs"] for one in (choice.teacher, choice.student or {}) if one.get("needs")]
     assert wishes.task is not None
@@ -232,7 +230,7 @@ def _tuning_lines(
 ) -> list[str]:
     """How the teacher is tuned, or that it is not."""
     if choice.kind == "embedder":
-        return ["  fit: null                     # there are no labels: its vectors are learnt as they are"]
+        return ["  fit: null                     # there are no labels: its vectors are learnt unchanged"]
     millions = choice.teacher["millions"]
     return [
         "  lora: null                    # convolutions have no linear layers for an adapter: all weights are tuned"
@@ -288,7 +286,7 @@ def _written_lines(wishes: Wishes, seen: Look, count: Count | None) -> list[str]
     if wishes.task is None or not KINDS[wishes.task].reads_first:
         return []
     most = length(seen.rows, [(wishes.columns or {})["target"]], count or estimate)
-    return ["evaluate:", f"  generate: {{max_new_tokens: {most}}}   # 98 % of the targets are no longer", ""]
+    return ["evaluate:", f"  generate: {{max_new_tokens: {most}}}   # 98 % of the targets are at most this long", ""]
 
 
 def _export_lines(choice: Choice) -> list[str]:

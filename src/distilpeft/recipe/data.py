@@ -50,7 +50,7 @@ class RowSource(Section):
         try:
             return None if name is None else codecs.lookup(name).name
         except LookupError:
-            raise ValueError(f"{name!r} is no encoding that Python knows") from None
+            raise ValueError(f"{name!r} is not an encoding that Python knows") from None
 
 
 UNLABELLED_KEYS = ("labelled", "unlabelled", "on_empty_label", "views")

@@ -96,7 +96,7 @@ class Distil(Section):
         json_schema_extra=IN_KEY_IF_GIVEN,
     )  # fmt: skip
     unlabelled_weight: NotNegative = Field(
-        1.0, description="weight of the divergence on rows without a label, beside that on the others",
+        1.0, description="weight of the divergence on rows without a label; that on the others is 1",
         json_schema_extra=IN_KEY_IF_GIVEN,
     )  # fmt: skip
     optim: Optim

@@ -16,8 +16,8 @@ class Generate(Section):
     max_new_tokens: Count = Field(64, description="of a text at most")
     num_beams: Count = Field(1, description="1 = the likeliest token each time; graphs (ONNX) always write so")
     length_penalty: Annotated[float, Number] = Field(1.0, description="of beams; above 0 favours longer texts")
-    no_repeat_ngram_size: Index = Field(0, description="runs of so many tokens are written once; 0 = no such rule")
-    rows: Count = Field(500, description="so many, the first of the evaluated split, are written and scored")
+    no_repeat_ngram_size: Index = Field(0, description="n-grams of this length are not repeated; 0 = off")
+    rows: Count = Field(500, description="the first rows of the evaluated split, this many, are written and scored")
 
 
 class Evaluate(Section):
@@ -61,10 +61,12 @@ class Benchmark(Section):
         None, min_length=1, description="default: one per processor"
     )
     batch_sizes: Annotated[tuple[Count, ...], _DISTINCT] = Field(
-        (1, 32), min_length=1, description="latency is told of the smallest, throughput of the largest"
+        (1, 32), min_length=1, description="latency is reported for the smallest, throughput for the largest"
     )
     lengths: Annotated[tuple[Literal["data"] | Count, ...], _DISTINCT] = Field(
-        ("data",), min_length=1, description="data = rows as long as they are; a number = real tokens, cut to it"
+        ("data",),
+        min_length=1,
+        description="data = rows of their own length; a number = real text, cut to this many tokens",
     )
     rounds: Annotated[int, Number, Field(ge=3)] = Field(
         20, description="turns of every model at least; up to four times as many for the precision"

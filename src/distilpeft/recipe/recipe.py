@@ -45,10 +45,10 @@ class Recipe(Section):
     )  # fmt: skip
     devices: Literal["auto", "cpu"] | Count = Field(
         "auto", description="auto = all GPUs, a process each, or one process without any; cpu = one process without "
-        "GPUs; a number = so many GPUs, or processes where there are none", json_schema_extra=NOT_IN_KEY,
+        "GPUs; a number = this many GPUs, or processes where there are none", json_schema_extra=NOT_IN_KEY,
     )  # fmt: skip
     parallel: Parallel = Field(
-        "ddp", description="weights in training: whole in each process, or in shards over all",
+        "ddp", description="weights in training: replicated in each process, or sharded over all",
         json_schema_extra=NOT_IN_KEY,
     )  # fmt: skip
     task: TaskSection

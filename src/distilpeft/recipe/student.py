@@ -20,13 +20,13 @@ class FromTeacher(Section):
     """Take the teacher's own layers, embeddings and head, its adapter merged: exactly one of these."""
 
     layers: tuple[Index, ...] | None = Field(None, min_length=1, description="indices of the layers to keep, from 0")
-    first: Count | None = Field(None, description="so many, from the first on", json_schema_extra=IN_KEY_IF_GIVEN)
-    last: Count | None = Field(None, description="so many, up to the last", json_schema_extra=IN_KEY_IF_GIVEN)
+    first: Count | None = Field(None, description="keep the first N layers", json_schema_extra=IN_KEY_IF_GIVEN)
+    last: Count | None = Field(None, description="keep the last N layers", json_schema_extra=IN_KEY_IF_GIVEN)
     spread: Count | None = Field(
-        None, description="so many, evenly from the first to the last", json_schema_extra=IN_KEY_IF_GIVEN
+        None, description="keep N layers, evenly spaced from the first to the last", json_schema_extra=IN_KEY_IF_GIVEN
     )
     decoder: Count | None = Field(
-        None, description="seq2seq: so many of the decoder's, chosen likewise; default: as many as of the encoder's",
+        None, description="seq2seq: number of decoder layers, chosen the same way; default: as many as encoder layers",
         json_schema_extra=IN_KEY_IF_GIVEN,
     )  # fmt: skip
 

@@ -27,8 +27,8 @@ class Teacher(Section):
     )
     gradient_checkpointing: bool = Field(False, json_schema_extra=NOT_IN_KEY)
     place: Literal["replicated", "sharded", "offloaded"] = Field(
-        "replicated", description="where the tuned teacher is while it gives soft targets: whole in each process, its "
-        "layers in shards over all processes, or its layers in main memory until each is used",
+        "replicated", description="where the tuned teacher is while it gives soft targets: replicated in each process, "
+        "its layers sharded over all processes, or its layers offloaded to main memory until each is used",
         json_schema_extra=NOT_IN_KEY,
     )  # fmt: skip
     optim: Optim | None = Field(None, description="needed unless fit is null")
@@ -42,10 +42,10 @@ class Teacher(Section):
         if self.fit is None:
             for name in ("optim", "lora", "gradient_checkpointing"):
                 if name in self.model_fields_set:
-                    raise ValueError(f"fit: null uses the teacher as it is; {name} would do nothing")
+                    raise ValueError(f"fit: null uses the teacher without tuning; {name} would do nothing")
             return self._placed()
         if self.optim is None:
-            raise ValueError("give optim, or fit: null for a teacher that is used as it is")
+            raise ValueError("give optim, or fit: null for a teacher that is used without tuning")
         if self.lora is None and self.quantize != "none":
             raise ValueError("lora: null tunes all weights, which needs quantize: none")
         if self.lora is None and self.dtype == "fp16":

@@ -75,7 +75,7 @@ class Fit(Section):
     early_stopping_patience: Count | None = Field(None, description="validations without improvement")
     save_every: Count = Field(200, description="steps between checkpoints", json_schema_extra=NOT_IN_KEY)
     keep_last: Count = Field(
-        1, description="checkpoints that stay beside the best one while training", json_schema_extra=NOT_IN_KEY
+        1, description="checkpoints that are kept besides the best one while training", json_schema_extra=NOT_IN_KEY
     )
     on_nonfinite: Literal["stop", "skip"] = Field(
         "stop", description="a loss or gradient that is not finite ends the run, or its step is left out and counted",

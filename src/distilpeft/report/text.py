@@ -100,12 +100,12 @@ def _trained(report: Report) -> list[str]:
     if rows.views:
         lines.append(f"It also learnt from {rows.views} changed copies of these rows, each labelled by the teacher.")
     if rows.held_out:
-        lines.append(f"{rows.held_out} rows without a label were left out: they also stand in validation or test.")
+        lines.append(f"{rows.held_out} rows without a label were left out: they are also in validation or test.")
     lines += [*skipped_lines(rows.skipped), *_disturbed(report)]
     shared = {pair: count for pair, count in rows.duplicates.items() if count}
     if shared:
         lines.append(
-            "Texts that stand in two splits: " + ", ".join(f"{pair} {count}" for pair, count in shared.items()) + "."
+            "Texts that are in two splits: " + ", ".join(f"{pair} {count}" for pair, count in shared.items()) + "."
         )
     return lines
 
@@ -303,12 +303,12 @@ def markdown(report: Report) -> str:
     audit = report.soft_targets.audit if report.soft_targets else None
     if audit is not None:
         lines += ["", "## What soft targets on disk cost", ""]
-        lines += [f"Against the whole distribution on {audit.positions} validation tokens, where the divergence is "
+        lines += [f"Against the full distribution on {audit.positions} validation tokens, where the divergence is "
                   f"{audit.loss_per_token:.4f} nats per token. Bias and spread (standard deviation) are per token; "
                   "cosines are between gradients for the student's logits.", ""]  # fmt: skip
         lines += _table(audit_rows(report))
-    lines += ["", "## Exports", "", "Each was opened in its own runtime, in a process of its own, and held against "
-              "the student on validation rows before it counted; x: latency of the student in PyTorch at batch 1 over "
+    lines += ["", "## Exports", "", "Each was opened in its own runtime, in a process of its own, and compared with "
+              "the student on validation rows; x: latency of the student in PyTorch at batch 1 over "
               "its own, with a 95 % interval.", ""]  # fmt: skip
     lines += _table(export_rows(report))
     tried = [(form, one) for form, made in report.exports.items() for one in made.tried]

@@ -129,7 +129,7 @@ class MultiLabelTask(Task):
         return decisions(logits_NC), labels_NC.reshape(-1)
 
     def majority_values(self, train: Rows, rows: Rows) -> NDArray[np.float32]:
-        """`measure` of the answer "as often as in training" for each class, [N, C]."""
+        """`measure` of the class-frequency baseline for each class, [N, C]."""
         return np.tile(self.head_start(train), (len(rows.lengths_N), 1)).astype(np.float32)
 
     def head_start(self, train: Rows) -> Doubles:
@@ -217,7 +217,7 @@ def _one_hot(task: MultiLabelClassification, cells: list[object]) -> Label | Fau
     """0 or 1 for each class, of a list with as many entries."""
     values = [yes_no(cell) for cell in cells]
     if len(values) != len(task.labels) or None in values:
-        return Fault(f"label {shown(cells)} is no list of {len(task.labels)} entries, 0 or 1 for each class")
+        return Fault(f"label {shown(cells)} is not a list of {len(task.labels)} entries, 0 or 1 for each class")
     return cast("list[int]", values)
 
 

@@ -66,7 +66,7 @@ class RegressionTask(Task):
         """The number of each row."""
         for cell in text_rows.cells(rows, self.section.label):
             value = number(cell)
-            fault = Fault(f"column {self.section.label!r} holds {shown(cell)}, which is no number")
+            fault = Fault(f"column {self.section.label!r} holds {shown(cell)}, which is not a number")
             yield fault if value is None else value
 
     def label_feature(self) -> Any:

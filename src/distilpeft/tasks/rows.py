@@ -239,7 +239,7 @@ class TaskRows:
         """What a user should know of the data, line by line."""
         found = [*(f"{note}." for note in self.notes), *skipped_lines(self.skipped)]
         if self.held_out:
-            found.append(f"{self.held_out} rows without labels also stand in validation or test and were left out.")
+            found.append(f"{self.held_out} rows without labels are also in validation or test and were left out.")
         return found
 
 

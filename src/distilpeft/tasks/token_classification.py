@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     from distilpeft.tasks.task import InputReader
 
 BINS = 15  # of confidence; as for texts
-SUMS = ("words", "right", "nats", "there", "told", "found", *(f"gap_{i}" for i in range(BINS)))
-"""Sums over a row's words; there, told and found are entities: of the labels, of the model, of both."""
+SUMS = ("words", "right", "nats", "there", "predicted", "matched", *(f"gap_{i}" for i in range(BINS)))
+"""Sums over a row's words; there, predicted and matched are entities: of the labels, of the model, of both."""
 BOUNDS = {"log_loss": (0.0, np.inf)}
 Ints = NDArray[np.int64]
 
@@ -162,7 +162,7 @@ class TokenClassificationTask(Task):
         return values_BWC.flatten(1)
 
     def majority_values(self, train: Rows, rows: Rows) -> NDArray[np.float32]:
-        """`measure` of the answer "as often as in training", whose top class is the commonest tag."""
+        """`measure` of the class-frequency baseline, whose top class is the commonest tag."""
         labels_N = np.concatenate(list(train.column("label")))
         share_C = np.bincount(labels_N, minlength=len(self.section.labels)) / max(len(labels_N), 1)
         width = int(rows.column("num_words").max(initial=1))
@@ -183,7 +183,7 @@ class TokenClassificationTask(Task):
     def added(self, values_RK: Values, rows: Rows) -> tuple[Doubles, Doubles]:
         """What each row adds to the sum of F1 over entities, and to its denominator, which depends on the model."""
         sums_RK = sums(self.section, values_RK, rows)
-        there_R, told_R, found_R = (sums_RK[:, SUMS.index(name)] for name in ("there", "told", "found"))
+        there_R, told_R, found_R = (sums_RK[:, SUMS.index(name)] for name in ("there", "predicted", "matched"))
         return 2 * found_R, there_R + told_R
 
     def calibration(self, values_RK: Values, rows: Rows) -> dict[str, list[float]] | None:
@@ -270,9 +270,9 @@ def _metrics(sums_K: Doubles) -> dict[str, float]:
     total = dict(zip(SUMS, (float(value) for value in sums_K), strict=True))
     words = max(total["words"], 1.0)
     return {
-        "entity_f1": 2 * total["found"] / max(total["told"] + total["there"], 1.0),
-        "entity_precision": total["found"] / max(total["told"], 1.0),
-        "entity_recall": total["found"] / max(total["there"], 1.0),
+        "entity_f1": 2 * total["matched"] / max(total["predicted"] + total["there"], 1.0),
+        "entity_precision": total["matched"] / max(total["predicted"], 1.0),
+        "entity_recall": total["matched"] / max(total["there"], 1.0),
         "accuracy": total["right"] / words,
         "ece": float(np.abs(sums_K[-BINS:]).sum()) / words,
         "log_loss": total["nats"] / words,

@@ -119,9 +119,9 @@ class Checkpoints:
 
     def _verify(self, step: int, name: str) -> None:
         file = self.path(step) / name
-        told = read_sealed(self.path(step) / STATE, f"delete {self.path(step)} to go on from an earlier state")
+        told = read_sealed(self.path(step) / STATE, f"delete {self.path(step)} to resume at an earlier state")
         if not file.is_file() or digest_file(file) != told["files"][name]:
-            raise InputError(f"{file}: missing or altered; the same command goes on from an earlier state")
+            raise InputError(f"{file}: missing or altered; run the same command to resume at an earlier state")
 
     def _all(self) -> list[Path]:
         return sorted(path for path in self.folder.glob("step-*") if path.suffix != ".partial")

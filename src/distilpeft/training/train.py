@@ -212,11 +212,11 @@ def _halve(runtime: Runtime, wrapped: nn.Module, optimizer: torch.optim.Optimize
     if not alone or batch_norm.Statistics(wrapped).are_trained:
         why = "batch statistics depend on it" if alone else "this cannot be done while other processes wait"
         raise InputError(
-            f"{here}; set fit.micro_batch_size to {size // 2} ({why}). The same command goes on from the last "
-            "checkpoint"
+            f"{here}; set fit.micro_batch_size to {size // 2} ({why}). Run the same command to resume at "
+            "the last checkpoint"
         )
     state.micro_batch_size = size // 2
-    runtime.say(f"  {here}; going on with {size // 2}, to the same weights but for rounding")
+    runtime.say(f"  {here}; retrying with {size // 2}; the weights are the same up to rounding")
 
 
 def _adapt_scale(state: State, *, skipped: bool) -> None:
@@ -318,7 +318,7 @@ def _resume(
     load_weights(model, weights)
     load_optimizer(optimizer, checkpoints.optimizer(state.step))
     runtime.on_main(lambda: checkpoints.restore_log(state.step))
-    runtime.say(f"  {work.label}: going on after step {state.step}")
+    runtime.say(f"  {work.label}: resuming after step {state.step}")
     for earlier in state.validations:
         _watch(work, earlier)
     return state

@@ -87,7 +87,7 @@ def read(rates: Sequence[float], losses: Sequence[float]) -> Found:
         return Found(rates, losses, smooth, steepest, lowest, None, "the loss never fell: begin lower, with --low")
     words = f"steepest at lr {rates[steepest]:.2g}, lowest loss {smooth[lowest]:.4g} at {rates[lowest]:.2g}"
     if lowest >= len(losses) - few:
-        words += ", the end: it may go on with a higher --high"
+        words += ", the end: a higher --high may show more"
     return Found(rates, losses, smooth, steepest, lowest, float(f"{rates[steepest]:.1g}"), words)
 
 
@@ -122,7 +122,7 @@ def run(
         raise InputError("tune-lr: start it without torchrun; it takes the recipe's devices by itself")
     recipe = load_recipe(path, overrides)
     if stage == "teacher" and recipe.teacher.fit is None:
-        raise InputError("teacher.fit: null uses the teacher as it is: there is no rate to find")
+        raise InputError("teacher.fit: null uses the teacher without tuning: there is no rate to find")
     least, most = bounds(recipe, stage)
     least, most = low or least, high or most
     if least >= most:

@@ -77,7 +77,7 @@ def test_a_signal_is_passed_on_and_ends_in_its_exit_code(tmp_path, number, code)
 
     handler = signal.getsignal(number)
     threading.Thread(target=send, daemon=True).start()
-    with pytest.raises(StoppedBySignal, match="the same command goes on") as stopped:
+    with pytest.raises(StoppedBySignal, match="run the same command to resume") as stopped:
         spread(2, errands.wait_for_a_signal, tmp_path)
     assert stopped.value.exit_code == code
     assert signal.getsignal(number) is handler

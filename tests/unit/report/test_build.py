@@ -125,7 +125,7 @@ def test_the_sentences_say_what_the_figures_mean():
         "4 rows of rows.csv could not be used and were left out.",
         "distil/student: 2 of 90 steps were not finite and were left out.",
         "distil/student: the loss jumped at step 7, 60 (2 in all); see its curve.",
-        "Texts that stand in two splits: train/test 3.",
+        "Texts that are in two splits: train/test 3.",
     ]
 
 
@@ -223,7 +223,7 @@ def test_rows_without_labels_are_counted_beside_the_others():
     rows = {"train": 400, "truncated": 0, "unlabelled": 4448, "held_out": 21}
     lines = text_.sentences(small(rows=rows))
     assert "Besides 400 rows with a label, the student learnt from 4448 without one." in lines
-    assert "21 rows without a label were left out: they also stand in validation or test." in lines
+    assert "21 rows without a label were left out: they are also in validation or test." in lines
 
 
 def test_without_a_baseline_a_quantized_teacher_or_duplicates_nothing_is_said_of_them():

@@ -89,7 +89,7 @@ def test_lists_of_ids_with_other_lengths_stay_ids():
         (
             TASK.model_copy(update={"label_is": "one_hot"}),
             [[1, 0, 1], [0, 2, 0]],
-            "row 2: label .0, 2, 0. is no list of 3",
+            "row 2: label .0, 2, 0. is not a list of 3",
         ),
         (TWO, [[0, 1], [1, 1]], "row 1: .0, 1. may be 0 and 1 for each of the two classes, or a list of ids.*one_hot"),
     ],

@@ -43,7 +43,7 @@ def test_numbers_are_read_also_where_they_are_written_as_text():
     [
         (
             ["1", "high", "low"],
-            r"rows.csv: row 2: column 'mood' holds 'high', which is no number \(2 bad rows",
+            r"rows.csv: row 2: column 'mood' holds 'high', which is not a number \(2 bad rows",
         ),
         ([1.0, None], "row 2: column 'mood' holds None"),
         ([1.0, float("nan")], "row 2: column 'mood' holds nan"),

@@ -140,7 +140,7 @@ def _names_by_id(config: Mapping[str, object]) -> tuple[dict[int, str], str]:
         ids = {int(number): str(name) for number, name in forward.items()}
         numbers = {name: int(number) for name, number in backward.items()}
     except (TypeError, ValueError):
-        return {}, "id2label and label2id of its config.json are no numbered names"
+        return {}, "id2label and label2id of its config.json are not names with numbers"
     if sorted(ids) != list(range(len(ids))):
         return ids, f"the id2label of its config.json does not number its classes from 0 to {len(ids) - 1}"
     counted = all(_is_number(name, index) for index, name in ids.items())

@@ -120,15 +120,17 @@ def _gate(runtime: Runtime, recipe: Recipe, figures: Figures) -> None:
     if tuned["finite"] and lead > 0 and (start > 0 or (perfect and start == 0)):
         return
     found = f"{tuned[name]:.4f}" if tuned["finite"] else "not finite"
-    guesses = {"language": 'the answer "as often as in training"', "values": "the training rows' mean"}
+    guesses = {"language": "the class-frequency baseline", "values": "the training rows' mean"}
     guess = guesses.get(recipe.kind.family, "the majority class")
     before = f"the untuned base has {untuned.get(name, math.nan):.4f}, " if untuned else ""
     remedy = (
-        "Tune it longer or with another lr" if untuned else "It is used as it is: are the classes in its own order?"
+        "Tune it longer or with another lr"
+        if untuned
+        else "It is used without tuning: are the classes in its own order?"
     )
     message = (
-        f"the {'tuned ' if untuned else ''}teacher is no teacher: its validation {name} is {found}; {before}{guess} "
-        f"{majority[name]:.4f}. {remedy}; teacher.gate: warn goes on all the same"
+        f"the {'tuned ' if untuned else ''}teacher is no better than chance: its validation {name} is {found}; {before}"
+        f"{guess} {majority[name]:.4f}. {remedy}; set teacher.gate: warn to continue anyway"
     )
     if recipe.teacher.gate == "stop":
         raise GateError(message)

@@ -113,7 +113,7 @@ def _own(at: int, reports: Sequence[Report], called: Sequence[str]) -> str:
             lead="Whether answers "
             "given with a confidence are right as often as it says."),
         own("exports", "Exports", sections.exports(report), lead="Each was opened in its own runtime, in a process of "
-            "its own, and held against the student on validation rows before it counted."),
+            "its own, and compared with the student on validation rows."),
         own("targets", "Soft targets", sections.soft_targets(report)),
         own("benchmark", "Benchmark", sections.benchmark(report)),
         own("samples", "Samples", sections.samples(report)),

@@ -53,7 +53,7 @@ def key_figures(report: Report) -> str:
     """The chosen model beside its teacher, and what the figures mean in words."""
     model, teacher = chosen(report), report.model("teacher")
     tiles = "".join(_tiles(model, teacher, report)) if model and teacher else ""
-    title = f'<p class="lead">{escape(model.role)} beside its teacher</p>' if model else ""
+    title = f'<p class="lead">{escape(model.role)} compared with its teacher</p>' if model else ""
     lines = [line for line in text.sentences(report) if line not in report.verdict.sentences]
     return f'{title}<div class="tiles">{tiles}</div>{notes(lines)}'
 

@@ -180,7 +180,7 @@ def exports(report: Report) -> str:
             figure(parity.kl, signs=2), share(parity.top1_agreement), share(parity.metric_kept),
             interval(made.speedup, 2), figure(parity.rows), Cell(made.way or "–"),
         ])  # fmt: skip
-    return table(columns, rows, "Exports held against the student") if rows else ""
+    return table(columns, rows, "Exports compared with the student") if rows else ""
 
 
 def cells(found: Benchmark) -> str:

@@ -107,12 +107,12 @@ def tools_of(cell: object) -> list[Any] | None:
     """
     tools = _given(cell)
     if tools is None and isinstance(cell, str) and cell.strip() not in ("", "null"):
-        raise ChatFault("its tools are no JSON list")
+        raise ChatFault("its tools are not a JSON list")
     if tools is not None and not isinstance(tools, list):
-        raise ChatFault("its tools are no list")
+        raise ChatFault("its tools are not a list")
     found = [_given(tool) if isinstance(tool, str) else tool for tool in tools or ()]
     if not all(isinstance(tool, Mapping) for tool in found):
-        raise ChatFault("its tools are no list of objects, such as {type: function, function: {name: ...}}")
+        raise ChatFault("its tools are not a list of objects, such as {type: function, function: {name: ...}}")
     return found or None
 
 
@@ -131,7 +131,7 @@ def _message(message: object) -> Message:
         raise ChatFault(f"holds the weight {found['weight']!r}; it is 0 (read only) or 1 (learnt)")
     if "tool_calls" in found:
         if not isinstance(found["tool_calls"], list):
-            raise ChatFault("holds tool_calls that are no list")
+            raise ChatFault("holds tool_calls that are not a list")
         found["tool_calls"] = [_call(call) for call in found["tool_calls"]]
     return found
 
@@ -158,6 +158,6 @@ def _call(call: Any) -> dict[str, Any]:
     arguments = function.get("arguments") or {}
     found = _given(arguments) if isinstance(arguments, str) else arguments
     if not isinstance(found, Mapping):
-        raise ChatFault(f"holds a tool call whose arguments are no JSON object: {str(arguments)[:SHOWN]!r}")
+        raise ChatFault(f"holds a tool call whose arguments are not a JSON object: {str(arguments)[:SHOWN]!r}")
     function = {**function, "arguments": found}
     return {**call, "function": function} if "function" in call else function

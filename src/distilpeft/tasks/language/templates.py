@@ -70,7 +70,7 @@ class Template:
             reason = _readable(" ".join(str(error).split())[:150]) or type(error).__name__
             raise ChatFault(f"the chat template of {self.name} does not render it: {reason}") from None
         if _readable(text) != text:
-            raise ChatFault("holds half of a surrogate pair, which is no text")
+            raise ChatFault("holds half of a surrogate pair, which is not text")
         return text
 
     def rendered(self, chat: Chat, *, everything: bool) -> tuple[str, list[tuple[int, int]]]:

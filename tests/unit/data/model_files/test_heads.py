@@ -64,7 +64,7 @@ def test_names_decide_and_numbers_say_nothing(names, labels, verdict, order):
         ),
         (
             {"id2label": {"first": "a", "second": "b"}}, ["a", "b"],
-            "id2label and label2id of its config.json are no numbered names",
+            "id2label and label2id of its config.json are not names with numbers",
         ),
     ],
     ids=["other names", "from 1", "numbers turned round", "twice", "only one differs by case", "more", "one output",
