@@ -12,7 +12,6 @@ import math
 import os
 import re
 import struct
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
@@ -298,53 +297,6 @@ def model_config(source: Source) -> JsonObject | None:
     if folder is None or not (folder / "config.json").is_file():
         return None
     return read_json(folder / "config.json", "the model's configuration is damaged")
-
-
-def known_model(source: Source) -> tuple[JsonObject, dict[str, tuple[int, ...]]] | None:
-    """Configuration and weight shapes of a hub model as published, for planning; None if it is not among the known."""
-    listed = json.loads((Path(__file__).parent / "known_models.json").read_text(encoding="utf-8"))
-    config: JsonObject | None = listed.get(source.name) if source.path is None else None
-    if config is None:
-        return None
-    return config, (_distilbert if config["model_type"] == "distilbert" else _qwen2)(config)
-
-
-def _qwen2(config: Mapping[str, int]) -> dict[str, tuple[int, ...]]:
-    hidden, ffn, vocabulary = config["hidden_size"], config["intermediate_size"], config["vocab_size"]
-    keys = hidden // config["num_attention_heads"] * config["num_key_value_heads"]
-    found: dict[str, tuple[int, ...]] = {
-        "model.embed_tokens.weight": (vocabulary, hidden),
-        "model.norm.weight": (hidden,),
-    }
-    if not config["tie_word_embeddings"]:
-        found["lm_head.weight"] = (vocabulary, hidden)
-    widths = {"q_proj": hidden, "k_proj": keys, "v_proj": keys}
-    for layer in (f"model.layers.{index}" for index in range(config["num_hidden_layers"])):
-        for name, width in widths.items():
-            found |= {f"{layer}.self_attn.{name}.weight": (width, hidden), f"{layer}.self_attn.{name}.bias": (width,)}
-        found[f"{layer}.self_attn.o_proj.weight"] = (hidden, hidden)
-        found |= {f"{layer}.mlp.{name}.weight": (ffn, hidden) for name in ("gate_proj", "up_proj")}
-        found[f"{layer}.mlp.down_proj.weight"] = (hidden, ffn)
-        found |= {f"{layer}.{name}.weight": (hidden,) for name in ("input_layernorm", "post_attention_layernorm")}
-    return found
-
-
-def _distilbert(config: Mapping[str, int]) -> dict[str, tuple[int, ...]]:
-    hidden, ffn = config["dim"], config["hidden_dim"]
-    found: dict[str, tuple[int, ...]] = {
-        "embeddings.word_embeddings.weight": (config["vocab_size"], hidden),
-        "embeddings.position_embeddings.weight": (config["max_position_embeddings"], hidden),
-    }
-    widths = {f"attention.{name}_lin": (hidden, hidden) for name in "qkv"}
-    widths |= {"attention.out_lin": (hidden, hidden), "ffn.lin1": (ffn, hidden), "ffn.lin2": (hidden, ffn)}
-    norms = [f"transformer.layer.{index}.{name}" for index in range(config["n_layers"])
-             for name in ("sa_layer_norm", "output_layer_norm")]  # fmt: skip
-    for name in ["embeddings.LayerNorm", *norms]:
-        found |= {f"{name}.{part}": (hidden,) for part in ("weight", "bias")}
-    for layer in (f"transformer.layer.{index}" for index in range(config["n_layers"])):
-        for name, shape in widths.items():
-            found |= {f"{layer}.{name}.weight": shape, f"{layer}.{name}.bias": shape[:1]}
-    return found
 
 
 def num_layers(config: JsonObject) -> int | None:

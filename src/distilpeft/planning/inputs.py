@@ -9,13 +9,13 @@ from pathlib import Path
 
 from distilpeft.data.model_files.quantized import logical_shapes
 from distilpeft.data.model_files.recipe_models import student_of, teacher_of, token_key
+from distilpeft.data.published import known_model
 from distilpeft.data.reading import data_sources
 from distilpeft.data.sources import (
     Source,
     check_model,
     digest,
     is_gguf,
-    known_model,
     model_config,
     model_folder,
     num_layers,

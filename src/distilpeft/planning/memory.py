@@ -113,7 +113,7 @@ class Shape:
         return self.total - self.linear
 
 
-GATED = ("llama", "qwen2", "qwen3", "mistral", "gemma", "gemma2", "gemma3", "phi3", "smollm3")
+GATED = ("llama", "modernbert", "qwen2", "qwen3", "mistral", "gemma", "gemma2", "gemma3", "phi3", "smollm3")
 
 
 @dataclass(frozen=True)

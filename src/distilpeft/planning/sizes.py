@@ -9,7 +9,8 @@ from typing import Any
 
 from distilpeft.data.model_files.quantized import logical_shapes, packed_bytes
 from distilpeft.data.model_files.recipe_models import student_of, teacher_of
-from distilpeft.data.sources import Source, known_model, model_config, num_layers, num_parameters
+from distilpeft.data.published import known_model
+from distilpeft.data.sources import Source, model_config, num_layers, num_parameters
 from distilpeft.machine.host import cpu_has_bf16
 from distilpeft.planning.memory import BYTES, Machine, MemoryModel, Placement, Shape
 from distilpeft.recipe import Recipe

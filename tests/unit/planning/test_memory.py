@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from support import commands
 
-from distilpeft.data.sources import Source, known_model, num_parameters
+from distilpeft.data.published import FILE, known_model
+from distilpeft.data.sources import Source, num_layers, num_parameters
 from distilpeft.errors import InputError
+from distilpeft.planning import choose_models
 from distilpeft.planning.memory import CONTEXT_BYTES, Machine, MemoryModel, Placement, Shape, best, settings
 
 OWN = Placement("online", "ddp", "replicated", checkpointing=False, micro_batch_size=4)
@@ -111,9 +114,46 @@ def test_a_machine_that_cannot_be_read_is_a_mistake(text):
         ("distilbert/distilbert-base-uncased", 66_362_880),
     ],
 )
-def test_known_models_have_the_published_number_of_weights(name, count):
+def test_known_models_have_exactly_the_published_number_of_weights(name, count):
     _, shapes = known_model(Source(name, None))
     assert num_parameters(shapes) == count
+
+
+CATALOGUE = {
+    one["name"]: one
+    for kind in json.loads((Path(choose_models.__file__).parent / "catalogue.json").read_text()).values()
+    for one in kind
+}
+
+
+@pytest.mark.parametrize("name", sorted(set(json.loads(FILE.read_text())) & set(CATALOGUE)))
+def test_known_models_of_the_catalogue_have_its_weights_and_layers(name):
+    config, shapes = known_model(Source(name, None))
+    assert round(num_parameters(shapes) / 1e6) == pytest.approx(CATALOGUE[name]["millions"], abs=1)
+    assert num_layers(config) == CATALOGUE[name]["layers"]
+
+
+@pytest.mark.parametrize(
+    ("known", "kind"),
+    [
+        ("answerdotai/ModernBERT-base", "ModernBert"), ("FacebookAI/roberta-base", "Roberta"),
+        ("sentence-transformers/all-MiniLM-L12-v2", "Bert"), ("HuggingFaceTB/SmolLM2-135M-Instruct", "Llama"),
+        ("Qwen/Qwen2.5-0.5B-Instruct", "Qwen2"), ("distilbert/distilbert-base-uncased", "DistilBert"),
+    ],
+)  # fmt: skip
+def test_shapes_are_those_of_the_model_that_transformers_builds(known, kind):
+    import torch
+    import transformers
+
+    config, shapes = known_model(Source(known, None))
+    made = getattr(transformers, f"{kind}Config")(
+        **{name: value for name, value in config.items() if name != "model_type"}
+    )
+    whole = "ForCausalLM" if kind in ("Llama", "Qwen2") else "Model"
+    with torch.device("meta"):
+        model = getattr(transformers, f"{kind}{whole}")(made)
+    expected = {name: tuple(weight.shape) for name, weight in model.named_parameters()}
+    assert shapes == expected
 
 
 @pytest.mark.parametrize("kind", ["checkpointing", "dropout", "half-adapter"])

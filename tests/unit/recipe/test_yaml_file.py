@@ -263,7 +263,7 @@ def test_a_control_character_in_a_recipe_is_refused_and_not_a_crash():
 
 def test_a_recipe_that_does_not_exist_or_is_a_folder_is_refused():
     for path in ("nowhere.yaml", "base"):
-        with pytest.raises(InputError, match=f"^{path}: .*give the path of a recipe file, or a name from distilpeft recipes$"):
+        with pytest.raises(InputError, match=f"^{path}: .*give the path of a recipe file, or a name from "):
             load_recipe(path)
 
 
