@@ -199,7 +199,7 @@ def _wait_for(output: Path, text: str, process: Any) -> bool:
 
 
 def _progress(output: str) -> str:
-    steps = re.findall(r"going on after step (\d+)", output)
+    steps = re.findall(r"resuming after step (\d+)", output)
     return f" (resumed at {steps[-1]})" if steps else ""
 
 

@@ -226,7 +226,7 @@ def test_the_recipes_own_run_is_told_apart_from_bundles_by_files(tmp_path, finis
     made = next(finished.glob("export-*")) / "model"
     with pytest.raises(SystemExit):
         verb("benchmark", str(made))
-    assert "not a whole bundle" in capsys.readouterr().err
+    assert "not a complete bundle" in capsys.readouterr().err
 
 
 def test_moved_weights_are_the_same_weights_elsewhere(finished):

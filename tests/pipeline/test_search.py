@@ -116,7 +116,7 @@ loop._log = log_then_die
     assert killed.returncode == -signal.SIGKILL
     resumed = commands.run_apart(recipe, *FIVE, verb="sweep")
     assert resumed.returncode == 0, resumed.output
-    assert "distil: going on after step" in resumed.output
+    assert "distil: resuming after step" in resumed.output
     assert sorted(map(str, trials_of(recipe))) == sorted(map(str, trials_of(finished)))
     digests = [
         hashlib.sha256((one.parent / "runs/tiny/student/model.safetensors").read_bytes()).hexdigest()

@@ -271,7 +271,7 @@ def test_inspect_shows_what_a_store_holds_and_names_an_altered_file(made, capsys
     assert distilpeft("targets", "inspect", run) == 0
     said = capsys.readouterr().out
     for part in (
-        "every checksum fits",
+        "all checksums match",
         "top_k, 6 ids",
         "per token",
         "captured mass",

@@ -60,7 +60,7 @@ def test_killed_in_the_middle_the_same_command_ends_in_the_same_weights(tmp_path
     assert not make_plan(load_recipe(recipe), recipe.parent / "runs").artifacts["distil/student"].done
     resumed = commands.run_apart(recipe, *SHORT)
     assert resumed.returncode == 0, resumed.output
-    assert f"{label}: going on after step {step // 3 * 3 if label == 'teacher' else 9}" in resumed.output
+    assert f"{label}: resuming after step {step // 3 * 3 if label == 'teacher' else 9}" in resumed.output
     assert weights(recipe) == undisturbed
 
 
@@ -73,7 +73,7 @@ def test_a_signal_leaves_a_checkpoint_of_that_very_step(tmp_path, undisturbed, n
     assert "stopped teacher at step 6 of 16; run the same command to resume" in stopped.output
     resumed = commands.run_apart(recipe, *SHORT)
     assert resumed.returncode == 0, resumed.output
-    assert "teacher: going on after step 6" in resumed.output
+    assert "teacher: resuming after step 6" in resumed.output
     assert weights(recipe) == undisturbed
 
 
@@ -98,7 +98,7 @@ Runtime.leave_if_asked = signalled
     assert "stopped teacher at step 8 of 16" in stopped[0].output
     resumed = commands.joined(recipe, 2, *UNTIL_TEACHER)
     assert [one.returncode for one in resumed] == [0, 0], resumed[0].output
-    assert "teacher: going on after step 8" in resumed[0].output
+    assert "teacher: resuming after step 8" in resumed[0].output
     files = [
         make_plan(load_recipe(one), one.parent / "runs").artifacts["teacher"].file("adapter/adapter_model.safetensors")
         for one in (undisturbed, recipe)
@@ -146,7 +146,7 @@ def test_a_teacher_no_better_than_chance_stops_the_run_with_the_figures(tmp_path
 def test_the_gate_can_be_lowered_to_a_warning(tmp_path, capfd):
     recipe = commands.workspace(tmp_path, noise=0.5, teacher__optim__lr=1e-9, teacher__gate="warn")
     assert commands.run(recipe, "--until", "teacher") == 0
-    assert "warning: the tuned teacher is no teacher" in capfd.readouterr().err
+    assert "warning: the tuned teacher is no better than chance" in capfd.readouterr().err
 
 
 def test_a_loss_that_is_not_finite_stops_at_its_step_and_names_rows(tmp_path, capfd):
@@ -222,7 +222,7 @@ def test_the_gate_asks_for_more_than_the_majority_and_more_than_the_untuned_base
         "untuned": {"accuracy": untuned},
         "majority": {"accuracy": majority},
     }
-    with pytest.raises(GateError, match="is no teacher") if stops else nullcontext():
+    with pytest.raises(GateError, match="is no better than chance") if stops else nullcontext():
         _gate(Runtime(), recipe, figures)
 
 

@@ -167,7 +167,7 @@ def test_a_worker_that_is_killed_is_told_and_others_take_its_work(tmp_path):
     said, _ = sweeping.communicate(timeout=300)
     assert sweeping.returncode == 0, said
     assert "was killed (exit code -9); others take its work" in said
-    assert "going on after step" in said
+    assert "resuming after step" in said
     assert len(joint_of(recipe)["points"]) == 2
 
 
@@ -184,7 +184,7 @@ def test_a_signal_stops_all_workers_after_a_checkpoint_and_the_same_command_goes
     again = start(recipe, *LONG)
     said, _ = again.communicate(timeout=300)
     assert again.returncode == 0, said
-    assert "going on after step" in said
+    assert "resuming after step" in said
 
 
 @pytest.mark.slow

@@ -100,11 +100,11 @@ def test_a_fault_of_an_earlier_stage_is_told_though_an_interrupted_test_has_left
     monkeypatch.setattr(tune_lr, "_log", lambda made: left)
 
     def fail(*_: object) -> None:
-        raise GateError("the tuned teacher is no teacher")
+        raise GateError("the tuned teacher is no better than chance")
 
     monkeypatch.setattr("distilpeft.pipeline.launch.make", fail)
     assert commands.run(recipe, verb="tune-lr") == 3
-    assert "the tuned teacher is no teacher" in capsys.readouterr().err
+    assert "the tuned teacher is no better than chance" in capsys.readouterr().err
 
 
 def test_processes_of_another_launcher_are_refused(tmp_path, capsys, monkeypatch):

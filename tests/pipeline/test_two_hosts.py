@@ -136,7 +136,7 @@ def test_two_hosts_are_one_run_and_one_that_dies_stops_the_other_which_then_goes
 
     again = start(hosts, recipe)
     assert [one.wait(timeout=180) for one in again] == [0, 0], "\n".join(said(recipe))
-    assert "teacher: going on after step " in said(recipe)[0]
+    assert "teacher: resuming after step " in said(recipe)[0]
     sys.stdout.write(f"then:\n{said(recipe)[0]}\n")
     expect_same(recipe, alone)
 

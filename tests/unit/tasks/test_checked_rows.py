@@ -183,7 +183,7 @@ def test_rows_that_models_are_judged_on_are_left_out_and_counted(moods):
     found = read(moods, "data.on_bad_row=skip", f"data.unlabelled={{source: {moods.parent}/more.csv}}")
     assert found.splits[UNLABELLED]["text"][:] == ["and another"]
     assert found.held_out == 1
-    assert any("1 rows without labels also stand in validation or test" in line for line in found.remarks())
+    assert any("1 rows without labels are also in validation or test" in line for line in found.remarks())
 
 
 def test_bad_rows_of_another_source_are_named_or_skipped(moods):

@@ -277,8 +277,8 @@ def test_when_memory_is_short_micro_batches_are_halved_and_the_trajectory_is_the
         found[-1] += model.weight.flatten().tolist()
     assert found[0] == pytest.approx(found[1], rel=1e-6)
     said = capfd.readouterr().err
-    assert "step 1: out of memory with micro-batches of 4; going on with 2" in said
-    assert said.count("going on with") == 2, "it stays at 1 from then on"
+    assert "step 1: out of memory with micro-batches of 4; retrying with 2" in said
+    assert said.count("retrying with") == 2, "it stays at 1 from then on"
 
 
 def test_what_does_not_fit_at_all_and_what_depends_on_the_micro_batch_is_told(tmp_path, runtime):
