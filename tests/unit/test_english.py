@@ -44,10 +44,11 @@ def test_messages_and_help_have_none_of_the_unusual_words(folder):
     assert not found, "\n".join(found)
 
 
-@pytest.mark.parametrize(
-    "file", [ROOT / "README.md", *sorted((ROOT / "recipes").glob("*.yaml"))], ids=lambda file: file.name
-)
-def test_the_readme_and_recipes_have_none_either(file):
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "recipes").glob("*.yaml"))]
+
+
+@pytest.mark.parametrize("file", PAGES, ids=lambda file: file.name)
+def test_the_documents_and_recipes_have_none_either(file):
     found = [line for line in file.read_text(encoding="utf-8").splitlines() if UNUSUAL.search(line)]
     assert not found, "\n".join(found)
 

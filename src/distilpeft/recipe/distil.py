@@ -48,7 +48,7 @@ Layers = dict[Index, Index]
 
 
 class HiddenStates(Section):
-    """What layers of the student give, held against what layers of the teacher give, token by token."""
+    """What layers of the student give, compared with what layers of the teacher give, token by token."""
 
     weight: Positive = Field(1.0, description="of the mean over layers")
     loss: Literal["mse", "cosine"] = "mse"
@@ -70,7 +70,7 @@ class Relations(Section):
 
 
 class Features(Section):
-    """Terms beside the soft targets, from inside the running teacher; both models read the same tokens."""
+    """Terms besides the soft targets, from inside the running teacher; both models read the same tokens."""
 
     hidden: HiddenStates | None = None
     relations: Relations | None = None
