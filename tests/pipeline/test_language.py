@@ -271,7 +271,8 @@ def test_check_tells_what_it_can(finished, capsys, monkeypatch):
 
     from distilpeft import cli
 
-    monkeypatch.setattr(sys, "argv", ["distilpeft", "check", str(finished), "--runs", str(finished.parent / "runs")])
+    arguments = ["check", str(finished), "--runs", str(finished.parent / "runs"), "--full"]
+    monkeypatch.setattr(sys, "argv", ["distilpeft", *arguments])
     cli.main()
     printed = " ".join(capsys.readouterr().out.split())
     assert "16 of 16 steps are done" in printed
