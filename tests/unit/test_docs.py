@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from distilpeft.recipe import Recipe, reference
+from distilpeft.planning import recipe_reference
+from distilpeft.recipe import Recipe
 from distilpeft.recipe.export import LIMITS, Limits
 from distilpeft.report import reference as report_reference
 
@@ -18,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 
 def test_the_recipe_reference_is_the_schemas():
     """Make it anew with: distilpeft schema --markdown > docs/recipes.md."""
-    assert (ROOT / "docs/recipes.md").read_text(encoding="utf-8") == reference.markdown()
+    assert (ROOT / "docs/recipes.md").read_text(encoding="utf-8") == recipe_reference.markdown()
 
 
 def test_the_description_of_the_report_is_the_schemas():
@@ -54,7 +55,7 @@ def test_every_link_between_documents_leads_somewhere(page):
 
 @pytest.mark.parametrize("page", sorted([ROOT / "README.md", *ROOT.glob("docs/*.md")]), ids=lambda page: page.name)
 def test_every_key_in_a_yaml_example_exists(page):
-    known = set(re.findall(r"^\| `([a-z_]+)`", reference.markdown(), re.M)) | {"train", "validation", "test"}
+    known = set(re.findall(r"^\| `([a-z_]+)`", recipe_reference.markdown(), re.M)) | {"train", "validation", "test"}
     for block in re.findall(r"```yaml\n(.*?)```", page.read_text(encoding="utf-8"), re.S):
         for section, keys in yaml.safe_load(block).items():
             assert section in Recipe.model_fields

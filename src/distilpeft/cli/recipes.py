@@ -98,9 +98,10 @@ def schema(
     markdown: Annotated[bool, typer.Option("--markdown", help="print the reference of all keys instead")] = False,
 ) -> None:
     """Print the JSON schema of recipes, for editors."""
-    from distilpeft.recipe import Recipe, reference
+    from distilpeft.planning import recipe_reference
+    from distilpeft.recipe import Recipe
 
-    print(reference.markdown() if markdown else json.dumps(Recipe.model_json_schema(), indent=2), end="")
+    print(recipe_reference.markdown() if markdown else json.dumps(Recipe.model_json_schema(), indent=2), end="")
 
 
 @recipes_app.callback(invoke_without_command=True)
