@@ -51,7 +51,7 @@ def test_what_comes_after_the_loss_has_burst_is_not_looked_at():
     ("losses", "suggests", "words"),
     [
         ([1.0 + step for step in range(100)], False, "never fell: begin lower, with --low"),
-        ([2.0 - step / 100 for step in range(100)], True, "it may go on with a higher --high"),
+        ([2.0 - step / 100 for step in range(100)], True, "a higher --high may show more"),
     ],
 )
 def test_a_test_that_began_too_high_or_ended_too_low_says_so(losses, suggests, words):
