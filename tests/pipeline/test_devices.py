@@ -17,6 +17,14 @@ from distilpeft.planning.plan import make_plan
 from distilpeft.recipe.yaml_file import load_recipe
 
 
+@pytest.fixture(autouse=True)
+def _own_server():
+    """Processes print where their server printed when it was started: it has to be in this test."""
+    commands.stop_server()
+    yield
+    commands.stop_server()
+
+
 @pytest.fixture
 def recipe(tmp_path, monkeypatch) -> Path:
     monkeypatch.delenv("RANK", raising=False)

@@ -289,6 +289,11 @@ def ensure_server() -> None:
         multiprocessing.forkserver.ensure_running()
 
 
+def stop_server() -> None:
+    """Let the next process start a new server, which hands down the streams of that moment."""
+    multiprocessing.forkserver._forkserver._stop()
+
+
 def apart(commands: Sequence[tuple[Path, list[str], str, dict[str, str]]]) -> list[Done]:
     """Run commands side by side: (file for the output, argv, statements before, environment)."""
     processes = [started(_child, command) for command in commands]
