@@ -333,7 +333,7 @@ class TestCard:
         assert "On 200 test rows; latency of one row on CPU x2, 2 threads." in text
         assert "| student | 0.8100 (0.7600 to 0.8600) | 22.7M | 90.9 MB | 4.26 ms |" in text
         assert "| **export:safetensors** (this) | 0.8100 (0.7600 to 0.8600) | 22.7M | 17.6 MB | 4.26 ms |" in text
-        assert "held against the student on 100 other held-out rows: a logit differs by at most 3e-06" in text
+        assert "compared with the student on 100 other held-out rows: a logit differs by at most 3e-06" in text
         assert "| majority |" not in text
         assert "(0 = bad, 1 = good)" in text
         assert "- Teacher: `base`, quantized: nf4, tuned with LoRA rank 4." in text
