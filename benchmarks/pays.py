@@ -18,6 +18,8 @@ from typing import Any
 
 import page
 
+from distilpeft.report.verdict import signed
+
 ROOT = Path(__file__).parents[1]
 RESULT = ROOT / "benchmarks/results/pays.json"
 PAGE = ROOT / "docs/when-it-pays.md"
@@ -94,7 +96,7 @@ def table(name: str, one: dict[str, Any]) -> str:
 
 
 def points(share: float) -> str:
-    return f"{share * 100:+.1f}"
+    return signed(share * 100, 1)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from support import commands
 
 import distilpeft
 from distilpeft import api
+from distilpeft.planning.plan import make_plan
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +57,7 @@ def test_a_finished_run_returns_at_once_and_says_so(finished, recipe):
 
 def test_a_first_look_has_one_seed_and_few_rounds(recipe):
     tree = yaml.safe_load(recipe.read_text())
-    quick = distilpeft.load_recipe(distilpeft.load_recipe({**tree, "evaluate": {"seeds": [1, 2]}}), api.QUICK)
+    quick = distilpeft.load_recipe({**tree, "evaluate": {"seeds": [1, 2]}}, api.QUICK)
     assert quick.evaluate.seeds == ()
     assert (quick.benchmark.rounds, quick.benchmark.precision) == (3, None)
 
@@ -95,6 +96,16 @@ def test_what_a_run_does_not_have_is_named_with_what_it_has(finished):
         finished.student("other")
 
 
+def test_a_run_that_is_not_finished_says_what_it_lacks(tmp_path, recipe):
+    unfinished = distilpeft.Run(make_plan(distilpeft.load_recipe(recipe), tmp_path))
+    with pytest.raises(distilpeft.InputError, match="steps of this run are not done"):
+        assert unfinished.scores
+    with pytest.raises(distilpeft.InputError, match="student: student is not trained yet"):
+        unfinished.student()
+    with pytest.raises(distilpeft.InputError):
+        unfinished.bundle()
+
+
 def test_init_writes_a_recipe_and_says_what_it_cannot_see(tmp_path):
     rows = "".join(f"a {'good' if at % 2 else 'bad'} film {at},{'pos' if at % 2 else 'neg'}\n" for at in range(60))
     (tmp_path / "rows.csv").write_text(f"text,label\n{rows}")
@@ -104,6 +115,10 @@ def test_init_writes_a_recipe_and_says_what_it_cannot_see(tmp_path):
     with pytest.raises(distilpeft.InputError, match="is there already"):
         distilpeft.init(tmp_path / "mine.yaml", str(tmp_path / "rows.csv"), **wishes)
     distilpeft.init(tmp_path / "mine.yaml", str(tmp_path / "rows.csv"), overwrite=True, **wishes)
+    before = (tmp_path / "mine.yaml").read_text()
+    with pytest.raises(distilpeft.InputError):
+        distilpeft.init(tmp_path / "mine.yaml", str(tmp_path / "gone.csv"), overwrite=True, **wishes)
+    assert (tmp_path / "mine.yaml").read_text() == before, "the old recipe stays until there is a new one"
     with pytest.raises(distilpeft.InputError, match="init: unknown 'lable'"):
         distilpeft.init(tmp_path / "other.yaml", str(tmp_path / "rows.csv"), lable="label")
     (tmp_path / "odd.csv").write_text("a,b\n" + "1,2\n3,4\n" * 20)

@@ -64,6 +64,8 @@ def test_every_key_in_a_yaml_example_exists(page):
 
 def test_the_file_map_names_every_module():
     text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
-    for path in (ROOT / "src/distilpeft").glob("*.py"):
-        if not path.name.startswith("__"):
+    for path in (ROOT / "src/distilpeft").iterdir():
+        if path.suffix == ".py" and not path.name.startswith("__"):
             assert f"`{path.name}`" in text, path.name
+        if (path / "__init__.py").is_file():
+            assert f"`{path.name}/`" in text, path.name

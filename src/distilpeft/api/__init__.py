@@ -13,6 +13,7 @@ Torch is imported only where something is computed.
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -52,11 +53,7 @@ def load_recipe(recipe: Given, overrides: Overrides = ()) -> Recipe:
     Raises:
         InputError: one line: where, which key, what is wrong, what is allowed.
     """
-    changes = (
-        [f"{key}={json.dumps(value)}" for key, value in overrides.items()]
-        if isinstance(overrides, Mapping)
-        else list(overrides)
-    )
+    changes = _settings(overrides)
     if isinstance(recipe, Recipe):
         if not changes:
             return recipe
@@ -64,6 +61,13 @@ def load_recipe(recipe: Given, overrides: Overrides = ()) -> Recipe:
     if isinstance(recipe, Mapping):
         return yaml_file.recipe_of(recipe, changes)
     return yaml_file.load_recipe(recipe, changes)
+
+
+def _settings(overrides: Overrides) -> list[str]:
+    """Keys to change as `--set` takes them."""
+    if isinstance(overrides, Mapping):
+        return [f"{key}={json.dumps(value)}" for key, value in overrides.items()]
+    return list(overrides)
 
 
 @dataclass(frozen=True)
@@ -116,7 +120,7 @@ def check(
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run.
+    """A run; after `until`, one that is not finished has students, but no report.
 
     Attributes:
         plan: its recipe, and where every artifact is.
@@ -131,7 +135,14 @@ class Run:
 
     @cached_property
     def report(self) -> Report:
-        """All figures; see docs/report.md."""
+        """All figures; see docs/report.md.
+
+        Raises:
+            InputError: the run is not finished.
+        """
+        missing = self.plan.missing()
+        if missing:
+            raise InputError(f"report: {len(missing)} steps of this run are not done; run it without until")
         return build.build(self.plan)
 
     @property
@@ -149,12 +160,14 @@ class Run:
             role: which: `student`, or one that it is compared with, such as `student_ce_only`.
 
         Raises:
-            InputError: the run has no such student.
+            InputError: the run has no such student, or has not trained it yet.
         """
         step = self.plan.find("distil", role)
         if step is None:
             known = ", ".join(one.role for one in self.plan.own if one.stage == "distil")
             raise InputError(f"student: this run has no {role!r}; its students are {known}")
+        if not step.artifact.done:
+            raise InputError(f"student: {role} is not trained yet; run it until distil")
         import transformers
 
         from distilpeft.models.pair import MODEL
@@ -173,7 +186,7 @@ class Run:
             form: a format of the recipe's `export.formats`; default: the first.
 
         Raises:
-            InputError: the run has no such export, or a file of it was altered.
+            InputError: the run has no such export or has not made it yet, or a file of it was altered.
         """
         from distilpeft.export.bundle import Bundle
 
@@ -211,9 +224,8 @@ def run(
     if until is not None and until not in STAGES:
         raise InputError(f"--until {until}: one of {', '.join(STAGES)}")
     quiet_imports()
-    if quick:
-        recipe = load_recipe(recipe, QUICK)
-    plan = make_plan(load_recipe(recipe, overrides), Path(runs))
+    changes = [*(_settings(QUICK) if quick else ()), *_settings(overrides)]
+    plan = make_plan(load_recipe(recipe, changes), Path(runs))
     console = console or Console(quiet=not is_first_process())
     missing = plan.missing()
     # torchrun's processes go on together: while others work here, each by itself might see another state
@@ -259,9 +271,14 @@ def init(out: str | Path, data: str, *, task: str | None = None, overwrite: bool
     unknown = sorted(set(wishes) - known)
     if unknown:
         raise InputError(f"init: unknown {unknown[0]!r}; known are {', '.join(sorted({*known, *keys}))}")
-    if overwrite:
-        out.unlink(missing_ok=True)
-    first_recipe.write(out, Wishes(data, task, columns, **wishes), _asked)  # type: ignore[arg-type]
+    asked = Wishes(data, task, columns, **wishes)  # type: ignore[arg-type]
+    if overwrite and out.exists():
+        with tempfile.TemporaryDirectory(dir=out.parent) as folder:  # the old one stays until there is a new one
+            fresh = Path(folder) / out.name
+            first_recipe.write(fresh, asked, _asked)
+            fresh.replace(out)
+    else:
+        first_recipe.write(out, asked, _asked)
     return load_recipe(out)
 
 

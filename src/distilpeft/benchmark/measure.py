@@ -269,8 +269,9 @@ def _rounds(
     more = (MOST_ROUNDS - 1) * wanted.rounds
     with bar("benchmark: more rounds for precision, at most", more) as progress:
         for turn in range(wanted.rounds, wanted.rounds + more):
-            wide = [cell for cell in cells if _imprecise(arms, reference, cell, wanted.precision)]
-            cells = [cell for cell in wide if _is_in_reach(arms, reference, cell, turn, wanted)]
+            widest = {cell: max(_widths(arms, reference, cell).values(), default=0.0) for cell in cells}
+            wide = [cell for cell in cells if wanted.precision is not None and widest[cell] > wanted.precision]
+            cells = [cell for cell in wide if _is_in_reach(widest[cell], turn, wanted)]
             if len(cells) < len(wide):
                 tell(
                     f"  benchmark: this machine is too busy or too uneven for ratios within {wanted.precision:.0%}; "
@@ -314,13 +315,12 @@ def _widths(arms: Sequence[TimedModel], reference: str, cell: int) -> dict[str, 
     return {name: (one["high"] - one["low"]) / one["value"] for name, one in ratios.items()}
 
 
-def _is_in_reach(arms: Sequence[TimedModel], reference: str, cell: int, turn: int, wanted: Settings) -> bool:
-    """Whether more rounds can make all ratios of a cell precise, if widths fall with the root of their number.
+def _is_in_reach(widest: float, turn: int, wanted: Settings) -> bool:
+    """Whether more rounds can make an interval of this width precise, if widths fall with the root of their number.
 
     After few rounds a width is a guess itself, so only what is far out of reach is given up before twice the rounds.
     """
     assert wanted.precision is not None
-    widest = max(_widths(arms, reference, cell).values())
     patience = 1 if turn >= 2 * wanted.rounds else MOST_ROUNDS
     return turn * (widest / max(wanted.precision, 1e-9)) ** 2 <= patience * MOST_ROUNDS * wanted.rounds
 

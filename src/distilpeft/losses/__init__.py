@@ -12,13 +12,13 @@ closed form.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias, cast
 
 import torch
 from torch import Tensor, nn
 
 from distilpeft.distillation.fused import Head, Running, linear_distil_sum
-from distilpeft.distillation.losses import DIVERGENCES, IGNORED, Loss, distil_sum
+from distilpeft.distillation.losses import IGNORED, Loss, distil_sum
 from distilpeft.distillation.sparse import Sparse
 from distilpeft.losses.targets import SoftTargetDataset
 from distilpeft.recipe.distil import Divergence
@@ -132,12 +132,7 @@ def _loss(
 ) -> Loss:
     if reduction not in ("mean", "sum"):
         raise ValueError(f"reduction: {reduction!r} is neither 'mean' nor 'sum'")
-    made = divergence
-    if isinstance(made, str):
-        if made not in DIVERGENCES:
-            raise ValueError(f"divergence: {made!r} is none of {', '.join(DIVERGENCES)}")
-        made = Divergence(kind=made)
-    return Loss(alpha, temperature, made, smoothing)
+    return Loss(alpha, temperature, cast("Divergence", divergence), smoothing)  # it takes a name as well
 
 
 def _rows(name: str, values: Tensor, *, shift: bool) -> Tensor:

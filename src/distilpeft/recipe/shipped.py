@@ -80,7 +80,7 @@ def copy(name: str, out: Path) -> list[Path]:
         The files written: the recipe first.
 
     Raises:
-        InputError: there is no such recipe, or a file of that name is there already.
+        InputError: there is no such recipe, or another file of that name is there already.
     """
     source = next((one for one in shipped() if one.name == name), None)
     if source is None:
@@ -89,10 +89,14 @@ def copy(name: str, out: Path) -> list[Path]:
     # The header says `python recipes/NAME.py`, so the scripts go into such a folder.
     wanted = {out / source.file.name: source.file}
     wanted |= {out / "recipes" / script.name: script for script in (*source.scripts, *helpers)}
-    taken = next((file for file in wanted if file.exists()), None)
+    taken = next((file for file, one in wanted.items() if file.exists() and not _is_same(file, one)), None)
     if taken is not None:
         raise InputError(f"{taken}: is there already; nothing was copied")
     for file, original in wanted.items():
         file.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(original, file)
     return list(wanted)
+
+
+def _is_same(file: Path, original: Path) -> bool:
+    return file.is_file() and file.read_bytes() == original.read_bytes()

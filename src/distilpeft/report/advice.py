@@ -49,7 +49,9 @@ def verdict(report: Report) -> Verdict:
     best = min(exports, key=lambda one: (-sign * one.model.scores[report.metric].value, *one.cost))
     equal = [one for one in exports if not _is_worse(one, report)]
     chosen = fastest or (min(equal, key=lambda one: one.cost) if equal else best)
-    lines = [_deployed(chosen, report), *gave, *following]
+    deployed = _deployed(chosen, report)
+    # A student on labels alone that is better comes before any export of the other one.
+    lines = [*gave, deployed, *following] if _better_on_labels(report) else [deployed, *gave, *following]
     for title, other in (("Smallest", smallest), ("Best score", best)):
         if other is not chosen:
             lines.append(f"{title}: {_described(other, report)}")
@@ -63,11 +65,23 @@ def verdict(report: Report) -> Verdict:
     )
 
 
+def _exported(report: Report) -> str:
+    """The student that the exports are of."""
+    return str(report.given.get("export", {}).get("of", STUDENT))
+
+
+def _better_on_labels(report: Report) -> str | None:
+    """The student on labels alone that is significantly better than the one that is exported, if there is one."""
+    other = on_labels(report)
+    found = lead(report, STUDENT, other)
+    return other if found is not None and found.high < 0 and _exported(report) != other else None
+
+
 def _is_worse(one: _Candidate, report: Report) -> bool:
-    """Whether an export is significantly worse than the student; if that was not compared, any loss counts."""
+    """Whether an export is significantly worse than its student; if that was not compared, any loss counts."""
     sign = -1 if report.metric in LOWER_IS_BETTER else 1
     for pair in report.comparisons:
-        if (pair.role, pair.against) == (one.model.role, STUDENT):
+        if (pair.role, pair.against) == (one.model.role, _exported(report)):
             return sign * pair.difference < 0 and pair.p_value < SIGNIFICANT
     scores = [sign * other.scores[report.metric].value for other in report.models if other.is_export]
     return sign * one.model.scores[report.metric].value < max(scores)
@@ -84,7 +98,8 @@ def _deployed(one: _Candidate, report: Report) -> str:
         parts.append(f"{_times(ratio)} smaller" if ratio >= 1 else f"{_times(1 / ratio)} larger")
     if model.kept:
         parts.append(f"{model.kept:.1%} of its {_what(metric)}{_sure(one, report)}")
-    return f"Deploy {model.name}: {', '.join(parts)}."
+    first = "The best of this run's exports is" if _better_on_labels(report) else "Deploy"
+    return f"{first} {model.name}: {', '.join(parts)}."
 
 
 def _times(ratio: float) -> str:
@@ -122,9 +137,9 @@ def gain(report: Report) -> list[str]:
     if found.low > 0:
         line = f"Distilling gained {found.words} over the same student trained on labels alone."
     elif found.high < 0:
+        way = f"Deploy {other}: export.of: {other} exports it" if _better_on_labels(report) else "It is exported"
         line = (
-            f"Labels alone train a better student here: distilling changed its {report.metric} by {found.words}. "
-            f"Deploy {other} instead: export.of: {other} exports it."
+            f"Labels alone train a better student here: distilling changed its {report.metric} by {found.words}. {way}."
         )
     else:
         line = (
@@ -154,12 +169,7 @@ def next_steps(report: Report) -> list[str]:
             "ahead of the student trained on labels alone."
         ]
     if behind.high < 0:
-        return [f"Next: {text}, more epochs or more layers. The teacher is still ahead by {_turned(behind.words)}."]
+        return [f"Next: {text}, more epochs or more layers. The teacher is still ahead by {behind.amount}."]
     if not report.rows.unlabelled:
         return [f"Next: {text}. It is what distilling gains most from."]
     return ["Next: a better teacher. The student has reached this one, as far as these rows show."]
-
-
-def _turned(words: str) -> str:
-    """A lead that is counted from the other side, without its interval."""
-    return words.partition(" (")[0].lstrip("-+")

@@ -154,9 +154,19 @@ class Lead:
     seeds: int
 
     @property
+    def amount(self) -> str:
+        """How large it is, whichever model leads: in points, or in what the metric is counted in."""
+        scale, unit, digits = self._unit
+        return f"{abs(self.value) * scale:.{digits}f}{unit}"
+
+    @property
+    def _unit(self) -> tuple[int, str, int]:
+        return (1, "", 4) if self.metric in LOWER_IS_BETTER else (100, " points", 2)
+
+    @property
     def words(self) -> str:
-        """The lead in points, or in what the metric is counted in."""
-        scale, unit, digits = (1, "", 4) if self.metric in LOWER_IS_BETTER else (100, " points", 2)
+        """The lead with its sign and interval."""
+        scale, unit, digits = self._unit
         value, low, high = (figure * scale for figure in (self.value, self.low, self.high))
         over = f" over {self.seeds} seeds" if self.seeds > 1 else ""
         between = f"{signed(low, digits)} to {signed(high, digits)}"

@@ -298,7 +298,8 @@ def _add_unlabelled(
         held_out = len(together) - len(taught)
         splits |= {UNLABELLED: taught} if len(taught) else {}
     if data.views is not None:
-        splits[VIEWS] = views_of(task, splits, data)
+        made = views_of(task, splits, data)
+        splits |= {VIEWS: made} if len(made) else {}
     return held_out
 
 

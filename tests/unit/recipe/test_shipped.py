@@ -46,8 +46,12 @@ def test_a_copy_brings_the_scripts_that_its_header_names(tmp_path):
         "names_wikitext.yaml", "recipes/make_name_tags.py", "recipes/packaged.py",
     ]  # fmt: skip
     assert load_recipe(written[0]).name == "names_wikitext"
+    assert copy("names_wikitext", tmp_path / "new") == written, "what is there and equal stays"
+    copy("topics_questions", tmp_path / "new")  # shares packaged.py
+    written[0].write_text("name: mine")
     with pytest.raises(InputError, match=r"names_wikitext\.yaml: is there already; nothing was copied"):
         copy("names_wikitext", tmp_path / "new")
+    assert written[0].read_text() == "name: mine"
     with pytest.raises(InputError, match="there is no 'nothing'"):
         copy("nothing", tmp_path)
 

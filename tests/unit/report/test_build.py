@@ -183,7 +183,7 @@ def test_a_gap_that_may_be_chance_is_no_gap():
         (0.005, "Distilling gained nothing significant: +0.50 points (95 % -0.50 to +1.50) compared with the same "
          "student trained on labels alone."),
         (-0.03, "Labels alone train a better student here: distilling changed its accuracy by -3.00 points (95 % -4.00 "
-         "to -2.00). Deploy student_ce_only instead: export.of: student_ce_only exports it."),
+         "to -2.00). Deploy student_ce_only: export.of: student_ce_only exports it."),
     ],
 )  # fmt: skip
 def test_the_verdict_says_whether_distilling_was_worth_it(lead, says):

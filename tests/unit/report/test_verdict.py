@@ -83,7 +83,20 @@ def test_the_verdict_says_how_sure_the_distance_from_the_teacher_is():
     assert "(-0.40 points, 95 % -2.00 to +1.20, p = 0.61, not significant)" in found
 
 
-def test_calibration_is_told_where_the_score_gains_nothing():
+@pytest.mark.parametrize(
+    ("exported", "first"), [("student", "Labels alone train"), ("student_ce_only", "Deploy onnx: ")]
+)
+def test_a_better_student_on_labels_alone_comes_before_an_export_of_the_other(exported, first):
+    students = [{"role": "student_ce_only", "scores": {"accuracy": {"value": 0.9}}}]
+    pairs = [pair("student", "student_ce_only", -0.05)]
+    given = {"export": {"of": exported}}
+    found = advice.verdict(report(models=[QUICK, *students], comparisons=pairs, given=given)).sentences
+    assert found[0].startswith(first)
+    assert any("Deploy student_ce_only: export.of" in line for line in found) == (exported == "student")
+    assert any(line.startswith("The best of this run's exports is onnx: ") for line in found) == (exported == "student")
+
+
+def test_calibration_is_reported_where_the_score_gains_nothing():
     scores = {"student": (0.81, 0.047, 0.419), "student_ce_only": (0.812, 0.083, 0.472)}
     models = [
         {"role": role, "scores": {"accuracy": {"value": right}, "ece": {"value": ece}, "log_loss": {"value": nats}}}

@@ -20,7 +20,7 @@ from distilpeft.models.pair import Pair
 from distilpeft.recipe.yaml_file import load_recipe
 from distilpeft.tasks import text_rows
 from distilpeft.tasks.checked_rows import UNLABELLED, VIEWS
-from distilpeft.tasks.rows import TaskRows, read_task_rows, task_of
+from distilpeft.tasks.rows import TAUGHT, TaskData, TaskRows, read_task_rows, task_of
 
 KINDS = tuple(kind for kind in pupils.KINDS if kind != "embedding")
 
@@ -81,6 +81,16 @@ def test_views_are_rows_without_labels_that_equal_no_other_row(tmp_path, kind):
     ids = [number for row in found["input_ids"] for number in row]
     assert tokenizer.convert_tokens_to_ids("[MASK]") in ids
     assert not any(MASK in word for word in tokenizer.convert_ids_to_tokens(ids))
+
+
+def test_views_that_all_equal_other_rows_leave_none(tmp_path):
+    recipe = commands.workspace(tmp_path, data__views={"copies": 2, "mask": 0, "replace": 0, "crop": 1, "splice": 0})
+    write(tmp_path / "rows.csv", [("text", "label"), *((f"word{at}", str(at % 2)) for at in range(20))])
+    loaded = load_recipe(recipe)
+    assert VIEWS not in read_task_rows(loaded).splits
+    data = TaskData(loaded, "rows", tmp_path / "cache")
+    taught = data.tokens(TAUGHT, Pair(loaded).student_reader)
+    assert len(taught.lengths_N) == data.num_rows("train")
 
 
 def test_views_of_pictures_are_the_pictures_moved_and_mirrored(tmp_path):

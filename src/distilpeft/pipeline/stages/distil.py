@@ -184,7 +184,7 @@ def _start(context: Context, student: Loaded, rows: Tokens) -> Figures:
     }
     if rows.num_labelled is not None:
         figures |= {"labelled_rows": rows.num_labelled, "held_out_rows": data.held_out}
-        if recipe.data.views is not None:
+        if data.num_rows(VIEWS):
             figures["view_rows"] = len(data.tokens(VIEWS, student.reader).lengths_N)
     return figures | {"truncated_rows": rows.num_truncated}
 
