@@ -254,7 +254,7 @@ def plain(name, task, table):
         "comparisons": _comparisons(task, models),
         "seeds": None if language else _seeds(models, task),
         "curves": {step: _curve(500, 0.69 if not language else 14.0, 0.31) for step in trained},
-        "not_measured": ["energy: the machine does not tell it"],
+        "not_measured": ["energy: no counters available on this machine"],
     }  # fmt: skip
 
 

@@ -49,7 +49,7 @@ def push(folder: Path, repo: str, console: Console, *, private: bool, dry_run: b
             repo_id=repo, folder_path=folder, allow_patterns=list(files), commit_message="Upload by distilpeft"
         )
     except (OSError, ValueError) as error:  # what huggingface_hub raises for the network, a token, a right
-        raise InputError(f"{repo}: the hub did not take it: {' '.join(str(error).split())[:300]}") from None
+        raise InputError(f"{repo}: the hub rejected the upload: {' '.join(str(error).split())[:300]}") from None
     console.print(f"done: {done.commit_url}", highlight=False)
 
 

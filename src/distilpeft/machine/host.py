@@ -117,7 +117,7 @@ def num_processes(devices: str | int) -> int:
     if devices == "auto":
         return max(1, gpus)
     if gpus and int(devices) > gpus:
-        raise InputError(f"devices: {devices}: this machine shows {gpus} GPU{'s' if gpus > 1 else ''}")
+        raise InputError(f"devices: {devices}: this machine has {gpus} GPU{'s' if gpus > 1 else ''}")
     return int(devices)
 
 

@@ -47,7 +47,7 @@ class FromTeacher(Section):
     @classmethod
     def _layers_rise(cls, layers: tuple[int, ...] | None) -> tuple[int, ...] | None:
         if layers is not None and list(layers) != sorted(set(layers)):
-            raise ValueError("the layer indices must rise, each once")
+            raise ValueError("layer indices must be strictly increasing")
         return layers
 
     def of(self, depth: int, side: str = "encoder") -> tuple[int, ...]:

@@ -355,8 +355,8 @@ def timing_notes(found: Benchmark) -> list[str]:
     ]
     if noise.disturbed > MANY:
         lines.append(
-            f"In {noise.disturbed:.0%} of the turns a model was a fifth or more slower than its own pace; the "
-            "latencies hold them, the ratios do not."
+            f"In {noise.disturbed:.0%} of rounds a model ran at least 20% slower than usual. Latencies include those "
+            "rounds; ratios exclude them."
         )
     if noise.noisy:
         lines.append(

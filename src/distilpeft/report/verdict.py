@@ -232,7 +232,7 @@ def not_measured(report: Report) -> list[str]:
     found: list[str] = []
     if report.benchmark is not None:
         if not report.benchmark.energy:
-            found.append("energy: the machine does not tell it")
+            found.append("energy: no counters available on this machine")
         if not any(arm.device == "cuda" for arm in report.benchmark.arms):
             found.append("latency and memory on a GPU")
         found += [f"latency of {one.role}: {one.why}" for one in report.benchmark.skipped]

@@ -179,7 +179,7 @@ def test_more_devices_than_there_are_is_a_mistake(monkeypatch):
     monkeypatch.setattr(host, "gpu_names", lambda: ["H100"])
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.delenv("RANK", raising=False)
-    with pytest.raises(InputError, match="devices: 2: this machine shows 1 GPU"):
+    with pytest.raises(InputError, match="devices: 2: this machine has 1 GPU"):
         host.num_processes(2)
 
 

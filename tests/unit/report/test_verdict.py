@@ -180,7 +180,7 @@ def test_what_is_missing_is_said():
     }  # fmt: skip
     student = {"role": "student", "scores": {}, "calibration": None}
     assert findings.not_measured(report(benchmark=timed, seeds=None, models=[student])) == [
-        "energy: the machine does not tell it",
+        "energy: no counters available on this machine",
         "latency and memory on a GPU",
         "latency of teacher: killed",
         "how much another seed changes (evaluate.seeds)",

@@ -129,7 +129,7 @@ class CausalLMTask(LanguageTask):
             own.train(was_training)
             if not leak < PROBE_TOLERANCE:
                 raise GateError(
-                    f"task.pack: {type(own).__name__} looks from one packed document into the next (relative "
+                    f"task.pack: {type(own).__name__} attends across packed documents (relative "
                     f"difference {leak:.2g}); set pack: false"
                 )
             find_head(own, hidden, expected)

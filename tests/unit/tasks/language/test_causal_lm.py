@@ -286,7 +286,7 @@ def test_packing_is_refused_where_the_model_looks_into_the_neighbour_document():
     shape = {"vocab_size": 97, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "ffn_dim": 64}
     opt = AutoModelForCausalLM.from_config(OPTConfig(**shape, word_embed_proj_dim=32, init_std=0.3))
     CausalLMTask(PAIRS).prepare(opt)
-    with pytest.raises(GateError, match=r"task\.pack: OPTForCausalLM looks from one packed document into the next"):
+    with pytest.raises(GateError, match=r"task\.pack: OPTForCausalLM attends across packed documents"):
         CausalLMTask(packed).prepare(opt)
     CausalLMTask(packed).prepare(
         AutoModelForCausalLM.from_config(GPT2Config(vocab_size=97, n_embd=32, n_layer=2, n_head=4))
