@@ -14,7 +14,6 @@ import datasets
 import evaluate
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.metrics import f1_score, matthews_corrcoef
 
 from distilpeft.metrics.probabilities import Floats, divergence, log_softmax, softmax
 from distilpeft.metrics.score import Score
@@ -32,17 +31,25 @@ def accuracy(probabilities_NC: Floats, labels_N: Ints) -> float:
 
 def macro_f1(probabilities_NC: Floats, labels_N: Ints) -> float:
     """Mean over all classes of the model of F1; a class neither predicted nor present counts 0."""
-    classes = range(probabilities_NC.shape[-1])
-    predicted = probabilities_NC.argmax(-1)
-    return float(f1_score(labels_N, predicted, labels=list(classes), average="macro", zero_division=0.0))
+    right_C, predicted_C, present_C = _counts(probabilities_NC, labels_N)
+    both_C = predicted_C + present_C
+    return float(np.divide(2.0 * right_C, both_C, out=np.zeros(len(both_C)), where=both_C > 0).mean())
 
 
 def mcc(probabilities_NC: Floats, labels_N: Ints) -> float:
     """Matthews correlation coefficient; 0 if predictions or labels are all of one class."""
-    predicted_N = probabilities_NC.argmax(-1)
-    if len(np.unique(predicted_N)) == 1 or len(np.unique(labels_N)) == 1:
-        return 0.0
-    return float(matthews_corrcoef(labels_N, predicted_N))
+    right_C, predicted_C, present_C = _counts(probabilities_NC, labels_N)
+    rows = float(len(labels_N))
+    spread = (rows**2 - predicted_C @ predicted_C) * (rows**2 - present_C @ present_C)
+    return float((right_C.sum() * rows - present_C @ predicted_C) / np.sqrt(spread)) if spread else 0.0
+
+
+def _counts(probabilities_NC: Floats, labels_N: Ints) -> tuple[Floats, Floats, Floats]:
+    """Of each class, the rows predicted rightly, predicted at all, and labelled so."""
+    predicted_N, classes = probabilities_NC.argmax(-1), probabilities_NC.shape[-1]
+    picked = (labels_N[predicted_N == labels_N], predicted_N, labels_N)
+    right_C, predicted_C, present_C = (np.bincount(ids, minlength=classes).astype(np.float64) for ids in picked)
+    return right_C, predicted_C, present_C
 
 
 def log_loss(probabilities_NC: Floats, labels_N: Ints) -> float:

@@ -7,6 +7,7 @@ import warnings
 
 import numpy as np
 import pytest
+from sklearn.metrics import f1_score, matthews_corrcoef
 
 from distilpeft.metrics.classification import FUNCTIONS, OfflineMetric, agreement, scores, wilson
 from distilpeft.metrics.probabilities import softmax
@@ -65,6 +66,18 @@ def test_calibration_error_of_a_sure_model_is_its_share_of_mistakes():
 def test_a_class_that_is_neither_predicted_nor_present_counts_as_zero_in_macro_f1():
     probabilities = np.array([[0.8, 0.1, 0.1], [0.1, 0.8, 0.1]])
     assert FUNCTIONS["macro_f1"](probabilities, np.array([0, 1])) == pytest.approx(2 / 3)
+
+
+@pytest.mark.parametrize("classes", [2, 3, 7])
+def test_macro_f1_and_mcc_are_those_of_scikit_learn_bit_for_bit(classes):
+    rng = np.random.default_rng(classes)
+    for size in (1, 2, 5, 40, 333):
+        probabilities, labels = rng.random((size, classes)), rng.integers(0, classes, size)
+        predicted = probabilities.argmax(-1)
+        f1 = f1_score(labels, predicted, labels=range(classes), average="macro", zero_division=0.0)
+        assert FUNCTIONS["macro_f1"](probabilities, labels) == f1
+        varied = min(len(set(labels)), len(set(predicted))) > 1  # scikit-learn warns of a single label
+        assert FUNCTIONS["mcc"](probabilities, labels) == (matthews_corrcoef(labels, predicted) if varied else 0)
 
 
 def test_log_loss_of_an_impossible_label_is_finite():
