@@ -24,7 +24,7 @@ FORMS = ("safetensors", "onnx", "onnx-int8")
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("pictures")
-    recipe = tiny_tasks.workspace(folder, "image_classification", export__formats=list(FORMS))
+    recipe = tiny_tasks.learnable(folder, "image_classification", export__formats=list(FORMS))
     assert commands.run(recipe, apart=True) == 0
     digits = load_digits(n_class=4)
     for number in range(4):

@@ -17,7 +17,7 @@ RIGHT = ["lovely", "dull", "superb", "awful"]
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("questions")
-    recipe = tiny_tasks.workspace(folder, "question_answering", export__formats=["safetensors", "onnx", "onnx-int8"])
+    recipe = tiny_tasks.learnable(folder, "question_answering", export__formats=["safetensors", "onnx", "onnx-int8"])
     assert commands.run(recipe, apart=True) == 0
     return folder / "runs/tiny"
 

@@ -19,9 +19,8 @@ RIGHT = ["great story", "a actor and", "script"]
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("seq2seq")
-    fit = {**tiny_tasks.FIT, "epochs": 30}
-    recipe = tiny_tasks.workspace(
-        folder, "seq2seq", teacher__fit=fit, distil__fit=fit, export__formats=list(FORMS),
+    recipe = tiny_tasks.learnable(
+        folder, "seq2seq", export__formats=list(FORMS),
         evaluate={"generate": {"max_new_tokens": 8, "rows": 60, "num_beams": 2}, "samples": 1, "groups": "length"},
     )  # fmt: skip
     assert commands.run(recipe, apart=True) == 0

@@ -12,7 +12,7 @@ import pytest
 import torch
 import yaml
 from support import commands, equality
-from support.tiny_tasks import MAIN, MOODS, TAGS, TASKS, workspace
+from support.tiny_tasks import MAIN, MOODS, TAGS, TASKS, learnable, workspace
 
 SENTENCES = ["the good film and the dull music", "a superb story", "the script of an awful actor", "the film"]
 
@@ -20,7 +20,7 @@ SENTENCES = ["the good film and the dull music", "a superb story", "the script o
 @pytest.fixture(scope="module", params=list(MAIN))
 def finished(request, tmp_path_factory) -> tuple[str, Path]:
     folder = tmp_path_factory.mktemp(request.param)
-    recipe = workspace(folder, request.param, export__formats=["safetensors", "onnx", "onnx-int8"])
+    recipe = learnable(folder, request.param, export__formats=["safetensors", "onnx", "onnx-int8"])
     assert commands.run(recipe, apart=True) == 0
     return request.param, folder / "runs/tiny"
 

@@ -83,8 +83,7 @@ def rewriting(folder: Path) -> dict:
             picked = rng.choices(range(len(words)), k=rng.randint(1, 3))
             row = {name: " ".join(words[(at + far) % len(words)] for at in picked) for far, name in enumerate("ab")}
             file.write(json.dumps({**row, "length": len(picked)}) + "\n")
-    torch.manual_seed(1)
-    MarianMTModel(encoder_decoder()).save_pretrained(str(folder / "base"))
+    save_encoder_decoder(folder / "base")
     tiny.tokenizer().save_pretrained(str(folder / "base"))
     return {
         "task": {"kind": "seq2seq", "source": "a", "target": "b"},
@@ -92,6 +91,11 @@ def rewriting(folder: Path) -> dict:
         "teacher__lora": "null",
         "student": {"from_teacher": {"spread": 2, "decoder": 1}},
     }
+
+
+def save_encoder_decoder(folder: Path, **changes: object) -> None:
+    torch.manual_seed(1)
+    MarianMTModel(encoder_decoder(**changes)).save_pretrained(str(folder))
 
 
 def encoder_decoder(**changes: object) -> MarianConfig:
@@ -168,3 +172,22 @@ def workspace(folder: Path, kind: str, **changes: object) -> Path:
         "teacher__optim": OPTIM, "teacher__fit": FIT, "distil__fit": FIT, "distil__optim": OPTIM, **TASKS[kind](folder),
     }  # fmt: skip
     return commands.workspace(folder, **{**settings, **changes})
+
+
+EPOCHS = {
+    "image_classification": 6, "multi_label_classification": 6, "question_answering": 5, "regression": 12,
+    "seq2seq": 10, "token_classification": 4,
+}  # fmt: skip
+
+
+def learnable(folder: Path, kind: str, **changes: object) -> Path:
+    """`workspace` whose models all learn the task in a few epochs: the base tells words apart from the start."""
+    fit = {**FIT, "epochs": EPOCHS[kind]}
+    optim = {"lr": 0.01 if kind == "image_classification" else 0.005}
+    settings = {"teacher__fit": fit, "teacher__optim": optim, "distil__fit": fit, "distil__optim": optim}
+    recipe = workspace(folder, kind, **{**settings, **changes})
+    if kind == "seq2seq":
+        save_encoder_decoder(folder / "base", init_std=0.1)
+    elif kind != "image_classification":
+        tiny.save_model(folder / "base", initializer_range=0.1)
+    return recipe
