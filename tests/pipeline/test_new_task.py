@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 import yaml
-from support import tiny
+from support import commands, tiny
 
 import distilpeft
 
@@ -136,19 +136,19 @@ def test_a_new_task_takes_three_files_and_goes_from_rows_to_an_export_that_predi
     tree["evaluate"] = {"metrics": ["accuracy"], "teacher_full_precision": False}
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(tree))
 
-    def distilpeft_(*arguments: str) -> str:
-        command = [sys.executable, "-m", "distilpeft", *arguments]
+    def python(*arguments: str) -> str:
         done = subprocess.run(
-            command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(package)}, capture_output=True, text=True,
-            check=False,
+            [sys.executable, *arguments], cwd=tmp_path, capture_output=True, text=True, check=False,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join([str(package), str(commands.TESTS)])},
         )  # fmt: skip
         assert done.returncode == 0, done.stderr[-2000:]
         return done.stdout
 
-    distilpeft_("run", "tiny.yaml", "--until", "compare")
+    # `alone`: the gate starts no further process; the one below reads the export
+    python("-c", "from support import commands; commands.alone()", "run", "tiny.yaml", "--until", "compare")
     (compared,) = (tmp_path / "runs/tiny").glob("compare-*/manifest.json")
     pairs = json.loads(compared.read_text())["figures"]["pairs"]
     assert ("student", "teacher", "accuracy") in {(pair["role"], pair["against"], pair["metric"]) for pair in pairs}
     (exported,) = (tmp_path / "runs/tiny").glob("export-*/model")
-    answer = json.loads(distilpeft_("predict", str(exported), "a good film"))
+    answer = json.loads(python("-m", "distilpeft", "predict", str(exported), "a good film"))
     assert answer["label"] in ("no", "yes")
