@@ -8,7 +8,7 @@ DEMO := $(VENV)/.demo
 READY := $(VENV)/.ready
 INSTALL = $(VENV)/bin/python -m pip install --disable-pip-version-check $(PIP_OPTIONS) -c constraints.txt -e
 
-.PHONY: quickstart test test-all slow lint clean
+.PHONY: quickstart test test-all slow lint site clean
 
 quickstart: $(DEMO)
 	$(VENV)/bin/distilpeft run recipes/quickstart.yaml
@@ -26,6 +26,9 @@ lint: $(READY)
 
 slow: $(READY)
 	$(VENV)/bin/python -m pytest -m slow
+
+site: $(READY)
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict
 
 clean:
 	rm -rf $(VENV)

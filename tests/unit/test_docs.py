@@ -47,13 +47,15 @@ def test_the_limits_of_exports_are_those_of_the_code():
     assert set(rows) == {field.name for field in fields(Limits)}
 
 
-@pytest.mark.parametrize("page", sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")]), ids=lambda page: page.name)
+@pytest.mark.parametrize("page", sorted([*ROOT.glob("*.md"), *ROOT.rglob("docs/**/*.md")]), ids=lambda page: page.name)
 def test_every_link_between_documents_leads_somewhere(page):
     for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8")):
+        if target.endswith("reference/api.md"):  # the site writes it from docstrings
+            continue
         assert (page.parent / target).exists(), f"{page.name} links to {target}"
 
 
-@pytest.mark.parametrize("page", sorted([ROOT / "README.md", *ROOT.glob("docs/*.md")]), ids=lambda page: page.name)
+@pytest.mark.parametrize("page", sorted([ROOT / "README.md", *ROOT.rglob("docs/**/*.md")]), ids=lambda page: page.name)
 def test_every_key_in_a_yaml_example_exists(page):
     known = set(re.findall(r"^\| `([a-z_]+)`", recipe_reference.markdown(), re.M)) | {"train", "validation", "test"}
     for block in re.findall(r"```yaml\n(.*?)```", page.read_text(encoding="utf-8"), re.S):

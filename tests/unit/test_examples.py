@@ -16,7 +16,7 @@ from typer.main import get_command
 from distilpeft.cli import app
 
 ROOT = Path(__file__).parent.parent.parent
-EXAMPLES = sorted(file for file in (ROOT / "docs" / "examples").iterdir() if file.suffix != ".py")
+EXAMPLES = sorted(file for file in (ROOT / "docs" / "examples").iterdir() if file.suffix in (".sh", ".yaml"))
 
 
 def scripts(file: Path) -> list[str]:

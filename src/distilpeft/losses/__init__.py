@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from distilpeft.losses.trainer import DistilMixin, DistilTrainer
 
 __all__ = [
-    "IGNORED", "DistilMixin", "DistilTrainer", "Divergence", "SoftTargetDataset", "distil_loss", "fused_distil_loss",
+    "IGNORED", "DistilMixin", "DistilTrainer", "Divergence", "Head", "SoftTargetDataset", "Sparse", "distil_loss",
+    "fused_distil_loss",
 ]  # fmt: skip
 
 Reduction: TypeAlias = Literal["mean", "sum"]

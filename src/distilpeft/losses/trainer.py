@@ -30,10 +30,14 @@ class DistilMixin:
 
     Args:
         teacher: a model that takes the student's inputs; it is frozen and moved to the student's device.
-        alpha, temperature, divergence, label_smoothing: as in `distil_loss`.
+        alpha: as in `distil_loss`.
+        temperature: as in `distil_loss`.
+        divergence: as in `distil_loss`.
+        label_smoothing: as in `distil_loss`.
         fused: compute the loss of causal language models from hidden states, without ever holding all logits; default:
             whenever both models are causal language models.
-        args, kwargs: the Trainer's own.
+        *args: the Trainer's own.
+        **kwargs: the Trainer's own.
 
     Batches need `labels`, of which -100 does not count. Evaluation gives the same loss, as a mean over each batch.
 
