@@ -19,7 +19,7 @@ from mkdocs.structure.pages import Page
 from distilpeft import cli
 
 ROOT = Path(__file__).parents[1]
-TAKEN = ("recipes/*", "benchmarks/LOG.md", "benchmarks/*.py", "benchmarks/results/*", "*.md", "LICENSE")
+TAKEN = ("recipes/*", "benchmarks/LOG.md", "benchmarks/*.py", "benchmarks/results/*", "*.md", "LICENSE", "Dockerfile")
 """What documents link to outside `docs/`."""
 LINK = re.compile(r"(?<!!)\]\((?!https?:|mailto:|#)([^)#\s]+)(#[^)\s]*)?\)")
 API = """# Python API

@@ -44,7 +44,10 @@ def test_messages_and_help_have_none_of_the_unusual_words(folder):
     assert not found, "\n".join(found)
 
 
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "recipes").glob("*.yaml"))]
+PAGES = [
+    ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")),
+    *sorted(file for kind in ("*.yaml", "*.ipynb") for file in (ROOT / "recipes").glob(kind)),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("file", PAGES, ids=lambda file: file.name)
