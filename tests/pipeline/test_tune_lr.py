@@ -94,6 +94,15 @@ def test_a_loss_that_is_no_number_ends_the_test_and_is_no_fault(tmp_path, capsys
     assert "distil:" in capsys.readouterr().out
 
 
+def test_a_loss_that_rises_as_the_test_wants_is_no_warning(tmp_path, capsys):
+    recipe = commands.workspace(tmp_path, distil__optim={"kind": "sgd", "lr": 0.1, "max_grad_norm": None})
+    rising = ["--steps", "80", "--low", "0.01", "--high", "1e8"]
+    assert commands.run(recipe, *rising, verb="tune-lr") == 0
+    said = capsys.readouterr()
+    assert "the loss" in said.out
+    assert "try a lower lr" not in said.out + said.err
+
+
 def test_a_fault_of_an_earlier_stage_is_told_though_an_interrupted_test_has_left_a_log(tmp_path, capsys, monkeypatch):
     recipe = commands.workspace(tmp_path)
     left = [{"lr": 1e-6, "loss": 1.0}]

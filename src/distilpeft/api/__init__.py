@@ -219,11 +219,11 @@ def run(
     """
     from rich.console import Console
 
-    from distilpeft.machine.host import is_first_process, num_launched, quiet_imports
+    from distilpeft.machine.host import is_first_process, num_launched, prepare_imports
 
     if until is not None and until not in STAGES:
         raise InputError(f"--until {until}: one of {', '.join(STAGES)}")
-    quiet_imports()
+    prepare_imports()
     changes = [*(_settings(QUICK) if quick else ()), *_settings(overrides)]
     plan = make_plan(load_recipe(recipe, changes), Path(runs))
     console = console or Console(quiet=not is_first_process())

@@ -28,7 +28,7 @@ import numpy as np
 from distilpeft.benchmark.energy import Meter
 from distilpeft.benchmark.ratios import _cell, _ratio, at_pace, paces
 from distilpeft.errors import InputError
-from distilpeft.machine.host import alone, busy_s, machine_name, num_cpus
+from distilpeft.machine.host import busy_s, for_timing, machine_name, num_cpus
 
 TURN_S, MOST_CALLS, PAUSE_S = 0.1, 20, 0.05
 """A turn's length; and a rest before it, in which the threads of the model before give up waiting for work, busily."""
@@ -188,7 +188,7 @@ def _start(subject: Subject, device: str, threads: int, compiled: bool, wanted: 
         "cells": wanted.cells, "processors": processors[:threads],
     }  # fmt: skip
     file.write_text(json.dumps(spec), encoding="utf-8")
-    environment = {**alone(), "OMP_NUM_THREADS": str(threads)}
+    environment = {**for_timing(), "OMP_NUM_THREADS": str(threads)}
     if processors:  # else two threads may share a processor for a while
         environment |= {"OMP_PROC_BIND": "true", "OMP_PLACES": ",".join(f"{{{one}}}" for one in processors[:threads])}
     if device == "cpu":

@@ -15,7 +15,7 @@ import typer
 
 from distilpeft.cli import bundles, recipes, runs, targets
 from distilpeft.errors import Crash, Terminated, outcome
-from distilpeft.machine.host import quiet_imports
+from distilpeft.machine.host import prepare_imports
 
 app = typer.Typer(
     no_args_is_help=True, pretty_exceptions_enable=False, help="One recipe in; a small, fast, proven model out."
@@ -48,7 +48,7 @@ def options(
 
 def main() -> None:
     """Entry point: faults that users can fix become one line on stderr and an exit code."""
-    quiet_imports()
+    prepare_imports()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _terminate)
     try:

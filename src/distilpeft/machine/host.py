@@ -15,11 +15,19 @@ from types import FrameType
 
 from distilpeft.errors import InputError
 
+_WAIT, _OURS = "OMP_WAIT_POLICY", "DISTILPEFT_SET_WAIT_POLICY"
 
-def quiet_imports() -> None:
-    """Keep bitsandbytes from telling of every optional kernel that it lacks, and the hub from counting who uses it."""
+
+def prepare_imports() -> None:
+    """Set what libraries read while they are imported: who may be quiet, and how the threads of torch wait.
+
+    Threads sleep while they wait for each other, unless the user has said how. Spinning costs most of the speed where
+    other work keeps a processor busy, and gains little elsewhere (`benchmarks/threads.py`).
+    """
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it lists every optional kernel that it lacks
+    if _WAIT not in os.environ:
+        os.environ |= {_WAIT: "passive", _OURS: "1"}
 
 
 def cpu_info(field: str) -> str:
@@ -103,6 +111,14 @@ def alone() -> dict[str, str]:
     """The environment for a process that computes by itself, whatever this one is part of."""
     names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
     return {name: value for name, value in os.environ.items() if name not in names}
+
+
+def for_timing() -> dict[str, str]:
+    """The environment for a process whose speed is measured: as `alone`, with threads that wait as the user wants."""
+    environment = alone()
+    if environment.pop(_OURS, None) is not None:
+        del environment[_WAIT]
+    return environment
 
 
 def num_processes(devices: str | int) -> int:

@@ -27,7 +27,7 @@ from typing import Any, TypeVar
 from rich.console import Console
 
 from distilpeft.errors import Crash, GateError, InputError, StoppedBySignal, machine_fault
-from distilpeft.machine.host import join, on_signals, quiet_imports, take_share
+from distilpeft.machine.host import join, on_signals, prepare_imports, take_share
 
 T = TypeVar("T")
 GRACE_S = 20.0
@@ -249,7 +249,7 @@ def _work(
     os.setsid()  # Ctrl-C reaches the first process only, which passes it on
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # leave in order where there is nothing to save
     threading.Thread(target=_stop_with_parent, daemon=True).start()
-    quiet_imports()
+    prepare_imports()
     if ranks is None:
         take_share(number - 1, count)
     else:

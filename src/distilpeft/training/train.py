@@ -97,7 +97,8 @@ def train(runtime: Runtime, model: nn.Module, work: Work) -> Figures:
     optimizer = make_optimizer(model, work.optim)
     checkpoints = Checkpoints(work.folder, fit.keep_last)
     state = _resume(runtime, work, model, optimizer, checkpoints)
-    spikes = Spikes(work.label, runtime.say, _losses(work.folder))
+    rises = work.optim.final_ratio > 1  # the rate does, to find where the loss no longer falls: see tune_lr
+    spikes = Spikes(work.label, _say_nothing if rises else runtime.say, _losses(work.folder))
     batches: Sequence[NDArray[np.int64]] = []
     epoch = -1
     with runtime.bar(work.label, total, state.step) as bar, runtime.stoppable():
@@ -149,6 +150,10 @@ def _wrapped(runtime: Runtime, model: nn.Module, fit: Fit) -> nn.Module:
             block.compile(dynamic=True)
     batch_norm.convert(runtime, model, fit.batch_norm)
     return wrap(runtime, model)
+
+
+def _say_nothing(_: str) -> None:
+    """For warnings that are not wanted."""
 
 
 def _take_step(
