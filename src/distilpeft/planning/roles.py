@@ -26,6 +26,16 @@ COMPARED: dict[str, tuple[str, ...]] = {
     TEACHER: (FULL,),
 }
 """Role → the roles that it is compared with, row by row."""
+IN_WORDS = {
+    STUDENT: "the student",
+    CE_ONLY: "labels alone",
+    CE_LONG: "labels alone for as many steps",
+    HARD: "the teacher's likeliest class as the label",
+    LABELLED: "the teacher on labelled rows only",
+    TEACHER: "the teacher",
+    FULL: "the teacher before it was quantized",
+}
+"""Roles as they are called in sentences."""
 UNTIMED = (MAJORITY, UNTRAINED, MERGED, *CONTROLS)
 """Roles without a latency: no model, some of the student's architecture, and one of the full-precision teacher's."""
 STAGES = ("teacher", "targets", "distil", "lead", "audit", "evaluate", "export", "compare", "benchmark", "bundle")

@@ -1,6 +1,7 @@
 """How a model looks in every plot: a colour that the colour-blind can tell apart, and a shape that says the same.
 
-The colours are those of Okabe and Ito (2008) but for yellow, which is lost on white paper.
+The first colours are those of Okabe and Ito (2008) but for yellow, which is lost on white paper; the others are from
+Paul Tol's muted scheme.
 """
 
 from __future__ import annotations
@@ -11,8 +12,11 @@ from dataclasses import dataclass
 from distilpeft.planning.roles import short_name
 from distilpeft.recipe.export import FORMS
 
-INK, ORANGE, SKY, GREEN, BLUE, VERMILLION, PURPLE = range(7)
-COLOURS = ("#3d4451", "#e69f00", "#56b4e9", "#009e73", "#0072b2", "#d55e00", "#cc79a7")
+INK, ORANGE, SKY, GREEN, BLUE, VERMILLION, PURPLE, WINE, INDIGO, OLIVE, TEAL, BROWN = range(12)
+COLOURS = (
+    "#3d4451", "#e69f00", "#56b4e9", "#009e73", "#0072b2", "#d55e00", "#cc79a7", "#882255", "#332288", "#808000",
+    "#2aa198", "#8c564b",
+)  # fmt: skip
 """By number, on white; the page lightens some of them in the dark."""
 Outline = tuple[tuple[float, float], ...]
 
@@ -78,17 +82,17 @@ class Mark:
 ROLES = {
     "student": (VERMILLION, "circle"),
     "student_ce_only": (ORANGE, "up"),
-    "student_ce_only_long": (ORANGE, "down"),
-    "student_hard_labels": (GREEN, "pentagon"),
-    "student_labelled_rows": (PURPLE, "star"),
+    "student_ce_only_long": (WINE, "down"),
+    "student_hard_labels": (INDIGO, "pentagon"),
+    "student_labelled_rows": (OLIVE, "star"),
     "teacher": (BLUE, "square"),
     "teacher_full_precision": (SKY, "hexagon"),
     "teacher_merged": (INK, "bar"),
     "untrained": (INK, "saltire"),
     "majority": (INK, "right"),
 }
-_COLOURS = (GREEN, PURPLE, ORANGE, SKY, INK, BLUE, VERMILLION)
-_SHAPES = ("diamond", "down", "star", "pentagon", "left", "cross")
+_COLOURS = (GREEN, PURPLE, TEAL, BROWN)  # those of no role; with the shapes, 12 forms that differ
+_SHAPES = ("diamond", "star", "cross", "left", "bar")
 
 
 def mark(role: str, run: int = 0) -> Mark:

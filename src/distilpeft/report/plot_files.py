@@ -44,7 +44,8 @@ def every(reports: Sequence[Report]) -> list[Chart]:
     joint = [*charts.latency(reports), *charts.memory(reports), *charts.size(reports)]
     for at, report in enumerate(reports):
         prefix = f"r{at + 1}-" if len(reports) > 1 else ""
-        joint += [*training_charts.training(report, prefix), *training_charts.calibration(report, prefix)]
+        for made in (training_charts.training, training_charts.gradients, training_charts.calibration):
+            joint += made(report, prefix)
     return joint
 
 

@@ -10,8 +10,8 @@ from rich.console import Console
 from rich.table import Table
 
 from distilpeft.data.reading import skipped_lines
-from distilpeft.planning.roles import CE_ONLY, STUDENT, TEACHER, UNTRAINED
-from distilpeft.recipe.task import KINDS
+from distilpeft.planning.roles import CE_ONLY, IN_WORDS, STUDENT, TEACHER, UNTRAINED
+from distilpeft.recipe.task import KINDS, LOWER_IS_BETTER
 from distilpeft.report import verdict
 from distilpeft.report.figures import Benchmark, Latency, Score
 from distilpeft.report.schema import AgainstTeacher, AuditForm, QuantizationCost, Report
@@ -27,6 +27,10 @@ TITLES = {
 }  # fmt: skip
 MANY = 0.2
 """Share of slow turns from which on it is told."""
+OVER_SEEDS = (
+    "Differences, in points for scores that are shares: of each seed with the p-value of its paired test; then their "
+    "mean with a 95 % interval over rows and seeds."
+)
 ON_TERMINAL = 6  # columns that fit into 80 characters
 
 
@@ -58,9 +62,19 @@ def table_rows(report: Report) -> list[tuple[str, ...]]:
 
 
 def sentences(report: Report) -> list[str]:
-    """What the table means, in plain words."""
-    lines = [*report.verdict.sentences, *_kept(report)]
-    lines += _gap(report)
+    """What the table means, in plain words: first what was found, then what was done."""
+    return [*findings(report), *remarks(report)]
+
+
+def findings(report: Report) -> list[str]:
+    """What a run found out about its models."""
+    found = [*report.verdict.sentences, *_kept(report), *_gap(report), *_compared(report)]
+    return [*found, *verdict.losing(report)]
+
+
+def remarks(report: Report) -> list[str]:
+    """What was done with the models and the rows, and what it cost."""
+    lines = []
     cost = report.quantization_cost
     if cost is not None:
         lost = -cost.lost(report.metric)
@@ -75,7 +89,7 @@ def sentences(report: Report) -> list[str]:
         lines.append(
             f"Merging its adapter into the dequantized base, which the student is cut from: {_apart(merging, report)}."
         )
-    return [*lines, *_compared(report), *verdict.losing(report), *_stored(report), *_chosen(report), *_trained(report)]
+    return [*lines, *_stored(report), *_chosen(report), *_trained(report)]
 
 
 def _gap(report: Report) -> list[str]:
@@ -124,21 +138,26 @@ def _disturbed(report: Report) -> list[str]:
 
 
 def _compared(report: Report) -> list[str]:
-    """Whether the student and its teacher and baseline differ by more than chance."""
-    lines = [
-        f"{pair.role} over {pair.against} on the same rows: {verdict.difference(pair)}."
-        for pair in report.comparisons
-        if pair.role == STUDENT
-    ]
-    if report.seeds is not None:
-        count = len(report.seeds.seeds)
-        lines += [
-            f"Over {count} seeds, {pair.role} less {pair.against}: mean {pair.mean:+.4f}, "
-            f"95 % {pair.low:+.4f} to {pair.high:+.4f}."
-            for pair in report.seeds.comparisons
+    """How the student differs from its teacher and from the controls: over the seeds, if there are several."""
+    if report.seeds is None:
+        return [
+            f"The student less {IN_WORDS[pair.against]}, on the same rows: {verdict.difference(pair)}."
+            for pair in report.comparisons
             if pair.role == STUDENT
         ]
-    return lines
+    scale, unit, digits = points(report.metric)
+    return [
+        f"The student less {IN_WORDS[pair.against]}, over {len(report.seeds.seeds)} seeds: "
+        f"{verdict.signed(pair.mean * scale, digits)}{unit}, 95 % {verdict.signed(pair.low * scale, digits)} to "
+        f"{verdict.signed(pair.high * scale, digits)}{', not significant' * (pair.low <= 0 <= pair.high)}."
+        for pair in report.seeds.comparisons
+        if pair.role == STUDENT
+    ]
+
+
+def points(metric: str) -> tuple[int, str, int]:
+    """What differences are multiplied by, their unit, and their decimals: shares are given in points."""
+    return (1, "", 4) if metric in LOWER_IS_BETTER else (100, " points", 2)
 
 
 def seed_rows(report: Report) -> list[tuple[str, ...]]:
@@ -146,6 +165,7 @@ def seed_rows(report: Report) -> list[tuple[str, ...]]:
     found = report.seeds
     if found is None:
         return []
+    scale, _, digits = points(found.metric)
     titles: tuple[str, ...] = ("model", *(f"seed {seed}" for seed in found.seeds), "mean ± sd")
     rows = [
         (model.role, *(f"{value:.4f}" for value in model.values), f"{model.mean:.4f} ± {model.sd:.4f}")
@@ -154,8 +174,12 @@ def seed_rows(report: Report) -> list[tuple[str, ...]]:
     gaps = [
         (
             f"{pair.role} − {pair.against}",
-            *(f"{gap:+.4f} (p {p:.2g})" for gap, p in zip(pair.differences, pair.p_values, strict=True)),
-            f"{pair.mean:+.4f} ({pair.low:+.4f} to {pair.high:+.4f})",
+            *(
+                f"{verdict.signed(gap * scale, digits)} (p {p:.2g})"
+                for gap, p in zip(pair.differences, pair.p_values, strict=True)
+            ),
+            f"{verdict.signed(pair.mean * scale, digits)} ({verdict.signed(pair.low * scale, digits)} to "
+            f"{verdict.signed(pair.high * scale, digits)})",
         )
         for pair in found.comparisons
     ]
@@ -168,14 +192,16 @@ def group_rows(report: Report) -> list[tuple[str, ...]]:
     if found is None:
         return []
     roles = [role for role in (TEACHER, CE_ONLY, STUDENT) if role in found.scores]
-    titles = (found.column, "rows", *roles, f"{STUDENT} − {TEACHER}", "beyond all rows")
+    scale, unit, digits = points(metric)
+    titles = (found.column, "rows", *roles, f"{STUDENT} − {TEACHER}{',' * bool(unit)}{unit}", "beyond all rows")
     return [titles] + [
         (
             gap.group,
             str(gap.num_rows),
             *(_interval(found.scores[role][gap.group][metric]) for role in roles),
-            f"{gap.difference:+.4f} ({gap.low:+.4f} to {gap.high:+.4f})",
-            f"{gap.beyond:+.4f}",
+            f"{verdict.signed(gap.difference * scale, digits)} ({verdict.signed(gap.low * scale, digits)} to "
+            f"{verdict.signed(gap.high * scale, digits)})",
+            verdict.signed(gap.beyond * scale, digits),
         )
         for gap in found.gaps
         if gap.role == STUDENT
@@ -292,12 +318,11 @@ def _kept(report: Report) -> list[str]:
 
 def markdown(report: Report) -> str:
     """The report as Markdown."""
-    lines = [f"# {report.recipe}", "", *(f"- {line}" for line in sentences(report)), ""]
+    lines = [f"# {report.recipe}", "", *(f"- {line}" for line in findings(report)), ""]
     lines += _table([columns(report), *table_rows(report)])
     seeds = seed_rows(report)
     if seeds:
-        lines += ["", f"## {report.metric} over seeds", "", "Differences: of each seed with the p-value of the paired "
-                  "test; then their mean with a 95 % interval over rows and seeds.", "", *_table(seeds)]  # fmt: skip
+        lines += ["", f"## {report.metric} over seeds", "", OVER_SEEDS, "", *_table(seeds)]
     if report.groups is not None:
         lines += ["", f"## {report.metric} by {report.groups.column}", "", *_table(group_rows(report))]
     audit = report.soft_targets.audit if report.soft_targets else None
@@ -315,7 +340,8 @@ def markdown(report: Report) -> str:
     lines += ["", *(f"- {form}, {one.way}: {'; '.join(one.faults)}" for form, one in tried)] if tried else []
     for sample in report.samples:
         lines += ["", "### Sample", "", *(f"- {role}: {_quoted(text)}" for role, text in sample.lines())]
-    return "\n".join([*lines, "", *_measured(report)]) + "\n"
+    lines += ["", "## About this run", "", *(f"- {line}" for line in remarks(report)), "", *_measured(report)]
+    return "\n".join(lines) + "\n"
 
 
 def _table(rows: Sequence[tuple[str, ...]]) -> list[str]:

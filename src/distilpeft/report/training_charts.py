@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from distilpeft.planning.roles import MAJORITY, short_name, trained_role
+from distilpeft.planning.roles import MAJORITY, TEACHER, UNTRAINED, short_name, trained_role
 from distilpeft.recipe.task import LOWER_IS_BETTER
 from distilpeft.report.charts import Axis, Chart, Point, Series, finite, number, spoken
 from distilpeft.report.figures import Figure
@@ -13,20 +13,31 @@ from distilpeft.report.markers import mark
 from distilpeft.report.schema import Calibration, Curve, Report, Training
 
 MOST_ROWS = 40
+FEWEST_IN_BIN = 10
+"""Rows without which the share of right answers in a bin is mostly chance."""
 PANELS = {"loss": ("Loss", "loss", False), "grad_norm": ("Gradient norm", "gradient norm before clipping", True)}
 
 
 def training(report: Report, prefix: str = "") -> list[Chart]:
-    """Of each trained model: loss, gradient norm, and the metric on validation rows, over the steps."""
+    """Of each trained model: its loss, and on validation rows the metric that its checkpoint is picked by."""
     found = []
     for step in dict.fromkeys([*report.training, *report.curves]):
         curve = report.curves.get(step, Curve())
-        for name, values in (("loss", curve.loss), ("grad_norm", curve.grad_norm)):
-            made = _curve(step, name, curve.step, values, prefix)
-            found += [made] if made else []
-        made = _validations(step, report.training.get(step, Training()), report.metric, prefix)
-        found += [made] if made else []
+        validated = _validations(step, report.training.get(step, Training()), monitor(report, step), prefix)
+        found += [made for made in (_curve(step, "loss", curve.step, curve.loss, prefix), validated) if made]
     return found
+
+
+def gradients(report: Report, prefix: str = "") -> list[Chart]:
+    """Of each trained model: its gradient norm."""
+    made = (_curve(step, "grad_norm", curve.step, curve.grad_norm, prefix) for step, curve in report.curves.items())
+    return [chart for chart in made if chart]
+
+
+def monitor(report: Report, step: str) -> str:
+    """The metric on validation rows by which a training's checkpoint is picked."""
+    settings = report.settings.get("teacher" if step == TEACHER else "distil") or {}
+    return (settings.get("fit") or {}).get("monitor") or report.metric
 
 
 def _curve(step: str, name: str, xs: Sequence[Figure | None], ys: Sequence[Figure | None], prefix: str) -> Chart | None:
@@ -85,11 +96,11 @@ def _validations(step: str, trained: Training, metric: str, prefix: str) -> Char
 
 
 def calibration(report: Report, prefix: str = "") -> list[Chart]:
-    """Reliability of each model's confidence; models whose bins are the same share a chart."""
+    """Reliability of each trained model's confidence; models whose bins are the same share a chart."""
     groups: dict[tuple[tuple[float, float, int], ...], list[str]] = {}
     for model in report.models:
         bins = _bins(model.calibration or Calibration())
-        if bins and model.role != MAJORITY:
+        if any(count >= FEWEST_IN_BIN for *_, count in bins) and model.role not in (MAJORITY, UNTRAINED):
             groups.setdefault(bins, []).append(model.role)
     return [_reliability(bins, roles, prefix) for bins, roles in groups.items()]
 
@@ -114,7 +125,10 @@ def _reliability(bins: Sequence[tuple[float, float, int]], roles: Sequence[str],
     points = tuple(
         Point(confidence, right, text=text, weight=0.5 + 0.5 * (count / most) ** 0.5)
         for (confidence, right, count), text in zip(bins, texts, strict=True)
+        if count >= FEWEST_IN_BIN
     )
+    few = sum(count for *_, count in bins if count < FEWEST_IN_BIN)
+    sparse = f" Not drawn: bins of fewer than {FEWEST_IN_BIN} rows ({few} in all)." if few else ""
     bars = tuple(Point(confidence, count / total) for confidence, _, count in bins)
     alike = f" Also of {', '.join(named[1:])}: the same to three digits." if len(named) > 1 else ""
     return Chart(
@@ -129,7 +143,7 @@ def _reliability(bins: Sequence[tuple[float, float, int]], roles: Sequence[str],
         ),
         ("confidence", "share right", "rows"),
         tuple((number(confidence, 3), number(right, 3), str(count)) for confidence, right, count in bins),
-        f"Below the dashed line the model is too sure.{alike}",
+        f"Below the dashed line the model is too sure.{sparse}{alike}",
     )
 
 

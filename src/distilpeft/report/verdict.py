@@ -214,11 +214,18 @@ def difference(pair: Comparison) -> str:
     """A comparison in words: shares in points, anything else as it is, and whether it is significant."""
     points = pair.metric not in LOWER_IS_BETTER
     scale, unit = (100, " points") if points else (1, " nats" if pair.metric == "nats_per_token" else "")
+    if is_identical(pair):
+        return f"identical answers on all {pair.num_rows} rows" if pair.num_rows else "identical answers"
     value, low, high = (figure * scale for figure in (pair.difference, pair.low, pair.high))
     digits = 2 if points else 4
     sure = "significant" if pair.p_value < SIGNIFICANT else "not significant"
     between = f"{signed(low, digits)} to {signed(high, digits)}"
     return f"{signed(value, digits)}{unit}, 95 % {between}, p = {pair.p_value:.2g}, {sure}"
+
+
+def is_identical(pair: Comparison) -> bool:
+    """Whether two models do not differ in any row that was compared."""
+    return not (pair.wins or pair.losses or pair.difference or pair.low or pair.high)
 
 
 def signed(value: Figure, digits: int) -> str:

@@ -114,12 +114,12 @@ def test_the_sentences_say_what_the_figures_mean():
     assert text_.sentences(small()) == [
         "The student keeps 90.0% of the teacher's accuracy (200 test rows).",
         "Distilling closed 25% of the teacher's lead over labels alone, +12.00 points (95 % +11.00 to +13.00).",
+        "The student less labels alone, on the same rows: +3.00 points, 95 % +2.00 to +4.00, p = 0.004, significant.",
+        "The student less the teacher, on the same rows: -9.00 points, 95 % -10.00 to -8.00, p = 0.2, not significant.",
         "Quantizing the teacher to nf4 changed its accuracy by -1.25 points "
         "(KL 0.0031 nats, same answer on 98.50% of rows).",
         "Merging its adapter into the dequantized base, which the student is cut from: KL 2.5e-07 nats, "
         "same answer on 100.00% of rows.",
-        "student over student_ce_only on the same rows: +3.00 points, 95 % +2.00 to +4.00, p = 0.004, significant.",
-        "student over teacher on the same rows: -9.00 points, 95 % -10.00 to -8.00, p = 0.2, not significant.",
         "onnx-int8: per channel holds; tried before, and too far off: dynamic.",
         "12 of 1000 training rows were cut to 64 tokens.",
         "4 rows of rows.csv could not be used and were left out.",

@@ -7,9 +7,12 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from support import reports
 
+from distilpeft.recipe.export import FORMS
 from distilpeft.report import charts, training_charts
 from distilpeft.report.charts import Point, front
+from distilpeft.report.markers import ROLES, mark
 from distilpeft.report.page import scales
+from distilpeft.report.schema import Calibration
 
 PLACES = st.lists(st.tuples(st.integers(1, 9), st.integers(1, 9)), min_size=1, max_size=12)
 
@@ -100,9 +103,44 @@ def test_without_figures_there_is_no_chart_and_that_is_said():
 
 def test_training_has_a_loss_a_gradient_and_a_validation_chart_for_every_model():
     found = training_charts.training(reports.classifier(), "")
-    assert len(found) == len({chart.name for chart in found}) == 9
+    assert len(found) == len({chart.name for chart in found}) == 6
+    assert len(training_charts.gradients(reports.classifier(), "")) == 3
     loss = next(chart for chart in found if "loss" in chart.title)
     assert loss.series[0].points[0].x == 2
+
+
+def test_the_ring_is_on_the_curve_of_the_metric_that_the_checkpoint_is_picked_by():
+    report = reports.classifier()
+    trained = report.training["teacher"].model_copy(update={
+        "kept_step": 4, "validations": ({"step": 2, "accuracy": 0.9, "log_loss": 0.5},
+                                        {"step": 4, "accuracy": 0.8, "log_loss": 0.3}),
+    })  # fmt: skip
+    settings = {**report.settings, "teacher": {"fit": {"monitor": "log_loss"}}}
+    report = report.model_copy(update={"training": {"teacher": trained}, "settings": settings, "curves": {}})
+    (chart,) = training_charts.training(report, "")
+    assert chart.y.label == "log loss (lower is better)"
+    (ring,) = series_of(chart, "ring")
+    assert [(point.x, point.y) for point in ring.points] == [(4, 0.3)]
+
+
+def test_bins_of_a_few_rows_are_not_drawn_and_counted():
+    calibration = Calibration(confidence=(0.6, 0.7, 0.9), accuracy=(0.0, 0.7, 0.9), count=(1, 10, 89))
+    model = reports.classifier().model("student").model_copy(update={"calibration": calibration})
+    untrained = model.model_copy(update={"role": "untrained"})
+    report = reports.classifier().model_copy(update={"models": (model, untrained)})
+    (chart,) = training_charts.calibration(report, "")
+    (line,) = series_of(chart, "line")
+    assert [point.x for point in line.points] == [0.7, 0.9]
+    assert "Not drawn: bins of fewer than 10 rows (1 in all)" in chart.note
+    assert len(chart.rows) == 3, "the table has all of them"
+
+
+def test_every_role_and_format_has_a_marker_of_its_own_and_timed_ones_a_colour():
+    every = [*ROLES, *(f"export:{form}" for form in FORMS)]
+    assert len({(mark(role).colour, mark(role).shape) for role in every}) == len(every)
+    timed = [role for role in ROLES if role not in ("untrained", "majority", "teacher_merged")]
+    timed += [f"export:{form}" for form in ("safetensors", "onnx", "onnx-int8")]
+    assert len({mark(role).colour for role in timed}) == len(timed)
 
 
 def test_the_calibration_chart_has_its_bins_and_the_diagonal():

@@ -190,3 +190,10 @@ def test_what_is_missing_is_said():
     seeds = {"seeds": [1, 2], "metric": "accuracy", "models": [], "comparisons": []}
     found = report(benchmark=timed, seeds=seeds, models=[{**student, "calibration": {}}])
     assert findings.not_measured(found) == []
+
+
+def test_identical_answers_are_called_so():
+    same = {**pair("export:onnx", "student", 0.0, 1.0), "low": 0.0, "high": 0.0, "wins": 0, "losses": 0}
+    assert findings.difference(Comparison(**same, num_rows=500)) == "identical answers on all 500 rows"
+    swapped = Comparison(**{**same, "wins": 2, "losses": 2}, num_rows=500)
+    assert findings.difference(swapped).endswith("not significant"), "as many better as worse is not the same"

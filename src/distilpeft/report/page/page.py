@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from html import escape
 from importlib import resources
 
-from distilpeft.report import charts, training_charts
+from distilpeft.report import charts, text, training_charts
 from distilpeft.report.page import sections, tables
 from distilpeft.report.page.markup import section
 from distilpeft.report.schema import Report
@@ -103,12 +103,11 @@ def _own(at: int, reports: Sequence[Report], called: Sequence[str]) -> str:
     made = [
         own("comparisons", "Comparisons", tables.comparisons(report), lead="Paired on the same rows, so rows that are "
             "hard for both cancel."),
-        own("seeds", "Seeds", tables.seeds(report), lead="Differences: of each seed with the p-value of its paired "
-            "test; then their mean with a 95 % interval over rows and seeds."),
+        own("seeds", "Seeds", tables.seeds(report), lead=text.OVER_SEEDS),
         own("groups", "Groups", tables.groups(report), lead="Paired on the same rows; last, by how much more than "
             "on all rows."),
         costs,
-        own("training", "Training", sections.grid(training_charts.training(report, prefix))),
+        own("training", "Training", sections.training(report, prefix)),
         own("calibration", "Calibration", sections.grid(training_charts.calibration(report, prefix)),
             lead="Whether answers "
             "given with a confidence are right as often as it says."),
@@ -117,6 +116,6 @@ def _own(at: int, reports: Sequence[Report], called: Sequence[str]) -> str:
         own("targets", "Soft targets", sections.soft_targets(report)),
         own("benchmark", "Benchmark", sections.benchmark(report)),
         own("samples", "Samples", sections.samples(report)),
-        own("provenance", "Provenance", sections.provenance(report, charts.missing([report]))),
+        own("provenance", "About this run", sections.provenance(report, charts.missing([report]))),
     ]  # fmt: skip
     return "".join(made)

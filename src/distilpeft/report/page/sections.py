@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from distilpeft.recipe.task import KINDS
-from distilpeft.report import text
+from distilpeft.report import text, training_charts
 from distilpeft.report.charts import Chart, number, spoken
 from distilpeft.report.page import tables
 from distilpeft.report.page.markup import details, listed, notes, plain
@@ -50,12 +50,20 @@ def chosen(report: Report) -> Model | None:
 
 
 def key_figures(report: Report) -> str:
-    """The chosen model beside its teacher, and what the figures mean in words."""
+    """The chosen model beside its teacher, and what was found, in words."""
     model, teacher = chosen(report), report.model("teacher")
     tiles = "".join(_tiles(model, teacher, report)) if model and teacher else ""
     title = f'<p class="lead">{escape(model.role)} compared with its teacher</p>' if model else ""
-    lines = [line for line in text.sentences(report) if line not in report.verdict.sentences]
-    return f'{title}<div class="tiles">{tiles}</div>{notes(lines)}'
+    lines = [line for line in text.findings(report) if line not in report.verdict.sentences]
+    return f'{title}<div class="tiles">{tiles}</div>{_doubt(report)}{notes(lines)}'
+
+
+def _doubt(report: Report) -> str:
+    """What speaks against the latencies, next to them."""
+    noise = report.benchmark.noise if report.benchmark else None
+    if noise is None or not noise.noisy:
+        return ""
+    return notes([f"The machine was noisy while latencies were measured: {'; '.join(noise.why)}."], "notes warn")
 
 
 def _tiles(model: Model, teacher: Model, report: Report) -> list[str]:
@@ -126,6 +134,12 @@ def grid(charts: Sequence[Chart]) -> str:
     return f'<div class="grid">{"".join(small(chart) for chart in charts)}</div>' if charts else ""
 
 
+def training(report: Report, prefix: str) -> str:
+    """How each training went; gradient norms on demand."""
+    norms = grid(training_charts.gradients(report, prefix))
+    return grid(training_charts.training(report, prefix)) + (details("Gradient norms", norms) if norms else "")
+
+
 def exports(report: Report) -> str:
     """Parity of the exports, and which ways of making them did not hold."""
     tried = [
@@ -181,7 +195,8 @@ def provenance(report: Report, missing: Sequence[str]) -> str:
     recipe = yaml.safe_dump(_plain(report.given), sort_keys=False, allow_unicode=True, width=100)
     artifacts = list(report.artifacts.items())
     return (
-        (f"<h3>Not measured</h3>{notes(silent)}" if silent else "")
+        notes(text.remarks(report))
+        + (f"<h3>Not measured</h3>{notes(silent)}" if silent else "")
         + f"<h3>Versions and hardware</h3>{listed(facts)}"
         + details("Recipe as given", f'<pre class="code">{escape(recipe)}</pre>')
         + (details("Artifacts", plain(("step", "folder"), artifacts, "Artifacts of the run")) if artifacts else "")

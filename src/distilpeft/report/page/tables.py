@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from distilpeft.planning.roles import export_role
+from distilpeft.planning.roles import STUDENT, export_role
 from distilpeft.recipe.task import KINDS, LOWER_IS_BETTER
 from distilpeft.report import text
 from distilpeft.report.charts import number, spoken
 from distilpeft.report.figures import Arm, Benchmark, Decode, Figure, Latency, Ratio, Score
 from distilpeft.report.figures import Cell as Timed
 from distilpeft.report.markers import mark
-from distilpeft.report.page.markup import Cell, Column, plain, table
+from distilpeft.report.page.markup import Cell, Column, details, plain, table
 from distilpeft.report.page.svg import swatch
 from distilpeft.report.schema import Comparison, Model, Report
-from distilpeft.report.verdict import SIGNIFICANT
+from distilpeft.report.verdict import SIGNIFICANT, is_identical, signed
 
 MEGA = 1e6
 Made = tuple[Column, Callable[[Model], Cell]]
@@ -129,22 +129,32 @@ def _scored(name: str) -> Callable[[Model], Cell]:
 
 
 def comparisons(report: Report) -> str:
-    """Differences of two models on the same rows."""
+    """Differences of two models on the same rows: of the student and the export to deploy; others on demand."""
+    scale, unit, digits = text.points(report.metric)
     columns = [
-        Column("pair", "the first less the second", numeric=False), Column("difference"), Column("95 % low"),
-        Column("95 % high"), Column("p"), Column("reading", numeric=False), Column("only first right"),
-        Column("only second right"), Column("rows"), Column("test", numeric=False),
+        Column("pair", "the first less the second", numeric=False), Column(f"difference{',' * bool(unit)}{unit}"),
+        Column("95 % low"), Column("95 % high"), Column("p"), Column("reading", numeric=False),
+        Column("only first right"), Column("only second right"), Column("rows"), Column("test", numeric=False),
     ]  # fmt: skip
-    rows = [_comparison(pair) for pair in report.comparisons]
-    return table(columns, rows, f"Differences in {spoken(report.metric)}") if rows else ""
+    shown = {STUDENT, report.verdict.deploy}
+    first = [pair for pair in report.comparisons if pair.role in shown and not is_identical(pair)]
+    rest = [pair for pair in report.comparisons if pair not in first]
+    caption = f"Differences in {spoken(report.metric)}"
+    made = table(columns, [_comparison(pair, scale, digits) for pair in first], caption) if first else ""
+    if not rest:
+        return made
+    others = table(columns, [_comparison(pair, scale, digits) for pair in rest], f"{caption}, other pairs")
+    return made + details("Other pairs", others, opened=not first)
 
 
-def _comparison(pair: Comparison) -> list[Cell]:
+def _comparison(pair: Comparison, scale: int, digits: int) -> list[Cell]:
     reading = "significant" if pair.p_value < SIGNIFICANT else "not significant"
-    signed = [Cell(f"{one:+.4f}", one) for one in (pair.difference, pair.low, pair.high)]
+    if is_identical(pair):
+        reading = "identical answers"
+    figures = [one * scale for one in (pair.difference, pair.low, pair.high)]
     return [
-        Cell(f"{pair.role} − {pair.against}"), *signed, figure(pair.p_value, signs=2), Cell(reading),
-        figure(pair.wins), figure(pair.losses), figure(pair.num_rows),
+        Cell(f"{pair.role} − {pair.against}"), *(Cell(signed(one, digits), one) for one in figures),
+        figure(pair.p_value, signs=2), Cell(reading), figure(pair.wins), figure(pair.losses), figure(pair.num_rows),
         Cell({"mcnemar": "McNemar, exact", "bootstrap": "paired bootstrap"}.get(pair.test or "", "–")),
     ]  # fmt: skip
 
