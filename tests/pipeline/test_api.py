@@ -36,6 +36,25 @@ def test_a_run_returns_its_scores_and_its_report(finished):
     assert (finished.folder / "report.html").is_file()
 
 
+def test_the_report_has_the_answers_by_class_and_the_surest_mistakes(finished):
+    found = finished.report.answers
+    rows = finished.report.model("student").scores["accuracy"].num_rows
+    assert sum(one.right for one in found.classes) / rows == finished.scores["student"]["accuracy"]
+    assert sum(one.present for one in found.classes) == sum(one.predicted for one in found.classes) == rows
+    assert [one.right for one in found.classes] == [counts[at] for at, counts in enumerate(found.confusion)]
+    assert sum(one.rows["train"] for one in found.classes) == finished.report.rows.train
+    wrong = rows - sum(one.right for one in found.classes)
+    assert len(found.mistakes) == min(10, wrong)
+    assert all(one.label != one.answer for one in found.mistakes)
+    sure = [one.probability for one in found.mistakes]
+    assert sure == sorted(sure, reverse=True)
+    texts = [one.text for one in found.mistakes]
+    assert [one["label"] for one in finished.bundle("safetensors").answers(texts)] == [
+        one.answer for one in found.mistakes
+    ]
+    assert set(finished.report.seconds) >= {"teacher", "distil", "benchmark"}
+
+
 def test_a_student_is_a_transformers_model_that_answers_as_its_export_does(finished):
     model, tokenizer = finished.student()
     bundle = finished.bundle("onnx")
@@ -45,6 +64,7 @@ def test_a_student_is_a_transformers_model_that_answers_as_its_export_does(finis
     labels = [model.config.id2label[index] for index in logits.argmax(-1).tolist()]
     assert [answer["label"] for answer in bundle.answers(texts)] == labels
     assert finished.bundle().answers(texts)[0]["label"] == labels[0]
+    assert bundle.answers([]) == []
     assert type(finished.student("student_ce_only")[0]) is type(model)
 
 

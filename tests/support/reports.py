@@ -269,9 +269,24 @@ def changed(report, **parts):
     return Report.model_validate({**report.as_json(), **parts})
 
 
+ANSWERS = {
+    "role": "student",
+    "classes": [
+        {"name": "negative", "rows": {"train": 60, "validation": 10, "test": 20}, "present": 20, "right": 17,
+         "predicted": 21},
+        {"name": "<b>positive</b>", "rows": {"train": 50, "validation": 10, "test": 20}, "present": 20, "right": 16,
+         "predicted": 19},
+    ],
+    "confusion": [[17, 3], [4, 16]],
+    "mistakes": [{"text": "</script><script>alert(1)</script> | 1", "label": "negative", "answer": "<b>positive</b>",
+                  "probability": 0.97}],
+}  # fmt: skip
+SECONDS = {"teacher": 70.5, "distil": 200.0, "benchmark": 29.5}
+
+
 def classifier(name="quickstart"):
     """A text_classification run with twelve models, exports among them."""
-    return judged(plain(name, "text_classification", CLASSIFIERS))
+    return changed(judged(plain(name, "text_classification", CLASSIFIERS)), answers=ANSWERS, seconds=SECONDS)
 
 
 def language_model(name="smollm2-wikitext"):

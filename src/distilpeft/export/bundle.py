@@ -123,6 +123,8 @@ class Bundle:
 
         An image model takes files' paths for texts.
         """
+        if not texts:
+            return []
         if self.reader is not None:
             values = self.reader.values(np.stack([self.reader.pixels(text) for text in texts]))
             logits_BC = np.asarray(self.runner.run({PIXELS: values})[0], dtype=np.float64)

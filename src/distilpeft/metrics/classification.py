@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import datasets
@@ -44,8 +45,31 @@ def mcc(probabilities_NC: Floats, labels_N: Ints) -> float:
     return float((right_C.sum() * rows - present_C @ predicted_C) / np.sqrt(spread)) if spread else 0.0
 
 
+@dataclass(frozen=True)
+class ByClass:
+    """Answers by class.
+
+    Attributes:
+        right_C: rows of each class that were answered so.
+        predicted_C: rows that were answered so.
+        present_C: rows that have it as their label.
+        confusion_CC: rows by label (first) and answer; None where a row may have several classes.
+    """
+
+    right_C: Ints
+    predicted_C: Ints
+    present_C: Ints
+    confusion_CC: Ints | None = None
+
+
+def by_class(predicted_N: Ints, labels_N: Ints, classes: int) -> ByClass:
+    """Answers of one class a row, by class."""
+    confusion_CC = np.bincount(labels_N * classes + predicted_N, minlength=classes**2).reshape(classes, classes)
+    return ByClass(confusion_CC.diagonal(), confusion_CC.sum(0), confusion_CC.sum(1), confusion_CC)
+
+
 def _counts(probabilities_NC: Floats, labels_N: Ints) -> tuple[Floats, Floats, Floats]:
-    """Of each class, the rows predicted rightly, predicted at all, and labelled so."""
+    """Of each class, the rows predicted rightly, predicted at all, and labelled so; without a table of all pairs."""
     predicted_N, classes = probabilities_NC.argmax(-1), probabilities_NC.shape[-1]
     picked = (labels_N[predicted_N == labels_N], predicted_N, labels_N)
     right_C, predicted_C, present_C = (np.bincount(ids, minlength=classes).astype(np.float64) for ids in picked)

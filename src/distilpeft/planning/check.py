@@ -7,7 +7,6 @@ data; memory is arithmetic on them, see `memory`.
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import datasets
@@ -42,7 +41,7 @@ from distilpeft.recipe.task import CausalLM, QuestionAnswering
 from distilpeft.recipe.training import Fit
 from distilpeft.tasks import text_rows
 from distilpeft.tasks.checked_rows import UNLABELLED, VIEWS
-from distilpeft.tasks.rows import read_task_rows, task_of
+from distilpeft.tasks.rows import class_counts, read_task_rows, task_of
 from distilpeft.tasks.task import Task
 
 MOST_CLASSES = 30
@@ -220,17 +219,6 @@ def count_rows(recipe: Recipe, console: Console) -> dict[str, int] | None:
     # Documents and packed rows become another number of rows, which takes a tokenizer to find out.
     reshaped = isinstance(recipe.task, CausalLM) and (recipe.task.pack or recipe.task.text is not None)
     return None if reshaped else splits
-
-
-def class_counts(recipe: Recipe, splits: Mapping[str, datasets.Dataset]) -> dict[str, list[int]]:
-    """Class → how many rows of train, validation and test have it, words of word tags; empty without classes."""
-    task, names = task_of(recipe), getattr(recipe.task, "labels", ())
-    counts = {
-        split: Counter(index for label in text_rows.cells(rows, LABEL) for index in task.classes_in(label))
-        for split, rows in splits.items()
-        if names
-    }
-    return {name: [counts[split][index] for split in SPLITS] for index, name in enumerate(names)}
 
 
 def _show_classes(recipe: Recipe, splits: Mapping[str, datasets.Dataset], console: Console) -> None:

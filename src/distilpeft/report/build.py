@@ -73,6 +73,7 @@ def build(plan: Plan) -> Report:
         lead={"role": TEACHER, "against": CE_ONLY, **figures["lead"]} if "lead" in figures else None,
         benchmark=figures["benchmark"],
         comparisons=figures["compare"]["pairs"],
+        answers=figures["compare"].get("answers"),
         seeds=verdict.over_seeds(plan),
         groups=verdict.groups(plan, figures),
         curves=verdict.curves(plan),
@@ -85,10 +86,19 @@ def build(plan: Plan) -> Report:
         given=recipe.model_dump(mode="json", exclude_unset=True),
         environment=plan.artifacts[f"distil/{STUDENT}"].manifest()["environment"],
         artifacts={step: made.path.name for step, made in plan.steps().items()},
+        seconds=_seconds(plan),
     )
     report = report.model_copy(update={"ce_gap_closed": verdict.gap_closed(report)})
     found = {"verdict": advice.verdict(report), "not_measured": tuple(verdict.not_measured(report))}
     return report.model_copy(update=found)
+
+
+def _seconds(plan: Plan) -> dict[str, float]:
+    """Stage → how long its steps took, of all seeds."""
+    spent: dict[str, float] = {}
+    for made in plan.steps().values():
+        spent[made.stage] = round(spent.get(made.stage, 0.0) + made.manifest().get("seconds", 0.0), 2)
+    return spent
 
 
 def _model(role: str, figures: dict[str, Any], kept: float | None) -> Model:

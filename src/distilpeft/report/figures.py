@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from distilpeft.metrics.timings import Setting, main_place
 
@@ -140,3 +140,52 @@ class Benchmark(Part):
         """The arm that tables show for a role; see `main_place`."""
         at = main_place([Setting(arm.role, arm.device, arm.threads, arm.compiled) for arm in self.arms], role)
         return None if at is None else self.arms[at]
+
+
+class ClassAnswers(Part):
+    """One class: how common it is, and how well the student finds it."""
+
+    name: str = Field(description="the class")
+    rows: dict[str, int] = Field(description="split → rows that have it; word tags: words")
+    present: int = Field(description="rows or words with this label among those that models are judged on")
+    right: int = Field(description="how many of them the student answers so")
+    predicted: int = Field(description="rows or words that the student answers so")
+
+    @property
+    def precision(self) -> float | None:
+        """Share of right ones among those answered so."""
+        return self.right / self.predicted if self.predicted else None
+
+    @property
+    def recall(self) -> float | None:
+        """Share of right ones among those that have the class."""
+        return self.right / self.present if self.present else None
+
+    @property
+    def f1(self) -> float | None:
+        """Their harmonic mean."""
+        both = self.predicted + self.present
+        return 2 * self.right / both if both else None
+
+
+class Mistake(Part):
+    """A row that the student answers wrongly."""
+
+    text: str = Field(description="the row's text, at most 300 characters")
+    label: str = Field(description="its label")
+    answer: str = Field(description="the student's answer")
+    probability: Figure = Field(description="the probability that the student gives its answer")
+
+
+class Answers(Part):
+    """What the student that is exported answers."""
+
+    role: str = Field(description="the model")
+    classes: tuple[ClassAnswers, ...] = Field(description="one entry per class")
+    confusion: tuple[tuple[int, ...], ...] | None = Field(
+        None, description="rows by label (first) and answer, in the order of `classes`; null where a row may have "
+        "several classes, and for more than 30 classes",
+    )  # fmt: skip
+    mistakes: tuple[Mistake, ...] = Field(
+        (), description="text_classification: the ten wrong answers with the largest probability"
+    )

@@ -91,7 +91,7 @@ ROLES = {
     "untrained": (INK, "saltire"),
     "majority": (INK, "right"),
 }
-_COLOURS = (GREEN, PURPLE, TEAL, BROWN)  # those of no role; with the shapes, 12 forms that differ
+_COLOURS = (GREEN, PURPLE, TEAL, BROWN, INDIGO, WINE, OLIVE)  # of no role that is timed
 _SHAPES = ("diamond", "star", "cross", "left", "bar")
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import Field
 
 from distilpeft.planning.roles import format_of, short_name
-from distilpeft.report.figures import Benchmark, Decode, Figure, Latency, Part, Ratio, Score
+from distilpeft.report.figures import Answers, Benchmark, Decode, Figure, Latency, Part, Ratio, Score
 
 Scores = dict[str, Score]
 _RATE = "of the largest batch at the first length"
@@ -408,6 +408,7 @@ class Report(Part):
         None, description="latency, throughput and memory: [the figures](benchmark.md#the-figures)"
     )
     comparisons: tuple[Comparison, ...] = Field((), description="pairs of models compared on the same rows")
+    answers: Answers | None = Field(None, description="tasks with classes: what the student answers, by class")
     seeds: Seeds | None = Field(None, description="with `evaluate.seeds`: scores and differences of every seed")
     groups: Groups | None = Field(None, description="with `evaluate.groups`: scores by group")
     curves: dict[str, Curve] = Field({}, description="training → loss, gradient norm and learning rate over its steps")
@@ -420,6 +421,7 @@ class Report(Part):
     given: dict[str, Any] = Field({}, description="the recipe without defaults")
     environment: Environment = Field(Environment(), description="Python, versions, device, threads and processes")
     artifacts: dict[str, str] = Field({}, description="step → folder inside the run's folder")
+    seconds: dict[str, Figure] = Field({}, description="stage → how long its steps took, all seeds")
     verdict: Verdict = Field(Verdict(), description="which export to deploy")
     not_measured: tuple[str, ...] = Field((), description="what this report does not cover, and why")
 

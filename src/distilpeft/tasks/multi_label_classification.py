@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
     from distilpeft.distillation.fused import Soft
     from distilpeft.distillation.losses import Loss
+    from distilpeft.metrics.classification import ByClass
     from distilpeft.tasks.task import InputReader
 
 BOUNDS = {"log_loss": (0.0, np.inf)}
@@ -161,6 +162,13 @@ class MultiLabelTask(Task):
         from distilpeft.metrics.probabilities import softmax
 
         return reliability(softmax(decisions(values_NC)), _labels(rows).reshape(-1))
+
+    def by_class(self, values_NC: Values, rows: Rows) -> ByClass | None:
+        """The answers by class; a row may have several."""
+        from distilpeft.metrics.classification import ByClass
+
+        chosen_NC, labels_NC = values_NC > 0, _labels(rows).astype(bool)
+        return ByClass((chosen_NC & labels_NC).sum(0), chosen_NC.sum(0), labels_NC.sum(0))
 
     def against_teacher(self, values_NC: Values, teacher_NC: Values, rows: Rows) -> dict[str, float]:
         """KL(teacher || model) in nats per decision and the share of decisions that are the same."""

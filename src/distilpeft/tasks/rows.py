@@ -8,7 +8,8 @@ from __future__ import annotations
 import copy
 import itertools
 import shutil
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,14 +19,16 @@ import datasets
 import numpy as np
 from numpy.typing import NDArray
 
+from distilpeft.data.labels import LABEL
 from distilpeft.data.model_files.recipe_models import teacher_of, token_faults
-from distilpeft.data.reading import Places, duplicates, read_splits, read_unlabelled, skipped_lines
+from distilpeft.data.reading import SPLITS, Places, duplicates, read_splits, read_unlabelled, skipped_lines
 from distilpeft.data.reading import origin as data_origin
 from distilpeft.data.sources import is_gguf, model_folder
 from distilpeft.data.unlabelled import unlabelled_digest
 from distilpeft.errors import InputError
 from distilpeft.machine.files import SUMS, digest_json, is_whole, seal_folder
 from distilpeft.recipe import Recipe
+from distilpeft.tasks import text_rows
 from distilpeft.tasks.checked_rows import (
     UNLABELLED,
     VIEWS,
@@ -138,6 +141,17 @@ class RowReader:
     digest: str
 
 
+def class_counts(recipe: Recipe, splits: Mapping[str, datasets.Dataset]) -> dict[str, list[int]]:
+    """Class → how many rows of train, validation and test have it, words of word tags; empty without classes."""
+    task, names = task_of(recipe), getattr(recipe.task, "labels", ())
+    counts = {
+        split: Counter(index for label in text_rows.cells(rows, LABEL) for index in task.classes_in(label))
+        for split, rows in splits.items()
+        if names
+    }
+    return {name: [counts[split][index] for split in SPLITS] for index, name in enumerate(names)}
+
+
 class TaskData:
     """The recipe's rows: read and checked once, tokenised for each model that asks.
 
@@ -160,6 +174,17 @@ class TaskData:
         """The first rows of a split as the data have them."""
         rows = self._splits[split]
         return rows.select(range(min(count, len(rows))))
+
+    def class_counts(self) -> dict[str, list[int]]:
+        """Class → how many rows of train, validation and test have it; empty without classes."""
+        return class_counts(self.recipe, {name: self._splits[name] for name in SPLITS})
+
+    def shown(self, split: str, rows: Sequence[int]) -> list[str]:
+        """Rows of a split as people read them: texts, or pairs with a bar between."""
+        texts = self.task.texts(self._splits[split].select(rows))
+        return [
+            " | ".join(text) if isinstance(text, tuple) else text if isinstance(text, str) else "" for text in texts
+        ]
 
     def texts(self, split: str, count: int) -> list[Text]:
         """The first texts of a split, or pairs of them, as its rows hold them."""

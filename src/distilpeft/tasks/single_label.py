@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from distilpeft.distillation.fused import Soft
     from distilpeft.distillation.losses import Loss
+    from distilpeft.metrics.classification import ByClass
 
 
 @dataclass(frozen=True)
@@ -109,6 +110,12 @@ class SingleLabelTask(Task):
         from distilpeft.metrics.probabilities import softmax
 
         return reliability(softmax(values_NC), rows.column("label"))
+
+    def by_class(self, values_NC: Values, rows: Rows) -> ByClass | None:
+        """The answers by class."""
+        from distilpeft.metrics.classification import by_class
+
+        return by_class(values_NC.argmax(-1), rows.column("label"), len(self.section.labels))
 
     def against_teacher(self, values_NC: Values, teacher_NC: Values, rows: Rows) -> dict[str, float]:
         """KL(teacher || model) in nats per row and the share of rows with the same top class."""

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from distilpeft.distillation.fused import Running, Soft
     from distilpeft.distillation.losses import Loss
+    from distilpeft.metrics.classification import ByClass
     from distilpeft.recipe.evaluate import Generate
 
 InputReader: TypeAlias = "PreTrainedTokenizerBase"
@@ -283,6 +284,10 @@ class Task(Protocol):
 
     def calibration(self, values_RK: Values, rows: Rows) -> dict[str, list[float]] | None:
         """Mean confidence, share of right answers and rows per bin of confidence; None for answers without one."""
+        return None
+
+    def by_class(self, values_RK: Values, rows: Rows) -> ByClass | None:
+        """The answers by class; None for tasks without classes."""
         return None
 
     # Writing

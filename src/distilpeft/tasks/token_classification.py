@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from distilpeft.distillation.fused import Soft
     from distilpeft.distillation.losses import Loss
+    from distilpeft.metrics.classification import ByClass
     from distilpeft.tasks.task import InputReader
 
 BINS = 15  # of confidence; as for texts
@@ -191,9 +192,20 @@ class TokenClassificationTask(Task):
         from distilpeft.metrics.classification import reliability
         from distilpeft.metrics.probabilities import softmax
 
-        logits_NC = _flat(values_RK, rows.column("num_words").astype(np.int64), len(self.section.labels))
-        labels_N = np.concatenate([np.asarray(one, dtype=np.int64) for one in rows.column("label")])
+        logits_NC, labels_N = self._words(values_RK, rows)
         return reliability(softmax(logits_NC), labels_N)
+
+    def by_class(self, values_RK: Values, rows: Rows) -> ByClass | None:
+        """The tags of all words, by tag."""
+        from distilpeft.metrics.classification import by_class
+
+        logits_NC, labels_N = self._words(values_RK, rows)
+        return by_class(logits_NC.argmax(-1), labels_N, len(self.section.labels))
+
+    def _words(self, values_RK: Values, rows: Rows) -> tuple[Values, NDArray[np.int64]]:
+        """Logits and tags of all words of all rows."""
+        logits_NC = _flat(values_RK, rows.column("num_words").astype(np.int64), len(self.section.labels))
+        return logits_NC, np.concatenate([np.asarray(one, dtype=np.int64) for one in rows.column("label")])
 
     def against_teacher(self, values_RK: Values, teacher_RK: Values, rows: Rows) -> dict[str, float]:
         """KL(teacher || model) in nats per word and the share of words with the same tag."""

@@ -22,10 +22,9 @@ from support.rows import checked
 from distilpeft.data.labels import LABEL, Fault, class_reader
 from distilpeft.errors import InputError
 from distilpeft.planning import check
-from distilpeft.planning.check import class_counts
 from distilpeft.recipe.task import TextClassification, TokenClassification
 from distilpeft.recipe.yaml_file import load_recipe
-from distilpeft.tasks.rows import read_task_rows
+from distilpeft.tasks.rows import class_counts, read_task_rows
 from distilpeft.tasks.text_classification import TextClassificationTask
 from distilpeft.tasks.token_classification import TokenClassificationTask
 

@@ -7,9 +7,9 @@ import warnings
 
 import numpy as np
 import pytest
-from sklearn.metrics import f1_score, matthews_corrcoef
+from sklearn.metrics import confusion_matrix, f1_score, matthews_corrcoef
 
-from distilpeft.metrics.classification import FUNCTIONS, OfflineMetric, agreement, scores, wilson
+from distilpeft.metrics.classification import FUNCTIONS, OfflineMetric, agreement, by_class, scores, wilson
 from distilpeft.metrics.probabilities import softmax
 from distilpeft.recipe.task import KINDS
 
@@ -209,3 +209,13 @@ def test_a_metric_that_evaluate_loads_by_name_joins_the_scores(tmp_path):
     found = scores(("accuracy", f"hub:{folder}"), logits, np.array([0, 1, 1, 0]))
     assert found["wrong_share"] == {"value": 0.25, "low": None, "high": None, "num_rows": 4}
     assert found["accuracy"]["value"] == 0.75
+
+
+def test_answers_by_class_are_those_of_scikit_learn():
+    rng = np.random.default_rng(3)
+    predicted, labels = rng.integers(0, 4, 50), rng.integers(0, 5, 50)
+    found = by_class(predicted, labels, 6)
+    assert (found.confusion_CC == confusion_matrix(labels, predicted, labels=range(6))).all()
+    assert found.right_C.sum() == (predicted == labels).sum()
+    assert (found.predicted_C == np.bincount(predicted, minlength=6)).all()
+    assert (found.present_C == np.bincount(labels, minlength=6)).all()

@@ -5,18 +5,25 @@ Leaves `rows.npz`: what each row adds to the metric by role, and under `ROLE wei
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from textwrap import shorten
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from distilpeft.data.reading import SPLITS
 from distilpeft.machine.artifact import Artifact, Figures
 from distilpeft.metrics import significance
+from distilpeft.metrics.probabilities import softmax
 from distilpeft.models.context import Context
 from distilpeft.planning.roles import COMPARED, TEACHER, format_of
+from distilpeft.recipe.task import TextClassification
+from distilpeft.tasks.task import Rows
 
 ROWS, VALUES = "rows.npz", "values.npy"
+MISTAKES, LONGEST, MOST_CONFUSED = 10, 300, 30
+"""Mistakes that are shown, characters of each, and classes from which on a table of all pairs is too large."""
 
 
 def run(context: Context, evaluated: Mapping[str, Artifact], out: Artifact) -> Figures:
@@ -29,13 +36,15 @@ def run(context: Context, evaluated: Mapping[str, Artifact], out: Artifact) -> F
 
     Returns:
         `pairs`, see `paired.compare`, each with `role`, `against`, `metric` and `num_rows`; `calibration` by role;
-        with `evaluate.groups` also `groups`, see `_by_group`.
+        of tasks with classes `answers`, see `_answers`; with `evaluate.groups` also `groups`, see `_by_group`.
     """
     recipe, data = context.recipe, context.data
     rows = data.tokens(recipe.evaluate.split, context.pair.student_reader)
-    added, calibration = {}, {}
+    added, calibration, answers = {}, {}, None
     for role, made in evaluated.items():
         values_NK = np.load(made.file(VALUES), allow_pickle=False).astype(np.float64)
+        if role == recipe.export.of:
+            answers = _answers(context, values_NK, rows)
         added[role] = significance.Added(*context.task.added(values_NK, rows))
         calibration[role] = context.task.calibration(values_NK, rows)
     kept = {role: one.sum_N for role, one in added.items()}
@@ -53,7 +62,46 @@ def run(context: Context, evaluated: Mapping[str, Artifact], out: Artifact) -> F
     ]  # fmt: skip
     groups_N = data.groups()
     groups = {} if groups_N is None else {"groups": _by_group(added, groups_N)}
-    return {"pairs": pairs, "calibration": calibration, **groups}
+    classes = {} if answers is None else {"answers": {"role": recipe.export.of, **answers}}
+    return {"pairs": pairs, "calibration": calibration, **classes, **groups}
+
+
+def _answers(context: Context, values_NK: NDArray[np.float64], rows: Rows) -> dict[str, Any] | None:
+    """What the student answers, by class, and its surest mistakes; None for tasks without classes.
+
+    `classes`: of each its name, `rows` of train, validation and test, and how many rows were `right` and `predicted`;
+    `confusion`: rows by label and answer, of tasks with one class a row; `mistakes`: at most `MISTAKES` texts, each
+    with `label`, `answer` and `probability`.
+    """
+    found = context.task.by_class(values_NK, rows)
+    if found is None:
+        return None
+    counts = context.data.class_counts()
+    classes = [
+        {"name": name, "rows": dict(zip(SPLITS, counts[name], strict=True)), "present": int(found.present_C[at]),
+         "right": int(found.right_C[at]), "predicted": int(found.predicted_C[at])}
+        for at, name in enumerate(counts)
+    ]  # fmt: skip
+    confusion = None if found.confusion_CC is None or len(classes) > MOST_CONFUSED else found.confusion_CC.tolist()
+    return {"classes": classes, "confusion": confusion, "mistakes": _mistakes(context, values_NK, rows, list(counts))}
+
+
+def _mistakes(
+    context: Context, values_NC: NDArray[np.float64], rows: Rows, names: Sequence[str]
+) -> list[dict[str, Any]]:
+    """The rows that the student is surest of, and wrong; none of tasks whose rows are no single text with one class."""
+    if not isinstance(context.recipe.task, TextClassification):
+        return []
+    probabilities_NC, labels_N = softmax(values_NC), rows.column("label")
+    answers_N, sure_N = probabilities_NC.argmax(-1), probabilities_NC.max(-1)
+    wrong = np.flatnonzero(answers_N != labels_N)
+    wrong = wrong[np.argsort(-sure_N[wrong], kind="stable")][:MISTAKES]
+    texts = context.data.shown(context.recipe.evaluate.split, [int(row) for row in wrong])
+    return [
+        {"text": shorten(text, LONGEST), "label": names[labels_N[row]], "answer": names[answers_N[row]],
+         "probability": float(sure_N[row])}
+        for row, text in zip(wrong, texts, strict=True)
+    ]  # fmt: skip
 
 
 def _by_group(added: Mapping[str, significance.Added], groups_N: NDArray[np.str_]) -> list[dict[str, Any]]:

@@ -8,7 +8,7 @@ from html import escape
 from importlib import resources
 
 from distilpeft.report import charts, text, training_charts
-from distilpeft.report.page import sections, tables
+from distilpeft.report.page import answers, sections, tables
 from distilpeft.report.page.markup import section
 from distilpeft.report.schema import Report
 
@@ -79,6 +79,7 @@ def _joint(reports: Sequence[Report], called: Sequence[str]) -> str:
     )
     parts = [
         section("key", "Key figures", keys),
+        *([section("use", "Use it", sections.deploying(reports[0]))] if not several else []),
         section("latency", "Latency and score", *(sections.wide(chart) for chart in charts.latency(reports))),
         section("models", "Models", joint, lead="Choose a column's head to sort by it."),
     ]
@@ -103,6 +104,8 @@ def _own(at: int, reports: Sequence[Report], called: Sequence[str]) -> str:
     made = [
         own("comparisons", "Comparisons", tables.comparisons(report), lead="Paired on the same rows, so rows that are "
             "hard for both cancel."),
+        own("answers", "Answers", answers.section(report.answers), lead="What the student answers on the rows that "
+            "models are judged on. The texts are from your data: mind with whom you share this page."),
         own("seeds", "Seeds", tables.seeds(report), lead=text.OVER_SEEDS),
         own("groups", "Groups", tables.groups(report), lead="Paired on the same rows; last, by how much more than "
             "on all rows."),

@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from distilpeft.planning.roles import format_of
 from distilpeft.recipe.task import KINDS
 from distilpeft.report import text, training_charts
 from distilpeft.report.charts import Chart, number, spoken
@@ -56,6 +57,24 @@ def key_figures(report: Report) -> str:
     title = f'<p class="lead">{escape(model.role)} compared with its teacher</p>' if model else ""
     lines = [line for line in text.findings(report) if line not in report.verdict.sentences]
     return f'{title}<div class="tiles">{tiles}</div>{_doubt(report)}{notes(lines)}'
+
+
+def deploying(report: Report) -> str:
+    """How to run the export that the verdict names."""
+    role = report.verdict.deploy
+    form = format_of(role) if role else None
+    if form is None:
+        return ""
+    folder = f"runs/{report.recipe}/exports/{form}"
+    kind = KINDS[report.task]
+    given = "FILE" if kind.reads_images else '"a prompt"' if kind.is_language_model else '"a text"'
+    call = 'complete("a prompt", 50)' if kind.is_language_model else 'answers(["a text"])'
+    code = (
+        f"distilpeft predict {folder} {given}\n\n"
+        f"# from Python; without distilpeft: the code is in {folder}/README.md\nimport distilpeft\n\n"
+        f"model = distilpeft.Bundle({folder!r})\nprint(model.{call})"
+    )
+    return f'<pre class="code">{escape(code)}</pre>'
 
 
 def _doubt(report: Report) -> str:
@@ -198,9 +217,18 @@ def provenance(report: Report, missing: Sequence[str]) -> str:
         notes(text.remarks(report))
         + (f"<h3>Not measured</h3>{notes(silent)}" if silent else "")
         + f"<h3>Versions and hardware</h3>{listed(facts)}"
+        + details("Where the time went", _times(report))
         + details("Recipe as given", f'<pre class="code">{escape(recipe)}</pre>')
         + (details("Artifacts", plain(("step", "folder"), artifacts, "Artifacts of the run")) if artifacts else "")
     )
+
+
+def _times(report: Report) -> str:
+    """Seconds of each stage."""
+    spent = report.seconds
+    total = sum(spent.values())
+    rows = [(stage, f"{seconds:.1f}", f"{seconds / total:.1%}") for stage, seconds in spent.items() if total]
+    return plain(("stage", "seconds", "share"), rows, "Where the time went") if rows else ""
 
 
 def _known(fact: object) -> str:

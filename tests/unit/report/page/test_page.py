@@ -136,6 +136,17 @@ def test_texts_of_models_labels_and_data_never_become_markup():
     assert '</script></style><img src=x onerror="alert(1)">&amp;"\'`${1}' in "".join(reader.words)
 
 
+def test_answers_by_class_are_tables_and_their_texts_are_no_markup():
+    text = page.render([reports.classifier()])
+    reader = Reader(text)
+    assert len(reader.all("script")) == 1
+    words = "".join(reader.words)
+    assert "</script><script>alert(1)</script> | 1" in words
+    assert "<b>positive</b>" in words
+    assert "81.0%" in words, "17 of 21: the precision of the first class"
+    assert "Where the time went" in words
+
+
 def test_the_same_report_makes_the_same_page(case):
     assert page.render(case[0]) == case[1]
 

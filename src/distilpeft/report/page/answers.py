@@ -1,0 +1,75 @@
+"""The page's section on what the student answers: classes, the pairs that it confuses, and its surest mistakes."""
+
+from __future__ import annotations
+
+from html import escape
+
+from distilpeft.report.figures import Answers, ClassAnswers
+from distilpeft.report.page.markup import Cell, Column, table
+from distilpeft.report.page.tables import share
+
+
+def section(found: Answers | None) -> str:
+    """All of it; nothing for tasks without classes."""
+    if found is None:
+        return ""
+    return _classes(found) + _confusion(found) + _mistakes(found)
+
+
+def _classes(found: Answers) -> str:
+    """How common each class is in every split, and how well it is found."""
+    splits = list(found.classes[0].rows) if found.classes else []
+    columns = [
+        Column("class", numeric=False), *(Column(split, "rows, or words of word tags") for split in splits),
+        Column("answered", "how often the model answers so"), Column("precision", "right among those answered so"),
+        Column("recall", "right among those that have it"), Column("F1"),
+    ]  # fmt: skip
+    rows = [[Cell(one.name), *_counts(one), *map(share, (one.precision, one.recall, one.f1))] for one in found.classes]
+    return table(columns, rows, "Classes")
+
+
+def _counts(one: ClassAnswers) -> list[Cell]:
+    return [Cell(f"{count:,}", count) for count in (*one.rows.values(), one.predicted)]
+
+
+def _confusion(found: Answers) -> str:
+    """Labels in rows, answers in columns; the darker, the larger the share of its row."""
+    if found.confusion is None:
+        return ""
+    names = [one.name for one in found.classes]
+    heads = "".join(f'<th scope="col">{escape(name)}</th>' for name in names)
+    body = "".join(
+        f'<tr><th scope="row">{escape(name)}</th>{_shaded(at, counts)}</tr>'
+        for at, (name, counts) in enumerate(zip(names, found.confusion, strict=True))
+    )
+    return (
+        '<h3>Labels (rows) and answers (columns)</h3><div class="scroll" tabindex="0" role="region" '
+        f'aria-label="Confusion matrix"><table class="confusion"><thead><tr><td></td>{heads}</tr></thead>'
+        f"<tbody>{body}</tbody></table></div>"
+    )
+
+
+def _shaded(label: int, counts: tuple[int, ...]) -> str:
+    total = sum(counts)
+    cells = []
+    for at, count in enumerate(counts):
+        part = round(100 * count / total) if total else 0
+        kind = "right" if at == label else "wrong"
+        cells.append(f'<td class="number {kind}" style="--part: {part}%">{count or "·"}</td>')
+    return "".join(cells)
+
+
+def _mistakes(found: Answers) -> str:
+    """The wrong answers that the model was surest of."""
+    columns = [
+        Column("text", numeric=False), Column("label", numeric=False), Column("answer", numeric=False),
+        Column("probability"),
+    ]  # fmt: skip
+    rows = [
+        [Cell(one.text), Cell(one.label), Cell(one.answer), Cell(f"{one.probability:.3f}", one.probability)]
+        for one in found.mistakes
+    ]
+    if not rows:
+        return ""
+    title = "<h3>Wrong answers that the student is surest of</h3>"
+    return f"{title}{table(columns, rows, 'Wrong answers', kind='texts')}"
