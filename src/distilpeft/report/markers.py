@@ -92,7 +92,7 @@ ROLES = {
     "majority": (INK, "right"),
 }
 _COLOURS = (GREEN, PURPLE, TEAL, BROWN, INDIGO, WINE, OLIVE)  # of no role that is timed
-_SHAPES = ("diamond", "star", "cross", "left", "bar")
+_SHAPES = ("diamond", "cross", "star", "left", "bar")
 
 
 def mark(role: str, run: int = 0) -> Mark:
