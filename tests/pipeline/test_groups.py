@@ -84,8 +84,8 @@ def report(*gaps: dict) -> Report:
 
 def test_a_group_that_loses_more_than_the_margin_is_warned_of_and_others_are_not():
     assert verdict.losing(report(gap("north", 0.01), gap("south", -0.05), gap("south", -0.3, "student_ce_only"))) == [
-        "Warning: place south loses more than the rest: student less teacher -6.00 on its 80 rows (95 % -8.00 to "
-        "-4.00), -1.00 on all."
+        "Warning: place south loses more than the rest: student less teacher -6.00 points, 95 % -8.00 to "
+        "-4.00, on its 80 rows; -1.00 points on all."
     ]
     (line,) = verdict.losing(report(gap("south", -0.03, "export:onnx")))
     assert "export:onnx less teacher" in line

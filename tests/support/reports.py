@@ -289,6 +289,18 @@ def classifier(name="quickstart"):
     return changed(judged(plain(name, "text_classification", CLASSIFIERS)), answers=ANSWERS, seconds=SECONDS)
 
 
+def grouped(*names, column="place"):
+    """The classifier with groups of these names; the second loses more than the rest."""
+    report = classifier().as_json()
+    scores = {model["role"]: dict.fromkeys(names, model["scores"]) for model in report["models"]}
+    gaps = [
+        {"role": "student", "group": name, "num_rows": 80, "difference": -0.02 - at / 10, "low": -0.04 - at / 10,
+         "high": 0.01, "beyond": -at / 10}
+        for at, name in enumerate(names)
+    ]  # fmt: skip
+    return changed(classifier(), groups={"column": column, "margin": 0.02, "scores": scores, "gaps": gaps})
+
+
 def language_model(name="smollm2-wikitext"):
     """A causal_lm run, whose main metric is better when lower, with samples."""
     prompt = "= Robert Boulter =\n\nRobert Boulter is an English film"

@@ -19,10 +19,12 @@ from distilpeft.data.reading import data_sources
 from distilpeft.data.sources import Source, license_of
 from distilpeft.export.card_code import snippet
 from distilpeft.export.manifest import ExportManifest
+from distilpeft.machine import markdown as md
 from distilpeft.planning.roles import export_role
 from distilpeft.recipe import Recipe
 from distilpeft.recipe.export import FORMS
 from distilpeft.recipe.task import (
+    LOWER_IS_BETTER,
     CausalLM,
     Embedding,
     ImageClassification,
@@ -32,6 +34,8 @@ from distilpeft.recipe.task import (
     Seq2Seq,
     Texts,
     TokenClassification,
+    gap,
+    gap_unit,
 )
 
 LIBRARIES = {"transformers": "transformers", "onnxruntime": "onnx", "openvino": "openvino"}
@@ -57,7 +61,7 @@ def render(
     unit = recipe.kind.unit
     text = f"""# {recipe.name}
 
-A compact {what}, distilled by distilpeft from a larger teacher; as {form}.
+A compact {md.plain(what)}, distilled by distilpeft from a larger teacher; as {form}.
 
 ## Use
 
@@ -67,7 +71,7 @@ In this folder:
 
 ## Scores and latency
 
-On {num_rows} {recipe.evaluate.split} {unit}; latency of one row{_where(timed)}.
+On {num_rows} {recipe.evaluate.split} {unit}; latency of one row{_where(timed)}.{_doubt(timed)}
 
 | model | {" | ".join((f"{main} (95 % interval)", *written))} | weights | size | latency p50 |
 {"| --- " * (5 + len(written))}|
@@ -139,25 +143,34 @@ def _groups(recipe: Recipe, figures: Mapping[str, Any], own: str) -> str:
     column, margin, main = recipe.evaluate.groups, recipe.evaluate.group_margin, recipe.kind.main
     if column is None:
         return ""
-    lines = [f"| {column} | rows | teacher | this | this − teacher |", "| --- | --- | --- | --- | --- |"]
+    sign, unit = -1 if main in LOWER_IS_BETTER else 1, gap_unit(main)
+    lines: list[tuple[str, ...]] = [(column, "rows", "teacher", "this", f"this − teacher{',' * bool(unit)}{unit}")]
     overall = figures[own]["scores"][main]["value"] - figures["teacher"]["scores"][main]["value"]
     worse = []
     for group, scores in figures[own]["groups"].items():
         teacher, score = figures["teacher"]["groups"][group][main], scores[main]
-        gap = score["value"] - teacher["value"]
-        worse += [group] if gap - overall < -margin else []
-        lines.append(f"| {group} | {score['num_rows']} | {teacher['value']:.4f} | {score['value']:.4f} | {gap:+.4f} |")
+        lost = score["value"] - teacher["value"]
+        worse += [group] if sign * (lost - overall) < -margin else []
+        scored = (f"{one['value']:.4f}" for one in (teacher, score))
+        lines.append((group, str(score["num_rows"]), *scored, gap(main, lost)))
     told = (
-        f"Distilling cost {', '.join(worse)} more than {margin * 100:g} points beyond the rest."
+        f"Distilling cost {md.plain(', '.join(worse))} more than {margin * 100:g} points beyond the rest."
         if worse
         else f"Distilling cost none of them more than {margin * 100:g} points beyond the rest."
     )
-    return "\n".join([f"{main} by {column}:", "", *lines, "", told, "", ""])
+    return "\n".join([f"{main} by {md.plain(column)}:", "", *md.table(lines), "", told, "", ""])
 
 
 def _where(timed: Mapping[str, Any]) -> str:
     found: Mapping[str, Any] = next(iter(timed.values()), {})
-    return f" on {found['machine']}, {found['threads']} threads" if "machine" in found else ""
+    return f" on {md.plain(found['machine'])}, {found['threads']} threads" if "machine" in found else ""
+
+
+def _doubt(timed: Mapping[str, Any]) -> str:
+    """What speaks against the latencies."""
+    found: Mapping[str, Any] = next(iter(timed.values()), {})
+    why = "; ".join(found.get("noise", ()))
+    return f" The machine was noisy while latencies were measured: {md.plain(why)}." if why else ""
 
 
 def _parity(recipe: Recipe, form: str, export: Mapping[str, Any]) -> str:
@@ -212,12 +225,12 @@ def _made(recipe: Recipe) -> str:
     if recipe.teacher.fit is None:
         tuned = "as it is"
     teacher = teacher_of(recipe)
-    data = ", ".join(f"`{_shown(source)}`" for source in _sources(recipe))
+    data = ", ".join(md.code(_shown(source)) for source in _sources(recipe))
     cut = "" if recipe.kind.reads_images else f", texts cut to {recipe.data.max_tokens} tokens"
-    adapter = f" with the adapter `{teacher.adapter.name}`" if teacher.adapter is not None else ""
+    adapter = f" with the adapter {md.code(teacher.adapter.name)}" if teacher.adapter is not None else ""
     stored = stored_form(teacher)
     quantized = str(stored) if stored is not None and stored.stays_packed else recipe.teacher.quantize
-    return f"""- Teacher: `{_shown(teacher)}`{adapter}, quantized: {quantized}, {tuned}.
+    return f"""- Teacher: {md.code(_shown(teacher))}{adapter}, quantized: {quantized}, {tuned}.
 - Student: {_student(recipe)}.
 - Loss: {_loss(recipe)}.
 - Data: {data}{cut}, seed {recipe.seed}."""
@@ -276,9 +289,10 @@ def _limits(recipe: Recipe) -> str:
     what, beyond = "text", f"; texts beyond {recipe.data.max_tokens} tokens were not seen in training"
     if recipe.kind.reads_images:
         what, beyond = "pictures", ""
+    use = md.plain(USES[recipe.task.kind](recipe.task))
     return (
-        f"{USES[recipe.task.kind](recipe.task)} The scores hold for {what} like the data above{beyond}. What the "
-        "teacher has learnt wrongly, and what is lopsided in the data, is in it too."
+        f"{use} The scores hold for {what} like the data above{beyond}. What the teacher has learnt wrongly, and what "
+        "is lopsided in the data, is in it too."
     )
 
 
@@ -291,9 +305,11 @@ def _sources(recipe: Recipe) -> list[Source]:
 
 def _licences(recipe: Recipe) -> str:
     teacher = teacher_of(recipe)
-    lines = [f"- Teacher's base `{_shown(teacher)}`: {_told(teacher)}."]
-    lines += [f"- Data `{_shown(source)}`: {_told(source)}." for source in _sources(recipe)]
-    own = f"This model: {recipe.export.license}." if recipe.export.license else "Both apply to this model too."
+    lines = [f"- Teacher's base {md.code(_shown(teacher))}: {_told(teacher)}."]
+    lines += [f"- Data {md.code(_shown(source))}: {_told(source)}." for source in _sources(recipe)]
+    own = (
+        f"This model: {md.plain(recipe.export.license)}." if recipe.export.license else "Both apply to this model too."
+    )
     return "\n".join([*lines, "", own])
 
 
@@ -306,7 +322,7 @@ def _told(source: Source) -> str:
         return f"see https://huggingface.co/{source.name}"
     found = license_of(source)
     where = "package" if source.name.startswith("package:") else "folder"
-    return f"{found}, as its {where} says" if found else "its files name none; ask where they come from"
+    return f"{md.plain(found)}, as its {where} says" if found else "its files name none; ask where they come from"
 
 
 def _divergence(recipe: Recipe) -> str:

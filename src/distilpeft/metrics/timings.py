@@ -31,7 +31,10 @@ def main_arm(found: Mapping[str, Any], role: str) -> dict[str, Any] | None:
 
 
 def summary(found: Mapping[str, Any], role: str) -> dict[str, Any] | None:
-    """One line of a role: latency of the smallest batch and throughput of the largest, at the first length."""
+    """One line of a role: latency of the smallest batch and throughput of the largest, at the first length.
+
+    `noise` says what speaks against them: the reasons for which the machine was noisy, if it was.
+    """
     arm = main_arm(found, role)
     if arm is None:
         return None
@@ -40,6 +43,7 @@ def summary(found: Mapping[str, Any], role: str) -> dict[str, Any] | None:
     return {
         **{name: arm[name] for name in ("memory_bytes", "gpu_memory_bytes", "load_s", "device", "threads")},
         "machine": found["machine"],
+        "noise": found["noise"]["why"],
         "latency_ms": one["latency_ms"],
         "latency_batch_size": one["batch_size"],
         "ratio": one["ratio"],

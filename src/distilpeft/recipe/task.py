@@ -13,6 +13,19 @@ ROUGE = ("rouge1", "rouge2", "rougeL")
 LOWER_IS_BETTER = frozenset({"ece", "log_loss", "nats_per_token", "perplexity", "bits_per_byte", "kl", "rmse", "mae"})
 
 
+def gap(metric: str, value: float) -> str:
+    """A difference in a metric with its sign: in points for scores that are shares; what rounds to zero has no sign."""
+    text = f"{value:+.4f}" if metric in LOWER_IS_BETTER else f"{value * 100:+.2f}"
+    return text if float(text) else text[1:]
+
+
+def gap_unit(metric: str) -> str:
+    """What `gap` counts in, to be written behind it."""
+    if metric in LOWER_IS_BETTER:
+        return " nats" if metric == "nats_per_token" else ""
+    return " points"
+
+
 @dataclass(frozen=True)
 class Kind:
     """A kind of task.

@@ -120,7 +120,7 @@ def _described(one: _Candidate, report: Report) -> str:
 def _sure(one: _Candidate, report: Report) -> str:
     """How sure the distance from the teacher is, in brackets."""
     pairs = [pair for pair in report.comparisons if (pair.role, pair.against) == (one.model.role, TEACHER)]
-    return f" ({difference(pairs[0])})" if pairs else ""
+    return f" ({difference(report, pairs[0])})" if pairs else ""
 
 
 def _what(metric: str) -> str:

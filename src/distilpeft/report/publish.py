@@ -73,7 +73,7 @@ def joint(reports: Reports, out: Path, console: Console) -> None:
         console.print(_table([(called[at], reports[at]) for at in group]))
     for name, one in zip(called, reports, strict=True):
         for line in one.verdict.sentences:
-            console.print(f"{name}: {line}", highlight=False)
+            console.print(f"{name}: {line}", highlight=False, markup=False)
     console.print(f"Page: {where}", highlight=False)
 
 

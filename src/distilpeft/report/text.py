@@ -10,8 +10,9 @@ from rich.console import Console
 from rich.table import Table
 
 from distilpeft.data.reading import skipped_lines
+from distilpeft.machine import markdown as md
 from distilpeft.planning.roles import CE_ONLY, IN_WORDS, STUDENT, TEACHER, UNTRAINED
-from distilpeft.recipe.task import KINDS, LOWER_IS_BETTER
+from distilpeft.recipe.task import KINDS, gap, gap_unit
 from distilpeft.report import verdict
 from distilpeft.report.figures import Benchmark, Latency, Score
 from distilpeft.report.schema import AgainstTeacher, AuditForm, QuantizationCost, Report
@@ -61,11 +62,6 @@ def table_rows(report: Report) -> list[tuple[str, ...]]:
     ]
 
 
-def sentences(report: Report) -> list[str]:
-    """What the table means, in plain words: first what was found, then what was done."""
-    return [*findings(report), *remarks(report)]
-
-
 def findings(report: Report) -> list[str]:
     """What a run found out about its models."""
     found = [*report.verdict.sentences, *_kept(report), *_gap(report), *_compared(report)]
@@ -79,9 +75,9 @@ def remarks(report: Report) -> list[str]:
     if cost is not None:
         lost = -cost.lost(report.metric)
         change = (
-            f"nats per token by {lost:+.4f}"
+            f"nats per token by {gap(report.metric, lost)}"
             if KINDS[report.task].is_language_model
-            else f"{TITLES[report.metric]} by {lost * 100:+.2f} points"
+            else f"{TITLES[report.metric]} by {verdict.amount(report.metric, lost)}"
         )
         lines.append(f"Quantizing the teacher to {cost.quantize} changed its {change} ({_apart(cost, report)}).")
     merging = report.merging_cost
@@ -141,23 +137,17 @@ def _compared(report: Report) -> list[str]:
     """How the student differs from its teacher and from the controls: over the seeds, if there are several."""
     if report.seeds is None:
         return [
-            f"The student less {IN_WORDS[pair.against]}, on the same rows: {verdict.difference(pair)}."
+            f"The student less {IN_WORDS[pair.against]}, on the same rows: {verdict.difference(report, pair)}."
             for pair in report.comparisons
             if pair.role == STUDENT
         ]
-    scale, unit, digits = points(report.metric)
     return [
         f"The student less {IN_WORDS[pair.against]}, over {len(report.seeds.seeds)} seeds: "
-        f"{verdict.signed(pair.mean * scale, digits)}{unit}, 95 % {verdict.signed(pair.low * scale, digits)} to "
-        f"{verdict.signed(pair.high * scale, digits)}{', not significant' * (pair.low <= 0 <= pair.high)}."
+        f"{verdict.interval(report.metric, pair.mean, pair.low, pair.high)}"
+        f"{', not significant' * (pair.low <= 0 <= pair.high)}."
         for pair in report.seeds.comparisons
         if pair.role == STUDENT
     ]
-
-
-def points(metric: str) -> tuple[int, str, int]:
-    """What differences are multiplied by, their unit, and their decimals: shares are given in points."""
-    return (1, "", 4) if metric in LOWER_IS_BETTER else (100, " points", 2)
 
 
 def seed_rows(report: Report) -> list[tuple[str, ...]]:
@@ -165,7 +155,7 @@ def seed_rows(report: Report) -> list[tuple[str, ...]]:
     found = report.seeds
     if found is None:
         return []
-    scale, _, digits = points(found.metric)
+    metric, unit = found.metric, gap_unit(found.metric)
     titles: tuple[str, ...] = ("model", *(f"seed {seed}" for seed in found.seeds), "mean ± sd")
     rows = [
         (model.role, *(f"{value:.4f}" for value in model.values), f"{model.mean:.4f} ± {model.sd:.4f}")
@@ -173,13 +163,9 @@ def seed_rows(report: Report) -> list[tuple[str, ...]]:
     ]
     gaps = [
         (
-            f"{pair.role} − {pair.against}",
-            *(
-                f"{verdict.signed(gap * scale, digits)} (p {p:.2g})"
-                for gap, p in zip(pair.differences, pair.p_values, strict=True)
-            ),
-            f"{verdict.signed(pair.mean * scale, digits)} ({verdict.signed(pair.low * scale, digits)} to "
-            f"{verdict.signed(pair.high * scale, digits)})",
+            f"{pair.role} − {pair.against}{',' * bool(unit)}{unit}",
+            *(f"{gap(metric, one)} (p {p:.2g})" for one, p in zip(pair.differences, pair.p_values, strict=True)),
+            f"{gap(metric, pair.mean)} ({gap(metric, pair.low)} to {gap(metric, pair.high)})",
         )
         for pair in found.comparisons
     ]
@@ -192,19 +178,18 @@ def group_rows(report: Report) -> list[tuple[str, ...]]:
     if found is None:
         return []
     roles = [role for role in (TEACHER, CE_ONLY, STUDENT) if role in found.scores]
-    scale, unit, digits = points(metric)
+    unit = gap_unit(metric)
     titles = (found.column, "rows", *roles, f"{STUDENT} − {TEACHER}{',' * bool(unit)}{unit}", "beyond all rows")
     return [titles] + [
         (
-            gap.group,
-            str(gap.num_rows),
-            *(_interval(found.scores[role][gap.group][metric]) for role in roles),
-            f"{verdict.signed(gap.difference * scale, digits)} ({verdict.signed(gap.low * scale, digits)} to "
-            f"{verdict.signed(gap.high * scale, digits)})",
-            verdict.signed(gap.beyond * scale, digits),
+            one.group,
+            str(one.num_rows),
+            *(_interval(found.scores[role][one.group][metric]) for role in roles),
+            f"{gap(metric, one.difference)} ({gap(metric, one.low)} to {gap(metric, one.high)})",
+            gap(metric, one.beyond),
         )
-        for gap in found.gaps
-        if gap.role == STUDENT
+        for one in found.gaps
+        if one.role == STUDENT
     ]
 
 
@@ -318,36 +303,37 @@ def _kept(report: Report) -> list[str]:
 
 def markdown(report: Report) -> str:
     """The report as Markdown."""
-    lines = [f"# {report.recipe}", "", *(f"- {line}" for line in findings(report)), ""]
-    lines += _table([columns(report), *table_rows(report)])
+    lines = [f"# {report.recipe}", "", *_listed(findings(report)), ""]
+    lines += md.table([columns(report), *table_rows(report)])
+    lines += ["", *_listed(noise)] if (noise := doubts(report.benchmark)) else []
     seeds = seed_rows(report)
     if seeds:
-        lines += ["", f"## {report.metric} over seeds", "", OVER_SEEDS, "", *_table(seeds)]
+        lines += ["", f"## {report.metric} over seeds", "", OVER_SEEDS, "", *md.table(seeds)]
     if report.groups is not None:
-        lines += ["", f"## {report.metric} by {report.groups.column}", "", *_table(group_rows(report))]
+        title = f"## {report.metric} by {md.plain(report.groups.column)}"
+        lines += ["", title, "", *md.table(group_rows(report))]
     audit = report.soft_targets.audit if report.soft_targets else None
     if audit is not None:
         lines += ["", "## What soft targets on disk cost", ""]
         lines += [f"Against the full distribution on {audit.positions} validation tokens, where the divergence is "
                   f"{audit.loss_per_token:.4f} nats per token. Bias and spread (standard deviation) are per token; "
                   "cosines are between gradients for the student's logits.", ""]  # fmt: skip
-        lines += _table(audit_rows(report))
+        lines += md.table(audit_rows(report))
     lines += ["", "## Exports", "", "Each was opened in its own runtime, in a process of its own, and compared with "
               "the student on validation rows; x: latency of the student in PyTorch at batch 1 over "
               "its own, with a 95 % interval.", ""]  # fmt: skip
-    lines += _table(export_rows(report))
+    lines += md.table(export_rows(report))
     tried = [(form, one) for form, made in report.exports.items() for one in made.tried]
-    lines += ["", *(f"- {form}, {one.way}: {'; '.join(one.faults)}" for form, one in tried)] if tried else []
+    lines += ["", *_listed([f"{form}, {one.way}: {'; '.join(one.faults)}" for form, one in tried])] if tried else []
     for sample in report.samples:
-        lines += ["", "### Sample", "", *(f"- {role}: {_quoted(text)}" for role, text in sample.lines())]
-    lines += ["", "## About this run", "", *(f"- {line}" for line in remarks(report)), "", *_measured(report)]
+        lines += ["", "### Sample", "", *(f"- {role}: {md.code(text)}" for role, text in sample.lines())]
+    lines += ["", "## About this run", "", *_listed(remarks(report)), "", *_measured(report)]
     return "\n".join(lines) + "\n"
 
 
-def _table(rows: Sequence[tuple[str, ...]]) -> list[str]:
-    """Cells as a table in Markdown; the first row holds the titles."""
-    titles, *others = rows
-    return [" | ".join(titles), " | ".join("---" for _ in titles), *(" | ".join(row) for row in others)]
+def _listed(lines: Sequence[str]) -> list[str]:
+    """Sentences as a list in Markdown."""
+    return [f"- {md.plain(line)}" for line in lines]
 
 
 def _measured(report: Report) -> list[str]:
@@ -355,15 +341,18 @@ def _measured(report: Report) -> list[str]:
     environment = report.environment
     versions = ", ".join(f"{name} {version}" for name, version in environment.versions.items())
     where = f"{environment.device}, {environment.threads} threads"
-    notes = timing_notes(report.benchmark) if report.benchmark else []
-    return [
-        f"Measured on {where}; Python {environment.python}, {versions}.", "", *notes, "",
-        f"Not measured: {'; '.join(report.not_measured)}.",
-    ]  # fmt: skip
+    notes = [how_timed(report.benchmark), *untimed(report.benchmark)] if report.benchmark else []
+    measured = [f"Measured on {where}; Python {environment.python}, {versions}.", "", *notes, ""]
+    return [md.plain(line) for line in (*measured, f"Not measured: {'; '.join(report.not_measured)}.")]
 
 
 def timing_notes(found: Benchmark) -> list[str]:
-    """How latency was measured, and what speaks against it."""
+    """How latency was measured, what speaks against it, and what was not timed."""
+    return [how_timed(found), *doubts(found), *untimed(found)]
+
+
+def how_timed(found: Benchmark) -> str:
+    """How latency, throughput and memory were measured."""
     arm = found.main_arm(found.reference)
     assert arm is not None, "ratios are over the reference"
     sizes = [cell.batch_size for cell in arm.cells]
@@ -371,14 +360,25 @@ def timing_notes(found: Benchmark) -> list[str]:
     most = max(len(cell.round_ms) for cell in arm.cells)
     rounds = f"{found.rounds} to {most}" if most > found.rounds else str(most)
     unit = "the first token after a prompt" if language else "a pass"
-    noise = found.noise
-    twice = noise.same_model_ratio
+    twice = found.noise.same_model_ratio
     alike = f"; two models of the same architecture differed by {abs(twice - 1):.1%}" if twice is not None else ""
-    lines = [
+    return (
         f"Latency: {unit} over {min(sizes)} row{'s' if min(sizes) > 1 else ''}; throughput: {max(sizes)} rows at once. "
         f"Every model ran in a process of its own on {arm.threads} threads, in turns over {rounds} rounds"
         f"{alike}. Memory: the most that its process held."
-    ]
+    )
+
+
+def untimed(found: Benchmark | None) -> list[str]:
+    """The models that could not be timed, and why."""
+    return [f"{one.role} was not timed: {one.why}." for one in found.skipped] if found else []
+
+
+def doubts(found: Benchmark | None) -> list[str]:
+    """What speaks against the latencies, to be read next to them."""
+    if found is None:
+        return []
+    noise, lines = found.noise, []
     if noise.disturbed > MANY:
         lines.append(
             f"In {noise.disturbed:.0%} of rounds a model ran at least 20% slower than usual. Latencies include those "
@@ -386,9 +386,10 @@ def timing_notes(found: Benchmark) -> list[str]:
         )
     if noise.noisy:
         lines.append(
-            f"The machine was noisy: {'; '.join(noise.why)}. Measure again before you rely on small differences."
+            f"The machine was noisy while latencies were measured: {'; '.join(noise.why)}. Measure again before you "
+            "rely on small differences."
         )
-    return lines + [f"{one.role} was not timed: {one.why}." for one in found.skipped]
+    return lines
 
 
 def show(report: Report, console: Console) -> None:
@@ -401,9 +402,10 @@ def show(report: Report, console: Console) -> None:
     for row in table_rows(report):
         table.add_row(*row[:width], style="bold" if row[0] == STUDENT else None)
     console.print(table)
-    doubts = timing_notes(report.benchmark)[1:] if report.benchmark else []  # how it was measured is in the files
-    for line in [*sentences(report), *doubts]:
-        console.print(line, highlight=False)
+    found = [*doubts(report.benchmark), *findings(report)]
+    # how latencies were measured is in the files
+    for line in [*found, "", "About this run:", *remarks(report), *untimed(report.benchmark)]:
+        console.print(line, highlight=False, markup=False)
 
 
 def _interval(score: Score) -> str:
@@ -416,10 +418,6 @@ def _against(found: AgainstTeacher | None) -> str:
     if found is None or found.kl is None:
         return "-"
     return f"{found.kl:.4f}" if found.kl < 10 else f"{found.kl:.3f}"
-
-
-def _quoted(text: str) -> str:
-    return "`" + " ".join(text.split()).replace("`", "'") + "`"
 
 
 def _value(score: Score | None) -> str:

@@ -18,7 +18,7 @@ from distilpeft.machine.artifact import LOG, Artifact
 from distilpeft.metrics import significance
 from distilpeft.planning.plan import Plan
 from distilpeft.planning.roles import CE_LONG, CE_ONLY, COMPARED, STUDENT, TEACHER
-from distilpeft.recipe.task import KINDS, LOWER_IS_BETTER
+from distilpeft.recipe.task import KINDS, LOWER_IS_BETTER, gap, gap_unit
 from distilpeft.report.figures import Figure
 from distilpeft.report.schema import (
     Comparison,
@@ -128,19 +128,15 @@ def losing(report: Report) -> list[str]:
         return []
     sign = -1 if report.metric in LOWER_IS_BETTER else 1
     judged = {STUDENT, *(model.role for model in report.models if model.is_export)}
-    worse = [gap for gap in found.gaps if sign * gap.beyond < -found.margin and gap.role in judged]
+    worse = [one for one in found.gaps if sign * one.beyond < -found.margin and one.role in judged]
     lines = [
-        f"Warning: {found.column} {gap.group} loses more than the rest: {gap.role} less teacher "
-        f"{_points(gap.difference)} on its {gap.num_rows} rows (95 % {_points(gap.low)} to "
-        f"{_points(gap.high)}), {_points(gap.difference - gap.beyond)} on all."
-        for gap in worse
+        f"Warning: {found.column} {one.group} loses more than the rest: {one.role} less teacher "
+        f"{interval(report.metric, one.difference, one.low, one.high)}, on its {one.num_rows} rows; "
+        f"{amount(report.metric, one.difference - one.beyond)} on all."
+        for one in worse
     ]
     even = f"No {found.column} loses more than {found.margin * 100:g} points beyond what all rows lose."
     return lines or [even]
-
-
-def _points(difference: Figure) -> str:
-    return signed(difference * 100, 2)
 
 
 @dataclass(frozen=True)
@@ -156,21 +152,14 @@ class Lead:
     @property
     def amount(self) -> str:
         """How large it is, whichever model leads: in points, or in what the metric is counted in."""
-        scale, unit, digits = self._unit
-        return f"{abs(self.value) * scale:.{digits}f}{unit}"
-
-    @property
-    def _unit(self) -> tuple[int, str, int]:
-        return (1, "", 4) if self.metric in LOWER_IS_BETTER else (100, " points", 2)
+        return amount(self.metric, abs(self.value)).removeprefix("+")
 
     @property
     def words(self) -> str:
         """The lead with its sign and interval."""
-        scale, unit, digits = self._unit
-        value, low, high = (figure * scale for figure in (self.value, self.low, self.high))
         over = f" over {self.seeds} seeds" if self.seeds > 1 else ""
-        between = f"{signed(low, digits)} to {signed(high, digits)}"
-        return f"{signed(value, digits)}{unit} (95 % {between}{over})"
+        between = f"{gap(self.metric, self.low)} to {gap(self.metric, self.high)}"
+        return f"{amount(self.metric, self.value)} (95 % {between}{over})"
 
 
 def lead(report: Report, role: str, against: str) -> Lead | None:
@@ -210,28 +199,36 @@ def gap_closed(report: Report) -> float | None:
     return gain.value / gap.value
 
 
-def difference(pair: Comparison) -> str:
+def difference(report: Report, pair: Comparison) -> str:
     """A comparison in words: shares in points, anything else as it is, and whether it is significant."""
-    points = pair.metric not in LOWER_IS_BETTER
-    scale, unit = (100, " points") if points else (1, " nats" if pair.metric == "nats_per_token" else "")
     if is_identical(pair):
-        return f"identical answers on all {pair.num_rows} rows" if pair.num_rows else "identical answers"
-    value, low, high = (figure * scale for figure in (pair.difference, pair.low, pair.high))
-    digits = 2 if points else 4
+        return no_difference(report, pair)
     sure = "significant" if pair.p_value < SIGNIFICANT else "not significant"
-    between = f"{signed(low, digits)} to {signed(high, digits)}"
-    return f"{signed(value, digits)}{unit}, 95 % {between}, p = {pair.p_value:.2g}, {sure}"
+    return f"{interval(pair.metric, pair.difference, pair.low, pair.high)}, p = {pair.p_value:.2g}, {sure}"
+
+
+def amount(metric: str, value: Figure) -> str:
+    """A difference with its unit."""
+    return f"{gap(metric, value)}{gap_unit(metric)}"
+
+
+def interval(metric: str, value: Figure, low: Figure, high: Figure) -> str:
+    """A difference with its unit and its 95 % interval."""
+    return f"{amount(metric, value)}, 95 % {gap(metric, low)} to {gap(metric, high)}"
 
 
 def is_identical(pair: Comparison) -> bool:
-    """Whether two models do not differ in any row that was compared."""
+    """Whether two models do not differ in the score of any row that was compared."""
     return not (pair.wins or pair.losses or pair.difference or pair.low or pair.high)
 
 
-def signed(value: Figure, digits: int) -> str:
-    """A figure with its sign; one that rounds to zero has none."""
-    text = f"{value:+.{digits}f}"
-    return text if float(text) else text[1:]
+def no_difference(report: Report, pair: Comparison) -> str:
+    """Two models whose rows score the same, in words. Of more than two classes, two wrong answers may still differ."""
+    rows = f"all {pair.num_rows} rows" if pair.num_rows else "all rows"
+    if pair.test == "bootstrap":
+        return f"identical scores on {rows}"
+    labels = report.settings.get("task", {}).get("labels", ())
+    return f"identical answers on {rows}" if len(labels) == 2 else f"right and wrong on the same rows, of {rows}"
 
 
 def not_measured(report: Report) -> list[str]:

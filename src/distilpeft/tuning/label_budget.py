@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from distilpeft.machine import markdown as md
 from distilpeft.planning.roles import CE_LONG, CE_ONLY, HARD, LABELLED, STUDENT, TEACHER
+from distilpeft.recipe.task import gap, gap_unit
 from distilpeft.report import build, plot_files, verdict
 from distilpeft.report.charts import Axis, Chart, Series
 from distilpeft.report.charts import Point as Dot
@@ -74,15 +76,17 @@ def markdown(entries: Sequence[Mapping[str, Any]], metric: str) -> list[str]:
     if not entries:
         return []
     roles = [role for role in NAMES if any(role in entry["scores"] for entry in entries)]
-    titles = ["labels", *(NAMES[role] for role in roles), "student less labels alone (95 %)"]
-    lines = ["", f"## {metric} by number of labels", "", " | ".join(titles), " | ".join("---" for _ in titles)]
+    unit = gap_unit(metric)
+    titles = ["labels", *(NAMES[role] for role in roles), f"student less labels alone{',' * bool(unit)}{unit} (95 %)"]
+    rows = []
     for entry in entries:
         cells = [f"{entry['scores'][role]['value']:.4f}" if role in entry["scores"] else "-" for role in roles]
         lead = entry["lead"]
-        gain = "-" if lead is None else f"{lead['value']:+.4f} ({lead['low']:+.4f} to {lead['high']:+.4f})"
-        lines.append(" | ".join([str(entry["labels"]), *cells, gain]))
+        gains = () if lead is None else tuple(gap(metric, lead[name]) for name in ("value", "low", "high"))
+        rows.append([str(entry["labels"]), *cells, "{} ({} to {})".format(*gains) if gains else "-"])
     at = fades(entries)
     end = f"From {at} labels on, the student is not ahead of labels alone beyond chance."
+    lines = ["", f"## {metric} by number of labels", "", *md.table([titles, *rows])]
     return [*lines, "", end if at is not None else "With the most labels, too, the student is ahead of labels alone."]
 
 

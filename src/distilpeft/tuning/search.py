@@ -16,6 +16,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from distilpeft.machine import markdown as md
 from distilpeft.machine.artifact import Artifact
 from distilpeft.machine.files import write_json, write_text
 from distilpeft.machine.host import is_first_process, num_launched
@@ -270,7 +271,7 @@ def sentences(joint: Mapping[str, Any]) -> list[str]:
 def markdown(joint: Mapping[str, Any]) -> str:
     """The search as Markdown."""
     lines = [f"# Search of {joint['recipe']}", "", *(f"- {line}" for line in sentences(joint)), ""]
-    lines += [" | ".join(TITLES), " | ".join("---" for _ in TITLES), *(" | ".join(row) for row in cells(joint))]
+    lines += md.table([TITLES, *cells(joint)])
     return "\n".join([*lines, "", f"Validation metric: {joint['monitor']}."]) + "\n"
 
 

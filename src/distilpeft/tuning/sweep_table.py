@@ -9,6 +9,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from distilpeft.machine import markdown as md
 from distilpeft.metrics.timings import summary
 from distilpeft.planning.roles import CE_ONLY, CONTROLS, STUDENT, TEACHER
 from distilpeft.recipe.task import KINDS, LOWER_IS_BETTER
@@ -169,7 +170,7 @@ def markdown(joint: Mapping[str, Any]) -> str:
     """The sweep as Markdown."""
     titles = columns(joint)
     lines = [f"# Sweep of {joint['recipe']}", "", *(f"- {line}" for line in sentences(joint)), ""]
-    lines += [" | ".join(titles), " | ".join("---" for _ in titles), *(" | ".join(row) for row in cells(joint))]
+    lines += md.table([titles, *cells(joint)])
     lines += label_budget.markdown(joint["budget"], joint["metric"])
     note = f"Test metric: {joint['metric']}. Front: no other point is both better and cheaper."
     return "\n".join([*lines, "", note]) + "\n"

@@ -110,8 +110,12 @@ def small(**parts):
     return Report.model_validate({**found, **parts})
 
 
+def sentences(report):
+    return [*text_.findings(report), *text_.remarks(report)]
+
+
 def test_the_sentences_say_what_the_figures_mean():
-    assert text_.sentences(small()) == [
+    assert sentences(small()) == [
         "The student keeps 90.0% of the teacher's accuracy (200 test rows).",
         "Distilling closed 25% of the teacher's lead over labels alone, +12.00 points (95 % +11.00 to +13.00).",
         "The student less labels alone, on the same rows: +3.00 points, 95 % +2.00 to +4.00, p = 0.004, significant.",
@@ -144,15 +148,15 @@ def test_the_cost_of_quantizing_is_said_for_every_kind_of_answer(task, metric, c
     found = small(task=task, quantization_cost={"quantize": "nf4", **cost})
     score = found.models[0].scores["accuracy"]
     models = [model.model_copy(update={"scores": {metric: score}}) for model in found.models]
-    sentences = text_.sentences(found.model_copy(update={"metric": metric, "models": models}))
-    assert any(said in line for line in sentences), sentences
+    said_of_it = sentences(found.model_copy(update={"metric": metric, "models": models}))
+    assert any(said in line for line in said_of_it), said_of_it
 
 
 def test_of_a_teacher_that_scores_nothing_no_share_can_be_kept():
     assert verdict.kept("text_classification", 0.5, 0.0) is None
     assert verdict.kept("text_classification", 0.4, 0.5) == 0.8
     assert verdict.kept("causal_lm", 3.0, 3.0) == 1.0
-    assert "there is nothing to keep" in text_.sentences(small(student_vs_teacher=None))[0]
+    assert "there is nothing to keep" in sentences(small(student_vs_teacher=None))[0]
 
 
 def gains(*values, **parts):
@@ -170,10 +174,10 @@ def test_a_gap_that_may_be_chance_is_no_gap():
     assert verdict.gap_closed(found) is None
     assert (
         "No gap to close: the teacher's lead over labels alone is not significant, +0.90 points (95 % -0.10 to +1.90)."
-        in text_.sentences(found)
+        in sentences(found)
     )
     wider = "Distilling widened the gap to the teacher compared with training on labels alone."
-    assert wider in text_.sentences(gains(-0.03, -0.12, ce_gap_closed=-0.25))
+    assert wider in sentences(gains(-0.03, -0.12, ce_gap_closed=-0.25))
 
 
 @pytest.mark.parametrize(
@@ -221,7 +225,7 @@ def test_several_seeds_decide_instead_of_one():
 
 def test_rows_without_labels_are_counted_beside_the_others():
     rows = {"train": 400, "truncated": 0, "unlabelled": 4448, "held_out": 21}
-    lines = text_.sentences(small(rows=rows))
+    lines = sentences(small(rows=rows))
     assert "Besides 400 rows with a label, the student learnt from 4448 without one." in lines
     assert "21 rows without a label were left out: they are also in validation or test." in lines
 
@@ -237,7 +241,7 @@ def test_without_a_baseline_a_quantized_teacher_or_duplicates_nothing_is_said_of
         rows={"train": 10, "truncated": 0, "duplicates": {"train/test": 0}, "skipped": {}},
         comparisons=[],
     )
-    assert text_.sentences(found) == [
+    assert sentences(found) == [
         "The student keeps 90.0% of the teacher's accuracy (200 test rows).",
         "0 of 10 training rows were cut to 64 tokens.",
     ]
@@ -266,14 +270,14 @@ def test_the_markdown_holds_every_sentence_and_a_well_formed_table():
     text = text_.markdown(small())
     lines = text.splitlines()
     assert lines[0] == "# small"
-    for sentence in text_.sentences(small()):
+    for sentence in sentences(small()):
         assert f"- {sentence}" in lines
-    start = lines.index(" | ".join(text_.columns(small())))
+    start = lines.index(f"| {' | '.join(text_.columns(small()))} |")
     assert [line.count(" | ") for line in lines[start : start + 6]] == [10] * 6
     assert "Measured on cpu, 2 threads; Python 3.11, torch 2.11, peft 0.18." in lines
     assert "- onnx-int8, dynamic: KL to the student is 0.1" in lines
-    assert "onnx-int8 | 17.6MB | 3e-06 | 1e-12 | 99.00% | 100.00% | 2.50 (2.44-2.61)" in lines
-    assert "onnx | 69.6MB | 3e-06 | 1e-12 | 100.00% | 100.00% | -" in lines
+    assert "| onnx-int8 | 17.6MB | 3e-06 | 1e-12 | 99.00% | 100.00% | 2.50 (2.44-2.61) |" in lines
+    assert "| onnx | 69.6MB | 3e-06 | 1e-12 | 100.00% | 100.00% | - |" in lines
     assert "two models of the same architecture differed by 1.0%" in text
     assert "Not measured: latency and memory on a GPU." in lines
     assert text.endswith("\n")

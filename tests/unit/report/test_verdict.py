@@ -125,18 +125,12 @@ def test_the_next_step_follows_from_the_figures(lead, behind, unlabelled, says):
     assert found.startswith(says)
 
 
-@pytest.mark.parametrize(("value", "shown"), [(-0.0004, "0.00"), (0.0, "0.00"), (-0.006, "-0.01"), (1.0, "+1.00")])
-def test_a_figure_that_rounds_to_zero_has_no_sign(value, shown):
-    assert findings.signed(value, 2) == shown
-
-
 @pytest.mark.parametrize(("p_value", "said"), [(0.049, "significant"), (0.05, "not significant")])
 def test_a_difference_is_significant_below_five_percent(p_value, said):
     pair = {"role": "student", "against": "teacher", "metric": "nats_per_token", "difference": 0.5, "low": 0.4,
             "high": 0.6, "p_value": p_value}  # fmt: skip
-    assert (
-        findings.difference(Comparison(**pair)) == f"+0.5000 nats, 95 % +0.4000 to +0.6000, p = {p_value:.2g}, {said}"
-    )
+    found = findings.difference(report(), Comparison(**pair))
+    assert found == f"+0.5000 nats, 95 % +0.4000 to +0.6000, p = {p_value:.2g}, {said}"
 
 
 def logged(folder):
@@ -192,8 +186,17 @@ def test_what_is_missing_is_said():
     assert findings.not_measured(found) == []
 
 
-def test_identical_answers_are_called_so():
+@pytest.mark.parametrize(
+    ("labels", "test", "said"),
+    [
+        (["bad", "good"], "mcnemar", "identical answers on all 500 rows"),
+        (["bad", "good", "so-so"], "mcnemar", "right and wrong on the same rows, of all 500 rows"),
+        ([], "bootstrap", "identical scores on all 500 rows"),
+    ],
+)
+def test_two_models_without_a_difference_are_called_as_alike_as_they_are(labels, test, said):
     same = {**pair("export:onnx", "student", 0.0, 1.0), "low": 0.0, "high": 0.0, "wins": 0, "losses": 0}
-    assert findings.difference(Comparison(**same, num_rows=500)) == "identical answers on all 500 rows"
-    swapped = Comparison(**{**same, "wins": 2, "losses": 2}, num_rows=500)
-    assert findings.difference(swapped).endswith("not significant"), "as many better as worse is not the same"
+    judged = report(settings={"task": {"labels": labels}})
+    assert findings.difference(judged, Comparison(**same, test=test, num_rows=500)) == said
+    swapped = Comparison(**{**same, "wins": 2, "losses": 2}, test=test, num_rows=500)
+    assert findings.difference(judged, swapped).endswith("not significant"), "as many better as worse is not the same"

@@ -30,8 +30,8 @@ def test_the_gain_fades_where_it_is_no_longer_more_than_chance():
 
 def test_the_table_has_a_row_for_every_number_of_labels():
     text = "\n".join(label_budget.markdown(ENTRIES, "accuracy"))
-    assert "labels | teacher | student | labels alone | student less labels alone (95 %)" in text
-    assert "200 | 0.8000 | 0.7900 | 0.7400 | +0.0500 (+0.0400 to +0.0600)" in text
+    assert "| labels | teacher | student | labels alone | student less labels alone, points (95 %) |" in text
+    assert "| 200 | 0.8000 | 0.7900 | 0.7400 | +5.00 (+4.00 to +6.00) |" in text
     assert "From 500 labels on, the student is not ahead of labels alone beyond chance." in text
     assert label_budget.markdown([], "accuracy") == []
 

@@ -94,7 +94,8 @@ def test_language_models_show_the_kl_to_the_teacher_within_80_characters():
     (row,) = [line.split() for line in lines if "temperature=2" in line]
     assert row == ["temperature=2", "2.5000", "2.3456", "(2.01-2.99)", "0.1234", "1234.5MB", "1234.5", "speed+size"]
     assert "| KL |" in sweep_table.markdown(JOINT)
-    (teacher,) = [line.split(" | ") for line in sweep_table.markdown(JOINT).splitlines() if line.startswith("teacher")]
+    rows = sweep_table.markdown(JOINT).splitlines()
+    (teacher,) = [line.split(" | ") for line in rows if line.startswith("| teacher")]
     assert teacher[3] == "-"
 
 

@@ -56,7 +56,7 @@ def key_figures(report: Report) -> str:
     tiles = "".join(_tiles(model, teacher, report)) if model and teacher else ""
     title = f'<p class="lead">{escape(model.role)} compared with its teacher</p>' if model else ""
     lines = [line for line in text.findings(report) if line not in report.verdict.sentences]
-    return f'{title}<div class="tiles">{tiles}</div>{_doubt(report)}{notes(lines)}'
+    return f'{title}<div class="tiles">{tiles}</div>{doubts(report)}{notes(lines)}'
 
 
 def deploying(report: Report) -> str:
@@ -77,12 +77,9 @@ def deploying(report: Report) -> str:
     return f'<pre class="code">{escape(code)}</pre>'
 
 
-def _doubt(report: Report) -> str:
+def doubts(report: Report) -> str:
     """What speaks against the latencies, next to them."""
-    noise = report.benchmark.noise if report.benchmark else None
-    if noise is None or not noise.noisy:
-        return ""
-    return notes([f"The machine was noisy while latencies were measured: {'; '.join(noise.why)}."], "notes warn")
+    return notes(text.doubts(report.benchmark), "notes warn")
 
 
 def _tiles(model: Model, teacher: Model, report: Report) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from distilpeft.planning.roles import STUDENT, export_role
-from distilpeft.recipe.task import KINDS, LOWER_IS_BETTER
+from distilpeft.recipe.task import KINDS, LOWER_IS_BETTER, gap, gap_unit
 from distilpeft.report import text
 from distilpeft.report.charts import number, spoken
 from distilpeft.report.figures import Arm, Benchmark, Decode, Figure, Latency, Ratio, Score
@@ -14,7 +14,7 @@ from distilpeft.report.markers import mark
 from distilpeft.report.page.markup import Cell, Column, details, plain, table
 from distilpeft.report.page.svg import swatch
 from distilpeft.report.schema import Comparison, Model, Report
-from distilpeft.report.verdict import SIGNIFICANT, is_identical, signed
+from distilpeft.report.verdict import SIGNIFICANT, is_identical, no_difference
 
 MEGA = 1e6
 Made = tuple[Column, Callable[[Model], Cell]]
@@ -130,7 +130,7 @@ def _scored(name: str) -> Callable[[Model], Cell]:
 
 def comparisons(report: Report) -> str:
     """Differences of two models on the same rows: of the student and the export to deploy; others on demand."""
-    scale, unit, digits = text.points(report.metric)
+    unit = gap_unit(report.metric)
     columns = [
         Column("pair", "the first less the second", numeric=False), Column(f"difference{',' * bool(unit)}{unit}"),
         Column("95 % low"), Column("95 % high"), Column("p"), Column("reading", numeric=False),
@@ -140,20 +140,20 @@ def comparisons(report: Report) -> str:
     first = [pair for pair in report.comparisons if pair.role in shown and not is_identical(pair)]
     rest = [pair for pair in report.comparisons if pair not in first]
     caption = f"Differences in {spoken(report.metric)}"
-    made = table(columns, [_comparison(pair, scale, digits) for pair in first], caption) if first else ""
+    made = table(columns, [_comparison(report, pair) for pair in first], caption) if first else ""
     if not rest:
         return made
-    others = table(columns, [_comparison(pair, scale, digits) for pair in rest], f"{caption}, other pairs")
+    others = table(columns, [_comparison(report, pair) for pair in rest], f"{caption}, other pairs")
     return made + details("Other pairs", others, opened=not first)
 
 
-def _comparison(pair: Comparison, scale: int, digits: int) -> list[Cell]:
+def _comparison(report: Report, pair: Comparison) -> list[Cell]:
     reading = "significant" if pair.p_value < SIGNIFICANT else "not significant"
     if is_identical(pair):
-        reading = "identical answers"
-    figures = [one * scale for one in (pair.difference, pair.low, pair.high)]
+        reading = no_difference(report, pair)
     return [
-        Cell(f"{pair.role} − {pair.against}"), *(Cell(signed(one, digits), one) for one in figures),
+        Cell(f"{pair.role} − {pair.against}"),
+        *(Cell(gap(pair.metric, one), one) for one in (pair.difference, pair.low, pair.high)),
         figure(pair.p_value, signs=2), Cell(reading), figure(pair.wins), figure(pair.losses), figure(pair.num_rows),
         Cell({"mcnemar": "McNemar, exact", "bootstrap": "paired bootstrap"}.get(pair.test or "", "–")),
     ]  # fmt: skip

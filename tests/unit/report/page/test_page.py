@@ -136,6 +136,16 @@ def test_texts_of_models_labels_and_data_never_become_markup():
     assert '</script></style><img src=x onerror="alert(1)">&amp;"\'`${1}' in "".join(reader.words)
 
 
+def test_names_of_groups_and_licences_are_shown_as_they_are():
+    nasty = "<b>north</b> | \n# `south`"
+    report = reports.grouped(nasty, f"{nasty} 2", column=nasty)
+    report = reports.changed(report, given={**report.given, "export": {"license": nasty}})
+    reader = Reader(page.render([report]))
+    assert not reader.all("b")
+    words = "".join(reader.words)
+    assert words.count(nasty) >= 4, "in the table, its column, and the warning"
+
+
 def test_answers_by_class_are_tables_and_their_texts_are_no_markup():
     text = page.render([reports.classifier()])
     reader = Reader(text)
