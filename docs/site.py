@@ -28,7 +28,7 @@ What is in `distilpeft` and `distilpeft.losses`. Examples are on the page [From 
 
 ::: distilpeft
     options:
-      members: [load_recipe, check, Check, run, Run, init, Bundle, InputError, GateError]
+      members: [load_recipe, check, Check, run, Run, runs, clean, init, Bundle, InputError, GateError]
 
 ::: distilpeft.losses
     options:

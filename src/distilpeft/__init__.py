@@ -4,8 +4,8 @@ A large quantized teacher is tuned with LoRA, its soft logits are distilled into
 measured, and the student is exported. Start at `distilpeft.pipeline`; settings live in `distilpeft.recipe`.
 Importing this package imports nothing heavy.
 
-From Python: `load_recipe`, `check`, `run`, `init` (see `distilpeft.api`), `Bundle` for exported models, and
-`distilpeft.losses` for one's own training loop.
+From Python: `load_recipe`, `check`, `run`, `runs`, `clean`, `init` (see `distilpeft.api`), `Bundle` for exported
+models, and `distilpeft.losses` for one's own training loop.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from distilpeft.api import Check, Run, check, init, load_recipe, run
+    from distilpeft.api import Check, Run, check, clean, init, load_recipe, run, runs
     from distilpeft.errors import GateError, InputError
     from distilpeft.export.bundle import Bundle
 
 __version__ = "0.1.0"
-__all__ = ["Bundle", "Check", "GateError", "InputError", "Run", "check", "init", "load_recipe", "run"]
+__all__ = ["Bundle", "Check", "GateError", "InputError", "Run", "check", "clean", "init", "load_recipe", "run", "runs"]
 _HOMES = {"Bundle": "export.bundle", "GateError": "errors", "InputError": "errors"}
 
 

@@ -12,6 +12,7 @@ from unittest import mock
 import pytest
 from support import commands
 
+import distilpeft
 from distilpeft.planning.plan import make_plan
 from distilpeft.recipe.yaml_file import load_recipe
 from distilpeft.tuning import search_space
@@ -64,6 +65,13 @@ def test_trials_share_one_teacher_and_one_cache_and_only_the_best_is_done_in_ful
     report = json.loads((run / "report.json").read_text())
     assert report["artifacts"]["distil/student"] == best["artifact"]
     assert (run / "student").resolve().parent.name == report["artifacts"]["bundle/safetensors"]
+
+
+def test_the_trials_of_a_search_stay_and_keep_best_leaves_the_student_of_one(finished):
+    run, joint = finished.parent / "runs/tiny", joint_of(finished)
+    assert distilpeft.clean(run, dry_run=True) == []
+    removed = {item.path.name for item in distilpeft.clean(run, keep="best", dry_run=True)}
+    assert removed == {row["artifact"] for row in joint["trials"]} - {joint["trials"][joint["best"]]["artifact"]}
 
 
 def test_the_recipes_own_settings_are_the_first_trial(finished):

@@ -18,6 +18,7 @@ from rich.console import Console
 from safetensors.torch import load_file
 from support import commands
 
+import distilpeft
 from distilpeft.errors import InputError
 from distilpeft.machine.locks import Lock
 from distilpeft.planning.roles import LAST_STAGES
@@ -92,6 +93,18 @@ def test_the_same_sweep_again_does_nothing_and_needs_no_torch(finished):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "nothing to do: all 6 points are done" in done.stdout
+
+
+def test_the_points_of_a_sweep_stay_and_keep_best_leaves_the_models_of_one(finished):
+    run = finished.parent / "runs/tiny"
+    assert distilpeft.clean(run, dry_run=True) == []
+    removed = {item.path.name for item in distilpeft.clean(run, keep="best", dry_run=True)}
+    joint = joint_of(finished)
+    best = joint["points"][joint["best_by_validation"]]["artifact"]
+    students = {row["artifact"] for row in joint["points"]}
+    assert students - {best} <= removed
+    assert best not in removed
+    assert {name.partition("-")[0] for name in removed} == {"distil", "export", "bundle"}
 
 
 @pytest.fixture(scope="module")
@@ -180,7 +193,7 @@ def test_a_signal_stops_all_workers_after_a_checkpoint_and_the_same_command_goes
     said, _ = sweeping.communicate(timeout=60)
     assert sweeping.returncode == 75, said
     assert said.splitlines()[-1] == "stopped all workers; run the same command to resume"
-    assert not list((tmp_path / "runs/tiny").glob("sweep-*"))
+    assert not list((tmp_path / "runs/tiny").glob("sweep-*/sweep.json"))
     again = start(recipe, *LONG)
     said, _ = again.communicate(timeout=300)
     assert again.returncode == 0, said

@@ -14,11 +14,11 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from distilpeft.errors import InputError
 from distilpeft.planning.plan import Plan, make_plan
@@ -27,6 +27,7 @@ from distilpeft.recipe import Recipe, yaml_file
 from distilpeft.recipe.export import ALIASES
 from distilpeft.report import build, publish
 from distilpeft.report.schema import Report
+from distilpeft.storage import cleaning, overview, records
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -38,7 +39,6 @@ Given: TypeAlias = "str | Path | Mapping[str, object] | Recipe"
 """A recipe's file, its content, or one that is loaded already."""
 Overrides: TypeAlias = "Mapping[str, object] | Sequence[str]"
 """Keys to change: {"distil.temperature": 4}, or as on the command line ["distil.temperature=4"]."""
-FINISHED = "report.json"
 QUICK = {"evaluate.seeds": [], "benchmark.rounds": 3, "benchmark.precision": None}
 """What makes a run a first look."""
 
@@ -229,10 +229,11 @@ def run(
     console = console or Console(quiet=not is_first_process())
     missing = plan.missing()
     # torchrun's processes go on together: while others work here, each by itself might see another state
-    if not missing and num_launched() == 1 and (plan.folder / FINISHED).is_file():
+    if not missing and num_launched() == 1 and (plan.folder / build.REPORT).is_file():
         console.print(f"{plan.recipe.name}: nothing to do, all {len(plan.steps())} steps are done.")
         if is_first_process():
             publish.refresh(plan)
+            (plan.folder / records.PLAN).unlink(missing_ok=True)  # of another recipe, before this one was asked for
         return Run(plan)
     from distilpeft.pipeline import launch
     from distilpeft.planning import check as checking
@@ -241,10 +242,75 @@ def run(
         console.print(line, highlight=False, soft_wrap=True)
     checking.read_rows(plan.recipe, console)  # bad rows are found here, before torch is even imported
     console.print(f"{plan.recipe.name}: {len(missing)} of {len(plan.steps())} steps to do; results in {plan.folder}")
-    launch.on_devices(plan.recipe.devices, launch.run_plan, (plan, until), plan.folder)
-    if until is None and is_first_process():
-        publish.finish(plan)
+    launch.complete(plan, until)
     return Run(plan)
+
+
+def runs(folder: str | Path = "runs") -> list[overview.RunState]:
+    """List the runs of a folder: how far each is, who works on it, its score, and what it takes on disk.
+
+    Args:
+        folder: the folder that holds all runs.
+
+    Raises:
+        InputError: there is no such folder.
+    """
+    return overview.find(Path(folder))
+
+
+def clean(
+    *given: Given, overrides: Overrides = (), runs: str | Path = "runs", caches: bool = False,
+    keep: Literal["all", "best"] = "all", dry_run: bool = False,
+    agree: Callable[[Sequence[cleaning.Cleaning]], bool] | None = None,
+) -> list[cleaning.Item]:  # fmt: skip
+    """Remove the artifacts of runs that nothing refers to, and what interrupted runs have left.
+
+    What the given recipes, the run's report, its sweeps and its searches refer to stays, and of a run's folder also
+    what its last unfinished run was to make.
+
+    Args:
+        given: run folders, recipes, or both.
+        overrides: keys of the recipes to change.
+        runs: the folder that holds all runs, for recipes.
+        caches: remove soft targets that nothing refers to, and tokenised rows.
+        keep: `best` keeps, of sweeps and searches, the models of the best point only.
+        dry_run: remove nothing.
+        agree: asked before anything is removed; False removes nothing.
+
+    Returns:
+        What was removed, or with `dry_run` would be.
+
+    Raises:
+        InputError: a folder is no run's, nothing says what to keep in it, or somebody works on it.
+    """
+    if keep not in ("all", "best"):
+        raise InputError(f"--keep {keep}: all or best")
+    scopes = _scopes(given, overrides, Path(runs), caches=caches, best_only=keep == "best")
+    found = [cleaning.look(scope) for scope in scopes]
+    if dry_run or (agree is not None and not agree(found)):
+        return [item for one in found for item in one.items] if dry_run else []
+    return cleaning.remove(found)
+
+
+def _scopes(
+    given: Sequence[Given], overrides: Overrides, runs: Path, *, caches: bool, best_only: bool
+) -> list[cleaning.Scope]:
+    """What is asked of each run's folder, whichever way and however often it was given."""
+    found: dict[Path, cleaning.Scope] = {}
+    for one in given:
+        plan = None if _is_folder(one) else make_plan(load_recipe(one, overrides), runs)
+        folder = Path(str(one)) if plan is None else plan.folder
+        cleaning.check_run(folder)
+        asked = found.get(folder.resolve(), cleaning.Scope(folder, (), recorded=False))
+        found[folder.resolve()] = cleaning.Scope(
+            asked.run, asked.plans if plan is None else (*asked.plans, plan),
+            recorded=asked.recorded or plan is None, caches=caches, best_only=best_only,
+        )  # fmt: skip
+    return list(found.values())
+
+
+def _is_folder(one: Given) -> bool:
+    return isinstance(one, str | Path) and Path(one).is_dir()
 
 
 def init(out: str | Path, data: str, *, task: str | None = None, overwrite: bool = False, **wishes: object) -> Recipe:

@@ -49,7 +49,7 @@ class Target:
     def __init__(self, path: Path, overrides: Sequence[str], label: str) -> None:
         self.path, self._label = path, label
         self.plan: Plan | None = None
-        if (path / "report.json").is_file():
+        if (path / build.REPORT).is_file():
             told = build.load(path)
             self.recipe = with_benchmark(told.given, overrides)
             self.plan = make_plan(self.recipe, path.resolve().parent)

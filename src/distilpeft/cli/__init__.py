@@ -13,14 +13,14 @@ from typing import Annotated
 
 import typer
 
-from distilpeft.cli import bundles, recipes, runs, targets
+from distilpeft.cli import bundles, recipes, runs, storage, targets
 from distilpeft.errors import Crash, Terminated, outcome
 from distilpeft.machine.host import prepare_imports
 
 app = typer.Typer(
     no_args_is_help=True, pretty_exceptions_enable=False, help="One recipe in; a small, fast, proven model out."
 )
-for part in (recipes.app, runs.app, bundles.app):
+for part in (recipes.app, runs.app, storage.app, bundles.app):
     app.add_typer(part)
 app.add_typer(targets.targets_app, name="targets")
 

@@ -113,7 +113,6 @@ def export(
     """Export a finished run's student in more forms; each is proven, scored, timed and bundled."""
     from rich.console import Console
 
-    from distilpeft.machine.host import is_first_process
     from distilpeft.pipeline import launch
     from distilpeft.planning.plan import make_plan
     from distilpeft.recipe.yaml_file import with_formats
@@ -123,10 +122,10 @@ def export(
         raise InputError("--format: give at least one, such as --format onnx-int8")
     given = build.load(run).given
     plan = make_plan(with_formats(given, formats, overrides or []), run.resolve().parent)
-    launch.on_devices(plan.recipe.devices, launch.run_plan, (plan,), plan.folder)
-    if is_first_process():
+    report = launch.complete(plan)
+    if report is not None:
         console = Console()
-        text.show(publish.finish(plan), console)
+        text.show(report, console)
         for form in formats:
             console.print(f"{form}: {plan.folder / publish.EXPORTS / ALIASES.get(form, form)}", highlight=False)
 

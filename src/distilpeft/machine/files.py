@@ -6,8 +6,10 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -148,3 +150,40 @@ def replace_link(link: Path, target: str) -> None:
     fresh.unlink(missing_ok=True)
     fresh.symlink_to(target)
     fresh.replace(link)
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What a folder takes on disk.
+
+    Attributes:
+        bytes: of all files below it; of a file with several names, this one's share.
+        changed: when anything in it was changed last, in seconds since 1970.
+    """
+
+    bytes: float
+    changed: float
+
+
+def usage(folder: Path) -> Usage:
+    """Measure a folder; links are not followed, and files that vanish meanwhile are not counted."""
+    size, changed = 0.0, 0.0
+    for place, folders, files in os.walk(folder):
+        for name in (".", *folders, *files):
+            try:
+                found = os.lstat(Path(place) / name)
+            except FileNotFoundError:
+                continue
+            changed = max(changed, found.st_mtime)
+            if stat.S_ISREG(found.st_mode):
+                size += found.st_size / found.st_nlink
+    return Usage(size, changed)
+
+
+def size_text(count: float) -> str:
+    """A number of bytes for people."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.1f} {unit}" if unit == "GB" and count < 10 else f"{count:.0f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import time
 from collections import Counter
@@ -16,6 +17,7 @@ from distilpeft.errors import GateError
 from distilpeft.export.formats.writers import check_exports
 from distilpeft.export.graph_module import load_export
 from distilpeft.machine.artifact import Artifact, Figures, Published
+from distilpeft.machine.locks import in_use
 from distilpeft.machine.runtime import Runtime, device_name
 from distilpeft.metrics.timings import summary
 from distilpeft.models.checks import (
@@ -122,7 +124,15 @@ def do(
     Returns:
         What the figures have stopped, now and before: path → why. No other job of its plans was begun after it.
     """
-    failed = dict(failed or {})
+    with contextlib.ExitStack() as held:
+        for folder in {job.plan.folder for job in jobs} if runtime.is_main else ():
+            held.enter_context(in_use(folder))
+        return _do(jobs, runtime, watch, dict(failed or {}))
+
+
+def _do(
+    jobs: Sequence[Job], runtime: Runtime, watch: Watch | None, failed: dict[Path, GateError]
+) -> dict[Path, GateError]:
     users = Counter(job.artifact.path for job in jobs)
     steps: StepRunner | None = None
     published, announced = Published(), set[Path]()

@@ -10,9 +10,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from distilpeft.machine.host import num_processes
+from distilpeft.machine.host import is_first_process, num_processes
+from distilpeft.machine.locks import in_use
 from distilpeft.machine.processes import joined
 from distilpeft.planning.plan import Plan, Step
+from distilpeft.report import publish
+from distilpeft.report.schema import Report
+from distilpeft.storage import records
 
 LOGS = "logs"
 T = TypeVar("T")
@@ -39,6 +43,24 @@ def make(plan: Plan, steps: Sequence[Step]) -> None:
     from distilpeft.pipeline import chain
 
     chain.make(plan, steps)
+
+
+def complete(plan: Plan, until: str | None = None) -> Report | None:
+    """Run the steps of a plan that are not done, on its recipe's devices, and publish the report.
+
+    Returns:
+        The report; None with `until`, and in all but the first process.
+    """
+    record = plan.folder / records.PLAN
+    with in_use(plan.folder):
+        if is_first_process():
+            records.save(record, plan.steps().values())
+        on_devices(plan.recipe.devices, run_plan, (plan, until), plan.folder)
+        if until is not None or not is_first_process():
+            return None
+        report = publish.finish(plan)
+        record.unlink(missing_ok=True)  # the report says it from now on
+        return report
 
 
 def run_plan(plan: Plan, until: str | None = None) -> None:

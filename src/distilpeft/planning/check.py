@@ -20,6 +20,7 @@ from rich.text import Text
 from distilpeft import __version__
 from distilpeft.data.labels import LABEL
 from distilpeft.data.reading import SPLITS, data_sources
+from distilpeft.machine.files import size_text
 from distilpeft.machine.host import gpu_memories, memory_bytes
 from distilpeft.machine.host import num_processes as processes_of
 from distilpeft.planning.memory import MARGIN, Machine, MemoryModel, Placement, best, settings, variants
@@ -377,10 +378,4 @@ def _count(size: Size | None, trained: int | None = None) -> str:
 def _bytes(count: float | None) -> str:
     if count is None:
         return "?"
-    if count == 0:
-        return "-"
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.1f} {unit}" if unit == "GB" and count < 10 else f"{count:.0f} {unit}"
-        count /= 1000
-    return f"{count:.1f} TB"
+    return size_text(count) if count else "-"

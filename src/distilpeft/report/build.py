@@ -35,6 +35,7 @@ from distilpeft.report import advice, verdict
 from distilpeft.report.schema import Export, Model, QuantizationCost, Report, Rows, Sample, SoftTargets
 from distilpeft.report.text import markdown
 
+REPORT = "report.json"
 ORDER = (MAJORITY, UNTRAINED, CE_ONLY, CE_LONG, LABELLED, HARD, STUDENT, TEACHER, FULL, MERGED)
 TIMED = ("throughput_rows_per_s", "tokens_per_s", "decode", "memory_bytes", "gpu_memory_bytes", "load_s")
 TRAINING = ("steps", "rows", "seconds", "rows_per_s", "precision", "kept_step", "validations", "skipped_steps",
@@ -162,7 +163,7 @@ def _samples(figures: dict[str, Any]) -> tuple[Sample, ...]:
 
 def save(plan: Plan, report: Report) -> None:
     """Write report.json and report.md into the run's folder."""
-    write_json(plan.folder / "report.json", sealed(report.as_json()))
+    write_json(plan.folder / REPORT, sealed(report.as_json()))
     write_text(plan.folder / "report.md", markdown(report))
 
 
@@ -172,11 +173,9 @@ def load(run: Path) -> Report:
     Raises:
         InputError: there is none, or it cannot be read.
     """
-    file = run / "report.json"
+    file = run / REPORT
     if not file.is_file():
-        raise InputError(
-            f"{run}: no report.json here; give a run's folder, such as runs/quickstart, once it is finished"
-        )
+        raise InputError(f"{run}: no {REPORT} here; give a run's folder, such as runs/quickstart, once it is finished")
     found = read_sealed(file, "run the recipe again")
     try:
         report = Report.model_validate(found)

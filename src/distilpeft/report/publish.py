@@ -66,7 +66,7 @@ def joint(reports: Reports, out: Path, console: Console) -> None:
         console: where the tables go.
     """
     out.mkdir(parents=True, exist_ok=True)
-    write_json(out / "report.json", {"reports": [report.as_json() for report in reports]})
+    write_json(out / build.REPORT, {"reports": [report.as_json() for report in reports]})
     where = pages(out, reports)
     called = charts.names(reports)
     for group in charts.by_metric(reports):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich import box
@@ -20,13 +21,14 @@ from distilpeft.machine import markdown as md
 from distilpeft.machine.artifact import Artifact
 from distilpeft.machine.files import write_json, write_text
 from distilpeft.machine.host import is_first_process, num_launched
-from distilpeft.machine.locks import POLL_S, Lock
+from distilpeft.machine.locks import POLL_S, Lock, in_use
 from distilpeft.machine.processes import spread
 from distilpeft.pipeline import launch
 from distilpeft.planning.plan import Plan
 from distilpeft.planning.roles import STUDENT
 from distilpeft.recipe.task import LOWER_IS_BETTER
 from distilpeft.report import publish
+from distilpeft.storage import records
 from distilpeft.tuning.optuna_study import FINISHED, THOUSANDTHS, WAIT, Outcome, Study, Trial
 from distilpeft.tuning.search_space import Range, Search
 from distilpeft.tuning.sweep_points import settings_of, short
@@ -48,6 +50,11 @@ def run(search: Search, console: Console, jobs: int = 1) -> int:
     Returns:
         0, or 3 if no trial came to an end.
     """
+    with in_use(search.corner.folder):
+        return _run(search, console, jobs)
+
+
+def _run(search: Search, console: Console, jobs: int) -> int:
     study = Study(search) if is_first_process() else None
     # the processes of torchrun go on together: each for itself might see another state
     if study is None or num_launched() > 1 or study.trials_left() or not _best_is_done(search, study):
@@ -68,10 +75,25 @@ def run(search: Search, console: Console, jobs: int = 1) -> int:
 
 def save(search: Search, study: Study) -> dict[str, Any]:
     """Write the table of all trials so far, as JSON and Markdown, and return it."""
+    for trial in study.counted():
+        if trial.params and not _record_of(search, trial.number).is_file():  # another version's, or another folder's
+            _record(search, trial.number, study.values(trial))
     joint = table(search, study)
-    write_json(search.folder / "search.json", joint)
+    write_json(search.folder / records.SEARCH, joint)
     write_text(search.folder / "search.md", markdown(joint))
     return joint
+
+
+def _record_of(search: Search, number: int) -> Path:
+    return search.folder / records.PLANS / f"{number}.json"
+
+
+def _record(search: Search, number: int, values: Mapping[str, object], *, in_full: bool = False) -> None:
+    """Write down what a trial leads to: its student and what that needs, or of the best one everything."""
+    plan = search.plan(values)
+    student = plan.weights_of(STUDENT)
+    needed = [step.artifact for step in (*plan.needs(student), student)]
+    records.save(_record_of(search, number), plan.steps().values() if in_full else needed, values)
 
 
 def _best_is_done(search: Search, study: Study) -> bool:
@@ -98,11 +120,20 @@ def finish_search(search: Search) -> None:
     study = _make_trials(search, runtime)
     if study is not None:
         save(search, study)  # a gate may still stop the best one
-    values = runtime.value_from_main(study.values(best) if study and (best := study.best()) else None)
+    values = runtime.value_from_main(_note_best(search, study) if study else None)
     if values is not None:
         jobs_left = jobs_of(search.plan(values))
         for error in chain.do(jobs_left, runtime).values():
             raise error
+
+
+def _note_best(search: Search, study: Study) -> dict[str, object] | None:
+    """The values of the best trial, which is to be done in full; None if no trial came to its end."""
+    best = study.best()
+    if best is None:
+        return None
+    _record(search, best.number, study.values(best), in_full=True)
+    return study.values(best)
 
 
 def make_trials(number: int, search: Search) -> None:
@@ -137,6 +168,8 @@ def _make_trials(search: Search, runtime: Runtime) -> Study | None:
         try:
             name = f"trial {trial.number + 1}" if trial else ""
             runtime.say(f"{name} (of {search.trials}): {_shown(values)}")
+            if trial:
+                _record(search, trial.number, values)
             outcome = _try(search, runtime, values, trial)
             if study and trial:
                 study.tell(trial, outcome)

@@ -17,10 +17,12 @@ from rich.console import Console
 from distilpeft.errors import GateError
 from distilpeft.machine.files import digest_json, write_json, write_text
 from distilpeft.machine.host import is_first_process, num_launched
+from distilpeft.machine.locks import in_use
 from distilpeft.machine.processes import spread
 from distilpeft.pipeline import launch
 from distilpeft.planning.roles import LAST_STAGES, STUDENT
 from distilpeft.report import publish
+from distilpeft.storage import records
 from distilpeft.tuning import label_budget
 from distilpeft.tuning.sweep_points import Point
 from distilpeft.tuning.sweep_table import markdown, show, table
@@ -40,7 +42,15 @@ def run(points: Sequence[Point], console: Console, jobs: int = 1) -> int:
     Returns:
         0, or 3 if the figures stopped a point.
     """
+    with in_use(points[0].plan.folder):
+        return _run(points, console, jobs)
+
+
+def _run(points: Sequence[Point], console: Console, jobs: int) -> int:
     folder = points[0].plan.folder / f"sweep-{key_of(points)}"
+    if is_first_process():
+        for number, point in enumerate(points):
+            records.save(folder / records.PLANS / f"{number}.json", point.plan.steps().values(), point.values)
     failed: dict[str, str] = {}
     if num_launched() > 1 or any(point.plan.missing() for point in points):  # torchrun's processes go on together
         failed = _compute(points, console, jobs)
@@ -50,7 +60,7 @@ def run(points: Sequence[Point], console: Console, jobs: int = 1) -> int:
     if done:
         joint = table(done, failed, points)
         folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / "sweep.json", joint)
+        write_json(folder / records.SWEEP, joint)
         write_text(folder / "sweep.md", markdown(joint))
         best = done[joint["best_by_validation"]]
         if is_first_process():  # the best point's report and student become the folder's

@@ -12,7 +12,7 @@ import socket
 import pytest
 
 from distilpeft.errors import InputError
-from distilpeft.machine.locks import Lock
+from distilpeft.machine.locks import IN_USE, Lock, held_by_others, in_use
 
 
 def test_only_one_holds_a_lock_and_is_named(tmp_path):
@@ -53,3 +53,24 @@ def test_a_file_system_without_locks_is_told(tmp_path, monkeypatch):
     monkeypatch.setattr(fcntl, "flock", refuse)
     with pytest.raises(InputError, match=r"teacher-1: cannot be locked \(No locks available\)"):
         Lock(tmp_path, "teacher-1").acquire()
+
+
+def test_any_number_share_a_lock_and_nobody_has_it_alone_meanwhile(tmp_path):
+    alone = Lock(tmp_path, IN_USE)
+    with in_use(tmp_path), in_use(tmp_path):
+        assert not alone.acquire()
+    assert alone.acquire()
+    assert not Lock(tmp_path, IN_USE).acquire(shared=True)
+    alone.release()
+
+
+def test_locks_that_others_hold_are_listed_with_their_holders(tmp_path):
+    held, free = Lock(tmp_path, "teacher-1"), Lock(tmp_path, "distil-2")
+    assert held.acquire()
+    assert free.acquire()
+    free.release()
+    with in_use(tmp_path):
+        assert held_by_others(tmp_path) == {"teacher-1": f"process {os.getpid()} on {socket.gethostname()}"}
+    held.release()
+    assert held_by_others(tmp_path) == {}
+    assert held_by_others(tmp_path / "nowhere") == {}

@@ -1,0 +1,1 @@
+"""What runs leave on disk: lists of them, and clearing away what nothing refers to any more."""
