@@ -154,6 +154,22 @@ def test_a_phone_shows_all_without_scrolling_sideways(browser, tmp_path, case):
         screen(browser)
 
 
+def test_a_desktop_shows_tables_in_full_over_its_width(browser, tmp_path):
+    screen(browser, width=1400, height=900, mobile=False)
+    try:
+        opened(browser, tmp_path, [reports.classifier()])
+        browser.execute_script("for (const one of document.querySelectorAll('details')) one.open = true")
+        tables, cut = browser.execute_script("""
+            const boxes = [...document.querySelectorAll('section > .scroll, section > details > .scroll')];
+            return [boxes.length, boxes.filter((box) => box.scrollWidth > box.clientWidth)
+                .map((box) => box.getAttribute('aria-label'))];""")
+        assert tables >= 9
+        assert cut == []
+        assert browser.execute_script("return document.querySelector('.models').getBoundingClientRect().width") > 1300
+    finally:
+        screen(browser)
+
+
 def test_paper_shows_what_is_folded_away_and_no_buttons(classifier):
     classifier.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
     try:

@@ -80,9 +80,10 @@ class Bundle:
         InputError: it is no exported folder, has no tokenizer.json, or a file but its card was altered.
     """
 
-    def __init__(self, folder: Path, threads: int = 0) -> None:
+    def __init__(self, folder: Path | str, threads: int = 0) -> None:
         import tokenizers
 
+        folder = Path(folder)
         self.folder, self.manifest = folder, read_manifest(folder)
         check_files(folder, self.manifest, CARD)
         self._threads = threads

@@ -303,7 +303,7 @@ def _kept(report: Report) -> list[str]:
 
 def markdown(report: Report) -> str:
     """The report as Markdown."""
-    lines = [f"# {report.recipe}", "", *_listed(findings(report)), ""]
+    lines = [f"# {report.recipe}", "", "## What we found", "", *_listed(findings(report)), "", "## Models", ""]
     lines += md.table([columns(report), *table_rows(report)])
     lines += ["", *_listed(noise)] if (noise := doubts(report.benchmark)) else []
     seeds = seed_rows(report)

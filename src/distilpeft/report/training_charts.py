@@ -23,7 +23,8 @@ def training(report: Report, prefix: str = "") -> list[Chart]:
     found = []
     for step in dict.fromkeys([*report.training, *report.curves]):
         curve = report.curves.get(step, Curve())
-        validated = _validations(step, report.training.get(step, Training()), monitor(report, step), prefix)
+        trained = report.training.get(step, Training())
+        validated = _validations(step, trained, _monitor(report, step, trained), prefix)
         found += [made for made in (_curve(step, "loss", curve.step, curve.loss, prefix), validated) if made]
     return found
 
@@ -34,10 +35,11 @@ def gradients(report: Report, prefix: str = "") -> list[Chart]:
     return [chart for chart in made if chart]
 
 
-def monitor(report: Report, step: str) -> str:
-    """The metric on validation rows by which a training's checkpoint is picked."""
+def _monitor(report: Report, step: str, trained: Training) -> str:
+    """The metric on validation rows by which a training's checkpoint is picked; without a teacher it is never KL."""
     settings = report.settings.get("teacher" if step == TEACHER else "distil") or {}
-    return (settings.get("fit") or {}).get("monitor") or report.metric
+    asked = str((settings.get("fit") or {}).get("monitor") or report.metric)
+    return asked if any(asked in one for one in trained.validations) else report.metric
 
 
 def _curve(step: str, name: str, xs: Sequence[Figure | None], ys: Sequence[Figure | None], prefix: str) -> Chart | None:

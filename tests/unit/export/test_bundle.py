@@ -73,8 +73,9 @@ def test_a_prompt_goes_in_as_in_training_with_its_template_if_it_is_a_chat(tmp_p
 
 def test_a_folder_without_a_tokenizer_file_is_refused(tmp_path):
     (tmp_path / "manifest.json").write_text(json.dumps(sealed({"format": "onnx", "task": "regression"})))
-    with pytest.raises(InputError, match=r"has no tokenizer\.json"):
-        Bundle(tmp_path)
+    for folder in (tmp_path, str(tmp_path)):
+        with pytest.raises(InputError, match=r"has no tokenizer\.json"):
+            Bundle(folder)
 
 
 class Tagger(Recorder):

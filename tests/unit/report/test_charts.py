@@ -121,6 +121,9 @@ def test_the_ring_is_on_the_curve_of_the_metric_that_the_checkpoint_is_picked_by
     assert chart.y.label == "log loss (lower is better)"
     (ring,) = series_of(chart, "ring")
     assert [(point.x, point.y) for point in ring.points] == [(4, 0.3)]
+    settings["teacher"] = {"fit": {"monitor": "kl"}}
+    (chart,) = training_charts.training(report.model_copy(update={"settings": settings}), "")
+    assert chart.y.label == "accuracy (higher is better)", "of a training that does not know the distance"
 
 
 def test_bins_of_a_few_rows_are_not_drawn_and_counted():
@@ -131,6 +134,7 @@ def test_bins_of_a_few_rows_are_not_drawn_and_counted():
     (chart,) = training_charts.calibration(report, "")
     (line,) = series_of(chart, "line")
     assert [point.x for point in line.points] == [0.7, 0.9]
+    assert [point.text.splitlines()[0] for point in line.points] == ["student, 10 rows", "student, 89 rows"]
     assert "Not drawn: bins of fewer than 10 rows (1 in all)" in chart.note
     assert len(chart.rows) == 3, "the table has all of them"
 

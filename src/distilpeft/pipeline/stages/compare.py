@@ -6,7 +6,6 @@ Leaves `rows.npz`: what each row adds to the metric by role, and under `ROLE wei
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from textwrap import shorten
 from typing import Any
 
 import numpy as np
@@ -98,10 +97,16 @@ def _mistakes(
     wrong = wrong[np.argsort(-sure_N[wrong], kind="stable")][:MISTAKES]
     texts = context.data.shown(context.recipe.evaluate.split, [int(row) for row in wrong])
     return [
-        {"text": shorten(text, LONGEST), "label": names[labels_N[row]], "answer": names[answers_N[row]],
+        {"text": shortened(text), "label": names[labels_N[row]], "answer": names[answers_N[row]],
          "probability": float(sure_N[row])}
         for row, text in zip(wrong, texts, strict=True)
     ]  # fmt: skip
+
+
+def shortened(text: str) -> str:
+    """A text on one line, cut anywhere: not every language has spaces."""
+    line = " ".join(text.split())
+    return line if len(line) <= LONGEST else f"{line[: LONGEST - 1]}…"
 
 
 def _by_group(added: Mapping[str, significance.Added], groups_N: NDArray[np.str_]) -> list[dict[str, Any]]:

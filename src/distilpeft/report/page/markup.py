@@ -59,7 +59,8 @@ def _row(columns: Sequence[Column], row: Sequence[Cell]) -> str:
     for at, (column, cell) in enumerate(zip(columns, row, strict=True)):
         value = f' data-value="{cell.value!r}"' if cell.value is not None else ""
         small = f"<small>{escape(cell.small)}</small>" if cell.small else ""
-        badges = "".join(f' <span class="badge">{escape(badge)}</span>' for badge in cell.badges)
+        shown = "".join(f' <span class="badge">{escape(badge)}</span>' for badge in cell.badges)
+        badges = f'<span class="badges">{shown}</span>' if shown else ""
         inner = f"{cell.lead}{escape(cell.text)}{badges}{small}"
         kind = ' class="number"' if column.numeric else ""
         parts.append(f'<th scope="row">{inner}</th>' if at == 0 else f"<td{kind}{value}>{inner}</td>")

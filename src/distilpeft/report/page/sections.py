@@ -56,7 +56,8 @@ def key_figures(report: Report) -> str:
     tiles = "".join(_tiles(model, teacher, report)) if model and teacher else ""
     title = f'<p class="lead">{escape(model.role)} compared with its teacher</p>' if model else ""
     lines = [line for line in text.findings(report) if line not in report.verdict.sentences]
-    return f'{title}<div class="tiles">{tiles}</div>{doubts(report)}{notes(lines)}'
+    found = f"<h3>What we found</h3>{notes(lines)}" if lines else ""
+    return f'{title}<div class="tiles">{tiles}</div>{doubts(report)}{found}'
 
 
 def deploying(report: Report) -> str:
@@ -65,16 +66,27 @@ def deploying(report: Report) -> str:
     form = format_of(role) if role else None
     if form is None:
         return ""
-    folder = f"runs/{report.recipe}/exports/{form}"
-    kind = KINDS[report.task]
-    given = "FILE" if kind.reads_images else '"a prompt"' if kind.is_language_model else '"a text"'
-    call = 'complete("a prompt", 50)' if kind.is_language_model else 'answers(["a text"])'
+    folder, kind = f"exports/{form}", KINDS[report.task]
+    given = _inputs(report)
+    first = f"({', '.join(given)})" if len(given) > 1 else given[0]
+    call = f"complete({first}, 50)" if kind.is_language_model else f"answers([{first}])"
     code = (
-        f"distilpeft predict {folder} {given}\n\n"
-        f"# from Python; without distilpeft: the code is in {folder}/README.md\nimport distilpeft\n\n"
-        f"model = distilpeft.Bundle({folder!r})\nprint(model.{call})"
+        f"distilpeft predict {folder} {' '.join(given)}\n\n"
+        f'# from Python\nimport distilpeft\n\nmodel = distilpeft.Bundle("{folder}")\nprint(model.{call})'
     )
-    return f'<pre class="code">{escape(code)}</pre>'
+    lead = f"In the folder of this page. {folder}/README.md shows how to run it without distilpeft."
+    return f'<p class="lead">{escape(lead)}</p><pre class="code">{escape(code)}</pre>'
+
+
+def _inputs(report: Report) -> list[str]:
+    """What the models read at once, in quotes."""
+    if report.task == "question_answering":
+        return ['"a question"', '"a text"']
+    if KINDS[report.task].reads_images:
+        return ['"picture.png"']
+    if KINDS[report.task].is_language_model:
+        return ['"a prompt"']
+    return ['"a text"', '"a second text"'] if report.settings.get("task", {}).get("pair") else ['"a text"']
 
 
 def doubts(report: Report) -> str:

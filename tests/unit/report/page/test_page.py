@@ -8,7 +8,7 @@ from html.parser import HTMLParser
 import pytest
 from support import reports
 
-from distilpeft.report.page import page
+from distilpeft.report.page import page, sections
 from distilpeft.report.schema import Report
 
 VOID = {"meta", "br", "path", "circle", "rect", "polygon", "img", "line", "link", "input", "hr"}
@@ -144,6 +144,32 @@ def test_names_of_groups_and_licences_are_shown_as_they_are():
     assert not reader.all("b")
     words = "".join(reader.words)
     assert words.count(nasty) >= 4, "in the table, its column, and the warning"
+
+
+@pytest.mark.parametrize(
+    ("task", "settings", "given", "call"),
+    [
+        ("text_classification", {}, '"a text"', 'answers(["a text"])'),
+        (
+            "text_classification",
+            {"pair": "other"},
+            '"a text" "a second text"',
+            'answers([("a text", "a second text")])',
+        ),
+        ("question_answering", {}, '"a question" "a text"', 'answers([("a question", "a text")])'),
+        ("image_classification", {}, '"picture.png"', 'answers(["picture.png"])'),
+        ("causal_lm", {}, '"a prompt"', 'complete("a prompt", 50)'),
+    ],
+)
+def test_the_code_to_deploy_gives_a_model_what_it_reads(task, settings, given, call):
+    report = reports.classifier().model_copy(update={"task": task, "settings": {"task": settings}})
+    words = "".join(Reader(sections.deploying(report)).words)
+    assert f"distilpeft predict exports/onnx-int8 {given}\n" in words
+    assert words.endswith(f'model = distilpeft.Bundle("exports/onnx-int8")\nprint(model.{call})')
+
+
+def test_nothing_is_deployed_of_a_run_that_timed_nothing():
+    assert sections.deploying(reports.bare()) == ""
 
 
 def test_answers_by_class_are_tables_and_their_texts_are_no_markup():
