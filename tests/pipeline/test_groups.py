@@ -89,6 +89,8 @@ def test_a_group_that_loses_more_than_the_margin_is_warned_of_and_others_are_not
     ]
     (line,) = verdict.losing(report(gap("south", -0.03, "export:onnx")))
     assert "export:onnx less teacher" in line
+    (line,) = verdict.losing(report(gap("south", -0.05), gap("south", -0.05, "export:onnx")))
+    assert "student, export:onnx less teacher -6.00 points" in line
     assert verdict.losing(report(gap("south", -0.019))) == [
         "No place loses more than 2 points beyond what all rows lose."
     ]

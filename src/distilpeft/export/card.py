@@ -163,7 +163,11 @@ def _groups(recipe: Recipe, figures: Mapping[str, Any], own: str) -> str:
 
 def _where(timed: Mapping[str, Any]) -> str:
     found: Mapping[str, Any] = next(iter(timed.values()), {})
-    return f" on {md.plain(found['machine'])}, {found['threads']} threads" if "machine" in found else ""
+    return (
+        f" on {md.plain(found['machine'])}, {found['threads']} thread{'s' * (found['threads'] != 1)}"
+        if "machine" in found
+        else ""
+    )
 
 
 def _doubt(timed: Mapping[str, Any]) -> str:

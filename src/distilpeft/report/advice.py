@@ -92,7 +92,8 @@ def _deployed(one: _Candidate, report: Report) -> str:
     model, teacher, metric = one.model, report.model(TEACHER), report.metric
     parts = [f"{metric} {model.scores[metric].value:.4f}"]
     if teacher is not None and teacher.latency_ms is not None:
-        parts.append(f"{_times(teacher.latency_ms.p50 / max(one.p50, 1e-9))} as fast as the teacher")
+        ratio = teacher.latency_ms.p50 / max(one.p50, 1e-9)
+        parts.append(f"{_times(ratio)} as fast as the teacher{_doubt(report)}")
     if teacher is not None and teacher.size_bytes and one.size_bytes:
         ratio = teacher.size_bytes / one.size_bytes
         parts.append(f"{_times(ratio)} smaller" if ratio >= 1 else f"{_times(1 / ratio)} larger")
@@ -112,9 +113,14 @@ def _described(one: _Candidate, report: Report) -> str:
     share = f", {model.kept:.1%} of the teacher's {_what(metric)}" if model.kept else ""
     memory = f", {model.memory_bytes / 1e6:.0f} MB of memory" if model.memory_bytes else ""
     return (
-        f"{model.name}, {one.p50:.1f} ms, {one.size_bytes / 1e6:.1f} MB{memory}, "
+        f"{model.name}, {one.p50:.1f} ms{_doubt(report)}, {one.size_bytes / 1e6:.1f} MB{memory}, "
         f"{metric} {model.scores[metric].value:.4f}{share}{_sure(one, report)}."
     )
+
+
+def _doubt(report: Report) -> str:
+    """What speaks against a latency, in brackets."""
+    return " (on a noisy machine)" if report.benchmark is not None and report.benchmark.noise.noisy else ""
 
 
 def _sure(one: _Candidate, report: Report) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 from distilpeft.planning.roles import short_name
 from distilpeft.recipe.export import FORMS
@@ -59,6 +60,11 @@ LARGER = {"up": 1.2, "down": 1.2, "left": 1.2, "right": 1.2, "star": 1.35, "diam
 """Shapes that would look smaller than a circle of the same radius."""
 
 
+Fill = Literal["solid", "hollow", "dotted"]
+FILLS: tuple[Fill, ...] = ("solid", "hollow", "dotted")
+"""Of the first run of a page, the second and the third; a fourth begins again."""
+
+
 @dataclass(frozen=True)
 class Mark:
     """A marker.
@@ -66,12 +72,12 @@ class Mark:
     Attributes:
         colour: its number in `COLOURS`.
         shape: its name in `SHAPES`.
-        hollow: drawn as an outline; tells the models of a second run from those of a first.
+        fill: tells the models of several runs apart: filled, an outline, or an outline with a dot in it.
     """
 
     colour: int
     shape: str
-    hollow: bool = False
+    fill: Fill = "solid"
 
     def outline(self, radius: float) -> Outline:
         """The corners around the origin, y pointing up."""
@@ -108,4 +114,4 @@ def mark(role: str, run: int = 0) -> Mark:
         form = short_name(role)
         at = list(FORMS).index(form) if form in FORMS else len(FORMS)
         colour, shape = _COLOURS[at % len(_COLOURS)], _SHAPES[at % len(_SHAPES)]
-    return Mark(colour, shape, hollow=run % 2 == 1)
+    return Mark(colour, shape, FILLS[run % len(FILLS)])

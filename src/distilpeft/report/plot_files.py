@@ -109,9 +109,11 @@ def _draw(axes: Any, series: Series) -> None:
             if all(point.low is not None and point.high is not None for point in series.points):
                 spans = [[p.y - (p.low or 0.0) for p in series.points], [(p.high or 0.0) - p.y for p in series.points]]
                 axes.errorbar(xs, ys, yerr=spans, fmt="none", ecolor=colour, alpha=0.5, capsize=3)
-            face = "white" if mark.hollow else colour
+            face = colour if mark.fill == "solid" else "white"
             sizes = [60 * point.weight for point in series.points]
             axes.scatter(xs, ys, s=sizes, marker=_marker(mark), c=face, edgecolors=colour, label=series.label, zorder=3)
+            if mark.fill == "dotted":
+                axes.scatter(xs, ys, s=8, c=colour, zorder=4)
 
 
 def _marker(mark: Mark) -> Any:

@@ -179,7 +179,7 @@ def group_rows(report: Report) -> list[tuple[str, ...]]:
         return []
     roles = [role for role in (TEACHER, CE_ONLY, STUDENT) if role in found.scores]
     unit = gap_unit(metric)
-    titles = (found.column, "rows", *roles, f"{STUDENT} − {TEACHER}{',' * bool(unit)}{unit}", "beyond all rows")
+    titles = (found.column, "rows", *roles, f"{STUDENT} − {TEACHER}{',' * bool(unit)}{unit}", "more than on all rows")
     return [titles] + [
         (
             one.group,
@@ -340,7 +340,7 @@ def _measured(report: Report) -> list[str]:
     """Where the figures were measured, and which were not."""
     environment = report.environment
     versions = ", ".join(f"{name} {version}" for name, version in environment.versions.items())
-    where = f"{environment.device}, {environment.threads} threads"
+    where = f"{environment.device}, {counted(environment.threads, 'thread')}"
     notes = [how_timed(report.benchmark), *untimed(report.benchmark)] if report.benchmark else []
     measured = [f"Measured on {where}; Python {environment.python}, {versions}.", "", *notes, ""]
     return [md.plain(line) for line in (*measured, f"Not measured: {'; '.join(report.not_measured)}.")]
@@ -363,10 +363,15 @@ def how_timed(found: Benchmark) -> str:
     twice = found.noise.same_model_ratio
     alike = f"; two models of the same architecture differed by {abs(twice - 1):.1%}" if twice is not None else ""
     return (
-        f"Latency: {unit} over {min(sizes)} row{'s' if min(sizes) > 1 else ''}; throughput: {max(sizes)} rows at once. "
-        f"Every model ran in a process of its own on {arm.threads} threads, in turns over {rounds} rounds"
+        f"Latency: {unit} over {counted(min(sizes), 'row')}; throughput: {counted(max(sizes), 'row')} at once. "
+        f"Every model ran in a process of its own on {counted(arm.threads, 'thread')}, in turns over {rounds} rounds"
         f"{alike}. Memory: the most that its process held."
     )
+
+
+def counted(count: int | None, noun: str, plural: str = "") -> str:
+    """A number and what it counts."""
+    return f"{'–' if count is None else count} {noun if count == 1 else plural or f'{noun}s'}"
 
 
 def untimed(found: Benchmark | None) -> list[str]:

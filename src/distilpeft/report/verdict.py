@@ -129,11 +129,16 @@ def losing(report: Report) -> list[str]:
     sign = -1 if report.metric in LOWER_IS_BETTER else 1
     judged = {STUDENT, *(model.role for model in report.models if model.is_export)}
     worse = [one for one in found.gaps if sign * one.beyond < -found.margin and one.role in judged]
+    alike: dict[tuple[str, str], list[str]] = {}
+    for one in worse:
+        lost = (
+            f"{interval(report.metric, one.difference, one.low, one.high)}, on its {one.num_rows} rows; "
+            f"{amount(report.metric, one.difference - one.beyond)} on all"
+        )
+        alike.setdefault((one.group, lost), []).append(one.role)
     lines = [
-        f"Warning: {found.column} {one.group} loses more than the rest: {one.role} less teacher "
-        f"{interval(report.metric, one.difference, one.low, one.high)}, on its {one.num_rows} rows; "
-        f"{amount(report.metric, one.difference - one.beyond)} on all."
-        for one in worse
+        f"Warning: {found.column} {group} loses more than the rest: {', '.join(roles)} less teacher {lost}."
+        for (group, lost), roles in alike.items()
     ]
     even = f"No {found.column} loses more than {found.margin * 100:g} points beyond what all rows lose."
     return lines or [even]

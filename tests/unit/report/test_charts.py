@@ -74,8 +74,16 @@ def test_two_runs_share_a_chart_and_are_told_apart():
     assert "quickstart-small/student" in labels
     marks = {one.label: one.mark for one in series_of(chart, "points")}
     assert marks["quickstart/student"] != marks["quickstart-small/student"]
-    assert len({(one.mark.colour, one.mark.shape, one.mark.hollow) for one in series_of(chart, "points")}) == len(
-        labels
+    assert len({(one.mark.colour, one.mark.shape, one.mark.fill) for one in series_of(chart, "points")}) == len(labels)
+
+
+def test_the_models_of_three_runs_are_all_told_apart():
+    (chart,) = charts.latency([*reports.two_runs(), reports.classifier("third")])
+    points = series_of(chart, "points")
+    assert (
+        len({one.mark for one in points})
+        == len(points)
+        == 3 * len([model for model in reports.classifier().models if model.latency_ms])
     )
 
 

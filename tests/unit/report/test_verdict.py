@@ -49,6 +49,14 @@ def test_the_fastest_within_one_percent_of_the_teacher_is_deployed():
     )
 
 
+def test_latencies_of_a_noisy_machine_are_called_so_where_they_stand():
+    timed = {"reference": "student", "rounds": 20, "arms": [], "noise": {"noisy": True, "why": ["others"]}}
+    models = (SAFE, QUICK, SMALL, TEACHER)
+    found = advice.verdict(report(models=models, metric="accuracy", comparisons=(), benchmark=timed)).sentences
+    assert "13 times as fast as the teacher (on a noisy machine), 1.2 times smaller" in found[0]
+    assert found[1].startswith("Smallest: onnx-int8, 1.5 ms (on a noisy machine), 17.0 MB")
+
+
 def test_one_export_may_be_all_three():
     found = verdict(SAFE, {**SMALL, "kept": 0.999, "scores": {"accuracy": {"value": 0.83}}})
     assert found.sentences == ("Deploy onnx-int8: accuracy 0.8300, 99.9% of its accuracy.",)

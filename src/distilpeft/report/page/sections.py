@@ -213,8 +213,8 @@ def provenance(report: Report, missing: Sequence[str]) -> str:
     seeds = report.seeds.seeds if report.seeds else (report.seed,)
     facts = [
         ("seeds", ", ".join(_known(seed) for seed in seeds)),
-        ("trained on", f"{_known(environment.device)}, {_known(environment.threads)} threads, "
-                       f"{_known(environment.num_processes)} processes"),
+        ("trained on", f"{_known(environment.device)}, {text.counted(environment.threads, 'thread')}, "
+                       f"{text.counted(environment.num_processes, 'process', 'processes')}"),
         ("timed on", _known(timed.machine if timed else None)),
         ("Python", _known(environment.python)),
         *environment.versions.items(),

@@ -122,11 +122,12 @@ def _point(plot: _Plot, point: Point, mark: Mark, radius: float) -> str:
 
 def shape(mark: Mark, x: float, y: float, radius: float) -> str:
     """A marker around a place."""
-    kind = "hollow" if mark.hollow else "solid"
+    kind = "solid" if mark.fill == "solid" else "hollow"
+    dot = f'<circle class="dot" cx="{x:.1f}" cy="{y:.1f}" r="{radius * 0.3:.1f}"/>' if mark.fill == "dotted" else ""
     corners = " ".join(f"{x + dx:.1f},{y - dy:.1f}" for dx, dy in mark.outline(radius))
     if not corners:
-        return f'<circle class="{kind}" cx="{x:.1f}" cy="{y:.1f}" r="{radius:.1f}"/>'
-    return f'<polygon class="{kind}" points="{corners}"/>'
+        return f'<circle class="{kind}" cx="{x:.1f}" cy="{y:.1f}" r="{radius:.1f}"/>{dot}'
+    return f'<polygon class="{kind}" points="{corners}"/>{dot}'
 
 
 def swatch(mark: Mark) -> str:
