@@ -329,11 +329,12 @@ def init(out: str | Path, data: str, *, task: str | None = None, overwrite: bool
     """
     from distilpeft.planning import first_recipe
     from distilpeft.planning.data_profile import READ, Wishes
+    from distilpeft.planning.guess.settle import nobody
 
     out = Path(out)
     keys = (*READ, "label", "separator", "tags", "answers")
     columns = {key: str(wishes.pop(key)) for key in keys if key in wishes}
-    known = set(Wishes.__dataclass_fields__) - {"data", "task", "columns"}
+    known = set(Wishes.__dataclass_fields__) - {"data", "task", "columns", "why"}
     unknown = sorted(set(wishes) - known)
     if unknown:
         raise InputError(f"init: unknown {unknown[0]!r}; known are {', '.join(sorted({*known, *keys}))}")
@@ -341,14 +342,8 @@ def init(out: str | Path, data: str, *, task: str | None = None, overwrite: bool
     if overwrite and out.exists():
         with tempfile.TemporaryDirectory(dir=out.parent) as folder:  # the old one stays until there is a new one
             fresh = Path(folder) / out.name
-            first_recipe.write(fresh, asked, _asked)
+            first_recipe.write(fresh, asked, nobody)
             fresh.replace(out)
     else:
-        first_recipe.write(out, asked, _asked)
+        first_recipe.write(out, asked, nobody)
     return load_recipe(out)
-
-
-def _asked(flag: str, question: str, choices: Sequence[str]) -> str:
-    """An answer that nobody is there to give."""
-    among = f": one of {', '.join(choices)}" if choices else ""
-    raise InputError(f"init: {flag} is needed{among}")

@@ -20,7 +20,9 @@ app.add_typer(recipes_app, name="recipes")
 def init(  # noqa: PLR0913 - the command line's options
     out: Annotated[Path, typer.Argument(help="the recipe to write, such as mine.yaml", show_default=False)],
     data: Annotated[str, typer.Option(help="file, folder, hub id or package:NAME/path", show_default=False)],
-    task: Annotated[str | None, typer.Option(help="a kind of task, such as text_classification or causal_lm")] = None,
+    task: Annotated[
+        str | None, typer.Option(help="a kind of task, such as causal_lm; default: what the columns show")
+    ] = None,
     text: Annotated[str | None, typer.Option(help="column with the text")] = None,
     pair: Annotated[str | None, typer.Option(help="column with a second text")] = None,
     label: Annotated[str | None, typer.Option(help="column with the class, the list of classes, or the number")] = None,
@@ -36,7 +38,9 @@ def init(  # noqa: PLR0913 - the command line's options
     image: Annotated[str | None, typer.Option(help="column with the picture")] = None,
     source: Annotated[str | None, typer.Option(help="column with the text that is read")] = None,
     target: Annotated[str | None, typer.Option(help="column with the text that is to be written")] = None,
-    device: Annotated[str, typer.Option(help="cpu, or a GPU's memory such as 24GB")] = "cpu",
+    device: Annotated[
+        str | None, typer.Option(help="cpu, or a GPU's memory such as 24GB; default: what this machine has")
+    ] = None,
     size_mb: Annotated[float | None, typer.Option(min=1, help="the student as int8, at most")] = None,
     latency_ms: Annotated[float | None, typer.Option(min=0.01, help="a row on this CPU, about, at most")] = None,
     language: Annotated[str | None, typer.Option(help="en, or many; default: what the texts are in")] = None,
@@ -46,9 +50,10 @@ def init(  # noqa: PLR0913 - the command line's options
     student: Annotated[str | None, typer.Option(help="instead of the catalogue's")] = None,
     unlabelled: Annotated[str | None, typer.Option(help="more rows, without labels: as --data")] = None,
 ) -> None:
-    """Write a first recipe for your data, with the reason for every choice; asks for what the data do not show."""
+    """Write a first recipe for your data, with the reason for every choice; asks where the data allow several."""
     from distilpeft.planning import first_recipe
-    from distilpeft.planning.data_profile import Wishes, ask_at_terminal
+    from distilpeft.planning.data_profile import Wishes
+    from distilpeft.planning.guess.settle import ask_at_terminal
     from distilpeft.recipe.task import KINDS
 
     for flag, value, allowed in (
@@ -64,8 +69,8 @@ def init(  # noqa: PLR0913 - the command line's options
     wishes = Wishes(
         data, task, columns, device, size_mb, language, max_tokens, packages, teacher, student, latency_ms, unlabelled
     )  # fmt: skip
-    chosen = first_recipe.write(out, wishes, ask_at_terminal)
-    typer.echo(f"{out}: {chosen}")
+    for line in first_recipe.write(out, wishes, ask_at_terminal):
+        typer.echo(line)
     typer.echo(f"next: distilpeft check {out}; distilpeft run {out}")
 
 

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distilpeft.data import files, tables
+from distilpeft.data.picture_folders import picture_parts
 from distilpeft.data.sources import Source, resolve
 from distilpeft.errors import InputError
 from distilpeft.recipe.data import Data, RowSource, Unlabelled
@@ -229,6 +230,9 @@ def load_parts(data: RowSource, columns: Sequence[str] | None = None, optional: 
         saved = _load_saved(source.path, at)
         if saved is not None:
             return saved
+        pictures = None if files.in_folder(source.path) else picture_parts(source.path)
+        if pictures is not None:
+            return {name: Part(rows) for name, rows in pictures.items()}
     found = _listed(source, at)
     if source.path.is_file():
         return {"train": _load_files(found, source, wishes, at)}
@@ -282,7 +286,10 @@ def _listed(source: Source, at: str) -> Sequence[Path]:
     if path.is_dir():
         found = files.in_folder(path)
         if not found:
-            raise InputError(f"{at}: {path} holds no saved data set and no file that ends in {files.endings()}")
+            raise InputError(
+                f"{at}: {path} holds no saved data set, no pictures in folders by class and no file that ends in "
+                f"{files.endings()}"
+            )
         return found
     if files.format_of(path) is None:
         raise InputError(f"{at}: {source.name}: a data file ends in one of {files.endings()}")

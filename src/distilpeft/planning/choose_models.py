@@ -72,7 +72,7 @@ def choose(wishes: Wishes, max_tokens: int) -> Choice:
     kind = models_for(traits)
     alike = traits.same_tokens
     listed: list[JsonObject] = json.loads((Path(__file__).parent / "catalogue.json").read_text("utf-8"))[kind]
-    most = MOST_MILLIONS[kind] if wishes.device == "cpu" else MILLIONS_PER_GB * memory_gb(wishes.device)
+    most = MOST_MILLIONS[kind] if wishes.on == "cpu" else MILLIONS_PER_GB * memory_gb(wishes.on)
     fitting = [one for one in listed if _suits(one, wishes, kind, max_tokens)]
     unlisted = {"millions": 0, "embeddings": 0, "layers": 0, "family": None, "tokens": max_tokens}
     by_name = {one["name"]: one for one in listed}
@@ -84,7 +84,7 @@ def choose(wishes: Wishes, max_tokens: int) -> Choice:
             where = "as a package " if wishes.packages else ""
             raise InputError(
                 f"init: no {kind} {where}for {max_tokens} tokens and --language {wishes.speaks} is known that fits "
-                f"on {wishes.device}; name one with --teacher"
+                f"on {wishes.on}; name one with --teacher"
             )
         teacher = max(able, key=lambda one: (one["millions"], not one["name"].startswith("package:")))
     if wishes.student is not None:
@@ -135,7 +135,7 @@ def most_inner(wishes: Wishes, kind: str, max_tokens: int) -> float:
     """
     if wishes.latency_ms is None:
         return math.inf
-    if kind in ("decoder", "encoder_decoder") or wishes.device != "cpu":
+    if kind in ("decoder", "encoder_decoder") or wishes.on != "cpu":
         raise InputError("--latency-ms: is for models that read a row at once, on this machine's processors")
     operations = wishes.latency_ms / 1e3 * operations_per_s() * EFFICIENCY
     return operations / (OPERATIONS * max_tokens) / 1e6

@@ -4,70 +4,51 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 import datasets
 import numpy as np
-import typer
 
 from distilpeft.data.labels import is_missing, is_one_hot, number, whole_number
+from distilpeft.data.picture_folders import ENDINGS
 from distilpeft.data.reading import load_parts
 from distilpeft.errors import InputError
 from distilpeft.planning.text_profile import TOKENS_PER_WORD, estimate, language_of, text_of
 from distilpeft.recipe.data import Data, Split
-from distilpeft.recipe.task import KINDS
 
 LOOKED_AT = 2000
 """Rows that text lengths and classes are found in."""
 MOST_CLASSES, WORDS_OF_A_TEXT = 100, 2
-LABEL_NAMES = ("label", "labels", "class", "category", "intent", "topic", "topics", "target", "sentiment", "score")
-FORMS: dict[str, Sequence[Mapping[str, Sequence[str]]]] = {
-    "token_classification": [{"words": ("words", "tokens"), "tags": ("tags", "ner_tags", "pos_tags", "labels")}],
-    "question_answering": [{"question": ("question",), "context": ("context",), "answers": ("answers", "answer")}],
-    "causal_lm": [
-        {"messages": ("messages",)},
-        {"prompt": ("prompt",), "completion": ("completion",)},
-        {"prompt": ("instruction",), "completion": ("output", "response", "completion")},
-    ],
-    "seq2seq": [
-        {"source": ("source", "document", "article", "dialogue", "input"), "target": ("target", "summary", "output")},
-        {"source": ("source",), "target": ("target", "translation")},
-    ],
-}
-"""Tasks by the usual names of their columns: recipe key → names."""
 READ = ("image", "text", "pair", "prompt", "completion", "messages", "words", "question", "context", "source", "target")
 """Keys of columns that models read."""
-PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
-Ask = Callable[[str, str, Sequence[str]], str]
-"""(flag, question, choices or none) → the answer."""
 
 
 @dataclass(frozen=True)
 class Wishes:
-    """What users give on the command line; None is asked for or found out.
+    """What users give on the command line; None is found out, or asked for.
 
     Attributes:
         data: see `data.source`.
-        task: a name of `KINDS`.
+        task: a kind of task, as recipes name it.
         columns: recipe key of the task → column, and `separator`.
-        device: `cpu`, or a GPU's memory in GB.
+        device: `cpu`, or a GPU's memory such as `24GB`; None: what this machine has.
         size_mb: of the smallest export, at most.
         language: `en` or `many`; None: what the data are in.
         max_tokens: of a row.
         packages: only models that come as Python packages, for machines without a hub.
         teacher: instead of the catalogue's.
-        student: likewise.
+        student: instead of the catalogue's.
         latency_ms: of a row on this machine's processors, at most.
         unlabelled: more rows, without labels; see `data.unlabelled`.
+        why: what in the data shows the task; None if it was not guessed.
     """
 
     data: str
     task: str | None = None
     columns: Mapping[str, str] | None = None
-    device: str = "cpu"
+    device: str | None = None
     size_mb: float | None = None
     language: str | None = None
     max_tokens: int | None = None
@@ -76,6 +57,12 @@ class Wishes:
     student: str | None = None
     latency_ms: float | None = None
     unlabelled: str | None = None
+    why: str | None = None
+
+    @property
+    def on(self) -> str:
+        """The device that models have to fit on."""
+        return self.device or "cpu"
 
     @property
     def speaks(self) -> str:
@@ -159,7 +146,7 @@ def _kind(feature: object, cells: Sequence[object], some: Sequence[object]) -> t
     whole = all(whole_number(cell) is not None for cell in there)
     if not whole and there and all(_is_decimal(cell) for cell in there):
         return "number", (), missing
-    if not whole and all(isinstance(cell, str) for cell in there) and _mean_words(some) >= WORDS_OF_A_TEXT:
+    if not whole and all(isinstance(cell, str) for cell in there) and mean_words(some) >= WORDS_OF_A_TEXT:
         return "text", (), missing
     values = _few(there)
     if values is not None:
@@ -185,104 +172,13 @@ def _few(cells: Sequence[object]) -> Sequence[str] | None:
 
 def _names_pictures(cells: Sequence[object]) -> bool:
     """Whether a column holds the names of files that end as pictures do."""
-    return bool(cells) and all(isinstance(cell, str) and cell.lower().endswith(PICTURES) for cell in cells[:20])
+    return bool(cells) and all(isinstance(cell, str) and cell.lower().endswith(ENDINGS) for cell in cells[:20])
 
 
-def _mean_words(cells: Iterable[object]) -> float:
+def mean_words(cells: Iterable[object]) -> float:
+    """Words of a cell, about; scripts without spaces count by their characters."""
     counts = [estimate(cell) / TOKENS_PER_WORD for cell in cells if not is_missing(cell)]
     return float(np.mean(counts)) if counts else 0.0
-
-
-def ask_at_terminal(flag: str, question: str, choices: Sequence[str]) -> str:
-    """An `Ask` for people at a terminal; elsewhere it names the flag that would have answered."""
-    if not sys.stdin.isatty():
-        among = f": one of {', '.join(choices)}" if choices else ""
-        raise InputError(f"--{flag} is needed{among}")
-    while True:
-        listed = f" ({', '.join(choices)})" if choices else ""
-        answer: str = typer.prompt(f"{question}{listed}")
-        if not choices or answer in choices:
-            return answer
-
-
-def settled(wishes: Wishes, seen: Look, ask: Ask) -> Wishes:
-    """The wishes with task and columns, found in the data or asked for.
-
-    Raises:
-        InputError: a column is not there.
-    """
-    given = dict(wishes.columns or {})
-    for key, column in given.items():
-        has = [*seen.rows.column_names, *(name for name in seen.pictures if name not in seen.rows.column_names)]
-        if key != "separator" and column not in has:
-            raise InputError(f"--{key} {column}: {wishes.data} has {', '.join(has)}")
-    task = wishes.task or _task(given, seen) or ask("task", "What is it?", list(KINDS))
-    if task == "embedding":
-        given = given or {"text": _one("text", list(seen.columns), "Which column holds the text?", ask)}
-    elif task in FORMS:
-        given = _by_name(task, given, seen, ask)
-    else:
-        if "label" not in given:
-            fitting = _label_columns(task, seen, given)
-            named = [name for name in fitting if name.lower() in LABEL_NAMES]
-            given["label"] = _one("label", named or fitting, "Which column holds what is to be learnt?", ask)
-        if task == "image_classification" and "image" not in given:
-            given["image"] = _one("image", list(seen.pictures), "Which column holds the picture?", ask)
-        if task != "image_classification" and "text" not in given:
-            texts = [name for name in seen.columns if name not in given.values()]
-            given["text"] = _one("text", texts, "Which column holds the text?", ask)
-    return replace(wishes, task=task, columns=given)
-
-
-def _label_columns(task: str, seen: Look, given: Mapping[str, str]) -> list[str]:
-    if task == "regression":
-        return [*seen.numbers, *seen.classes]
-    if task == "multi_label_classification":
-        return [*seen.columns, *seen.classes] if "separator" in given else list(seen.lists)
-    return list(seen.classes)
-
-
-def _by_name(task: str, given: Mapping[str, str], seen: Look, ask: Ask) -> dict[str, str]:
-    """The columns of a task that usual names tell, for those that are not given."""
-    names = {name.lower(): name for name in seen.filled()}
-    for form in FORMS[task]:
-        found = {key: next((names[n] for n in usual if n in names), given.get(key)) for key, usual in form.items()}
-        found |= {key: column for key, column in given.items() if key in form}
-        if all(found.values()):
-            if form.get("prompt") == ("instruction",) and "input" in names:
-                count = sum(not is_missing(cell) for cell in seen.rows[names["input"]])
-                two = f"{names['instruction']!r} and {names['input']!r}"
-                raise InputError(
-                    f"init: the prompts are in two columns, {two} (with text in {count} of the first "
-                    f"{len(seen.rows)} rows); join them into one column"
-                )
-            return {key: str(column) for key, column in found.items()}
-    if task == "causal_lm":
-        return dict(given) or {"text": _one("text", list(seen.columns), "Which column holds the text?", ask)}
-    return {key: given.get(key) or ask(key, f"Which column holds the {key}?", seen.rows.column_names)
-            for key in FORMS[task][0]}  # fmt: skip
-
-
-def _task(given: Mapping[str, str], seen: Look) -> str | None:
-    """The kind of task that the columns are for, if they tell."""
-    names = {name.lower() for name in seen.filled()}
-    if seen.pictures:
-        return "image_classification"
-    for task, forms in FORMS.items():
-        for form in forms:
-            if set(form) & set(given) - {"text"} or all(names & set(usual) for usual in form.values()):
-                return task
-    label = given.get("label")
-    labels = [label] if label else [name for name in seen.rows.column_names if name.lower() in LABEL_NAMES]
-    if "separator" in given or any(name in seen.lists for name in labels):
-        return "multi_label_classification"
-    if labels and all(name in seen.numbers for name in labels):
-        return "regression"
-    return "text_classification" if labels or "pair" in given else None
-
-
-def _one(flag: str, found: Sequence[str], question: str, ask: Ask) -> str:
-    return found[0] if len(found) == 1 else ask(flag, question, found)
 
 
 def task_lines(wishes: Wishes, seen: Look) -> list[str]:
@@ -292,8 +188,8 @@ def task_lines(wishes: Wishes, seen: Look) -> list[str]:
         InputError: the label's column does not hold what the task needs.
     """
     columns, task = dict(wishes.columns or {}), wishes.task
-    lines = [f"  kind: {task}"]
-    order = (*READ, "label", "tags", "answers", "separator")
+    lines = [f"  kind: {task}" + (f"   # guessed: {wishes.why}" if wishes.why else "")]
+    order = (*READ, "tools", "label", "tags", "answers", "separator")
     lines += [f"  {key}: {plain(columns[key])}" for key in order if key in columns]
     if "prompt" in columns:
         lines.append("  chat: true                    # a user's and an assistant's turn")
@@ -352,4 +248,6 @@ def _labels(task: str, columns: Mapping[str, str], seen: Look) -> Sequence[str] 
 
 def plain(text: str) -> str:
     """A YAML scalar."""
-    return text if re.fullmatch(r"[A-Za-z_~/][\w./:~-]*", text) and ": " not in text else json.dumps(text)
+    if re.fullmatch(r"[A-Za-z_~/][\w./:~-]*", text) and ": " not in text:
+        return text
+    return json.dumps(text, ensure_ascii=not text.isprintable())

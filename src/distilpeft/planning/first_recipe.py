@@ -13,7 +13,9 @@ from distilpeft.data.files import SPLIT_NAMES
 from distilpeft.errors import InputError
 from distilpeft.machine.files import write_text
 from distilpeft.planning.choose_models import PATCHES, Choice, choose, memory_gb
-from distilpeft.planning.data_profile import Ask, Look, Wishes, look, plain, settled, task_lines
+from distilpeft.planning.data_profile import Look, Wishes, look, plain, task_lines
+from distilpeft.planning.guess.device import device_here
+from distilpeft.planning.guess.settle import Ask, settled
 from distilpeft.planning.text_profile import Count, counter, estimate, length
 from distilpeft.recipe.export import FORMS
 from distilpeft.recipe.task import KINDS, Kind
@@ -48,7 +50,7 @@ def power(value: float) -> int:
     return int(2 ** max(0, math.floor(math.log2(max(value, 1)))))
 
 
-def write(out: Path, wishes: Wishes, ask: Ask) -> str:
+def write(out: Path, wishes: Wishes, ask: Ask) -> list[str]:
     """Write a recipe that fits the wishes.
 
     Args:
@@ -57,7 +59,7 @@ def write(out: Path, wishes: Wishes, ask: Ask) -> str:
         ask: for the rest.
 
     Returns:
-        What was chosen, in a line.
+        What was chosen and why, a line each.
 
     Raises:
         InputError: the data cannot be read, nothing fits, or the file is there.
@@ -66,14 +68,20 @@ def write(out: Path, wishes: Wishes, ask: Ask) -> str:
         raise InputError(f"{out}: is there already; init writes new recipes only")
     if not out.parent.is_dir():
         raise InputError(f"{out}: there is no folder {out.parent}")
-    if wishes.device != "cpu":
-        memory_gb(wishes.device)
+    device, said = device_here() if wishes.device is None else (wishes.device, None)
+    wishes = replace(wishes, device=device)
+    if device != "cpu":
+        memory_gb(device)
     seen = look(wishes.data)
-    wishes = settled(wishes, seen, ask)
+    wishes, lines = settled(wishes, seen, ask)
+    lines += [] if said is None else [said]
+    images = KINDS[wishes.task or ""].reads_images
     if wishes.language is None:
         wishes = replace(wishes, language="en" if seen.language in (None, "English") else "many")
-    longest = LONGEST["cpu" if wishes.device == "cpu" or wishes.packages else "GPU"]
-    longest = PATCHES if wishes.task is not None and KINDS[wishes.task].reads_images else longest
+        if not images:
+            lines.append(_language_line(seen))
+    longest = LONGEST["cpu" if device == "cpu" or wishes.packages else "GPU"]
+    longest = PATCHES if images else longest
     max_tokens = wishes.max_tokens or min(needed(wishes, seen, estimate), longest)
     choice = choose(wishes, max_tokens)
     count = counter(choice.teacher["name"])
@@ -87,10 +95,15 @@ def write(out: Path, wishes: Wishes, ask: Ask) -> str:
         load_recipe(Path(folder) / out.name)
     write_text(out, text)
     student = choice.student["name"] if choice.student else f"{len(choice.layers)} of its layers"
-    images = KINDS[wishes.task or ""].reads_images
     rows = "pictures" if images else f"rows of {max_tokens} tokens"
-    spoken = "" if seen.language is None or images else f"; the texts are in {seen.language}"
-    return f"{wishes.task}: {choice.teacher['name']} into {student}; {rows}{spoken}"
+    return [*lines, f"{out}: {wishes.task}: {choice.teacher['name']} into {student}; {rows}"]
+
+
+def _language_line(seen: Look) -> str:
+    if seen.language is None:
+        return "language: en, because the texts are too few to tell; --language many changes it"
+    models = "en" if seen.language == "English" else "many"
+    return f"language: {models}, because the texts are in {seen.language}; --language changes it"
 
 
 @dataclass(frozen=True)
@@ -132,7 +145,8 @@ def render(
     labelled = max(1, train - _without_label(wishes, seen))
     tuning, own = (_epochs(steps, batch, labelled, 30 if without else most) for steps in STEPS)
     epochs = [tuning, _epochs(STEPS[1], batch, labelled + without, most)]
-    budget = 4096 if wishes.device == "cpu" else 4096 * max(1.0, memory_gb(wishes.device) / 12)
+    device = wishes.on
+    budget = 4096 if device == "cpu" else 4096 * max(1.0, memory_gb(device) / 12)
     scales = (choice.teacher["millions"], choice.student_millions)
     micro = [min(batch, power(budget / max_tokens / max(1.0, (millions / 100) ** 0.5))) for millions in scales]
     whole = (
@@ -149,7 +163,7 @@ def render(
     monitor = ", monitor: log_loss" if "log_loss" in traits.metrics else ""
     said = f"less noisy than {traits.main}" if monitor else f"{traits.main} picks the checkpoint"
     lines = [
-        f"# Written by distilpeft init for {wishes.device}.",
+        f"# Written by distilpeft init for {device}.",
         *(
             []
             if wishes.latency_ms is None
@@ -260,7 +274,7 @@ def _data_lines(wishes: Wishes, seen: Look) -> list[str]:
 
 def _bad_row_lines(wishes: Wishes, seen: Look) -> list[str]:
     """What to do with rows that lack something."""
-    may_be_empty = ("answers", "separator", "prompt", "completion")
+    may_be_empty = ("answers", "separator", "prompt", "completion", "tools")
     columns = [name for key, name in (wishes.columns or {}).items() if key not in may_be_empty]
     lacking = {name: seen.missing.get(name, 0) for name in columns if name not in seen.lists}
     without = _without_label(wishes, seen)
@@ -306,7 +320,7 @@ def _length_lines(wishes: Wishes, seen: Look, max_tokens: int, count: Count | No
     why = "as given"
     if wishes.max_tokens is None:
         wanted = needed(wishes, seen, count or estimate)
-        how = "counted with the teacher's tokenizer" if count else "estimated from words"
+        how = "counted with the teacher's tokenizer" if count else "estimated from words and characters"
         more = f"have up to {wanted} tokens" if wanted > max_tokens else "fit"
         why = f"98 % of the rows {more} ({how}); longer ones are cut, and reported"
     return [f"  max_tokens: {max_tokens:<18}# {why}"]

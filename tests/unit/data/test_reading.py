@@ -125,7 +125,7 @@ def test_a_damaged_saved_data_set_is_refused():
 @pytest.mark.parametrize(
     ("make", "said"),
     [
-        (lambda: Path("empty").mkdir(), "holds no saved data set and no"),
+        (lambda: Path("empty").mkdir(), "holds no saved data set, no pictures in folders by class and no"),
         (lambda: Path("empty").write_text("text,label\n"), "a data file ends in one of"),
     ],
 )

@@ -17,8 +17,9 @@ from distilpeft import cli
 from distilpeft.errors import InputError
 from distilpeft.planning import choose_models
 from distilpeft.planning.choose_models import choose
-from distilpeft.planning.data_profile import Wishes, look, settled, task_lines
+from distilpeft.planning.data_profile import Wishes, look, task_lines
 from distilpeft.planning.first_recipe import rate
+from distilpeft.planning.guess.settle import settled
 from distilpeft.planning.text_profile import language_of
 from distilpeft.recipe.student import spread
 from distilpeft.recipe.yaml_file import load_recipe
@@ -41,8 +42,8 @@ def jsonl(path: Path, rows: list[dict]) -> Path:
     return path
 
 
-def no_questions(flag: str, question: str, choices) -> str:
-    raise AssertionError(f"asked for {flag}: {question} {choices}")
+def no_questions(question: str, choices) -> int:
+    raise AssertionError(f"asked: {question} {choices}")
 
 
 def data_of(folder: Path, kind: str) -> Path:
@@ -130,7 +131,7 @@ def test_several_classes_in_a_text_need_the_separator(tmp_path):
     rows = [{"text": "a good film", "topics": "film; mood"}, {"text": "a bad day", "topics": "day"}] * 20
     wishes = Wishes(str(jsonl(tmp_path / "rows.jsonl", rows)), columns={"label": "topics", "separator": ";"})
     seen = look(wishes.data)
-    wishes = settled(wishes, seen, no_questions)
+    wishes, _ = settled(wishes, seen, no_questions)
     assert wishes.task == "multi_label_classification"
     assert '  labels: ["day", "film", "mood"]   # the position is the class id' in task_lines(wishes, seen)
 
@@ -139,7 +140,7 @@ def test_questions_without_an_answer_are_allowed_for(tmp_path):
     rows = [{"question": "what is it", "context": "it is a film", "answers": answer} for answer in ("a film", "")]
     wishes = Wishes(str(jsonl(tmp_path / "rows.jsonl", rows * 10)))
     seen = look(wishes.data)
-    assert any("no_answer: true" in line for line in task_lines(settled(wishes, seen, no_questions), seen))
+    assert any("no_answer: true" in line for line in task_lines(settled(wishes, seen, no_questions)[0], seen))
 
 
 def test_a_pair_that_has_to_read_the_same_tokens_is_of_one_family():
@@ -150,7 +151,7 @@ def test_a_pair_that_has_to_read_the_same_tokens_is_of_one_family():
 
 def test_chats_are_seen(tmp_path):
     seen = look(str(data_of(tmp_path, "chats")))
-    wishes = settled(Wishes("rows"), seen, no_questions)
+    wishes, _ = settled(Wishes("rows"), seen, no_questions)
     assert (wishes.task, wishes.columns) == ("causal_lm", {"messages": "messages"})
 
 
@@ -236,14 +237,20 @@ def test_students_keep_to_the_size(size):
         (["--data", "{csv}", "--packages", "--size-mb", "5"], "--size-mb 5: no student is so small"),
         (["--data", "{csv}", "--teacher", "me/mine"], "me/mine is not in the catalogue; name a student with --student"),
         (["--data", "{csv}x"], "data.source: no such file or folder: {csv}x"),
-        (["--data", "{two}"], "--text is needed: one of story, view"),
-        (["--data", "{lone}"], "--task is needed: one of text_classification, multi_label_classification, regression"),
+        (
+            ["--data", "{lone}", "--task", "token_classification"],
+            "--words and --tags are needed for token_classification: {lone} has the columns body",
+        ),
+        (
+            ["--data", "{codes}"],
+            "--task is needed, with the columns that it reads (such as --text and --label): one of text_",
+        ),
     ],
 )
 def test_what_cannot_be_is_one_line_and_nothing_is_written(tmp_path, capsys, flags, message):
     names = {
         "csv": tiny.write_csv(tmp_path / "rows.csv", 60),
-        "two": jsonl(tmp_path / "two.jsonl", [{"story": a, "view": b, "label": c} for a, b, c in tiny.pairs(40)]),
+        "codes": jsonl(tmp_path / "codes.jsonl", [{"code": f"x{number}"} for number in range(40)]),
         "lone": data_of(tmp_path, "texts"),
     }
     out = tmp_path / "mine.yaml"
@@ -263,13 +270,17 @@ def test_a_recipe_that_is_there_is_left_alone(tmp_path, capsys):
     assert init(str(tmp_path / "no/mine.yaml"), "--data", str(tmp_path / "rows.csv")) == 2
 
 
-def test_at_a_terminal_it_asks_until_it_understands(tmp_path, monkeypatch):
+def test_at_a_terminal_it_asks_until_it_understands(tmp_path, monkeypatch, capsys):
     data = jsonl(tmp_path / "two.jsonl", [{"story": a, "view": b, "label": c} for a, b, c in tiny.pairs(40)])
-    answers = iter(["stories", "view"])
+    answers = iter(["stories", "9", "3"])
     monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
-    monkeypatch.setattr("typer.prompt", lambda question: next(answers))
+    monkeypatch.setattr("typer.prompt", lambda question, default: next(answers))
     assert init(str(tmp_path / "mine.yaml"), "--data", str(data), "--packages") == 0
-    assert load_recipe(tmp_path / "mine.yaml").task.text == "view"
+    shown = capsys.readouterr().out
+    assert re.search(r"1  text_classification: .*'story' and 'view' are texts", shown)
+    last = re.search(r"3  text_classification: .*; '(\w+)' is text", shown)
+    task = load_recipe(tmp_path / "mine.yaml").task
+    assert (task.text, task.pair) == (last[1], None)
 
 
 def test_long_rows_ask_for_more_tokens_and_the_comment_says_how_many_are_cut(tmp_path):
@@ -277,7 +288,7 @@ def test_long_rows_ask_for_more_tokens_and_the_comment_says_how_many_are_cut(tmp
     data, out = jsonl(tmp_path / "rows.jsonl", rows), tmp_path / "mine.yaml"
     assert init(str(out), "--data", str(data), "--packages") == 0
     assert load_recipe(out).data.max_tokens == 512
-    how = r"\((counted with the teacher's tokenizer|estimated from words)\); longer ones are cut"
+    how = r"\((counted with the teacher's tokenizer|estimated from words and characters)\); longer ones are cut"
     assert re.search(r"98 % of the rows have up to \d+ tokens " + how, out.read_text())
     out.unlink()
     assert init(str(out), "--data", str(data), "--device", "24GB") == 0
