@@ -72,4 +72,5 @@ def _mistakes(found: Answers) -> str:
     if not rows:
         return ""
     title = "<h3>Wrong answers that the student is surest of</h3>"
-    return f"{title}{table(columns, rows, 'Wrong answers', kind='texts')}"
+    lead = '<p class="lead">The texts are from your data: mind with whom you share this page.</p>'
+    return f"{title}{lead}{table(columns, rows, 'Wrong answers', kind='texts')}"

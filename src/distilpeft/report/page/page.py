@@ -105,7 +105,7 @@ def _own(at: int, reports: Sequence[Report], called: Sequence[str]) -> str:
         own("comparisons", "Comparisons", tables.comparisons(report), lead="Paired on the same rows, so rows that are "
             "hard for both cancel."),
         own("answers", "Answers", answers.section(report.answers), lead="What the student answers on the rows that "
-            "models are judged on. The texts are from your data: mind with whom you share this page."),
+            "models are judged on."),
         own("seeds", "Seeds", tables.seeds(report), lead=text.OVER_SEEDS),
         own("groups", "Groups", tables.groups(report), lead="Paired on the same rows; last, by how much more than "
             "on all rows."),

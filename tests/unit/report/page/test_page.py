@@ -181,6 +181,9 @@ def test_answers_by_class_are_tables_and_their_texts_are_no_markup():
     assert "<b>positive</b>" in words
     assert "81.0%" in words, "17 of 21: the precision of the first class"
     assert "Where the time went" in words
+    assert "The texts are from your data" in words
+    answers = {**reports.ANSWERS, "mistakes": []}
+    assert "from your data" not in page.render([reports.changed(reports.classifier(), answers=answers)])
 
 
 def test_the_same_report_makes_the_same_page(case):
