@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from distilpeft.data.sources import Source
 from distilpeft.machine.files import JsonObject
@@ -21,7 +22,12 @@ def known_model(source: Source) -> tuple[JsonObject, Shapes] | None:
     config: JsonObject | None = json.loads(FILE.read_text(encoding="utf-8")).get(source.name)
     if config is None or source.path is not None:
         return None
-    return config, SHAPES[config["model_type"]](config)
+    return config, shapes_of(config)
+
+
+def shapes_of(config: JsonObject) -> Shapes:
+    """The weights of a model with this configuration, of a type in `SHAPES`."""
+    return SHAPES[config["model_type"]](config)
 
 
 def _layers(
@@ -105,8 +111,76 @@ def _modernbert(config: Mapping[str, int]) -> Shapes:
     return found
 
 
-SHAPES: dict[str, Callable[[Mapping[str, int]], Shapes]] = {
-    "bert": _bert, "distilbert": _distilbert, "llama": _decoder, "modernbert": _modernbert, "qwen2": _qwen2,
-    "roberta": _bert, "xlm-roberta": _bert,
+def _t5(config: Mapping[str, int]) -> Shapes:
+    """T5 and mT5 with gated feed-forward parts, and an output layer of their own."""
+    hidden, ffn, inner = config["d_model"], config["d_ff"], config["num_heads"] * config["d_kv"]
+    found: Shapes = {"shared.weight": (config["vocab_size"], hidden), "lm_head.weight": (config["vocab_size"], hidden)}
+    for side, parts in (("encoder", ("SelfAttention",)), ("decoder", ("SelfAttention", "EncDecAttention"))):
+        block = {f"layer.{at}.{part}.{name}": (hidden, inner) if name == "o" else (inner, hidden)
+                 for at, part in enumerate(parts) for name in "qkvo"}  # fmt: skip
+        last = f"layer.{len(parts)}.DenseReluDense"
+        block |= {f"{last}.wi_0": (ffn, hidden), f"{last}.wi_1": (ffn, hidden), f"{last}.wo": (hidden, ffn)}
+        norms = {f"layer.{at}.layer_norm": hidden for at in range(len(parts) + 1)}
+        found |= _layers(config["num_layers"], f"{side}.block", block, norms, bias=False)
+        found[f"{side}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"] = (32, config["num_heads"])
+        found[f"{side}.final_layer_norm.weight"] = (hidden,)
+    return found
+
+
+def _bart(config: Mapping[str, int]) -> Shapes:
+    """BART, with positions that are learnt, and M2M100, whose positions are computed."""
+    hidden, ffn, is_bart = config["d_model"], config["encoder_ffn_dim"], str(config["model_type"]) == "bart"
+    found: Shapes = {"model.shared.weight": (config["vocab_size"], hidden)}
+    for side, attentions in (("encoder", ("self_attn",)), ("decoder", ("self_attn", "encoder_attn"))):
+        matrices = {f"{one}.{name}_proj": (hidden, hidden) for one in attentions for name in ("q", "k", "v", "out")}
+        matrices |= {"fc1": (ffn, hidden), "fc2": (hidden, ffn)}
+        norms = dict.fromkeys((*(f"{one}_layer_norm" for one in attentions), "final_layer_norm"), hidden)
+        found |= _layers(config[f"{side}_layers"], f"model.{side}.layers", matrices, norms, bias=True)
+        outer = "layernorm_embedding" if is_bart else "layer_norm"
+        found |= {f"model.{side}.{outer}.{part}": (hidden,) for part in ("weight", "bias")}
+        if is_bart:
+            found[f"model.{side}.embed_positions.weight"] = (config["max_position_embeddings"] + 2, hidden)
+    return found
+
+
+def _vit(config: Mapping[str, int]) -> Shapes:
+    hidden, ffn, patch = config["hidden_size"], config["intermediate_size"], config["patch_size"]
+    matrices = {f"attention.{name}_proj": (hidden, hidden) for name in "qkvo"}
+    matrices |= {"mlp.fc1": (ffn, hidden), "mlp.fc2": (hidden, ffn)}
+    norms = {"layernorm_before": hidden, "layernorm_after": hidden}
+    found: Shapes = {
+        "embeddings.cls_token": (1, 1, hidden),
+        "embeddings.position_embeddings": (1, (config["image_size"] // patch) ** 2 + 1, hidden),
+        "embeddings.patch_embeddings.projection.weight": (hidden, config["num_channels"], patch, patch),
+        "embeddings.patch_embeddings.projection.bias": (hidden,), "layernorm.weight": (hidden,),
+        "layernorm.bias": (hidden,),
+    }  # fmt: skip
+    return found | _layers(config["num_hidden_layers"], "layers", matrices, norms, bias=True)
+
+
+def _resnet(config: Mapping[str, Any]) -> Shapes:
+    """ResNets of basic blocks: two convolutions of 3 x 3 points, and a shortcut where the width changes."""
+    first = config["embedding_size"]
+    found = _convolution("embedder.embedder", first, config["num_channels"], 7)
+    before = first
+    for stage, (width, depth) in enumerate(zip(config["hidden_sizes"], config["depths"], strict=True)):
+        for block in range(depth):
+            at = f"encoder.stages.{stage}.layers.{block}"
+            found |= _convolution(f"{at}.shortcut", width, before, 1) if before != width else {}
+            found |= _convolution(f"{at}.layer.0", width, before, 3) | _convolution(f"{at}.layer.1", width, width, 3)
+            before = width
+    return found
+
+
+def _convolution(at: str, width: int, before: int, points: int) -> Shapes:
+    """A convolution with BatchNorm."""
+    norm = {f"{at}.normalization.{part}": (width,) for part in ("weight", "bias")}
+    return {f"{at}.convolution.weight": (width, before, points, points), **norm}
+
+
+SHAPES: dict[str, Callable[[Mapping[str, Any]], Shapes]] = {
+    "bart": _bart, "bert": _bert, "distilbert": _distilbert, "llama": _decoder, "m2m_100": _bart,
+    "modernbert": _modernbert, "mt5": _t5, "qwen2": _qwen2, "resnet": _resnet, "roberta": _bert, "t5": _t5,
+    "vit": _vit, "xlm-roberta": _bert,
 }  # fmt: skip
 """Type of model → its weights."""

@@ -64,12 +64,11 @@ def machine_here(recipe: Recipe) -> Machine:
 
 def show_memory(recipe: Recipe, machine: Machine, console: Console) -> None:
     """Print the memory of each device for every choice, and the fastest that fits."""
-    if recipe.kind.reads_images:
-        console.print("Memory: not estimated of image models.", highlight=False)
-        return
     teacher, student = teacher_size(recipe), student_size(recipe)
     if teacher is None or student is None:
-        console.print("Memory: unknown, the models are not on this machine and not among those known.", highlight=False)
+        names = [name for name, size in ((recipe.teacher.model, teacher), (recipe.student.model, student))
+                 if size is None and name is not None]  # fmt: skip
+        console.print(f"Memory: unknown; {_unknown(names)}", highlight=False, markup=False)
         return
     places = (
         ("replicated", "offloaded") if recipe.teacher.quantize != "none" else ("replicated", "sharded", "offloaded")
@@ -101,6 +100,14 @@ def show_memory(recipe: Recipe, machine: Machine, console: Console) -> None:
     console.print(table)
     for line in advice:
         console.print(line, highlight=False, soft_wrap=True)
+
+
+def _unknown(names: Sequence[str]) -> str:
+    """Why the memory of models is not known."""
+    if not names:
+        return "the student is made from a configuration that is built only in a run"
+    verb = "is" if len(names) == 1 else "are"
+    return f"the shapes of {' and '.join(names)} {verb} neither in files on this machine nor among those known"
 
 
 def _memory_row(load: MemoryModel, way: Placement, own: Placement, machine: Machine) -> list[str]:

@@ -12,6 +12,8 @@ Arithmetic on shapes, before any weight is read. The parts:
   (arXiv:2205.14135), but on CPUs three of them with dropout. With gradient checkpointing one float32 hidden state per
   layer, and one layer's activations;
 - dropout: its mask (1 byte; on CPUs as wide as what it masks), of two hidden states per layer;
+- pictures: their patches are tokens; of convolutions, the maps that they make; encoder-decoders have two stacks of
+  layers, and a second attention in one of them;
 - adapters: a copy of their input for each linear layer with dropout or with products in two bytes, instead of the
   input that a frozen layer does not keep, and the mask;
 - logits: a chunk of the fused loss (`fused.rows_per_chunk`), a second one for a running teacher, and the head's
@@ -35,6 +37,10 @@ BYTES = {"fp32": 4.0, "tf32": 4.0, "bf16": 2.0, "fp16": 2.0, "int8": 1.0, "nf4":
 CONTEXT_BYTES = 0.6e9
 CHUNK_BYTES = {"CPU": 600 << 20, "GPU": 1 << 30}  # as in fused, which needs torch
 MAX_CHUNK = 4096
+PICTURE = 224
+"""Points of a picture's side."""
+CONVOLUTION = 2.5
+"""Numbers kept for each that a convolution makes: what BatchNorm reads, and what is left after ReLU; a few are both."""
 MARGIN = 0.9
 """Of a device's memory that a plan may fill: allocators lose some to gaps."""
 
@@ -65,7 +71,11 @@ class Machine:
 
 @dataclass(frozen=True)
 class Shape:
-    """What a model's memory depends on: weights (all, and in linear layers of the body), and its widths."""
+    """What a model's memory depends on: weights (all, and in linear layers of the body), and its widths.
+
+    `layers` counts those of encoder and decoder, which is `crossed`: it attends to the encoder, too. `maps` are the
+    numbers that convolutions make of a picture.
+    """
 
     total: int
     linear: int
@@ -79,6 +89,8 @@ class Shape:
     heads: int = 1
     dropout: bool = False
     attention_dropout: bool = False
+    maps: int = 0
+    crossed: bool = False
 
     @classmethod
     def of(cls, config: Mapping[str, Any], total: int, linear: int, layers: int) -> Shape:
@@ -90,16 +102,18 @@ class Shape:
             return next((int(config[name]) for name in names if isinstance(config.get(name), int)), 0)
 
         hidden = first("hidden_size", "dim", "n_embd", "d_model")
-        heads = first("num_attention_heads", "n_heads", "n_head")
-        width = first("head_dim") or hidden // max(heads, 1)
+        heads = first("num_attention_heads", "n_heads", "n_head", "num_heads", "encoder_attention_heads")
+        width = first("head_dim", "d_kv") or hidden // max(heads, 1)
+        sides = 2 if config.get("is_encoder_decoder") else 1
         return cls(
-            total=total, linear=linear, layers=layers, hidden=hidden,
+            total=total, linear=linear, layers=sides * layers, hidden=hidden,
             keys=width * (first("num_key_value_heads") or heads), vocabulary=first("vocab_size"),
-            ffn=first("intermediate_size", "hidden_dim", "n_inner") or 4 * hidden,
-            gated=config.get("hidden_act") == "silu" or config.get("model_type") in GATED,
+            ffn=first("intermediate_size", "hidden_dim", "n_inner", "d_ff", "encoder_ffn_dim") or 4 * hidden,
+            gated=config.get("hidden_act") == "silu" or config.get("model_type") in GATED
+            or str(config.get("feed_forward_proj")).startswith("gated"), maps=_maps(config),
             tied=bool(config.get("tie_word_embeddings", False)), heads=heads,
-            dropout=any(config.get(name) for name in ("hidden_dropout_prob", "dropout", "resid_pdrop")),
-            attention_dropout=any(config.get(name) for name in ("attention_probs_dropout_prob", "attention_dropout")),
+            dropout=any(config.get(name) for name in DROPOUTS), crossed=sides > 1,
+            attention_dropout=any(config.get(name) for name in ATTENTION_DROPOUTS),
         )  # fmt: skip
 
     @property
@@ -111,6 +125,25 @@ class Shape:
     def rest(self) -> int:
         """Weights in no layer: embeddings, head, norms."""
         return self.total - self.linear
+
+
+DROPOUTS = ("hidden_dropout_prob", "dropout", "resid_pdrop", "dropout_rate")
+ATTENTION_DROPOUTS = ("attention_probs_dropout_prob", "attention_dropout", "dropout_rate")
+"""Names of settings; T5 has one for both."""
+
+
+def _maps(config: Mapping[str, Any]) -> int:
+    """Numbers that a ResNet's convolutions make of a picture: its stem and its blocks, each with half the points."""
+    widths, depths, first = (config.get(name) for name in ("hidden_sizes", "depths", "embedding_size"))
+    if not isinstance(widths, list) or not isinstance(depths, list) or not isinstance(first, int):
+        return 0
+    side = PICTURE // 2
+    found = first * side**2
+    for stage, (width, depth) in enumerate(zip(widths, depths, strict=True)):
+        points = (side // 2 ** (stage + 1)) ** 2
+        each = 2 if config.get("layer_type") == "basic" else 1.5  # two narrow convolutions, and a wide one
+        found += int(each * depth * width * points)
+    return found
 
 
 GATED = ("llama", "modernbert", "qwen2", "qwen3", "mistral", "gemma", "gemma2", "gemma3", "phi3", "smollm3")
@@ -188,11 +221,23 @@ class MemoryModel:
         """Bytes kept for the backward pass."""
         if way.mode == "give":
             return 0.0
+        shape = self.shape
+        if shape.maps:
+            return CONVOLUTION * (2 if self.half else 4) * tokens * shape.maps
+        layer = self._layer(machine)
+        if not way.checkpointing:
+            return shape.layers * tokens * layer
+        return shape.layers * 4.0 * tokens * shape.hidden + tokens * layer
+
+    def _layer(self, machine: Machine) -> float:
+        """Bytes that a layer keeps of a token for the backward pass."""
         shape, product = self.shape, 2 if self.half else 4
         hidden, mask = shape.hidden, 1 if machine.kind == "GPU" else product
         norms = 4 * hidden if shape.gated else 2 * hidden
         products = (5 if shape.gated else 4) * hidden + 2 * shape.keys + (4 if shape.gated else 2) * shape.ffn
         layer = 4.0 * norms + product * products
+        if shape.crossed:  # every second layer, of the decoder, has another attention
+            layer += (4.0 * 2 * hidden + product * (2 * hidden + 2 * shape.keys)) / 2
         if shape.dropout:
             layer += 2 * mask * hidden
         if shape.attention_dropout and machine.kind == "CPU":
@@ -203,9 +248,7 @@ class MemoryModel:
                 layer += product * (width - 2 * hidden - shape.ffn)
             if self.adapter_dropout:
                 layer += (1 if machine.kind == "GPU" else 4) * width
-        if not way.checkpointing:
-            return shape.layers * tokens * layer
-        return shape.layers * 4.0 * tokens * hidden + tokens * layer
+        return layer
 
     def _logits(self, way: Placement, tokens: int, machine: Machine) -> float:
         if not self.language:
@@ -234,6 +277,8 @@ class MemoryModel:
 
 def forward(shape: Shape, tokens: int, *, half: bool) -> float:
     """Bytes of a frozen model's pass: one layer's, and its last hidden states."""
+    if shape.maps:
+        return 4.0 * tokens * shape.maps
     return tokens * (12.0 * shape.hidden + (2 if half else 4) * (3 if shape.gated else 2) * shape.ffn)
 
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from distilpeft.data.model_files.gguf import gguf_config
 from distilpeft.data.model_files.quantized import logical_shapes, packed_bytes
 from distilpeft.data.model_files.recipe_models import student_of, teacher_of
-from distilpeft.data.published import known_model
-from distilpeft.data.sources import Source, model_config, num_layers, num_parameters
+from distilpeft.data.published import SHAPES, known_model, shapes_of
+from distilpeft.data.sources import Source, is_gguf, model_config, num_layers, num_parameters
+from distilpeft.machine.files import JsonObject
 from distilpeft.machine.host import cpu_has_bf16
 from distilpeft.planning.memory import BYTES, Machine, MemoryModel, Placement, Shape
 from distilpeft.recipe import Recipe
@@ -43,9 +46,7 @@ class Size:
 
 
 def teacher_size(recipe: Recipe) -> Size | None:
-    """The teacher's size; not of image models, whose memory goes by what a picture becomes inside."""
-    if recipe.kind.reads_images:
-        return None
+    """The teacher's size."""
     return size_of(teacher_of(recipe))
 
 
@@ -53,7 +54,7 @@ def size_of(source: Source) -> Size | None:
     """A model's size from the headers of its files, or as it was published; None if neither is known here."""
     shapes, config = logical_shapes(source), model_config(source)
     if shapes is None or config is None:
-        known = known_model(source)
+        known = _in_gguf(source.path) if source.path is not None and is_gguf(source) else known_model(source)
         if known is None:
             return None
         config, shapes = known
@@ -62,7 +63,14 @@ def size_of(source: Source) -> Size | None:
         for name, shape in shapes.items()
         if len(shape) == 2 and "embed" not in name and not name.startswith("lm_head")
     }
-    return Size(num_parameters(shapes), linear, num_layers(config) or 0, config, packed_bytes(source))
+    size = Size(num_parameters(shapes), linear, num_layers(config) or 0, config, packed_bytes(source))
+    return size if size.shape.hidden or size.shape.maps else None
+
+
+def _in_gguf(path: Path) -> tuple[JsonObject, dict[str, tuple[int, ...]]] | None:
+    """Configuration and shapes of a GGUF file that no run has converted yet."""
+    config = gguf_config(path)
+    return (config, shapes_of(config)) if config is not None and config["model_type"] in SHAPES else None
 
 
 def cut(size: Size, layers: tuple[int, ...]) -> Size:
@@ -113,7 +121,7 @@ def teacher_load(recipe: Recipe, size: Size, kind: str) -> MemoryModel:
     tuned = lora_weights(size, teacher.lora) if teacher.lora else size.total
     whole, _ = weight_bytes(recipe, size)
     return MemoryModel(
-        size.shape, whole + 4 * tuned if teacher.lora else whole, tuned, recipe.data.max_tokens,
+        size.shape, whole + 4 * tuned if teacher.lora else whole, tuned, row_tokens(recipe, size),
         teacher.fit.batch_size, _is_half(teacher.fit, kind), recipe.kind.is_language_model,
         adapted=_inputs(size, teacher.lora), adapter_dropout=bool(teacher.lora and teacher.lora.dropout),
     )  # fmt: skip
@@ -125,7 +133,7 @@ def targets_load(recipe: Recipe, size: Size, machine: Machine) -> MemoryModel:
     half = _is_half(recipe.teacher.fit or recipe.distil.fit, machine.kind)
     most = recipe.targets.micro_batch_size * machine.count  # larger ones gain nothing: no gradient waits for them
     language = recipe.kind.is_language_model
-    return MemoryModel(size.shape, 0.0, 0, recipe.data.max_tokens, most, half, language, whole)
+    return MemoryModel(size.shape, 0.0, 0, row_tokens(recipe, size), most, half, language, whole)
 
 
 def student_load(recipe: Recipe, student: Size, teacher: Size | None, kind: str) -> MemoryModel:
@@ -134,10 +142,19 @@ def student_load(recipe: Recipe, student: Size, teacher: Size | None, kind: str)
     tuned = lora_weights(student, lora) if lora else student.total
     beside = None if teacher is None else (teacher.shape, *weight_bytes(recipe, teacher))
     return MemoryModel(
-        student.shape, 4.0 * student.total + (4 * tuned if lora else 0), tuned, recipe.data.max_tokens, fit.batch_size,
+        student.shape, 4.0 * student.total + (4 * tuned if lora else 0), tuned, row_tokens(recipe, student),
+        fit.batch_size,
         _is_half(fit, kind), recipe.kind.is_language_model, beside,
         adapted=_inputs(student, lora), adapter_dropout=bool(lora and lora.dropout),
     )  # fmt: skip
+
+
+def row_tokens(recipe: Recipe, size: Size) -> int:
+    """Tokens of the longest row; of a picture its patches, or 1 where convolutions read it."""
+    if not recipe.kind.reads_images:
+        return recipe.data.max_tokens
+    side, patch = size.config.get("image_size"), size.config.get("patch_size")
+    return (side // patch) ** 2 + 1 if isinstance(side, int) and isinstance(patch, int) and patch else 1
 
 
 def _is_half(fit: Fit, kind: str) -> bool:
@@ -162,7 +179,7 @@ def own_ways(recipe: Recipe) -> tuple[Placement, Placement, Placement]:
 def student_size(recipe: Recipe) -> Size | None:
     """The student's size, if the files that tell are on this machine."""
     student: Student = recipe.student
-    if student.from_config is not None or recipe.kind.reads_images:
+    if student.from_config is not None:
         return None
     if student.from_teacher is not None:
         size = teacher_size(recipe)

@@ -288,8 +288,8 @@ def read_task_rows(recipe: Recipe, *, download: bool = True) -> TaskRows:
     held_out = _add_unlabelled(recipe, checker, splits, notes)
     if recipe.needs_template and tokenizer is None:
         notes.append(
-            f"The chats were not rendered: the tokenizer of {recipe.teacher.model} is not on this machine yet, or "
-            "needs code of its own"
+            f"The chats were not rendered: the tokenizer of {recipe.teacher.model} {_absent_template(recipe)}; a run "
+            "checks them with it"
         )
     fault = task.nothing_to_learn(splits["train"])
     if fault is not None:
@@ -399,6 +399,14 @@ def template_tokenizer(recipe: Recipe, *, download: bool) -> PreTrainedTokenizer
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"teacher.model: the tokenizer of {source.name} cannot be loaded: {reason}") from None
     return found
+
+
+def _absent_template(recipe: Recipe) -> str:
+    """Why `check` does not use the tokenizer whose template renders chats."""
+    source = teacher_of(recipe)
+    if is_gguf(source) and model_folder(source) is None:
+        return "is inside a GGUF file that is not converted yet"
+    return "needs code of its own" if model_folder(source) is not None else "is not on this machine yet"
 
 
 class RowSubset:

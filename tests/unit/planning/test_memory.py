@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 from support import commands
 
-from distilpeft.data.published import FILE, known_model
-from distilpeft.data.sources import Source, num_layers, num_parameters
+from distilpeft.data.published import FILE, known_model, shapes_of
+from distilpeft.data.sources import Source, num_layers, num_parameters, resolve
 from distilpeft.errors import InputError
 from distilpeft.planning import choose_models
 from distilpeft.planning.memory import CONTEXT_BYTES, Machine, MemoryModel, Placement, Shape, best, settings
+from distilpeft.planning.sizes import size_of
 
 OWN = Placement("online", "ddp", "replicated", checkpointing=False, micro_batch_size=4)
 SMALL = Shape(total=1000, linear=600, layers=2, hidden=10, keys=10, ffn=40, vocabulary=20, gated=False, tied=False)
@@ -130,7 +131,62 @@ CATALOGUE = {
 def test_known_models_of_the_catalogue_have_its_weights_and_layers(name):
     config, shapes = known_model(Source(name, None))
     assert round(num_parameters(shapes) / 1e6) == pytest.approx(CATALOGUE[name]["millions"], abs=1)
-    assert num_layers(config) == CATALOGUE[name]["layers"]
+    assert (num_layers(config) or 0) == CATALOGUE[name]["layers"], "convolutions have none"
+
+
+def test_every_model_that_init_can_choose_is_planned_without_a_download():
+    """Those in packages where they are installed; their files say it."""
+    unknown = []
+    for name in CATALOGUE:
+        try:
+            source = resolve(name, "teacher.model")
+        except InputError as missing:
+            assert "is not installed" in str(missing)  # noqa: PT017
+            assert name.startswith("package:")
+            continue
+        size = size_of(source)
+        if size is None or size.total / 1e6 != pytest.approx(CATALOGUE[name]["millions"], abs=1):
+            unknown.append(name)
+    assert not unknown
+
+
+SMALLER = {
+    "microsoft/resnet-18": {"depths": [1, 1, 1, 1], "embedding_size": 16, "hidden_sizes": [16, 32, 64, 128]},
+    "facebook/deit-tiny-patch16-224": {"num_hidden_layers": 2},
+    "google/flan-t5-small": {"num_layers": 2, "vocab_size": 99},
+    "facebook/bart-base": {"encoder_layers": 2, "decoder_layers": 2, "vocab_size": 99},
+}
+
+
+@pytest.mark.parametrize("name", list(SMALLER))
+def test_activations_are_about_what_torch_keeps_for_the_backward_pass(name):
+    """Of two rows, within a third: attention of T5 and cross-attention keep more than the rule has."""
+    import torch
+    import transformers
+
+    config = known_model(Source(name, None))[0] | SMALLER[name]
+    kind = {"resnet": "ResNet", "vit": "ViT", "t5": "T5", "bart": "Bart"}[config["model_type"]]
+    made = getattr(transformers, f"{kind}Config")(**{key: one for key, one in config.items() if key != "model_type"})
+    model = getattr(transformers, f"{kind}Model")(made).train()
+    weights = {weight.untyped_storage().data_ptr() for weight in model.parameters()}
+    kept: dict[int, torch.Tensor] = {}
+
+    def keep(tensor):
+        kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    ids = torch.randint(5, 99, (2, 128))
+    texts = {"input_ids": ids, "decoder_input_ids": ids}
+    inputs = texts if made.is_encoder_decoder else {"pixel_values": torch.rand(2, 3, 224, 224)}
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        model(**inputs)
+    real = sum(tensor.untyped_storage().nbytes() for at, tensor in kept.items() if at not in weights)
+    shapes = shapes_of(config)
+    size = Shape.of(config, num_parameters(shapes), 0, num_layers(config) or 0)
+    tokens = 128 if made.is_encoder_decoder else 197 if kind == "ViT" else 1
+    training = MemoryModel(size, 0.0, size.total, tokens, 2, half=False, language=False)
+    own = Placement("tune", "ddp", "replicated", checkpointing=False, micro_batch_size=2)
+    assert training.parts(own, Machine(1, 80e9, "CPU"))["activations"] == pytest.approx(real, rel=0.34)
 
 
 @pytest.mark.parametrize(
@@ -139,6 +195,9 @@ def test_known_models_of_the_catalogue_have_its_weights_and_layers(name):
         ("answerdotai/ModernBERT-base", "ModernBert"), ("FacebookAI/roberta-base", "Roberta"),
         ("sentence-transformers/all-MiniLM-L12-v2", "Bert"), ("HuggingFaceTB/SmolLM2-135M-Instruct", "Llama"),
         ("Qwen/Qwen2.5-0.5B-Instruct", "Qwen2"), ("distilbert/distilbert-base-uncased", "DistilBert"),
+        ("google/flan-t5-small", "T5"), ("google/mt5-small", "MT5"), ("facebook/bart-base", "Bart"),
+        ("facebook/m2m100_418M", "M2M100"), ("facebook/deit-tiny-patch16-224", "ViT"),
+        ("microsoft/resnet-18", "ResNet"), ("microsoft/Multilingual-MiniLM-L12-H384", "Bert"),
     ],
 )  # fmt: skip
 def test_shapes_are_those_of_the_model_that_transformers_builds(known, kind):
@@ -149,10 +208,14 @@ def test_shapes_are_those_of_the_model_that_transformers_builds(known, kind):
     made = getattr(transformers, f"{kind}Config")(
         **{name: value for name, value in config.items() if name != "model_type"}
     )
-    whole = "ForCausalLM" if kind in ("Llama", "Qwen2") else "Model"
+    heads = {"ForCausalLM": ("Llama", "Qwen2"), "ForConditionalGeneration": ("T5", "MT5", "Bart", "M2M100")}
+    whole = next((head for head, kinds in heads.items() if kind in kinds), "Model")
+    options = {"add_pooling_layer": False} if kind == "ViT" else {}
     with torch.device("meta"):
-        model = getattr(transformers, f"{kind}{whole}")(made)
+        model = getattr(transformers, f"{kind}{whole}")(made, **options)
     expected = {name: tuple(weight.shape) for name, weight in model.named_parameters()}
+    if kind in ("T5", "MT5"):  # the files have an output layer of their own, which transformers ties
+        assert shapes.pop("lm_head.weight") == shapes["shared.weight"]
     assert shapes == expected
 
 
