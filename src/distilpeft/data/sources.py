@@ -197,23 +197,31 @@ def _in_package(name: str, key: str) -> Path:
 
 
 def license_of(source: Source) -> str | None:
-    """The licence that a package, or a folder's or file's README.md beside it, names for itself; None if none does."""
+    """The licence that a README.md in a folder or beside a file names, or else the package; None if none does.
+
+    Packages of models have a licence of their own, for the code around the weights. It is spelled as the hub does.
+    """
+    if source.path is not None:
+        readme = (source.path if source.path.is_dir() else source.path.parent) / "README.md"
+        text = readme.read_text(encoding="utf-8", errors="replace") if readme.is_file() else ""
+        front = text.partition("\n---")[0] if text.startswith("---") else ""
+        found = re.search(r"^license:\s*(\S+)", front, re.MULTILINE)
+        if found:
+            return _as_on_hub(found.group(1).strip("\"'"))
     if source.name.startswith("package:"):
         module = source.name.removeprefix("package:").partition("/")[0]
         for name in metadata.packages_distributions().get(module, []):
-            told: Any = metadata.metadata(name)
-            found = told.get("License-Expression") or told.get("License")
-            if found:
-                return str(found).splitlines()[0][:80]
-        return None
-    if source.path is None:
-        return None
-    readme = (source.path if source.path.is_dir() else source.path.parent) / "README.md"
-    text = readme.read_text(encoding="utf-8", errors="replace") if readme.is_file() else ""
-    found = (
-        re.search(r"^license:\s*(\S+)", text.partition("\n---")[0], re.MULTILINE) if text.startswith("---") else None
-    )
-    return found.group(1).strip("\"'") if found else None
+            described: Any = metadata.metadata(name)
+            named = described.get("License-Expression") or described.get("License")
+            if named:
+                return _as_on_hub(str(named).splitlines()[0][:80])
+    return None
+
+
+def _as_on_hub(licence: str) -> str:
+    """`apache-2.0` of `Apache License, Version 2.0`."""
+    words = re.sub(r"\b(the|licen[cs]e|version)\b|,", " ", licence.lower()).split()
+    return "-".join(words)
 
 
 def is_gguf(source: Source) -> bool:

@@ -14,12 +14,13 @@ import numpy as np
 import yaml
 
 from distilpeft.data.model_files.quantized import stored_form
-from distilpeft.data.model_files.recipe_models import teacher_of
+from distilpeft.data.model_files.recipe_models import student_of, teacher_of
 from distilpeft.data.reading import data_sources
-from distilpeft.data.sources import Source, license_of
+from distilpeft.data.sources import Source
 from distilpeft.export.card_code import snippet
 from distilpeft.export.manifest import ExportManifest
 from distilpeft.machine import markdown as md
+from distilpeft.planning.choose_models import licence_of
 from distilpeft.planning.roles import export_role
 from distilpeft.recipe import Recipe
 from distilpeft.recipe.export import FORMS
@@ -310,9 +311,11 @@ def _sources(recipe: Recipe) -> list[Source]:
 def _licences(recipe: Recipe) -> str:
     teacher = teacher_of(recipe)
     lines = [f"- Teacher's base {md.code(_shown(teacher))}: {_told(teacher)}."]
+    if recipe.student.model is not None and student_of(recipe).name != teacher.name:
+        lines.append(f"- Student's base {md.code(_shown(student_of(recipe)))}: {_told(student_of(recipe))}.")
     lines += [f"- Data {md.code(_shown(source))}: {_told(source)}." for source in _sources(recipe)]
     own = (
-        f"This model: {md.plain(recipe.export.license)}." if recipe.export.license else "Both apply to this model too."
+        f"This model: {md.plain(recipe.export.license)}." if recipe.export.license else "They apply to this model too."
     )
     return "\n".join([*lines, "", own])
 
@@ -322,11 +325,11 @@ def _shown(source: Source) -> str:
 
 
 def _told(source: Source) -> str:
+    found = licence_of(source)
     if source.path is None:
-        return f"see https://huggingface.co/{source.name}"
-    found = license_of(source)
-    where = "package" if source.name.startswith("package:") else "folder"
-    return f"{md.plain(found)}, as its {where} says" if found else "its files name none; ask where they come from"
+        page = f"see https://huggingface.co/{source.name}"
+        return f"{md.plain(found)}, {page}" if found else page
+    return md.plain(found) if found else "its files name none; ask where they come from"
 
 
 def _divergence(recipe: Recipe) -> str:

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from distilpeft.data.sources import Source, license_of
 from distilpeft.errors import InputError
 from distilpeft.machine.files import JsonObject
 from distilpeft.planning.data_profile import Wishes
@@ -62,6 +63,18 @@ class Choice:
         return cut_millions(self.teacher, len(self.layers))
 
 
+def catalogue() -> dict[str, list[JsonObject]]:
+    """Kind → the models that init knows."""
+    found: dict[str, list[JsonObject]] = json.loads((Path(__file__).parent / "catalogue.json").read_text("utf-8"))
+    return found
+
+
+def licence_of(source: Source) -> str | None:
+    """The licence of a model or of data: as the catalogue has it, or as its own files do; None if neither names one."""
+    listed = (one for models in catalogue().values() for one in models if one["name"] == source.name)
+    return next((str(one["licence"]) for one in listed), None) or license_of(source)
+
+
 def choose(wishes: Wishes, max_tokens: int) -> Choice:
     """The largest teacher that the device can tune, and the largest student within the size that is of its kind.
 
@@ -71,7 +84,7 @@ def choose(wishes: Wishes, max_tokens: int) -> Choice:
     traits = KINDS[wishes.task or "text_classification"]
     kind = models_for(traits)
     alike = traits.same_tokens
-    listed: list[JsonObject] = json.loads((Path(__file__).parent / "catalogue.json").read_text("utf-8"))[kind]
+    listed = catalogue()[kind]
     most = MOST_MILLIONS[kind] if wishes.on == "cpu" else MILLIONS_PER_GB * memory_gb(wishes.on)
     fitting = [one for one in listed if _suits(one, wishes, kind, max_tokens)]
     unlisted = {"millions": 0, "embeddings": 0, "layers": 0, "family": None, "tokens": max_tokens}

@@ -14,6 +14,7 @@ from distilpeft.data.sources import (
     digest,
     gguf_folder,
     is_gguf,
+    license_of,
     model_config,
     num_layers,
     num_parameters,
@@ -235,3 +236,20 @@ def test_what_a_converted_gguf_file_holds_is_known_by_its_content(tmp_path, monk
     assert weight_shapes(source)["bert.embeddings.word_embeddings.weight"] == (16, 8)
     file.write_bytes(b"GGUF" + bytes(61))
     assert weight_shapes(source) is None
+
+
+@pytest.mark.parametrize(
+    ("named", "licence"),
+    [("MIT License", "mit"), ("Apache-2.0", "apache-2.0"), ("Apache License, Version 2.0", "apache-2.0"),
+     ("BSD 3-Clause License", "bsd-3-clause")],
+)  # fmt: skip
+def test_a_packages_licence_is_spelled_as_on_the_hub_and_a_models_own_card_goes_first(
+    tmp_path, monkeypatch, named, licence
+):
+    module = "weights_in_a_package"
+    monkeypatch.setattr("importlib.metadata.packages_distributions", lambda: {module: ["weights"]})
+    monkeypatch.setattr("importlib.metadata.metadata", lambda name: {"License": named})
+    source = Source(f"package:{module}/model", tmp_path)
+    assert license_of(source) == licence
+    (tmp_path / "README.md").write_text("---\nlanguage: en\nlicense: openrail\n---\n# A model\n")
+    assert license_of(source) == "openrail"

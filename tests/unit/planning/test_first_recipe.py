@@ -14,9 +14,10 @@ import yaml
 from support import commands, tiny, tiny_lm, tiny_tasks
 
 from distilpeft import cli
+from distilpeft.data.sources import license_of, resolve
 from distilpeft.errors import InputError
 from distilpeft.planning import choose_models
-from distilpeft.planning.choose_models import choose
+from distilpeft.planning.choose_models import choose, licence_of
 from distilpeft.planning.data_profile import Wishes, look, task_lines
 from distilpeft.planning.first_recipe import rate
 from distilpeft.planning.guess.settle import settled
@@ -456,3 +457,12 @@ def test_the_catalogue_holds_what_choices_need():
         assert 0 < one["embeddings"] < one["millions"]
         assert one["languages"] in ("en", "many")
         assert ("needs" in one) == name.startswith("package:")
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name.startswith("package:")])
+def test_the_catalogue_has_the_licence_that_the_files_of_a_package_name(name):
+    try:
+        source = resolve(name, "teacher.model")
+    except InputError:
+        pytest.skip("the package is not installed")
+    assert license_of(source) == NAMES[name]["licence"] == licence_of(source)

@@ -369,6 +369,11 @@ class TestCard:
         assert "- Teacher's base `org/base`: see https://huggingface.co/org/base." in text
         assert "This model: mit." in text
 
+    def test_licences_of_known_models_are_those_of_the_catalogue(self):
+        text = rendered("teacher.model=FacebookAI/roberta-base", "student={model: distilbert/distilroberta-base}")
+        assert "base `FacebookAI/roberta-base`: mit, see https://huggingface.co/FacebookAI/roberta-base." in text
+        assert "base `distilbert/distilroberta-base`: apache-2.0, see https" in text
+
     def test_no_path_of_the_machine_that_made_it_is_in_the_card(self, workplace):
         text = rendered(f"teacher.model={workplace / 'base'}", f"data.source={workplace / 'rows.csv'}")
         assert str(workplace) not in text
