@@ -142,7 +142,7 @@ def test_init_writes_a_recipe_and_says_what_it_cannot_see(tmp_path):
     with pytest.raises(distilpeft.InputError, match="init: unknown 'lable'"):
         distilpeft.init(tmp_path / "other.yaml", str(tmp_path / "rows.csv"), lable="label")
     (tmp_path / "odd.csv").write_text("a,b\n" + "1,2\n3,4\n" * 20)
-    with pytest.raises(distilpeft.InputError, match="init: task is needed: one of"):
+    with pytest.raises(distilpeft.InputError, match="--task is needed, with the columns that it reads"):
         distilpeft.init(tmp_path / "odd.yaml", str(tmp_path / "odd.csv"), packages=True)
 
 

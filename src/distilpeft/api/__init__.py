@@ -77,7 +77,7 @@ class Check:
     Attributes:
         plan: every artifact that it leads to.
         rows: rows of each split; None for data on the hub, which only a run downloads.
-        stages: a line for each stage: name, done, rows, steps, weights, memory, disk; `?` is not known yet.
+        stages: a line for each stage: name, done, rows, steps, time, memory, disk; `?` is not known yet.
     """
 
     plan: Plan
@@ -114,8 +114,8 @@ def check(
     from distilpeft.planning import check as checking
 
     plan = make_plan(load_recipe(recipe, overrides), Path(runs))
-    rows = checking.count_rows(plan.recipe, console or Console(quiet=True))
-    return Check(plan, rows, tuple(checking.stage_rows(plan, rows)))
+    rows, stages = checking.forecast(plan, console or Console(quiet=True))
+    return Check(plan, rows, tuple(stages))
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -154,6 +155,7 @@ def most_inner(wishes: Wishes, kind: str, max_tokens: int) -> float:
     return operations / (OPERATIONS * max_tokens) / 1e6
 
 
+@cache
 def operations_per_s() -> float:
     """Floating-point operations of this machine's processors in matrix products, measured for a moment."""
     side = 512

@@ -14,13 +14,16 @@ from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 
-from distilpeft.data.sources import model_folder, resolve
+from distilpeft.data.model_files.tokens import Words
+from distilpeft.data.sources import resolve_model
 from distilpeft.errors import InputError
 
 TOKENS_PER_WORD = 1.4
 """Of word pieces in English; other languages and code have more."""
 SPECIAL, TURN = 3, 6
 """Tokens that frame a row, and a turn of a chat."""
+FRAME = 1
+"""Tokens that frame a text, at least."""
 ENOUGH_LETTERS, ENOUGH_WORDS = 50, 100
 COMMON = 0.08
 """Share of a text's words that are among its language's most common ones, at least; English has about 0.3."""
@@ -73,17 +76,15 @@ def _turns(cell: object) -> int:
 def counter(model: str) -> Count | None:
     """Counts with a model's tokenizer; None if it is not on this machine."""
     try:
-        folder = model_folder(resolve(model, "--teacher"))
+        words = Words.of(resolve_model(model, "--teacher"))
     except InputError:
         return None
-    if folder is None or not (folder / "tokenizer.json").is_file():
-        return None
-    from tokenizers import Tokenizer
+    return None if words is None else count_with(words)
 
-    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    return lambda cell: len(tokenizer.encode(text_of(cell), add_special_tokens=False).ids) + _turns(cell)
+
+def count_with(words: Words) -> Count:
+    """Counts with a tokenizer, without the tokens that frame a row."""
+    return lambda cell: len(words.core.encode(text_of(cell), add_special_tokens=False).ids) + _turns(cell)
 
 
 def length(rows: Iterable[Mapping[str, object]], columns: Iterable[str], count: Count) -> int:

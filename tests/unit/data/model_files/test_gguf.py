@@ -8,6 +8,7 @@ import pytest
 
 from distilpeft.data.model_files.gguf import gguf_config
 from distilpeft.data.sources import Source
+from distilpeft.planning.forecast.overview import origin
 from distilpeft.planning.sizes import size_of
 
 
@@ -35,6 +36,7 @@ def test_the_size_of_a_gguf_model_is_known_before_it_is_converted(tmp_path, outp
     size = size_of(Source(str(file), file))
     layer = 2 * 4 * 4 + 2 * 2 * 4 + 3 * 8 * 4 + 2 * 4
     assert size.total == 2 * layer + 4 + 9 * 4 * (1 + output)
+    assert ", on this machine; a run converts the GGUF file once (" in origin(Source(str(file), file))
     assert (size.layers, size.shape.keys, size.shape.vocabulary, size.shape.gated) == (2, 2, 9, True)
 
 

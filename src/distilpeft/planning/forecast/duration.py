@@ -1,0 +1,200 @@
+"""How long the stages of a run take: from earlier runs of the recipe, or roughly from weights, tokens and rows.
+
+Two operations per weight and token forward, two more for the gradient of what goes through a layer, and two for that of
+its weights: 6 to train a model, 4 to train an adapter, 2 to ask. Processors do half of what they do in large matrix
+products, which is measured for a moment; of a GPU a speed is assumed. What is left out: attention, which grows with the
+square of a row, loading, and padding. Compared with runs on two cores, the estimates are within a factor of three.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from distilpeft.errors import InputError
+from distilpeft.machine.artifact import Artifact
+from distilpeft.machine.files import JsonObject
+from distilpeft.planning.choose_models import EFFICIENCY, operations_per_s
+from distilpeft.planning.guess.device import cores
+from distilpeft.planning.memory import Machine
+from distilpeft.planning.plan import Plan, Step
+from distilpeft.planning.roles import ARMS, CE_ONLY, MAJORITY, TEACHERS
+from distilpeft.planning.sizes import Size, lora_weights
+from distilpeft.recipe.training import Fit
+
+TRAIN, ADAPT, ASK = 6, 4, 2
+"""Operations per weight and token."""
+UNPACK = 2.5
+"""Times as long as in float32, on processors, if the weights have to be dequantized for every product."""
+GPU_OPERATIONS = 3e13
+"""Per second, of a GPU in 16 bits: about a third of an A10's or an eighth of an A100's best."""
+UPDATE_S = 2e-9
+"""For each weight that AdamW changes: it goes through memory."""
+LOAD_S, EXPORT_S, TURN_S = 3.0, 12.0, 0.5
+"""For each model that a stage loads; each export with its gate; each turn of a model in the benchmark."""
+FACTOR = 3
+"""By which the rough times may be off."""
+
+
+@dataclass(frozen=True)
+class Duration:
+    """Seconds that a stage will still take, and whether an earlier run measured them."""
+
+    seconds: float
+    is_measured: bool = False
+
+    def __str__(self) -> str:
+        return "-" if self.seconds <= 0 else ("" if self.is_measured else "~") + spoken(self.seconds)
+
+
+@dataclass(frozen=True)
+class Work:
+    """What the times of a plan follow from.
+
+    Attributes:
+        plan: the run.
+        machine: that it is on.
+        teacher: its size.
+        student: its size.
+        tokens: of a row, on average.
+        splits: rows of each split.
+        taught: rows that the student learns from.
+    """
+
+    plan: Plan
+    machine: Machine
+    teacher: Size
+    student: Size
+    tokens: float
+    splits: Mapping[str, int]
+    taught: int
+
+    def of(self, step: Step) -> Duration:
+        """The time of a step that is not done: as an earlier one of its kind took, or by operations."""
+        measured = self._measured(step)
+        return Duration(self._rough(step)) if measured is None else Duration(measured, is_measured=True)
+
+    def _measured(self, step: Step) -> float | None:
+        for found in former(self.plan, step):
+            rate = found["figures"].get("rows_per_s")
+            if rate and step.stage in ("teacher", "distil"):
+                return self._rows(step) / float(rate)
+            if found.get("seconds"):
+                return float(found["seconds"])
+        return None
+
+    def _rows(self, step: Step) -> float:
+        """Rows that a training goes through."""
+        recipe = self.plan.recipe
+        if step.stage == "teacher":
+            fit = recipe.teacher.fit
+            return 0 if fit is None else _rows(fit, self.splits["train"])
+        arm = ARMS[step.role]
+        own = recipe.distil.ce_only_fit if step.role == CE_ONLY else recipe.distil.fit
+        return _rows(own, self.taught if arm.unlabelled or arm.equal_steps else self.splits["train"])
+
+    def _rough(self, step: Step) -> float:
+        recipe, student = self.plan.recipe, self._ask(self.student)
+        teacher = self._ask(self.teacher) * self._slow
+        cells = len(recipe.benchmark.batch_sizes) * len(recipe.benchmark.lengths)
+        times: dict[str, Callable[[], float]] = {
+            "teacher": lambda: self._tuning(teacher),
+            "targets": lambda: self.taught * teacher,
+            "distil": lambda: self._distilling(step, teacher, student),
+            "lead": lambda: LOAD_S + self.splits["validation"] * (teacher + student),
+            "evaluate": lambda: self.splits[recipe.evaluate.split] * (teacher if step.role in TEACHERS else student),
+            "export": lambda: EXPORT_S,
+            "benchmark": lambda: len(self.plan.timed()) * (2 * LOAD_S + TURN_S * cells * recipe.benchmark.rounds),
+        }
+        if step.role == MAJORITY:
+            return 0
+        return LOAD_S + (times[step.stage]() if step.stage in times else 0)
+
+    def _tuning(self, ask: float) -> float:
+        section = self.plan.recipe.teacher
+        if section.fit is None:
+            return 0
+        tuned = lora_weights(self.teacher, section.lora) if section.lora else self.teacher.total
+        train = (ADAPT if section.lora else TRAIN) / ASK * ask
+        return _rows(section.fit, self.splits["train"]) * (train + self._update(tuned, section.fit))
+
+    def _distilling(self, step: Step, teacher: float, student: float) -> float:
+        recipe = self.plan.recipe
+        lora, hears = recipe.student.lora, ARMS[step.role].teacher is not None and recipe.targets.mode == "online"
+        tuned = lora_weights(self.student, lora) if lora else self.student.total
+        train = (ADAPT if lora else TRAIN) / ASK * student + self._update(tuned, recipe.distil.fit)
+        return self._rows(step) * (train + teacher * hears)
+
+    def _ask(self, size: Size) -> float:
+        """Seconds that a model takes to read a row."""
+        head = size.shape.vocabulary * size.shape.hidden if self.plan.recipe.kind.is_language_model else 0
+        weights = size.total if self.plan.recipe.kind.reads_images else size.num_linear + head
+        return ASK * weights * self.tokens / speed(self.machine)
+
+    def _update(self, tuned: int, fit: Fit) -> float:
+        """Seconds for a row's share of a step of the optimizer."""
+        return 0 if self.machine.kind == "GPU" else UPDATE_S * tuned / fit.batch_size
+
+    @property
+    def _slow(self) -> float:
+        """Times as long for a quantized teacher."""
+        return UNPACK if self.plan.recipe.teacher.quantize != "none" and self.machine.kind == "CPU" else 1.0
+
+
+def former(plan: Plan, step: Step) -> list[JsonObject]:
+    """The manifests of earlier steps of the same kind in the run's folder, on the same models; the newest first."""
+    found = []
+    for folder in plan.folder.glob(f"{step.stage}-*"):
+        artifact = Artifact(step.stage, folder, {}, {})
+        if not artifact.done:
+            continue
+        try:
+            manifest = artifact.manifest()
+        except InputError:  # a damaged one says nothing; a run names it
+            continue
+        if _kind(manifest["settings"], manifest["inputs"]) == _kind(step.artifact.settings, step.artifact.inputs):
+            found.append((folder.stat().st_mtime, manifest))
+    return [manifest for _, manifest in sorted(found, key=lambda pair: -pair[0])]
+
+
+def _kind(settings: Mapping[str, object], inputs: Mapping[str, str]) -> dict[str, object]:
+    """What tells the speed of steps of one stage apart."""
+    own = {name: settings.get(name) for name in ("quantize", "lora", "format", "student", "rounds")}
+    student = own["student"]
+    own["student"] = {**student, "seed": None} if isinstance(student, Mapping) else student
+    return {**own, **{name: inputs.get(name) for name in ("base", "role", "data")},
+            "is_taught": "targets" in inputs or "teacher" in inputs}  # fmt: skip
+
+
+def speed(machine: Machine) -> float:
+    """Operations per second in a model's products."""
+    return machine.count * GPU_OPERATIONS if machine.kind == "GPU" else operations_per_s() * EFFICIENCY
+
+
+def place(machine: Machine) -> str:
+    """The machine that times are for."""
+    return f"{machine.count} GPU{'s' if machine.count > 1 else ''}" if machine.kind == "GPU" else cores()
+
+
+def legend(machine: Machine) -> str:
+    """How the rough times come about."""
+    rate = f"{speed(machine) / 1e9:.0f} GFLOP/s"
+    known = "assumed of a GPU" if machine.kind == "GPU" else "half of what matrix products reach here right now"
+    return (
+        f"~ = rough, perhaps off by a factor of {FACTOR}: 2 (asked), 4 (LoRA) or 6 (trained) operations per weight and "
+        f"token, at {rate} ({known}). Times without ~ were measured by earlier runs of this recipe."
+    )
+
+
+def _rows(fit: Fit, rows: int) -> float:
+    """Rows that a training goes through."""
+    most = float("inf") if fit.max_steps is None else fit.max_steps * fit.batch_size
+    return min(fit.epochs * rows, most)
+
+
+def spoken(seconds: float) -> str:
+    """A time in the unit that suits it."""
+    if seconds < 100:
+        return f"{max(1, round(seconds))} s"
+    minutes = seconds / 60
+    return f"{minutes:.0f} min" if minutes < 100 else f"{minutes / 60:.0f} h"
