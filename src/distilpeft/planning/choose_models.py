@@ -17,10 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from distilpeft.data.sources import Source, license_of
 from distilpeft.errors import InputError
 from distilpeft.machine.files import JsonObject
+from distilpeft.machine.host import num_cpus
 from distilpeft.planning.data_profile import Wishes
 from distilpeft.recipe.student import spread
 from distilpeft.recipe.task import KINDS, Kind
@@ -157,16 +159,21 @@ def most_inner(wishes: Wishes, kind: str, max_tokens: int) -> float:
 
 @cache
 def operations_per_s() -> float:
-    """Floating-point operations of this machine's processors in matrix products, measured for a moment."""
-    side = 512
+    """Floating-point operations of this machine's processors in matrix products, measured for a moment.
+
+    On one thread, times the number of processors: where others work too, threads that wait for each other would show
+    a hundredth of it.
+    """
+    side = 256
     one = np.random.default_rng(0).random((side, side), np.float32)
     best = math.inf
-    end = time.perf_counter() + MEASURED_S
-    while time.perf_counter() < end:
-        begin = time.perf_counter()
-        one @ one
-        best = min(best, time.perf_counter() - begin)
-    return 2 * side**3 / best
+    with threadpool_limits(1):
+        end = time.perf_counter() + MEASURED_S
+        while time.perf_counter() < end:
+            begin = time.perf_counter()
+            one @ one
+            best = min(best, time.perf_counter() - begin)
+    return num_cpus() * 2 * side**3 / best
 
 
 def models_for(traits: Kind) -> str:
