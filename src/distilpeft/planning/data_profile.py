@@ -15,7 +15,7 @@ from distilpeft.data.labels import is_missing, is_one_hot, number, whole_number
 from distilpeft.data.picture_folders import ENDINGS
 from distilpeft.data.reading import load_parts
 from distilpeft.errors import InputError
-from distilpeft.planning.text_profile import TOKENS_PER_WORD, estimate, language_of, text_of
+from distilpeft.planning.text_profile import language_of, num_words, text_of
 from distilpeft.recipe.data import Data, Split
 
 LOOKED_AT = 2000
@@ -130,6 +130,8 @@ def look(source: str) -> Look:
         found.setdefault(kind, []).append(name)
         if kind == "class":
             classes[name] = values
+    classes |= (named := _long_names(found["text"], rows))
+    found["text"] = [name for name in found["text"] if name not in named]
     language = language_of(text_of(cell) for name in (*found["text"], *found["list"]) for cell in some[name])
     splits = {name: len(part) for name, part in parts.items()}
     return Look(splits, some, found["text"], classes, found["number"], found["list"], pictures, missing, language)
@@ -176,9 +178,17 @@ def _names_pictures(cells: Sequence[object]) -> bool:
 
 
 def mean_words(cells: Iterable[object]) -> float:
-    """Words of a cell, about; scripts without spaces count by their characters."""
-    counts = [estimate(cell) / TOKENS_PER_WORD for cell in cells if not is_missing(cell)]
+    """Words of a cell on average."""
+    counts = [num_words(cell) for cell in cells if not is_missing(cell)]
     return float(np.mean(counts)) if counts else 0.0
+
+
+def _long_names(texts: Sequence[str], rows: datasets.Dataset) -> dict[str, Sequence[str]]:
+    """Columns of classes whose names are several words: few values next to another text with many; with the values."""
+    cells = {name: [cell for cell in rows[name][:] if not is_missing(cell)] for name in texts}
+    most = max((len(set(column)) for column in cells.values()), default=0)
+    found = {name: _few(column) for name, column in cells.items() if 2 * len(set(column)) <= most}
+    return {name: values for name, values in found.items() if values is not None}
 
 
 def task_lines(wishes: Wishes, seen: Look) -> list[str]:

@@ -6,6 +6,7 @@ from characters in scripts that put no spaces between words.
 
 from __future__ import annotations
 
+import json
 import math
 import re
 import unicodedata
@@ -18,21 +19,23 @@ from distilpeft.data.model_files.tokens import Words
 from distilpeft.data.sources import resolve_model
 from distilpeft.errors import InputError
 
-TOKENS_PER_WORD = 1.4
-"""Of word pieces in English; other languages and code have more."""
+TOKENS_PER_WORD, LETTERS_PER_TOKEN = 1.4, 4
+"""Of word pieces in English; where words are longer, as in German, Russian and code, letters decide."""
 SPECIAL, TURN = 3, 6
 """Tokens that frame a row, and a turn of a chat."""
 FRAME = 1
 """Tokens that frame a text, at least."""
-ENOUGH_LETTERS, ENOUGH_WORDS = 50, 100
+ENOUGH_LETTERS, ENOUGH_CHARACTERS, ENOUGH_WORDS = 50, 8, 100
+MIXED = 0.1
+"""Share of the letters that are of another script than Latin, if texts are in several languages."""
 COMMON = 0.08
 """Share of a text's words that are among its language's most common ones, at least; English has about 0.3."""
 Count = Callable[[object], float]
 """Tokens of a cell."""
-_UNSPACED = re.compile(
-    "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"
-)
-"""Thai, Lao, Burmese, Khmer, kana, and Chinese characters."""
+_IDEOGRAPHS = re.compile("[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]")
+"""Chinese characters and kana: about a token each."""
+_SYLLABLES = re.compile("[\uac00-\ud7af\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff]")
+"""Hangul, Thai, Lao, Burmese and Khmer: about a token for two of them."""
 _SCRIPTS = {
     "CJK": "Chinese", "HIRAGANA": "Japanese", "KATAKANA": "Japanese", "HANGUL": "Korean", "CYRILLIC": "Cyrillic script",
     "ARABIC": "Arabic script", "GREEK": "Greek", "HEBREW": "Hebrew", "DEVANAGARI": "Devanagari script", "THAI": "Thai",
@@ -56,7 +59,9 @@ _COMMON = {name: frozenset(words.split()) for name, words in _WORDS.items()}
 def text_of(cell: object) -> str:
     """What a cell says: a text, a list of words, or a chat's turns one after another."""
     if isinstance(cell, Mapping):
-        return text_of(cell.get("content") or cell.get("value"))
+        said = text_of(cell.get("content") or cell.get("value"))
+        calls = cell.get("tool_calls")
+        return f"{said} {json.dumps(calls, ensure_ascii=False, default=str)}" if calls else said
     if isinstance(cell, list | tuple):
         return " ".join(text_of(one) for one in cell)
     return cell if isinstance(cell, str) else ""
@@ -65,8 +70,17 @@ def text_of(cell: object) -> str:
 def estimate(cell: object) -> float:
     """Tokens of a cell, about."""
     text = text_of(cell)
-    unspaced = len(_UNSPACED.findall(text))
-    return TOKENS_PER_WORD * len(_UNSPACED.sub(" ", text).split()) + unspaced + _turns(cell)
+    ideographs, syllables = len(_IDEOGRAPHS.findall(text)), len(_SYLLABLES.findall(text))
+    words = _SYLLABLES.sub(" ", _IDEOGRAPHS.sub(" ", text)).split()
+    spelled = max(TOKENS_PER_WORD * len(words), sum(map(len, words)) / LETTERS_PER_TOKEN)
+    return spelled + ideographs + syllables / 2 + _turns(cell)
+
+
+def num_words(cell: object) -> float:
+    """Words of a cell, about; scripts without spaces count by their characters."""
+    text = text_of(cell)
+    alone = len(_IDEOGRAPHS.findall(text)) + len(_SYLLABLES.findall(text)) / 2
+    return len(_SYLLABLES.sub(" ", _IDEOGRAPHS.sub(" ", text)).split()) + alone / TOKENS_PER_WORD
 
 
 def _turns(cell: object) -> int:
@@ -99,9 +113,11 @@ def language_of(texts: Iterable[str]) -> str | None:
     joined = " ".join(texts)[:200_000]
     scripts = Counter(unicodedata.name(char, "?").split()[0] for char in joined if char.isalpha())
     letters = sum(scripts.values())
-    if letters < ENOUGH_LETTERS:
-        return None
     foreign = {name: count for name, count in scripts.items() if name in _SCRIPTS}
+    if letters < (ENOUGH_CHARACTERS if foreign else ENOUGH_LETTERS):
+        return None
+    if MIXED * letters < sum(foreign.values()) <= letters / 2:
+        return "several languages"
     if sum(foreign.values()) > letters / 2:
         kana = scripts["HIRAGANA"] + scripts["KATAKANA"]
         return "Japanese" if kana > 0.1 * letters else _SCRIPTS[max(foreign, key=lambda name: foreign[name])]

@@ -21,7 +21,7 @@ from distilpeft.planning.choose_models import choose, licence_of
 from distilpeft.planning.data_profile import Wishes, look, task_lines
 from distilpeft.planning.first_recipe import rate
 from distilpeft.planning.guess.settle import settled
-from distilpeft.planning.text_profile import language_of
+from distilpeft.planning.text_profile import estimate, language_of
 from distilpeft.recipe.student import spread
 from distilpeft.recipe.yaml_file import load_recipe
 
@@ -419,11 +419,27 @@ def test_the_teachers_own_tokenizer_counts_where_it_is_here(tmp_path):
         ("Film nie jest zły i to się ogląda z przyjemnością, ale nie wiem, jak to się stało.", "Polish"),
         (CHINESE, "Chinese"), ("映画はとても面白かったです。また見たいと思います。" * 4, "Japanese"),
         ("영화가 정말 재미있었어요 " * 9, "Korean"), ("Фильм был очень хороший " * 5, "Cyrillic script"),
+        ("The film was good. 这部电影非常好看，我很喜欢。", "several languages"),
         ("كان الفيلم جيدا جدا وأحببته " * 4, "Arabic script"), ("short", None), ("zxq vbn wrt plk " * 40, None),
     ],
 )  # fmt: skip
 def test_the_language_of_texts_is_named(text, language):
     assert language_of([text] * 8) == language
+
+
+@pytest.mark.parametrize(
+    ("text", "least", "most"),
+    [
+        ("The film was not bad and the story of it is what I like to see on a day with my friends.", 22, 32),
+        ("Die Versicherungsgesellschaft verweigerte die Schadensregulierung wegen Fristversäumnis.", 18, 30),
+        (CHINESE, 100, 150), ("映画はとても面白かったです。", 10, 16), ("영화가 정말 재미있었어요", 5, 10),
+        ("หนังเรื่องนี้สนุกมากและฉันชอบเรื่องราวนี้", 10, 25),
+        ([{"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "weather"}}]}], 12, 24),
+    ],
+)  # fmt: skip
+def test_tokens_are_estimated_by_the_script(text, least, most):
+    """More than one for a long word, about one for each Chinese character, fewer for syllables."""
+    assert least <= estimate(text) <= most
 
 
 def test_names_that_yaml_would_take_for_something_else_are_quoted(tmp_path):

@@ -30,6 +30,9 @@ def seen(folder, row, count=60):
 
 ROWS = {
     "few values": lambda i, rng: {"Meinung": TEXT.format(i), "Stimmung": rng.choice(["gut", "schlecht"])},
+    "names of several words": lambda i, rng: {
+        "评论": f"第{i}次来这里，菜很好吃，服务也不错", "情感": rng.choice(["非常满意", "不太满意", "一般般吧"])
+    },
     "stars": lambda i, rng: {"评论": TEXT.format(i), "星级": rng.randint(1, 5)},
     "a scale": lambda i, rng: {"Nr": i, "Meinung": TEXT.format(i), "Preis": rng.random() * 40},
     "lists of names": lambda i, rng: {"body": TEXT.format(i), "about": rng.sample(["art", "sport", "war"], 2)},
@@ -53,6 +56,7 @@ ROWS = {
 }  # fmt: skip
 EXPECTED = {
     "few values": [("text_classification", {"text": "Meinung", "label": "Stimmung"})],
+    "names of several words": [("text_classification", {"text": "评论", "label": "情感"})],
     "stars": [("text_classification", {"text": "评论", "label": "星级"}),
               ("regression", {"text": "评论", "label": "星级"})],
     "a scale": [("regression", {"text": "Meinung", "label": "Preis"})],
