@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 
 import pytest
 from PIL import Image
@@ -15,6 +16,7 @@ from distilpeft.planning.data_profile import Wishes, look
 from distilpeft.planning.guess import device
 from distilpeft.planning.guess.kinds import guesses
 from distilpeft.planning.guess.settle import nobody, settled
+from distilpeft.recipe.yaml_file import load_recipe
 
 TEXT = "a film of {} words and of a mood that goes with it"
 CHAT = [{"role": "system", "content": "Help."}, {"role": "user", "content": "What is it?"},
@@ -166,3 +168,69 @@ def test_labels_that_come_as_one_class_among_texts_need_no_flag(tmp_path):
     wishes, lines = settled(Wishes(str(path)), look(str(path)), nobody)
     assert wishes.columns == {"text": "text", "label": "label"}
     assert len(lines) == 1
+
+
+def german(folder):
+    """Semicolons, a byte-order mark, Windows line ends, German headers, and a column of numbered rows."""
+    rng, path = random.Random(1), folder / "kunden.csv"
+    rows = [f'{at:05d};"Die Lieferung {at} war nicht das, was ich von dem Laden mag; es ist eine Frage der Zeit."'
+            f";{rng.choice(['positiv', 'negativ', 'neutral'])};{at},50" for at in range(90)]  # fmt: skip
+    path.write_bytes(b"\xef\xbb\xbf" + "\r\n".join(["Nr;Kundenmeinung;Stimmung;Preis", *rows, ""]).encode())
+    return path
+
+
+def chats(folder):
+    """A system's message, and a call of a tool with what it gives."""
+    path = folder / "chats.jsonl"
+    call = {"id": "c", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Oslo"}'}}
+    turns = [
+        {"role": "system", "content": "You are a helpful assistant that can look up the weather."},
+        {"role": "user", "content": "What is the weather in Oslo, and do I need a coat for it?"},
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "c", "content": '{"celsius": 4}'},
+        {"role": "assistant", "content": "It is cold in Oslo, and you need a coat."},
+    ]
+    path.write_text("".join(json.dumps({"id": at, "messages": turns}) + "\n" for at in range(60)))
+    return path
+
+
+def chinese(folder):
+    """Reviews with stars."""
+    rng, path = random.Random(1), folder / "pinglun.csv"
+    said = ["这部电影非常好看", "剧情太无聊了", "音乐也很动人", "推荐给大家", "节奏很慢", "我不会再看第二次"]
+    rows = [f'"{"，".join(rng.choices(said, k=rng.randint(2, 9)))}。",{at % 5 + 1}' for at in range(120)]
+    path.write_text("\n".join(["评论,星级", *rows, ""]), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("data", "task", "teacher", "tokens", "said"),
+    [
+        (german, {"kind": "text_classification", "text": "Kundenmeinung", "label": "Stimmung"},
+         "microsoft/Multilingual-MiniLM-L12-H384", (32, 64), "language: many, because the texts are in German"),
+        (chats, {"kind": "causal_lm", "messages": "messages"}, "Qwen/Qwen2.5-0.5B-Instruct", (80, 144),
+         "because 'messages' holds chats"),
+        (chinese, {"kind": "text_classification", "text": "评论", "label": "星级"},
+         "microsoft/Multilingual-MiniLM-L12-H384", (64, 96), "or --task regression: '星级' holds numbers from 1 to 5"),
+    ],
+)  # fmt: skip
+def test_from_odd_data_to_a_plan_with_two_commands_and_no_flags(
+    tmp_path, capsys, monkeypatch, data, task, teacher, tokens, said
+):
+    monkeypatch.setattr(device, "gpu_memories", list)
+    out = tmp_path / "mine.yaml"
+    assert commands.call(["distilpeft", "init", str(out), "--data", str(data(tmp_path))]) == 0
+    assert said in (printed := capsys.readouterr().out)
+    assert "device: cpu, because this machine has" in printed
+    recipe = load_recipe(out)
+    found = recipe.task.model_dump(exclude_unset=True)
+    assert {key: found[key] for key in task} == task
+    assert recipe.teacher.model == teacher
+    assert tokens[0] <= recipe.data.max_tokens <= tokens[1]
+    assert commands.run(out, verb="check") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("mine: 0 of")
+    assert "MB of memory" in lines[0] or "GB of memory" in lines[0]
+    assert re.search(r"downloads \d+ MB\.$", lines[0])
+    assert "?" not in "".join(line for line in lines[:18] if "distil/" in line or line.strip().startswith("teacher "))
+    assert any(line.startswith(f"data.max_tokens: {recipe.data.max_tokens} cuts ") for line in lines)
