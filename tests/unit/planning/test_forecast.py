@@ -56,7 +56,7 @@ def test_what_will_happen_comes_first(tmp_path):
     assert lines[2].split() == ["stage", "done", "rows", "steps", "time", "memory", "disk"]
     at = {line.split()[0]: index for index, line in reversed(list(enumerate(lines))) if line.strip()}
     assert at["stage"] < at["bundle"] < at["teacher:"] < at["class"] < at["choice"] < at["distilpeft"]
-    assert any(line.startswith("~ = rough, perhaps off by a factor of 3") for line in lines)
+    assert any(line.startswith("~ = rough, perhaps off by a factor of 4") for line in lines)
 
 
 def test_models_that_are_not_here_are_named_with_their_size_and_licence(from_hub, tmp_path):
