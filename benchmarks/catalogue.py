@@ -21,7 +21,7 @@ from distilpeft.machine.artifact import Artifact
 from distilpeft.planning.plan import make_plan
 from distilpeft.planning.roles import STUDENT
 from distilpeft.recipe.yaml_file import load_recipe
-from distilpeft.report import verdict
+from distilpeft.report import build, verdict
 from distilpeft.report.schema import Report
 
 ROOT = Path(__file__).parent.parent
@@ -40,13 +40,14 @@ def take(recipe: Path, runs: Path) -> dict[str, Any] | None:
     file = runs / recipe.stem / "report.json"
     if not file.is_file():
         return None
-    report = json.loads(file.read_text(encoding="utf-8"))
+    whole = build.load(file.parent)
+    report = whole.as_json()
     plan = make_plan(load_recipe(recipe), runs)
     made = {step: one.path.name for step, one in plan.steps().items()}
     if plan.missing() or not made.items() <= report["artifacts"].items():
         return None  # of a recipe that was changed since, or run with --set
     models = {model["role"]: model for model in report["models"]}
-    found = gain(report)
+    found = gain(whole)
     on_labels = found["against"] if found else "student_ce_only"
     exports = [model for role, model in models.items() if role.startswith("export:")]
     small = min(exports, key=lambda model: model["size_bytes"])
@@ -72,9 +73,8 @@ def take(recipe: Path, runs: Path) -> dict[str, Any] | None:
     }
 
 
-def gain(report: dict[str, Any]) -> dict[str, Any] | None:
+def gain(whole: Report) -> dict[str, Any] | None:
     """The student's lead over the better of those on labels alone, on the same rows; over the seeds, if several."""
-    whole = Report.model_validate(report)
     other = verdict.on_labels(whole)
     lead = verdict.lead(whole, STUDENT, other) if other else None
     if lead is None:
