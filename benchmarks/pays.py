@@ -18,8 +18,6 @@ from typing import Any
 
 import page
 
-from distilpeft.report.verdict import signed
-
 ROOT = Path(__file__).parents[1]
 RESULT = ROOT / "benchmarks/results/pays.json"
 PAGE = ROOT / "docs/when-it-pays.md"
@@ -96,7 +94,8 @@ def table(name: str, one: dict[str, Any]) -> str:
 
 
 def points(share: float) -> str:
-    return signed(share * 100, 1)
+    text = f"{share * 100:+.1f}"
+    return text if float(text) else text[1:]
 
 
 if __name__ == "__main__":
