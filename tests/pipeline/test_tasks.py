@@ -58,7 +58,7 @@ def test_all_models_learn_the_task_and_every_export_passes_its_gate(finished):
     by_class = (report["answers"] or {}).get("classes", [])
     assert len(by_class) == {"regression": 0, "token_classification": len(TAGS)}.get(kind, len(MOODS))
     assert all(one["right"] <= min(one["present"], one["predicted"]) for one in by_class)
-    assert sum(one["right"] for one in by_class) > 0.8 * sum(one["present"] for one in by_class)
+    assert sum(one["right"] for one in by_class) >= 0.8 * sum(one["present"] for one in by_class)
     if kind == "token_classification":  # rows of different lengths, by group; F1 has a denominator for each model
         found = report["groups"]["scores"]["student"]
         assert set(found) == {"False", "True"}
