@@ -18,6 +18,8 @@ from typing import Any
 
 import page
 
+from distilpeft.recipe.task import gap, gap_unit
+
 ROOT = Path(__file__).parents[1]
 RESULT = ROOT / "benchmarks/results/pays.json"
 PAGE = ROOT / "docs/when-it-pays.md"
@@ -69,7 +71,7 @@ def show(found: dict[str, Any]) -> None:
 
 def table(name: str, one: dict[str, Any]) -> str:
     """One recipe: every model, over the seeds if there are several, and how far the student is ahead of it."""
-    seeds, rows, count = one["seeds"], one["rows"], one["models"]["teacher"]["num_rows"]
+    metric, seeds, rows, count = one["metric"], one["seeds"], one["rows"], one["models"]["teacher"]["num_rows"]
     pairs = one["comparisons"] if seeds is None else seeds["comparisons"]
     ahead = {pair["against"]: pair for pair in pairs if pair["role"] == "student"}
     scores = {role: f"{score['value']:.4f}" for role, score in one["models"].items()}
@@ -81,21 +83,16 @@ def table(name: str, one: dict[str, Any]) -> str:
         f"`{name}`: {rows['train']} labels, {rows['unlabelled']} rows without, {count} {one['split']} rows, {whose}; "
         f"{closed}.",
         "",
-        f"| | {one['metric']}{'' if seeds is None else ', mean ± sd'} | student less this, points (95 %) |",
+        f"| | {metric}{'' if seeds is None else ', mean ± sd'} | student less this,{gap_unit(metric)} (95 %) |",
         "| --- | --- | --- |",
     ]
     for role, words in {"student": "student", **AGAINST}.items():
         if role in scores:
             pair = ahead.get(role)
-            value = None if pair is None else pair["difference" if seeds is None else "mean"]
-            lead = "" if pair is None else f"{points(value)} ({points(pair['low'])} to {points(pair['high'])})"
+            ends = ("difference" if seeds is None else "mean", "low", "high")
+            lead = "" if pair is None else "{} ({} to {})".format(*(gap(metric, pair[end]) for end in ends))
             lines.append(f"| {words} | {scores[role]} | {lead} |")
     return "\n".join(lines)
-
-
-def points(share: float) -> str:
-    text = f"{share * 100:+.1f}"
-    return text if float(text) else text[1:]
 
 
 if __name__ == "__main__":

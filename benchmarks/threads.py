@@ -3,9 +3,10 @@
     python benchmarks/threads.py            # minutes, on a machine with nothing else to do
     python benchmarks/threads.py --table
 
-Each cell is a process of its own that trains the quickstart's student (three layers, 32 rows of 48 tokens) on all
-processors or on one, while 0, 1 or all processors are kept busy by other processes. `spinning` is how OpenMP's threads
-wait by default, `passive` (OMP_WAIT_POLICY) how `distilpeft` lets them wait. Cells take turns; medians over rounds.
+Each cell is a process of its own that trains a BERT of the shape of the quickstart's student (three layers, 32 rows of
+48 tokens, random weights) on all processors or on one, while 0, 1 or all processors are kept busy by other processes.
+`spinning` is how OpenMP's threads wait by default, `passive` (OMP_WAIT_POLICY) how `distilpeft` lets them wait. Cells
+take turns; medians over rounds.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ The models of all targets take turns in one measurement, so runs and bundles can
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -24,6 +25,7 @@ from distilpeft.errors import InputError
 from distilpeft.export.bundle import Bundle
 from distilpeft.export.manifest import MANIFEST, read_manifest
 from distilpeft.machine.files import write_json
+from distilpeft.machine.locks import in_use
 from distilpeft.machine.runtime import Runtime
 from distilpeft.models.checks import check_lengths
 from distilpeft.models.pair import Pair
@@ -82,7 +84,7 @@ class Target:
             step.artifact.verify()
         pair = Pair(self.recipe)
         check_lengths(pair)
-        data = TaskData(self.recipe, self.plan.data_digest, self.plan.folder / "cache")
+        data = TaskData(self.recipe, self.plan.data_digest, self.plan.cache)
         folders = {role: step.artifact.path for role, step in steps.items()}
         return [
             replace(one, label=self._named(one.role), twin=self._named(one.twin) if one.twin else None)
@@ -128,7 +130,9 @@ def run(
     runtime = Runtime()
     scores = {name: value for target in targets for name, value in target.scores.items()}
     measured = []
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory() as scratch, contextlib.ExitStack() as held:
+        for folder in {target.plan.folder for target in targets if target.plan is not None}:
+            held.enter_context(in_use(folder))
         subjects = [one for target in targets for one in target.subjects(Path(scratch), lines)]
         names = [one.name for one in subjects]
         reference = next((one.name for one in subjects if one.role == STUDENT), names[0])

@@ -196,7 +196,7 @@ def _in_package(name: str, key: str) -> Path:
     return path
 
 
-def license_of(source: Source) -> str | None:
+def licence_in_files(source: Source) -> str | None:
     """The licence that a README.md in a folder or beside a file names, or else the package; None if none does.
 
     Packages of models have a licence of their own, for the code around the weights. It is spelled as the hub does.

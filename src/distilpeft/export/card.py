@@ -154,12 +154,12 @@ def _groups(recipe: Recipe, figures: Mapping[str, Any], own: str) -> str:
         worse += [group] if sign * (lost - overall) < -margin else []
         scored = (f"{one['value']:.4f}" for one in (teacher, score))
         lines.append((group, str(score["num_rows"]), *scored, gap(main, lost)))
-    told = (
+    summary = (
         f"Distilling cost {md.plain(', '.join(worse))} more than {margin * 100:g} points beyond the rest."
         if worse
         else f"Distilling cost none of them more than {margin * 100:g} points beyond the rest."
     )
-    return "\n".join([f"{main} by {md.plain(column)}:", "", *md.table(lines), "", told, "", ""])
+    return "\n".join([f"{main} by {md.plain(column)}:", "", *md.table(lines), "", summary, "", ""])
 
 
 def _where(timed: Mapping[str, Any]) -> str:

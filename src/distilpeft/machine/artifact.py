@@ -19,7 +19,7 @@ from typing import Any, TypeAlias
 from distilpeft.errors import InputError
 from distilpeft.machine.files import JsonObject, digest_file, names_in, publish_folder, read_sealed, sealed, write_json
 
-MANIFEST = "manifest.json"
+MANIFEST, PARTIAL = "manifest.json", ".partial"
 LOG = "train_log.jsonl"
 """A line for each step of a training."""
 Figures: TypeAlias = dict[str, Any]
@@ -52,7 +52,7 @@ class Artifact:
     @property
     def partial(self) -> Path:
         """The folder to work in until `publish`."""
-        return self.path.with_name(self.path.name + ".partial")
+        return self.path.with_name(self.path.name + PARTIAL)
 
     @property
     def done(self) -> bool:

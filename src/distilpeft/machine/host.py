@@ -61,6 +61,12 @@ def num_cpus() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def cores() -> str:
+    """`num_cpus` in words."""
+    count = num_cpus()
+    return f"{count} CPU core{'s' if count > 1 else ''}"
+
+
 def busy_s() -> float | None:
     """Seconds that all processors together were not idle since the start; None where the system does not tell."""
     try:
@@ -117,7 +123,7 @@ def for_timing() -> dict[str, str]:
     """The environment for a process whose speed is measured: as `alone`, with threads that wait as the user wants."""
     environment = alone()
     if environment.pop(_OURS, None) is not None:
-        del environment[_WAIT]
+        environment.pop(_WAIT, None)
     return environment
 
 

@@ -173,7 +173,7 @@ class StepRunner:
             self._data = before._data
         else:
             with runtime.accelerator.main_process_first():
-                cache = plan.folder / "cache"
+                cache = plan.cache
                 self._data = TaskData(plan.recipe, plan.data_digest, cache, runtime.accelerator.main_process_first)
         pair = Pair(plan.recipe)
         self.context = Context(runtime, self._data, pair)

@@ -57,7 +57,7 @@ def run(plan: Plan, source: Path, out: Path, teacher: str, console: Console) -> 
 
     recipe, pair = plan.recipe, Pair(plan.recipe)
     tokenizer = pair.teacher_reader.tokenizer
-    data = TaskData(recipe, plan.data_digest, plan.folder / "cache")
+    data = TaskData(recipe, plan.data_digest, plan.cache)
     rows = data.tokens(TAUGHT, pair.teacher_reader)
     positions_R = data.task.num_positions(rows)
     tokens = max(tokenizer.get_vocab().values()) + 1

@@ -129,11 +129,10 @@ def show(plan: Plan, console: Console, machines: Sequence[Machine] = (), *, full
     """
     recipe = plan.recipe
     read = _local_rows(recipe)
-    remarks = [] if read is None else [*read.remarks(), *check_texts(recipe, read.splits)]
+    remarks = _remarks(recipe, read)
     rows = None if read is None else read.splits
     show_overview(plan, _counts(recipe, rows), lengths(recipe, rows), console)
-    for line in [*remarks, *cautions(recipe)]:
-        console.print(line, highlight=False, soft_wrap=True)
+    _say([*remarks, *cautions(recipe)], console)
     if rows is not None:
         _show_rows(recipe, rows, console)
     for machine in machines or [machine_here(recipe)]:
@@ -182,8 +181,7 @@ def cautions(recipe: Recipe) -> list[str]:
 def read_rows(recipe: Recipe, console: Console) -> dict[str, datasets.Dataset]:
     """Read and check all rows, and the tokenizers on them; print what was skipped. Returns the rows of each split."""
     read = read_task_rows(recipe)
-    for line in [*read.remarks(), *check_texts(recipe, read.splits)]:
-        console.print(line, highlight=False, soft_wrap=True)
+    _say(_remarks(recipe, read), console)
     return read.splits
 
 
@@ -199,11 +197,19 @@ def forecast(plan: Plan, console: Console) -> tuple[dict[str, int] | None, list[
     """
     read = _local_rows(plan.recipe)
     rows = None if read is None else read.splits
-    if read is not None:
-        for line in [*read.remarks(), *check_texts(plan.recipe, read.splits)]:
-            console.print(line, highlight=False, soft_wrap=True)
+    _say(_remarks(plan.recipe, read), console)
     counts = _counts(plan.recipe, rows)
     return counts, [stage.cells() for stage in stages(plan, counts, lengths(plan.recipe, rows).mean)]
+
+
+def _remarks(recipe: Recipe, read: TaskRows | None) -> list[str]:
+    """What is to be said of the rows: what was left out of them, and whether the tokenizers know them."""
+    return [] if read is None else [*read.remarks(), *check_texts(recipe, read.splits)]
+
+
+def _say(lines: Sequence[str], console: Console) -> None:
+    for line in lines:
+        console.print(line, highlight=False, soft_wrap=True)
 
 
 def _local_rows(recipe: Recipe) -> TaskRows | None:

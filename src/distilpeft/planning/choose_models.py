@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from distilpeft.data.sources import Source, license_of
+from distilpeft.data.sources import Source, licence_in_files
 from distilpeft.errors import InputError
 from distilpeft.machine.files import JsonObject
 from distilpeft.machine.host import num_cpus
@@ -75,7 +75,7 @@ def catalogue() -> dict[str, list[JsonObject]]:
 def licence_of(source: Source) -> str | None:
     """The licence of a model or of data: as the catalogue has it, or as its own files do; None if neither names one."""
     listed = (one for models in catalogue().values() for one in models if one["name"] == source.name)
-    return next((str(one["licence"]) for one in listed), None) or license_of(source)
+    return next((str(one["licence"]) for one in listed), None) or licence_in_files(source)
 
 
 def choose(wishes: Wishes, max_tokens: int) -> Choice:

@@ -52,6 +52,8 @@ from distilpeft.recipe.recipe import result_settings
 FORMAT = 6
 COMPARED = 2
 """The format of what `compare` leaves; the other stages' is older."""
+CACHE = "cache"
+"""The folder of tokenised rows in a run's folder."""
 
 
 @dataclass(frozen=True)
@@ -101,6 +103,11 @@ class Plan:
     data_digest: str
     own: tuple[Step, ...]
     repeats: Mapping[int, Plan] = field(default_factory=dict)
+
+    @property
+    def cache(self) -> Path:
+        """Tokenised rows, which can be made again."""
+        return self.folder / CACHE
 
     @cached_property
     def artifacts(self) -> Mapping[str, Artifact]:

@@ -18,13 +18,13 @@ from rich.console import Console
 from rich.table import Table
 
 from distilpeft.errors import InputError
-from distilpeft.machine.artifact import MANIFEST
+from distilpeft.machine.artifact import MANIFEST, PARTIAL
 from distilpeft.machine.files import fsync, names_in, size_text, usage
 from distilpeft.machine.locks import IN_USE, Lock, held_by_others
-from distilpeft.planning.plan import Plan
+from distilpeft.planning.plan import CACHE, Plan
 from distilpeft.report import build, publish
 from distilpeft.storage import records
-from distilpeft.storage.names import CACHE, PARTIAL, REMOVED, is_artifact, is_partial, is_removed, is_run, stage_of
+from distilpeft.storage.names import REMOVED, is_artifact, is_partial, is_removed, is_run, stage_of
 
 MODELS = ("teacher", "distil", "export", "bundle")
 """Stages that leave models: nearly all that a sweep takes on disk."""

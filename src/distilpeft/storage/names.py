@@ -5,12 +5,14 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from distilpeft.machine.artifact import PARTIAL
 from distilpeft.machine.files import names_in
 from distilpeft.machine.locks import LOCKS
+from distilpeft.planning.plan import CACHE
 from distilpeft.planning.roles import STAGES
 
-CACHE, PARTIAL, REMOVED = "cache", ".partial", ".removed"
-"""Tokenised rows; the ending of work in progress; the ending of what is being deleted."""
+REMOVED = ".removed"
+"""The ending of what is being deleted."""
 _ARTIFACT = re.compile(rf"({'|'.join(STAGES)})-[0-9a-f]{{12}}")
 _REMOVED = re.compile(rf"(?:{_ARTIFACT.pattern}(?:\{PARTIAL})?|{CACHE})\.[0-9a-f]{{8}}\{REMOVED}")
 

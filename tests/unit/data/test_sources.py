@@ -14,7 +14,7 @@ from distilpeft.data.sources import (
     digest,
     gguf_folder,
     is_gguf,
-    license_of,
+    licence_in_files,
     model_config,
     num_layers,
     num_parameters,
@@ -250,6 +250,6 @@ def test_a_packages_licence_is_spelled_as_on_the_hub_and_a_models_own_card_goes_
     monkeypatch.setattr("importlib.metadata.packages_distributions", lambda: {module: ["weights"]})
     monkeypatch.setattr("importlib.metadata.metadata", lambda name: {"License": named})
     source = Source(f"package:{module}/model", tmp_path)
-    assert license_of(source) == licence
+    assert licence_in_files(source) == licence
     (tmp_path / "README.md").write_text("---\nlanguage: en\nlicense: openrail\n---\n# A model\n")
-    assert license_of(source) == "openrail"
+    assert licence_in_files(source) == "openrail"

@@ -14,7 +14,7 @@ import yaml
 from support import commands, tiny, tiny_lm, tiny_tasks
 
 from distilpeft import cli
-from distilpeft.data.sources import license_of, resolve
+from distilpeft.data.sources import licence_in_files, resolve
 from distilpeft.errors import InputError
 from distilpeft.planning import choose_models
 from distilpeft.planning.choose_models import choose, licence_of
@@ -481,4 +481,4 @@ def test_the_catalogue_has_the_licence_that_the_files_of_a_package_name(name):
         source = resolve(name, "teacher.model")
     except InputError:
         pytest.skip("the package is not installed")
-    assert license_of(source) == NAMES[name]["licence"] == licence_of(source)
+    assert licence_in_files(source) == NAMES[name]["licence"] == licence_of(source)

@@ -109,7 +109,7 @@ def test_an_earlier_run_gives_measured_times_and_what_is_done_takes_none(tmp_pat
     recipe = commands.workspace(tmp_path)
     assert commands.run(recipe, "--until", "distil") == 0
     tuned = make_plan(load_recipe(recipe, ["distil.optim.lr=0.00071"]), tmp_path / "runs")
-    found = {stage.name: stage for stage in stages(tuned, {"train": 120, "validation": 40, "test": 40}, 8)}
+    found = {stage.cells()[0]: stage for stage in stages(tuned, {"train": 120, "validation": 40, "test": 40}, 8)}
     assert (found["teacher"].is_done, found["teacher"].cells()[4]) == (True, "-")
     again = found["distil/student"]
     assert again.duration.is_measured

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from distilpeft.errors import InputError
 from distilpeft.machine.artifact import Artifact
 from distilpeft.machine.files import JsonObject
+from distilpeft.machine.host import cores
 from distilpeft.planning.choose_models import EFFICIENCY, operations_per_s
-from distilpeft.planning.guess.device import cores
 from distilpeft.planning.memory import Machine
 from distilpeft.planning.plan import Plan, Step
 from distilpeft.planning.roles import ARMS, CE_ONLY, MAJORITY, TEACHERS
@@ -79,20 +79,20 @@ class Work:
         for found in former(self.plan, step):
             rate = found["figures"].get("rows_per_s")
             if rate and step.stage in ("teacher", "distil"):
-                return self._rows(step) / float(rate)
+                return self._trained_rows(step) / float(rate)
             if found.get("seconds"):
                 return float(found["seconds"])
         return None
 
-    def _rows(self, step: Step) -> float:
+    def _trained_rows(self, step: Step) -> float:
         """Rows that a training goes through."""
         recipe = self.plan.recipe
         if step.stage == "teacher":
             fit = recipe.teacher.fit
-            return 0 if fit is None else _rows(fit, self.splits["train"])
+            return 0 if fit is None else _over_epochs(fit, self.splits["train"])
         arm = ARMS[step.role]
         own = recipe.distil.ce_only_fit if step.role == CE_ONLY else recipe.distil.fit
-        return _rows(own, self.taught if arm.unlabelled or arm.equal_steps else self.splits["train"])
+        return _over_epochs(own, self.taught if arm.unlabelled or arm.equal_steps else self.splits["train"])
 
     def _rough(self, step: Step) -> float:
         recipe, student = self.plan.recipe, self._ask(self.student)
@@ -117,14 +117,14 @@ class Work:
             return 0
         tuned = lora_weights(self.teacher, section.lora) if section.lora else self.teacher.total
         train = (ADAPT if section.lora else TRAIN) / ASK * ask
-        return _rows(section.fit, self.splits["train"]) * (train + self._update(tuned, section.fit))
+        return _over_epochs(section.fit, self.splits["train"]) * (train + self._update(tuned, section.fit))
 
     def _distilling(self, step: Step, teacher: float, student: float) -> float:
         recipe = self.plan.recipe
         lora, hears = recipe.student.lora, ARMS[step.role].teacher is not None and recipe.targets.mode == "online"
         tuned = lora_weights(self.student, lora) if lora else self.student.total
         train = (ADAPT if lora else TRAIN) / ASK * student + self._update(tuned, recipe.distil.fit)
-        return self._rows(step) * (train + teacher * hears)
+        return self._trained_rows(step) * (train + teacher * hears)
 
     def _ask(self, size: Size) -> float:
         """Seconds that a model takes to read a row."""
@@ -191,8 +191,8 @@ def legend(machine: Machine) -> str:
     )
 
 
-def _rows(fit: Fit, rows: int) -> float:
-    """Rows that a training goes through."""
+def _over_epochs(fit: Fit, rows: int) -> float:
+    """Rows that a training goes through, each once an epoch."""
     most = float("inf") if fit.max_steps is None else fit.max_steps * fit.batch_size
     return min(fit.epochs * rows, most)
 

@@ -49,7 +49,7 @@ def _summary(plan: Plan, listed: Sequence[Stage]) -> str:
     if not missing:
         return f"{name}; nothing is left to do."
     left = [row for row in listed if not row.is_done]
-    more = [row for row in left if row.name.partition("/")[0] in REPEATED] * len(plan.repeats)
+    more = [row for row in left if row.stage in REPEATED] * len(plan.repeats)
     times = [row.duration for row in (*left, *more)]
     known = [time.seconds for time in times if time is not None]
     time = f"about {spoken(sum(known))}" if len(known) == len(times) else "an unknown time"

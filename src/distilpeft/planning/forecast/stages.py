@@ -47,7 +47,8 @@ class Stage:
     """A row of the table: a stage, or one student to be trained. None is not known yet; 0 is nothing.
 
     Attributes:
-        name: of the stage.
+        stage: its name.
+        role: of the student that it is about, or "".
         done: steps that are done, and all.
         rows: that it reads.
         steps: of its training, or rounds of the benchmark.
@@ -56,7 +57,8 @@ class Stage:
         disk: bytes.
     """
 
-    name: str
+    stage: str
+    role: str
     done: tuple[int, int]
     rows: int | None = 0
     steps: int | None = 0
@@ -74,7 +76,7 @@ class Stage:
         time = "-" if self.is_done else "?" if self.duration is None else str(self.duration)
         done = f"{self.done[0]}/{self.done[1]}"
         return (
-            self.name,
+            step_name(self.stage, self.role),
             done,
             _known(self.rows),
             _known(self.steps),
@@ -84,9 +86,7 @@ class Stage:
         )
 
 
-def stages(
-    plan: Plan, splits: Mapping[str, int] | None, tokens: float
-) -> list[Stage]:  # fmt: skip
+def stages(plan: Plan, splits: Mapping[str, int] | None, tokens: float) -> list[Stage]:
     """The table of `check`: a row per stage, and one per student to be trained.
 
     Args:
@@ -130,7 +130,7 @@ def stages(
             )  # fmt: skip
             done = (len(steps) - len(missing), len(steps))
             rows, count, memory, disk = cells
-            found.append(Stage(step_name(stage, role), done, rows, count, duration, memory, disk))
+            found.append(Stage(stage, role, done, rows, count, duration, memory, disk))
     return found
 
 

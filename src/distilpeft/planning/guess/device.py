@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from distilpeft.machine.host import gpu_memories, gpu_names, memory_bytes, num_cpus
+from distilpeft.machine.host import cores, gpu_memories, gpu_names, memory_bytes
 
 
 def device_here() -> tuple[str, str]:
@@ -14,9 +14,3 @@ def device_here() -> tuple[str, str]:
         return device, f"device: {device}, because this machine has {len(gpus)} x {names}; --device changes it"
     memory = f"{memory_bytes() / 1e9:.0f} GB of memory"
     return "cpu", f"device: cpu, because this machine has {cores()}, {memory} and no GPU; --device changes it"
-
-
-def cores() -> str:
-    """The processors of this machine."""
-    count = num_cpus()
-    return f"{count} CPU core{'s' if count > 1 else ''}"
