@@ -25,6 +25,7 @@ from distilpeft.planning.sizes import size_of
 from distilpeft.recipe.yaml_file import load_recipe
 from distilpeft.tasks.rows import read_task_rows
 
+SPLITS = {"train": 120, "validation": 40, "test": 40}
 TEACHER, STUDENT = "FacebookAI/roberta-base", "distilbert/distilroberta-base"
 
 
@@ -109,7 +110,7 @@ def test_an_earlier_run_gives_measured_times_and_what_is_done_takes_none(tmp_pat
     recipe = commands.workspace(tmp_path)
     assert commands.run(recipe, "--until", "distil") == 0
     tuned = make_plan(load_recipe(recipe, ["distil.optim.lr=0.00071"]), tmp_path / "runs")
-    found = {stage.cells()[0]: stage for stage in stages(tuned, {"train": 120, "validation": 40, "test": 40}, 8)}
+    found = {stage.cells()[0]: stage for stage in stages(tuned, SPLITS, 8)}
     assert (found["teacher"].is_done, found["teacher"].cells()[4]) == (True, "-")
     again = found["distil/student"]
     assert again.duration.is_measured
@@ -121,6 +122,30 @@ def test_an_earlier_run_gives_measured_times_and_what_is_done_takes_none(tmp_pat
     assert again.duration.seconds == pytest.approx(rows / one["figures"]["rows_per_s"])
     assert not again.cells()[4].startswith("~")
     assert found["evaluate"].cells()[4].startswith("~"), "none was evaluated"
+    more = make_plan(load_recipe(recipe, [f"evaluate.seeds=[{tuned.recipe.seed}, 18]"]), tmp_path / "runs")
+    found = {stage.cells()[0]: stage for stage in stages(more, SPLITS, 8)}
+    assert found["distil/student"].done == (1, 2)
+    assert found["distil/student"].duration.seconds == pytest.approx(again.duration.seconds), "of the second seed"
+
+
+def test_further_seeds_are_in_steps_time_and_disk(tmp_path):
+    seed = plan_of(tmp_path).recipe.seed
+    plans = [plan_of(tmp_path, f"evaluate.seeds={[seed, *more]}") for more in ([], [18, 19])]
+    one, three = [{stage.cells()[0]: stage for stage in stages(plan, SPLITS, 8)} for plan in plans]
+    assert [stage.done for stage in one.values()] != [stage.done for stage in three.values()]
+    assert sum(stage.done[1] for stage in three.values()) == len(plans[1].steps())
+    for name in ("teacher", "distil/student"):
+        assert (one[name].done, three[name].done) == ((0, 1), (0, 3))
+        assert three[name].disk == 3 * one[name].disk > 0
+        assert three[name].duration.seconds == pytest.approx(3 * one[name].duration.seconds)
+        assert (three[name].rows, three[name].steps) == (one[name].rows, one[name].steps)
+    assert three["export"].done == one["export"].done
+    told = shown(plans[1])
+    assert any(
+        line.startswith(f"evaluate.seeds: done, time and disk are those of seeds {seed}, 18, 19 together;")
+        for line in told
+    )
+    assert not any("evaluate.seeds" in line for line in shown(plans[0]))
 
 
 @pytest.mark.parametrize(

@@ -21,8 +21,6 @@ from distilpeft.recipe import Recipe
 
 HALF = ("llama", "qwen2", "qwen3", "mistral", "gemma", "gemma2", "gemma3", "phi3", "smollm3")
 """Types of models that are published in two bytes a weight; others mostly in four."""
-REPEATED = ("teacher", "targets", "distil", "evaluate")
-"""Stages that every further seed does again."""
 COLUMNS = ("stage", "done", "rows", "steps", "time", "memory", "disk")
 
 
@@ -37,7 +35,8 @@ def show_overview(plan: Plan, splits: Mapping[str, int] | None, rows: Lengths, c
     console.print(_summary(plan, listed), highlight=False, soft_wrap=True, markup=False)
     console.print(table)
     rough = any(row.duration is not None and row.duration.seconds and not row.duration.is_measured for row in listed)
-    lines = [*_models(plan.recipe), *rows.lines, *([legend(machine_here(plan.recipe))] if rough else [])]
+    lines = [*_seeds(plan), *_models(plan.recipe), *rows.lines]
+    lines += [legend(machine_here(plan.recipe))] if rough else []
     for line in lines:
         console.print(line, highlight=False, soft_wrap=True, markup=False)
 
@@ -49,8 +48,7 @@ def _summary(plan: Plan, listed: Sequence[Stage]) -> str:
     if not missing:
         return f"{name}; nothing is left to do."
     left = [row for row in listed if not row.is_done]
-    more = [row for row in left if row.stage in REPEATED] * len(plan.repeats)
-    times = [row.duration for row in (*left, *more)]
+    times = [row.duration for row in left]
     known = [time.seconds for time in times if time is not None]
     time = f"about {spoken(sum(known))}" if len(known) == len(times) else "an unknown time"
     memory, disk = _total((row.memory for row in left), max), _total((row.disk for row in left), sum)
@@ -82,6 +80,14 @@ def _is_fetched(source: Source) -> bool:
 def _bytes(size: Size | None) -> float | None:
     """Bytes of a model's files on the hub, about."""
     return None if size is None else float(size.total * (2 if size.config.get("model_type") in HALF else 4))
+
+
+def _seeds(plan: Plan) -> list[str]:
+    """What is repeated with further seeds."""
+    if not plan.repeats:
+        return []
+    seeds = ", ".join(str(seed) for seed in (plan.recipe.seed, *plan.repeats))
+    return [f"evaluate.seeds: done, time and disk are those of seeds {seeds} together; rows and steps those of each."]
 
 
 def _models(recipe: Recipe) -> list[str]:

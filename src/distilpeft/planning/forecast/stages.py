@@ -49,12 +49,12 @@ class Stage:
     Attributes:
         stage: its name.
         role: of the student that it is about, or "".
-        done: steps that are done, and all.
-        rows: that it reads.
-        steps: of its training, or rounds of the benchmark.
+        done: steps that are done, and all, of all seeds.
+        rows: that it reads with one seed.
+        steps: of its training with one seed, or rounds of the benchmark.
         duration: of the steps that are not done.
         memory: bytes.
-        disk: bytes.
+        disk: bytes, of all seeds.
     """
 
     stage: str
@@ -87,7 +87,7 @@ class Stage:
 
 
 def stages(plan: Plan, splits: Mapping[str, int] | None, tokens: float) -> list[Stage]:
-    """The table of `check`: a row per stage, and one per student to be trained.
+    """The table of `check`: a row per stage, and one per student to be trained, over all seeds.
 
     Args:
         plan: the run.
@@ -119,9 +119,10 @@ def stages(plan: Plan, splits: Mapping[str, int] | None, tokens: float) -> list[
         ("benchmark", ""): (0, recipe.benchmark.rounds, 0, 0),
         ("bundle", ""): (0, 0, 0, 0),
     }
+    once = {step.artifact.path: step for one in (plan, *plan.repeats.values()) for step in one.own}
     found = []
     for (stage, role), cells in needs.items():
-        steps = [step for step in plan.own if step.stage == stage and role in ("", step.role)]
+        steps = [step for step in once.values() if step.stage == stage and role in ("", step.role)]
         if steps:
             missing = [step for step in steps if not step.artifact.done]
             times = [] if work is None else [work.of(step) for step in missing]
@@ -130,6 +131,8 @@ def stages(plan: Plan, splits: Mapping[str, int] | None, tokens: float) -> list[
             )  # fmt: skip
             done = (len(steps) - len(missing), len(steps))
             rows, count, memory, disk = cells
+            seeds = len(steps) / sum(step.stage == stage and role in ("", step.role) for step in plan.own)
+            disk = None if disk is None else disk * seeds
             found.append(Stage(stage, role, done, rows, count, duration, memory, disk))
     return found
 
