@@ -286,7 +286,7 @@ def _rounds(
         return None
     own = sum(arm.ask({"do": "memory"})["cpu_s"] for arm in arms) - own
     own += end.user + end.system - times.user - times.system
-    return float(max(0.0, (after - before - own) / (max(elapsed, 1e-9) * (os.cpu_count() or 1))))
+    return float(max(0.0, (after - before - own) / (max(elapsed, 1e-9) * num_cpus())))
 
 
 def _round(arms: Sequence[TimedModel], cells: Sequence[int], turn: int, rng: np.random.Generator, meter: Meter) -> None:

@@ -8,6 +8,7 @@ import platform
 import shutil
 import signal
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,14 +17,22 @@ from types import FrameType
 from distilpeft.errors import InputError
 
 _WAIT, _OURS = "OMP_WAIT_POLICY", "DISTILPEFT_SET_WAIT_POLICY"
+_SHORTEST_S, _LONGEST_S = 1.0, 60.0
+"""How long others have to be watched to say how busy they are, and after which time that says nothing of now."""
+_start: list[tuple[float, float, float]] = []
+"""When this process began: time, `busy_s`, and its own part of it."""
 
 
 def prepare_imports() -> None:
     """Set what libraries read while they are imported: who may be quiet, and how the threads of torch wait.
 
     Threads sleep while they wait for each other, unless the user has said how. Spinning costs most of the speed where
-    other work keeps a processor busy, and gains little elsewhere (`benchmarks/threads.py`).
+    other work keeps a processor busy, and gains little elsewhere (`benchmarks/threads.py`). From now on until the first
+    training, `busy_elsewhere` watches what other processes do.
     """
+    busy = busy_s()
+    if not _start and busy is not None:
+        _start.append((time.monotonic(), busy, _own_s()))
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it lists every optional kernel that it lacks
     if _WAIT not in os.environ:
@@ -68,13 +77,36 @@ def cores() -> str:
 
 
 def busy_s() -> float | None:
-    """Seconds that all processors together were not idle since the start; None where the system does not tell."""
+    """Seconds since the start that the processors this process may use were not idle, added up.
+
+    None where the system does not tell.
+    """
     try:
-        fields = Path("/proc/stat").read_text(encoding="ascii").splitlines()[0].split()[1:]
+        lines = [line.split() for line in Path("/proc/stat").read_text(encoding="ascii").splitlines()]
     except OSError:
         return None
-    user, nice, system, _idle, _iowait, irq, softirq, steal = (int(field) for field in fields[:8])
-    return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
+    usable = {f"cpu{number}" for number in os.sched_getaffinity(0)}
+    busy = 0
+    for user, nice, system, _idle, _iowait, irq, softirq, steal in (line[1:9] for line in lines if line[0] in usable):
+        busy += sum(map(int, (user, nice, system, irq, softirq, steal)))
+    return busy / os.sysconf("SC_CLK_TCK")
+
+
+def busy_elsewhere() -> float | None:
+    """Processors that other programs kept busy since `prepare_imports`, on average; None where that is not known."""
+    busy = busy_s()
+    if not _start or busy is None:
+        return None
+    begin, before, own = _start[0]
+    elapsed = time.monotonic() - begin
+    if not _SHORTEST_S <= elapsed <= _LONGEST_S:
+        return None
+    return max(0.0, busy - before - (_own_s() - own)) / elapsed
+
+
+def _own_s() -> float:
+    """Seconds of processors that this process took, and its children that have ended."""
+    return sum(os.times()[:4])
 
 
 def is_first_process() -> bool:

@@ -17,6 +17,7 @@ from distilpeft.errors import GateError
 from distilpeft.export.formats.writers import check_exports
 from distilpeft.export.graph_module import load_export
 from distilpeft.machine.artifact import Artifact, Figures, Published
+from distilpeft.machine.host import busy_elsewhere, cores
 from distilpeft.machine.locks import in_use
 from distilpeft.machine.runtime import Runtime, device_name
 from distilpeft.metrics.timings import summary
@@ -65,6 +66,9 @@ from distilpeft.tasks.rows import TaskData
 from distilpeft.training.features import check_features
 from distilpeft.training.step import Watch
 
+BUSY = 0.5
+"""Processors taken by other programs, from which on a run says so."""
+
 
 def run(plan: Plan, until: str | None = None) -> None:
     """Do every step of the plan that is not done.
@@ -99,6 +103,9 @@ def runtime_of(recipe: Recipe, label: str = "") -> Runtime:
     count = runtime.accelerator.num_processes
     if count > 1:
         runtime.say(f"{count} processes, each on {device_name(runtime.device)}; {runtime.parallel}")
+    busy = None if label or count > 1 else busy_elsewhere()
+    if busy is not None and busy >= BUSY and runtime.device.type == "cpu":
+        runtime.say(f"other programs keep {busy:.1f} of {cores()} busy: training is slower, latencies less certain")
     return runtime
 
 
