@@ -6,6 +6,7 @@ import json
 import signal
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -153,13 +154,18 @@ def test_an_export_of_the_student_on_labels_alone_says_so(finished):
 
 def test_a_sweep_over_labels_tells_what_they_are_worth(tmp_path):
     recipe = workspace(tmp_path, distil__controls=["labelled_rows"], evaluate__teacher_full_precision=False)
-    assert commands.run(recipe, "--over", "data.labelled=20,60", verb="sweep") == 0
+    seeds = ("--set", "evaluate.seeds=[17, 18]")
+    assert commands.run(recipe, *seeds, "--over", "data.labelled=20,60", verb="sweep") == 0
     (folder,) = (recipe.parent / "runs/tiny").glob("sweep-*")
     joint = json.loads((folder / "sweep.json").read_text())
     assert [entry["labels"] for entry in joint["budget"]] == [20, 60]
     for entry in joint["budget"]:
         assert set(entry["scores"]) == {"teacher", "student", "student_ce_only", "student_labelled_rows"}
         lead, scores = entry["lead"], entry["scores"]
+        plan = plan_of(recipe, *seeds[1:], f"data.labelled={entry['labels']}")
+        every = [one.artifact("evaluate", "student").figures() for one in (plan, *plan.repeats.values())]
+        values = [one["scores"]["accuracy"]["value"] for one in every]
+        assert scores["student"] == pytest.approx({"value": np.mean(values), "low": min(values), "high": max(values)})
         gain = scores["student"]["value"] - scores[lead["against"]]["value"]
         assert lead["value"] == pytest.approx(gain)
         assert lead["low"] <= lead["value"] <= lead["high"]

@@ -9,6 +9,7 @@ Imports torch only to compute.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -90,9 +91,9 @@ def _compute(points: Sequence[Point], console: Console, jobs: int) -> dict[str, 
     stopped = launch.on_devices(devices, finish_points, (points, stopped), plan.folder)
     failed: dict[str, str] = {}
     for point in points:
-        for step in point.plan.own:
-            if step.artifact.path in stopped:
-                failed.setdefault(point.label, str(stopped[step.artifact.path]))
+        for made in point.plan.steps().values():
+            if made.path in stopped:
+                failed.setdefault(point.label, str(stopped[made.path]))
     return failed
 
 
@@ -120,9 +121,12 @@ def train_points(number: int, points: Sequence[Point]) -> dict[Path, GateError]:
 
 
 def _jobs(points: Sequence[Point]) -> list[Job]:
-    from distilpeft.pipeline.jobs import Job
+    """The steps of all points with the recipe's own seed, then those of further seeds (`evaluate.seeds`)."""
+    from distilpeft.pipeline.jobs import jobs_of
 
-    return [Job(point.plan, step, point.label) for point in points for step in point.plan.own]
+    jobs = [(point, job) for point in points for job in jobs_of(point.plan)]
+    labelled = [replace(job, label=", ".join(filter(None, (point.label, job.label)))) for point, job in jobs]
+    return sorted(labelled, key=lambda job: all(job.plan is not point.plan for point in points))
 
 
 def key_of(points: Sequence[Point]) -> str:

@@ -38,7 +38,7 @@ def table(
         marks = pareto([row[cost] for row in rows], scores, lower_is_better=metric in LOWER_IS_BETTER)
         for row, mark in zip(rows, marks, strict=True):
             row[front] = mark
-    every = [step.artifact.path.name for point in points for step in point.plan.own]
+    every = [made.path.name for point in points for made in point.plan.steps().values()]
     return {
         "recipe": recipe.name,
         "task": recipe.task.kind,
