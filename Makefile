@@ -8,15 +8,21 @@ DEMO := $(VENV)/.demo
 READY := $(VENV)/.ready
 INSTALL = $(VENV)/bin/python -m pip install --disable-pip-version-check $(PIP_OPTIONS) -c constraints.txt -e
 
+# `make test THOROUGH=1`, which CI runs, takes the thorough tests as well.
+THOROUGH :=
+MARKS := $(if $(THOROUGH),-m "not slow and not gpu and not network")
+
 .PHONY: quickstart test test-all slow lint site clean
 
 quickstart: $(DEMO)
 	$(VENV)/bin/distilpeft run recipes/quickstart.yaml
 
 test: $(READY)
-	$(VENV)/bin/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
+	$(VENV)/bin/python -m pytest -n auto --dist loadfile --no-loadscope-reorder $(MARKS)
 
-test-all: test slow
+test-all:
+	$(MAKE) test THOROUGH=1
+	$(MAKE) slow
 
 lint: $(READY)
 	$(VENV)/bin/ruff check .

@@ -18,6 +18,7 @@ from distilpeft.export.gate_process import through_cache
 from distilpeft.export.generation import generate
 from distilpeft.export.runtimes import open_onnx
 
+OTHERS = [pytest.param(name, marks=pytest.mark.thorough) for name in ("qwen3", "gpt2")]
 SHAPES = [(1, 1), (1, 9), (3, 1), (4, 13)]
 SMALL = {"vocab_size": 61, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
          "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8}  # fmt: skip
@@ -80,7 +81,7 @@ def test_a_classifier_answers_alike_at_every_shape_padded_or_not(graphs, batch, 
     assert cache is None
 
 
-@pytest.mark.parametrize("name", ["llama", "qwen3", "gpt2"])
+@pytest.mark.parametrize("name", ["llama", *OTHERS])
 @pytest.mark.parametrize("left", [False, True], ids=["right", "left"])
 def test_a_language_model_answers_alike_at_once_and_through_its_cache(graphs, name, left):
     """Trap 10, and positions: they are counted from the mask, on whichever side the padding is."""
@@ -95,7 +96,7 @@ def test_a_language_model_answers_alike_at_once_and_through_its_cache(graphs, na
                 np.testing.assert_allclose(logits[row][mask == 1], right, atol=2e-6)
 
 
-@pytest.mark.parametrize("name", ["llama", "gpt2"])
+@pytest.mark.parametrize("name", ["llama", OTHERS[1]])
 def test_it_writes_the_tokens_that_transformers_writes(graphs, name):
     model, file = graphs(name)
     prompt = [7, 8, 9]
@@ -124,6 +125,7 @@ def test_a_graph_says_nothing_of_the_machine_that_made_it(graphs):
         assert word not in content
 
 
+@pytest.mark.thorough
 def test_float16_keeps_answers_and_halves_the_file(graphs, tmp_path):
     model, file = graphs("llama")
     half = tmp_path / "half.onnx"
@@ -138,6 +140,7 @@ def test_float16_keeps_answers_and_halves_the_file(graphs, tmp_path):
     np.testing.assert_allclose(through_cache(runner, inputs, 3)[0], logits[0], atol=5e-3)
 
 
+@pytest.mark.thorough
 def test_weights_beyond_what_one_file_holds_go_beside_it(tmp_path, monkeypatch):
     monkeypatch.setattr(onnx_graph, "EXTERNAL_BYTES", 1000)
     model = tiny.classifier().eval().requires_grad_(False)

@@ -12,6 +12,8 @@ from support import commands
 from distilpeft.planning.plan import make_plan
 from distilpeft.recipe.yaml_file import load_recipe
 
+pytestmark = pytest.mark.thorough
+
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory) -> Path:

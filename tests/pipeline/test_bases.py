@@ -14,6 +14,8 @@ from support import commands, tiny
 from distilpeft.planning.plan import Plan, make_plan
 from distilpeft.recipe.yaml_file import load_recipe
 
+pytestmark = pytest.mark.thorough
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:

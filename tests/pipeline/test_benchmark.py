@@ -118,6 +118,7 @@ def test_the_calibration_is_that_of_the_ece(finished):
         assert right == pytest.approx(model["scores"]["accuracy"]["value"], abs=1e-5)
 
 
+@pytest.mark.thorough
 def test_runs_and_bundles_are_measured_beside_each_other_and_repeats_compared(finished, tmp_path, capsys):
     (tmp_path / "texts.txt").write_text("good film\n\nbad film indeed\n")
     settings = ["--set", "benchmark.rounds=3", "--set", "benchmark.batch_sizes=[1]"]
@@ -132,6 +133,7 @@ def test_runs_and_bundles_are_measured_beside_each_other_and_repeats_compared(fi
     assert "Over 2 repeats, the ratios differ by" in " ".join(capsys.readouterr().out.split())
 
 
+@pytest.mark.thorough
 def test_a_bundle_alone_in_a_process_of_its_own_tells_what_memory_it_needs(finished, capsys):
     bundle = finished / "exports/safetensors"
     verb("benchmark", str(bundle), "--set", "benchmark.rounds=3", "--set", "benchmark.lengths=[8]",
@@ -142,6 +144,7 @@ def test_a_bundle_alone_in_a_process_of_its_own_tells_what_memory_it_needs(finis
     assert not (bundle / "benchmark.json").exists(), "a bundle accounts for its files"
 
 
+@pytest.mark.thorough
 def test_teacher_and_student_load_in_processes_of_their_own(finished, tmp_path):
     plan = make_plan(load_recipe(finished.parent.parent / "tiny.yaml"), finished.parent)
     data = TaskData(plan.recipe, plan.data_digest, finished / "cache")
@@ -158,6 +161,7 @@ def test_teacher_and_student_load_in_processes_of_their_own(finished, tmp_path):
     assert found["noise"]["others"] is None or 0 <= found["noise"]["others"] <= 1
 
 
+@pytest.mark.thorough
 def test_measuring_again_changes_nothing_in_the_run(finished):
     before = {path.name for path in finished.iterdir()}
     report = (finished / "report.json").read_bytes()
@@ -193,6 +197,7 @@ def test_lengths_beyond_the_models_are_refused_before_anything_is_trained(tmp_pa
     assert not list((tmp_path / "runs/tiny").glob("*-*/manifest.json"))
 
 
+@pytest.mark.thorough
 def test_a_process_ends_when_nobody_asks_it_any_more(finished, tmp_path):
     rows = tmp_path / "rows.npz"
     np.savez(rows, ids=np.array([5, 6, 7]), ends=np.array([3]), pad=np.int64(0))

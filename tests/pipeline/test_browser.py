@@ -10,7 +10,7 @@ from support import chromium, reports
 from distilpeft.report.page import page
 from distilpeft.report.schema import Report
 
-pytestmark = chromium.needed
+pytestmark = [chromium.needed, pytest.mark.thorough]
 
 
 def opened(browser, folder: Path, found: list[Report]):

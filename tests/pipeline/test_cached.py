@@ -83,6 +83,7 @@ def test_micro_batches_do_not_matter(online, micro_batch_size):
     expect_same(student_of(online, *form), once)
 
 
+@pytest.mark.thorough
 def test_two_processes_write_the_same_store_and_train_the_same_student(online, tmp_path):
     form = {"mode": "cached", "format": "sampled", "precision": "fp32"}
     recipe = workspace(tmp_path, targets=form)

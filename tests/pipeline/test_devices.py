@@ -46,6 +46,7 @@ def test_a_run_on_two_devices_is_one_run_in_two_processes(recipe, capfd):
     assert teacher(recipe).key == teacher(recipe, "devices=2", "parallel=fsdp2").key, "the result is the same"
 
 
+@pytest.mark.thorough
 def test_a_fault_of_all_processes_is_told_once(recipe, capfd):
     assert commands.run(recipe, "--set", "devices=2", "--set", "teacher.optim.lr=1e-9") == 3
     said = capfd.readouterr().err
@@ -77,6 +78,7 @@ def test_a_process_that_is_killed_stops_the_run_with_a_line_and_the_run_goes_on(
     assert "teacher: resuming after step " in capfd.readouterr().err
 
 
+@pytest.mark.slow
 def test_torchrun_starts_the_processes_and_nothing_more_is_started(recipe):
     done = commands.joined(recipe, 2, "--set", "devices=4", "--until", "teacher")
     assert [one.returncode for one in done] == [0, 0]

@@ -34,6 +34,7 @@ def right(folder: Path) -> np.ndarray:
     return torch.nn.functional.normalize(torch.stack(found), dim=-1).numpy()
 
 
+@pytest.mark.thorough
 def test_the_student_brings_together_what_its_teacher_does(finished):
     report = json.loads((finished / "report.json").read_text())
     assert report["metric"] == "neighbours"
@@ -53,6 +54,7 @@ def test_the_student_brings_together_what_its_teacher_does(finished):
 
 
 @pytest.mark.parametrize("form", FORMS)
+@pytest.mark.thorough
 def test_a_deployed_model_gives_vectors(finished, form):
     done = commands.predict(str(finished / "exports" / form), *TEXTS)
     assert done.returncode == 0, done.stderr
@@ -65,6 +67,7 @@ def test_a_deployed_model_gives_vectors(finished, form):
 
 
 @pytest.mark.parametrize("form", ["safetensors", "onnx"])
+@pytest.mark.thorough
 def test_the_cards_code_gives_vectors(finished, form):
     folder = finished / "exports" / form
     (code,) = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.S)
@@ -77,6 +80,7 @@ def test_the_cards_code_gives_vectors(finished, form):
     np.testing.assert_allclose(np.load(folder / "found.npy"), right(finished / "exports/safetensors"), atol=1e-5)
 
 
+@pytest.mark.thorough
 def test_a_narrower_student_learns_through_a_matrix_that_is_dropped(tmp_path):
     tiny.save_model(tmp_path / "small", hidden_size=32)
     fit = {**equality.EXACT["distil__fit"], "max_steps": 4}

@@ -204,6 +204,7 @@ def test_push_hands_the_hub_the_bundles_files_and_no_others(finished):
     assert set(sent["allow_patterns"]) == {file.name for file in (finished / "exports/onnx").iterdir()}
 
 
+@pytest.mark.thorough
 def test_a_form_added_later_makes_nothing_else_again(finished):
     before = {path.name for path in finished.glob("*-*/manifest.json")} | {path.name for path in finished.glob("*-*")}
     assert commands.call(["distilpeft", "export", str(finished), "--format", "onnx-fp16"]) == 0
@@ -343,6 +344,7 @@ def language(tmp_path_factory) -> Path:
     return recipe
 
 
+@pytest.mark.thorough
 def test_a_language_model_is_proven_through_its_cache_and_by_its_own_words(language):
     report = report_of(language.parent / "runs/tinylm")
     parity = report["exports"]["onnx"]["parity"]
@@ -353,6 +355,7 @@ def test_a_language_model_is_proven_through_its_cache_and_by_its_own_words(langu
     assert models["export:gguf-q8_0"] == pytest.approx(models["student"], abs=0.02)
 
 
+@pytest.mark.thorough
 def test_weights_of_less_precision_need_not_write_the_very_same_tokens(language):
     """Rounded weights may turn a near tie; whether they are near enough is for the limits to say."""
     from distilpeft.export.gate import Gate
@@ -371,6 +374,7 @@ def test_weights_of_less_precision_need_not_write_the_very_same_tokens(language)
     assert asked == [False, True]
 
 
+@pytest.mark.thorough
 def test_a_language_model_predicts_alike_in_every_runtime(language):
     run = language.parent / "runs/tinylm"
     prompt = tiny_lm.pairs(3)[2]["prompt"]
@@ -381,6 +385,7 @@ def test_a_language_model_predicts_alike_in_every_runtime(language):
     assert json.loads(said["onnx"])["completion"] == json.loads(said["gguf-q8_0"])["completion"] != ""
 
 
+@pytest.mark.thorough
 def test_the_cards_code_writes_what_the_student_writes(language):
     folder = (language.parent / "runs/tinylm/exports/onnx").resolve()
     (code,) = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.S)
@@ -411,6 +416,7 @@ def test_a_form_that_the_student_does_not_have_is_refused_before_anything_is_tra
     assert not list((tmp_path / "runs/tinylm").glob("teacher-*/manifest.json"))
 
 
+@pytest.mark.thorough
 def test_a_gguf_file_whose_own_tokens_are_others_fails_the_gate(language, capsys):
     from distilpeft.export.formats import gguf_file
 
@@ -426,6 +432,7 @@ def test_a_gguf_file_whose_own_tokens_are_others_fails_the_gate(language, capsys
     assert "gguf-f16: the file's token 4" in capsys.readouterr().err
 
 
+@pytest.mark.thorough
 def test_a_fault_of_the_cache_alone_fails_the_gate(language, capsys):
     """Without a cache everything is right: only what goes on from one is off."""
 

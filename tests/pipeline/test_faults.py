@@ -35,6 +35,7 @@ def _home(tmp_path, monkeypatch):
 
 
 @pytest.mark.usefixtures("_home")
+@pytest.mark.thorough
 def test_a_bit_that_flipped_is_found_before_it_is_used_whatever_file_it_is_in(tmp_path):
     found = Found("flips", seed=5)
     faults.flips(faults.tiny(tmp_path), found, 12)
@@ -58,6 +59,7 @@ def test_a_disk_that_is_full_anywhere_ends_in_one_line_and_the_same_command_goes
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
 
 
+@pytest.mark.thorough
 def test_generated_bad_input_is_refused_with_one_located_line(tmp_path):
     found = Found("inputs", seed=4)
     inputs.run(found, 150, tmp_path, ("recipe", "text", "set", "data", "rows"))
@@ -135,6 +137,7 @@ def test_bad_rows_are_left_out_counted_and_told_in_the_report(tmp_path, capfd):
     assert len(stored.positions_R) == round(0.6 * 198)
 
 
+@pytest.mark.thorough
 def test_a_clock_that_goes_backwards_changes_nothing(tmp_path):
     recipe = commands.workspace(tmp_path)
     assert commands.run_apart(recipe, "--until", "teacher").returncode == 0

@@ -26,6 +26,7 @@ def workspace(folder, **changes):
 
 
 @pytest.mark.parametrize("parallel", ["ddp", pytest.param("fsdp2", marks=pytest.mark.slow)])
+@pytest.mark.thorough
 def test_every_split_ends_in_the_same_student(tmp_path, parallel):
     ways = WAYS if parallel == "ddp" else (WAYS[0], WAYS[2])
     recipe = workspace(tmp_path, parallel=parallel, distil__optim={"kind": "sgd", "lr": 0.02})
@@ -35,6 +36,7 @@ def test_every_split_ends_in_the_same_student(tmp_path, parallel):
         assert not [name for name in weights.keys() if "projection" in name]  # noqa: SIM118
 
 
+@pytest.mark.thorough
 def test_the_terms_change_the_student_and_not_the_baseline(tmp_path):
     recipe = workspace(tmp_path)
     found = []

@@ -48,6 +48,7 @@ def turned_vocabulary(folder: Path) -> Path:
     return folder
 
 
+@pytest.mark.thorough
 def test_a_pretrained_student_with_another_tokenizer_reads_its_own_ids(tmp_path):
     """Soft targets belong to rows, so ids may differ; online must tokenise for the teacher again."""
     turned_vocabulary(tmp_path / "other")
@@ -88,6 +89,7 @@ def test_a_pretrained_student_with_another_tokenizer_reads_its_own_ids(tmp_path)
         "schedules",
     ],
 )
+@pytest.mark.thorough
 def test_the_chain_holds_for(tmp_path, changes, floor):
     recipe = commands.workspace(tmp_path, **changes)
     tree = (
@@ -100,6 +102,7 @@ def test_the_chain_holds_for(tmp_path, changes, floor):
     assert accuracy(recipe, "export:safetensors") == accuracy(recipe, "student")
 
 
+@pytest.mark.thorough
 def test_three_classes_by_name_in_jsonl_files_of_their_own(tmp_path):
     tiny.save_pretrained(tmp_path / "base")
     for split, seed in (("train", 1), ("dev", 2), ("test", 3)):
@@ -143,6 +146,7 @@ def test_early_stopping_ends_a_fit_and_keeps_its_best_weights(tmp_path):
     assert rates[-1] < max(rates), "the plateau must have cut the learning rate"
 
 
+@pytest.mark.thorough
 def test_two_processes_make_the_same_chain_as_one(tmp_path):
     recipe = commands.workspace(tmp_path)
     assert commands.run_apart(recipe, "--until", "evaluate").returncode == 0

@@ -157,6 +157,7 @@ def test_a_second_run_does_nothing(finished, capsys):
     ids=["chats", "text", "pairs", "random lora student", "int8 and jsd", "skewed", "full tuning", "no teacher",
          "bf16"],
 )  # fmt: skip
+@pytest.mark.thorough
 def test_the_chain_holds_for(tmp_path, changes):
     for name in ("base", "chats.jsonl"):
         changes = json.loads(json.dumps(changes).replace(f'"{name}"', json.dumps(str(tmp_path / name))))
@@ -186,6 +187,7 @@ def test_two_processes_make_the_same_student_as_one(tmp_path):
     )
 
 
+@pytest.mark.thorough
 def test_killed_in_the_middle_of_distilling_it_ends_in_the_same_weights(tmp_path):
     for name in ("whole", "killed"):
         (tmp_path / name).mkdir()
@@ -245,6 +247,7 @@ def test_another_chat_template_is_refused_for_chats_unless_the_teachers_is_taken
     assert saved.read_text() == tiny_lm.TEMPLATE
 
 
+@pytest.mark.thorough
 def test_a_student_with_more_embedding_rows_learns_over_the_same_tokens(tmp_path):
     """Trap 11: the padded rows of either side are not part of the divergence."""
     wide = tiny_lm.model(1, seed=5, vocab_size=len(tiny_lm.tokenizer()) + 19)

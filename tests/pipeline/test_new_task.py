@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import yaml
 from support import commands, tiny
 
@@ -122,6 +123,7 @@ def with_the_task(folder: Path) -> Path:
     return folder
 
 
+@pytest.mark.thorough
 def test_a_new_task_takes_three_files_and_goes_from_rows_to_an_export_that_predicts(tmp_path):
     package = with_the_task(tmp_path / "package")
     tiny.save_model(tmp_path / "base")

@@ -49,6 +49,7 @@ def labels_of_the_student(run: Path) -> list[str]:
     return found
 
 
+@pytest.mark.thorough
 def test_teacher_and_students_tell_the_texts_apart_and_every_export_passes_its_gate(finished):
     report = json.loads((finished / "report.json").read_text())
     scores = {model["role"]: model["scores"]["accuracy"]["value"] for model in report["models"]}
@@ -59,6 +60,7 @@ def test_teacher_and_students_tell_the_texts_apart_and_every_export_passes_its_g
 
 
 @pytest.mark.parametrize("form", ["safetensors", "onnx", "onnx-int8"])
+@pytest.mark.thorough
 def test_a_deployed_model_takes_pairs(finished, form):
     lines = "".join(json.dumps({"text": one, "pair": two}) + "\n" for one, two in PAIRS)
     done = commands.predict(str(finished / "exports" / form), lines=lines)
@@ -69,6 +71,7 @@ def test_a_deployed_model_takes_pairs(finished, form):
     assert [row["pair"] for row in found] == [two for _, two in PAIRS]
 
 
+@pytest.mark.thorough
 def test_a_pair_on_the_command_line_and_what_is_none(finished):
     folder = str(finished / "exports/onnx")
 
@@ -86,6 +89,7 @@ def test_a_pair_on_the_command_line_and_what_is_none(finished):
         assert message in " ".join(done.stderr.split())
 
 
+@pytest.mark.thorough
 def test_the_cards_code_takes_pairs(finished):
     (code,) = re.findall(r"```python\n(.*?)```", (finished / "exports/onnx/README.md").read_text(), re.S)
     given = '[("a first text", "what belongs to it"), ("a second one", "and its own")]'
@@ -95,6 +99,7 @@ def test_the_cards_code_takes_pairs(finished):
     assert yaml.safe_load(done.stdout) == labels_of_the_student(finished)
 
 
+@pytest.mark.thorough
 def test_every_split_ends_in_the_same_student_cached_or_online(tmp_path):
     """Traps 2, 3, 5: micro-batches, processes and where soft targets come from are no part of the result."""
     equality.assert_splits_are_equal(workspace(tmp_path, **equality.EXACT, distil__label_smoothing=0.1))

@@ -43,6 +43,7 @@ def right(run: Path, files: list[str]) -> list[str]:
         return [str(number) for number in model(**inputs).logits.argmax(-1).tolist()]
 
 
+@pytest.mark.thorough
 def test_all_models_learn_the_digits_and_every_export_passes_its_gate(finished):
     report = json.loads((finished / "report.json").read_text())
     scores = {model["role"]: model["scores"]["accuracy"]["value"] for model in report["models"]}
@@ -53,6 +54,7 @@ def test_all_models_learn_the_digits_and_every_export_passes_its_gate(finished):
 
 
 @pytest.mark.parametrize("form", FORMS)
+@pytest.mark.thorough
 def test_a_deployed_model_sorts_files(finished, form):
     files = [str(finished.parent.parent / f"{number}.png") for number in range(4)]
     lines = "".join(json.dumps({"image": file}) + "\n" for file in files)
@@ -66,6 +68,7 @@ def test_a_deployed_model_sorts_files(finished, form):
 
 
 @pytest.mark.parametrize("form", ["safetensors", "onnx"])
+@pytest.mark.thorough
 def test_the_cards_code_sorts_files(finished, form):
     folder = finished / "exports" / form
     (code,) = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.S)
@@ -80,6 +83,7 @@ def test_the_cards_code_sorts_files(finished, form):
         assert [rows[0] for rows in re.findall(r"\[\{'label': '(\d)'", done.stdout)] == right(finished, files)
 
 
+@pytest.mark.thorough
 def test_batch_norm_and_shared_views_are_equal_in_one_process_and_two(tmp_path):
     """Statistics over the micro-batches of both processes, of pictures that are moved anew in every epoch."""
     settings = {**equality.EXACT, "distil__fit": {**equality.EXACT["distil__fit"], "epochs": 3, "batch_size": 100}}

@@ -22,6 +22,7 @@ def finished(tmp_path_factory) -> Path:
     return folder / "runs/tiny"
 
 
+@pytest.mark.thorough
 def test_all_models_find_the_answers_and_every_export_passes_its_gate(finished):
     report = json.loads((finished / "report.json").read_text())
     assert report["metric"] == "f1"
@@ -35,6 +36,7 @@ def test_all_models_find_the_answers_and_every_export_passes_its_gate(finished):
 
 
 @pytest.mark.parametrize("form", ["safetensors", "onnx", "onnx-int8"])
+@pytest.mark.thorough
 def test_a_deployed_model_answers_also_out_of_a_text_longer_than_it_reads_at_once(finished, form):
     lines = "".join(json.dumps({"text": question, "pair": text}) + "\n" for question, text in ASKED)
     done = commands.predict(str(finished / "exports" / form), lines=lines)
@@ -47,6 +49,7 @@ def test_a_deployed_model_answers_also_out_of_a_text_longer_than_it_reads_at_onc
 
 
 @pytest.mark.parametrize("form", ["safetensors", "onnx"])
+@pytest.mark.thorough
 def test_the_cards_code_answers(finished, form):
     folder = finished / "exports" / form
     (code,) = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.S)

@@ -105,6 +105,7 @@ def test_scores_are_what_a_plain_count_over_the_exported_model_gives(finished):
     assert student["scores"]["accuracy"]["value"] == right / len(rows)
 
 
+@pytest.mark.thorough
 def test_the_export_answers_through_a_plain_pipeline_without_this_package(finished):
     code = (
         "import sys; sys.modules['distilpeft'] = None\n"

@@ -105,7 +105,8 @@ def test_a_finished_search_asks_nothing_and_needs_no_torch(finished, capsys):
     assert trials_of(finished) == before
 
 
-@pytest.mark.parametrize(("step", "trial"), [(8, 1), (11, 3)])
+@pytest.mark.parametrize(("step", "trial"), [(8, 1), pytest.param(11, 3, marks=pytest.mark.slow)])
+@pytest.mark.thorough
 def test_killed_in_the_middle_of_a_trial_the_same_command_ends_in_the_same_trials(tmp_path, finished, step, trial):
     recipe = workspace(tmp_path)
     kill = f"""
@@ -150,6 +151,7 @@ def test_processes_share_a_search_and_make_as_many_trials_as_were_asked_for(tmp_
     assert len(joint_of(recipe)["trials"]) == 8
 
 
+@pytest.mark.slow
 def test_processes_joined_by_torchrun_make_every_trial_together(tmp_path):
     recipe = workspace(tmp_path)
     done = commands.joined(recipe, 2, *SPACE, *FAST, "--trials", "2", verb="sweep")
@@ -180,6 +182,7 @@ def test_machines_with_folders_of_their_own_share_a_search_through_a_database(tm
     assert "sqlite" not in json.dumps(there), "an address may hold a password"
 
 
+@pytest.mark.thorough
 def test_a_hopeless_trial_is_given_up_and_leaves_nothing(tmp_path, capsys):
     recipe = workspace(tmp_path)
     with mock.patch.object(Trial, "is_hopeless", lambda self, share, value: self.number == 1 and share >= 0.5):
@@ -192,6 +195,7 @@ def test_a_hopeless_trial_is_given_up_and_leaves_nothing(tmp_path, capsys):
     assert "given up: worse than most at this point" in capsys.readouterr().err
 
 
+@pytest.mark.thorough
 def test_a_trial_that_its_figures_stop_counts_as_given_up_and_the_search_goes_on(tmp_path):
     recipe = workspace(tmp_path, distil__optim={"lr": 0.005, "max_grad_norm": None, "warmup_ratio": 0})
     wild = ("--search", "distil.alpha=0.1..0.9", "--over", "distil.optim.lr=0.005,1e30", *FAST, "--trials", "4")
@@ -200,6 +204,7 @@ def test_a_trial_that_its_figures_stop_counts_as_given_up_and_the_search_goes_on
     assert states == {(0.005, "done"), (1e30, "stopped")}
 
 
+@pytest.mark.thorough
 def test_a_teacher_of_one_trial_may_fail_and_that_of_all_trials_may_not(tmp_path, capsys):
     recipe = commands.workspace(tmp_path, noise=0.2, teacher__optim={"lr": 0.02, "max_grad_norm": None})
     (tmp_path / "runs").mkdir()
@@ -213,6 +218,7 @@ def test_a_teacher_of_one_trial_may_fail_and_that_of_all_trials_may_not(tmp_path
     assert "stopped: teacher: step 2: loss nan" in capsys.readouterr().err
 
 
+@pytest.mark.thorough
 def test_the_table_is_kept_if_a_gate_stops_the_best_one(tmp_path, capsys):
     recipe = workspace(tmp_path, export__dtype="bf16", export__tolerance={"safetensors": {"max_abs_diff": 1e-30}})
     assert search(recipe, "--search", "distil.alpha=0.1..0.9", *FAST, "--trials", "2") == 3

@@ -84,6 +84,7 @@ def test_pickled_weights_are_not_read(tmp_path, capfd):
     assert not (tmp_path / "mark").exists()
 
 
+@pytest.mark.thorough
 def test_no_secret_of_the_environment_is_written_anywhere(tmp_path, monkeypatch):
     secrets = {
         "HF_TOKEN": "hf_verysecretone",

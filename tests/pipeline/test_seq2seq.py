@@ -27,6 +27,7 @@ def finished(tmp_path_factory) -> Path:
     return folder / "runs/tiny"
 
 
+@pytest.mark.thorough
 def test_models_are_scored_on_what_they_write_and_every_export_passes_its_gate(finished):
     report = json.loads((finished / "report.json").read_text())
     assert report["metric"] == "nats_per_token"
@@ -46,6 +47,7 @@ def test_models_are_scored_on_what_they_write_and_every_export_passes_its_gate(f
 
 
 @pytest.mark.parametrize("form", FORMS)
+@pytest.mark.thorough
 def test_a_deployed_model_writes_the_answers(finished, form):
     done = commands.predict(str(finished / "exports" / form), *TEXTS)
     assert done.returncode == 0, done.stderr
@@ -53,6 +55,7 @@ def test_a_deployed_model_writes_the_answers(finished, form):
 
 
 @pytest.mark.parametrize("form", ["safetensors", "onnx"])
+@pytest.mark.thorough
 def test_the_cards_code_writes_the_answers(finished, form):
     folder = finished / "exports" / form
     (code,) = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.S)
@@ -64,6 +67,7 @@ def test_the_cards_code_writes_the_answers(finished, form):
     assert told == RIGHT
 
 
+@pytest.mark.thorough
 def test_the_exported_folder_writes_as_the_recipe_says(finished):
     settings = transformers.GenerationConfig.from_pretrained(str(finished / "exports/safetensors"))
     assert (settings.max_new_tokens, settings.num_beams) == (8, 2)

@@ -62,6 +62,7 @@ def target(site: Path, page: Path, link: str) -> Path:
     return file / "index.html" if file.is_dir() else file
 
 
+@pytest.mark.thorough
 def test_every_link_and_anchor_leads_somewhere(site):
     found = {page: Links(page) for page in pages(site)}
     assert len(found) >= 30
@@ -76,6 +77,7 @@ def test_every_link_and_anchor_leads_somewhere(site):
                 assert anchor in found[file.resolve()].anchors, f"{page.relative_to(site)}: {link}"
 
 
+@pytest.mark.thorough
 def test_no_page_loads_anything_from_another_server(site):
     for page in pages(site):
         elsewhere = {link for link in Links(page).loads if urlsplit(link).netloc}
@@ -84,6 +86,7 @@ def test_no_page_loads_anything_from_another_server(site):
         assert not re.search(r"url\(['\"]?https?:", style.read_text(encoding="utf-8")), style.name
 
 
+@pytest.mark.thorough
 def test_the_reference_has_every_command_and_every_public_name(site):
     import distilpeft
     from distilpeft import losses
@@ -99,6 +102,7 @@ def test_the_reference_has_every_command_and_every_public_name(site):
 
 @chromium.needed
 @pytest.mark.parametrize(("width", "height"), [(1400, 900), (390, 844)])
+@pytest.mark.thorough
 def test_pages_open_in_a_browser_without_a_complaint(site, browser, width, height):
     handler = functools.partial(Quiet, directory=str(site))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:

@@ -51,7 +51,7 @@ def undisturbed(tmp_path_factory) -> dict[str, str]:
     return weights(recipe)
 
 
-@pytest.mark.parametrize(("label", "step"), [("teacher", 8), ("distil", 11)])
+@pytest.mark.parametrize(("label", "step"), [pytest.param("teacher", 8, marks=pytest.mark.thorough), ("distil", 11)])
 def test_killed_in_the_middle_the_same_command_ends_in_the_same_weights(tmp_path, undisturbed, label, step):
     """kill -9 after a checkpoint and some more steps; LoRA dropout is on, so random numbers matter too."""
     recipe = commands.workspace(tmp_path, teacher__lora__dropout=0.1)
@@ -64,7 +64,7 @@ def test_killed_in_the_middle_the_same_command_ends_in_the_same_weights(tmp_path
     assert weights(recipe) == undisturbed
 
 
-@pytest.mark.parametrize(("name", "code"), [("SIGTERM", 75), ("SIGINT", 130)])
+@pytest.mark.parametrize(("name", "code"), [("SIGTERM", 75), pytest.param("SIGINT", 130, marks=pytest.mark.thorough)])
 def test_a_signal_leaves_a_checkpoint_of_that_very_step(tmp_path, undisturbed, name, code):
     recipe = commands.workspace(tmp_path, teacher__lora__dropout=0.1)
     stopped = commands.run_apart(recipe, *SHORT, before=commands.signal_at("teacher", 5, name))
@@ -77,6 +77,7 @@ def test_a_signal_leaves_a_checkpoint_of_that_very_step(tmp_path, undisturbed, n
     assert weights(recipe) == undisturbed
 
 
+@pytest.mark.thorough
 def test_a_signal_to_one_process_in_a_validation_stops_all_before_it_and_the_end_is_the_same(tmp_path):
     """Whichever gets it: they agree before a batch of the validation, save the step and leave."""
     short = {"teacher__lora__dropout": 0.0}

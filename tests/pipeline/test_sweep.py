@@ -84,6 +84,7 @@ def test_the_validation_rows_pick_the_winner_whose_report_and_student_are_the_ru
     assert text.count("layers=") == 6 + 3 + 1, "points, baselines, and the sentence on the best"
 
 
+@pytest.mark.thorough
 def test_the_same_sweep_again_does_nothing_and_needs_no_torch(finished):
     code = (
         "import sys; from distilpeft import cli\n"

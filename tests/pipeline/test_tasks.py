@@ -46,6 +46,7 @@ def answers_of_the_student(kind: str, run: Path) -> list:
     return found
 
 
+@pytest.mark.thorough
 def test_all_models_learn_the_task_and_every_export_passes_its_gate(finished):
     kind, run = finished
     report = json.loads((run / "report.json").read_text())
@@ -70,6 +71,7 @@ def test_all_models_learn_the_task_and_every_export_passes_its_gate(finished):
 
 
 @pytest.mark.parametrize("form", ["safetensors", "onnx"])
+@pytest.mark.thorough
 def test_a_deployed_model_says_what_transformers_says(finished, form):
     kind, run = finished
     done = commands.predict(str(run / "exports" / form), *SENTENCES)
@@ -87,6 +89,7 @@ def test_a_deployed_model_says_what_transformers_says(finished, form):
 
 
 @pytest.mark.parametrize("form", ["safetensors", "onnx"])
+@pytest.mark.thorough
 def test_the_cards_code_runs_and_says_the_same(finished, form):
     kind, run = finished
     folder = run / "exports" / form
@@ -120,6 +123,7 @@ def check_tags(printed: str, form: str, right: list) -> None:
 
 
 @pytest.mark.parametrize("kind", list(TASKS))
+@pytest.mark.thorough
 def test_every_split_ends_in_the_same_student_cached_or_online(tmp_path, kind):
     """Traps 2, 3, 5, 31: micro-batches, processes and where soft targets come from are no part of the result.
 

@@ -72,6 +72,7 @@ def test_every_step_and_validation_of_every_training_is_shown(finished, step):
     check(finished, step)
 
 
+@pytest.mark.thorough
 def test_a_training_that_was_killed_goes_on_in_the_tracker_at_its_own_step(tmp_path):
     recipe = commands.workspace(tmp_path)
     stopped = commands.run_apart(recipe, *SHORT, before=commands.signal_at("teacher", 5, "SIGKILL"))

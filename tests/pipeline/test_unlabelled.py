@@ -100,6 +100,7 @@ def test_the_teachers_lead_is_known_before_the_student_is_trained(report, finish
     assert names.index("distil/student_ce_only") < names.index("lead") < names.index("distil/student")
 
 
+@pytest.mark.thorough
 def test_a_teacher_that_is_not_ahead_stops_the_run_if_the_recipe_says_so(tmp_path, capsys):
     recipe = workspace(tmp_path, teacher__gate="warn", teacher__optim__lr=1e-6, distil__gate="stop")
     assert commands.run(recipe, *UNTIL) == 3
@@ -132,6 +133,7 @@ def test_other_rows_without_labels_leave_the_teacher_where_it_is(finished):
         assert before.artifacts["targets"].key != after.artifacts["targets"].key
 
 
+@pytest.mark.thorough
 def test_killed_in_the_middle_the_same_command_ends_in_the_same_weights(finished, tmp_path):
     recipe = workspace(tmp_path)
     killed = commands.run_apart(recipe, *UNTIL, before=commands.signal_at("distil", 7, "SIGKILL"))
@@ -152,6 +154,7 @@ def test_an_export_of_the_student_on_labels_alone_says_so(finished):
     assert all(torch.equal(weight, ours[name]) for name, weight in exported.items())
 
 
+@pytest.mark.thorough
 def test_a_sweep_over_labels_tells_what_they_are_worth(tmp_path):
     recipe = workspace(tmp_path, distil__controls=["labelled_rows"], evaluate__teacher_full_precision=False)
     seeds = ("--set", "evaluate.seeds=[17, 18]")

@@ -108,7 +108,7 @@ def expect_same(found: dict, expected: dict, rel: float = 1e-5) -> None:
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("processes", [2, 4])
+@pytest.mark.parametrize("processes", [2, pytest.param(4, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp2"])
 def test_every_split_ends_in_the_student_of_one_process(workspace, alone, tmp_path, parallel, processes, mode):
     found = distilled(workspace, tmp_path / "run", processes, f"parallel={parallel}", *MODES[mode])
@@ -137,6 +137,7 @@ def whole(workspace, tmp_path_factory) -> dict:
     ],
     ids=str,
 )
+@pytest.mark.thorough
 def test_another_number_of_processes_and_another_strategy_go_on_from_a_checkpoint(workspace, whole, tmp_path, ways):
     """With AdamW, whose state has to come along."""
     recipe = copied(workspace, tmp_path / "run")
@@ -160,6 +161,7 @@ def test_another_number_of_processes_and_another_strategy_go_on_from_a_checkpoin
     ],
     ids=str,
 )
+@pytest.mark.thorough
 def test_adapters_and_teachers_are_tuned_in_shards_and_quantized_ones_whole(
     workspace, tmp_path, settings, teacher, student
 ):
@@ -184,6 +186,7 @@ PLACES = {
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("place", PLACES)
+@pytest.mark.thorough
 def test_a_teacher_in_shards_or_in_main_memory_teaches_and_is_judged_the_same(workspace, tmp_path, place, mode):
     """To the end of evaluation, with its samples and comparisons; soft targets in unequal numbers of batches."""
     settings = [*PLACES[place], *MODES[mode], "targets.micro_batch_size=4", "evaluate.micro_batch_size=3"]

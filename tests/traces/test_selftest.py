@@ -31,6 +31,7 @@ def outcome(*arguments: str) -> int:
     return 0
 
 
+@pytest.mark.thorough
 def test_every_split_on_one_and_two_processes_is_the_float64_full_batch(capsys):
     assert outcome() == 0
     printed = " ".join(capsys.readouterr().out.split())

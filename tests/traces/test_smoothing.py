@@ -17,6 +17,8 @@ from distilpeft.data.batches import epoch_batches
 from distilpeft.distillation.losses import Loss
 from distilpeft.machine.runtime import Runtime
 
+pytestmark = pytest.mark.thorough
+
 
 @pytest.fixture(scope="module")
 def workspaces(tmp_path_factory) -> Path:

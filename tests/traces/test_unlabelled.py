@@ -45,6 +45,7 @@ def test_micro_batches_and_accumulation_do_not_matter(workspaces, whole, kind, o
     )
 
 
+@pytest.mark.thorough
 def test_two_processes_are_one_for_every_kind(workspaces, whole, tmp_path):
     settings = {"folder": str(workspaces), "kinds": KINDS, "micro_batch_size": 3, "num_processes": 2}
     found = commands.run_script(Path(pupils.__file__), settings, tmp_path, 2)

@@ -156,6 +156,7 @@ def test_chats_are_seen(tmp_path):
     assert (wishes.task, wishes.columns) == ("causal_lm", {"messages": "messages"})
 
 
+@pytest.mark.thorough
 def test_the_recipe_runs(tmp_path):
     base, out = tiny.save_pretrained(tmp_path / "base"), tmp_path / "mine.yaml"
     data = tiny.write_csv(tmp_path / "rows.csv", 200)

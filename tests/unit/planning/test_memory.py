@@ -220,6 +220,7 @@ def test_shapes_are_those_of_the_model_that_transformers_builds(known, kind):
 
 
 @pytest.mark.parametrize("kind", ["checkpointing", "dropout", "half-adapter"])
+@pytest.mark.thorough
 def test_the_plan_is_near_the_peak_of_a_real_step(tmp_path, kind):
     """Within 20 %: a process that builds a model of millions of weights and takes steps, and nothing else."""
     out = tmp_path / "out.json"

@@ -18,6 +18,8 @@ from distilpeft.planning.plan import make_plan
 from distilpeft.planning.roles import FULL
 from distilpeft.recipe.yaml_file import load_recipe
 
+pytestmark = pytest.mark.thorough
+
 AS_IS = {"quantize": "none", "fit": None}
 FIT = {"optim": {"lr": 0.1}, "fit": {"epochs": 1, "batch_size": 16}}
 TURNED = {"id2label": {0: "good", 1: "bad"}, "label2id": {"good": 0, "bad": 1}}

@@ -13,6 +13,7 @@ from distilpeft.report.charts import Axis, Chart, Point, Series
 from distilpeft.report.markers import mark
 
 
+@pytest.mark.thorough
 def test_every_chart_is_a_png_and_an_svg(tmp_path):
     pytest.importorskip("matplotlib")
     report = reports.classifier()
