@@ -58,6 +58,7 @@ def _run(points: Sequence[Point], console: Console, jobs: int) -> int:
     else:
         console.print(f"nothing to do: all {len(points)} points are done")
     done = [point for point in points if not point.plan.missing()]
+    assert done or failed, "every point ends done or stopped"
     if done:
         joint = table(done, failed, points)
         folder.mkdir(parents=True, exist_ok=True)
