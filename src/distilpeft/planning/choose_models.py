@@ -11,7 +11,7 @@ import math
 import re
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -98,9 +98,10 @@ def choose(wishes: Wishes, max_tokens: int) -> Choice:
         able = [one for one in fitting if one["millions"] <= most]
         if not able:
             where = "as a package " if wishes.packages else ""
+            ways = ", or ".join(["name one with --teacher", *_relaxed(wishes, kind, max_tokens, most)])
             raise InputError(
                 f"init: no {kind} {where}for {max_tokens} tokens and --language {wishes.speaks} is known that fits "
-                f"on {wishes.on}; name one with --teacher"
+                f"on {wishes.on}; {ways}"
             )
         teacher = max(able, key=lambda one: (one["millions"], not one["name"].startswith("package:")))
     if wishes.student is not None:
@@ -189,6 +190,19 @@ def cut_millions(model: Mapping[str, Any], layers: int) -> float:
     """Million weights of a model of which so many layers are kept, with its embeddings."""
     millions, embeddings = float(model["millions"]), float(model["embeddings"])
     return embeddings + (millions - embeddings) * layers / int(model["layers"])
+
+
+def _relaxed(wishes: Wishes, kind: str, max_tokens: int, most: float) -> list[str]:
+    """What to change so that a model of the catalogue suits."""
+    others = [("leave out --packages", replace(wishes, packages=False), max_tokens)] if wishes.packages else []
+    others += [("pass --language en", replace(wishes, language="en"), max_tokens)] if wishes.speaks != "en" else []
+    longest = max((one["tokens"] for one in catalogue()[kind] if _suits(one, wishes, kind, 0)), default=0)
+    others += [(f"cut the rows with --max-tokens {longest}", wishes, longest)] if 0 < longest < max_tokens else []
+    return [
+        way
+        for way, other, tokens in others
+        if any(one["millions"] <= most and _suits(one, other, kind, tokens) for one in catalogue()[kind])
+    ]
 
 
 def _suits(one: Mapping[str, Any], wishes: Wishes, kind: str, max_tokens: int) -> bool:

@@ -235,7 +235,15 @@ def test_students_keep_to_the_size(size):
             ["--data", "{csv}", "--task", "ner"],
             "--task ner: one of text_classification, multi_label_classification",
         ),
-        (["--data", "{csv}", "--max-tokens", "9000"], "no encoder for 9000 tokens"),
+        (
+            ["--data", "{csv}", "--max-tokens", "9000"],
+            "no encoder for 9000 tokens and --language en is known that fits on cpu; name one with --teacher, or cut "
+            "the rows with --max-tokens 8192",
+        ),
+        (
+            ["--data", "{csv}", "--packages", "--language", "many"],
+            "fits on cpu; name one with --teacher, or leave out --packages, or pass --language en",
+        ),
         (["--data", "{csv}", "--packages", "--size-mb", "5"], "--size-mb 5: no student is so small"),
         (["--data", "{csv}", "--teacher", "me/mine"], "me/mine is not in the catalogue; name a student with --student"),
         (["--data", "{csv}x"], "data.source: no such file or folder: {csv}x"),
