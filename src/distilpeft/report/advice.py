@@ -157,8 +157,8 @@ def gain(report: Report) -> list[str]:
     if student is not None and alone is not None:
         for metric, name in NAMES.items():
             if metric in student.scores and metric in alone.scores:
-                values = (one.scores[metric].value for one in (student, alone))
-                changes.append("{} is {:.3f} instead of {:.3f}".format(name, *values))
+                now, before = (f"{one.scores[metric].value:.3f}" for one in (student, alone))
+                changes += [f"{name} is {now} instead of {before}"] if now != before else []
     return [line, *([f"{' and '.join(changes)} on labels alone."] if changes else [])]
 
 
@@ -169,6 +169,8 @@ def next_steps(report: Report) -> list[str]:
         return []
     text = "text without labels (data.unlabelled)" if not report.rows.unlabelled else "more text without labels"
     text = text if not KINDS[report.task].reads_images else text.replace("text", "pictures")
+    if _is_perfect(report, STUDENT) and _is_perfect(report, on_labels(report)):
+        return ["Next: more or harder test rows. On these, the student is perfect with labels alone, too."]
     if gap.low <= 0:
         return [
             "Next: a better teacher (more epochs, all of its weights, a larger base). This one is not significantly "
@@ -179,3 +181,10 @@ def next_steps(report: Report) -> list[str]:
     if not report.rows.unlabelled:
         return [f"Next: {text}. It is what distilling gains most from."]
     return ["Next: a better teacher. The student has reached this one, as far as these rows show."]
+
+
+def _is_perfect(report: Report, role: str | None) -> bool:
+    """Whether no model could score better on the test rows."""
+    model = None if role is None else report.model(role)
+    best = 0.0 if report.metric in LOWER_IS_BETTER else 1.0
+    return model is not None and model.scores[report.metric].value == best

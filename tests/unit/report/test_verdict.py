@@ -133,6 +133,21 @@ def test_the_next_step_follows_from_the_figures(lead, behind, unlabelled, says):
     assert found.startswith(says)
 
 
+def test_perfect_students_need_other_rows_and_equal_calibration_is_not_news():
+    scores = {"accuracy": {"value": 1.0}, "ece": {"value": 0.0001}, "log_loss": {"value": 0.0002}}
+    models = [{"role": role, "scores": scores} for role in ("student", "student_ce_only", "teacher")]
+    pairs = [
+        pair("student_ce_only", "teacher", 0.0),
+        pair("student", "teacher", 0.0),
+        pair("student", "student_ce_only", 0.0),
+    ]
+    found = report(models=models, comparisons=pairs)
+    assert advice.next_steps(found) == [
+        "Next: more or harder test rows. On these, the student is perfect with labels alone, too."
+    ]
+    assert len(advice.gain(found)) == 1
+
+
 @pytest.mark.parametrize(("p_value", "said"), [(0.049, "significant"), (0.05, "not significant")])
 def test_a_difference_is_significant_below_five_percent(p_value, said):
     pair = {"role": "student", "against": "teacher", "metric": "nats_per_token", "difference": 0.5, "low": 0.4,

@@ -114,13 +114,17 @@ class Template:
         for thing in marked.things:
             if not found or not thing.marks:
                 if not self._changes(text, thing.without):
-                    raise ChatFault(f"the chat template of {self.name} leaves out {thing.name}")
+                    raise self._left_out(thing.name)
                 continue
             seen = [mark in found for mark in thing.marks]
             if not any(seen):
-                raise ChatFault(f"the chat template of {self.name} leaves out {thing.name}")
+                raise self._left_out(thing.name)
             if not all(seen) and "".join(thing.text.split()) not in bare:
-                raise ChatFault(f"the chat template of {self.name} leaves out a part of {thing.text[:SHOWN]!r}")
+                raise self._left_out(f"a part of {thing.text[:SHOWN]!r}")
+
+    def _left_out(self, what: str) -> ChatFault:
+        remedy = "use a model whose template renders it, or remove it from the chats"
+        return ChatFault(f"the chat template of {self.name} leaves out {what}; {remedy}")
 
     def _changes(self, text: str, without: Chat) -> bool:
         """Whether a chat without something has another text, or none."""
