@@ -65,10 +65,18 @@ def show(found: dict[str, Any]) -> None:
         with tempfile.TemporaryDirectory() as scratch:
             label_budget.draw(one["budget"], one["metric"], Path(scratch))
             shutil.copy(Path(scratch) / f"{label_budget.PLOT}.svg", PICTURES / f"labels-{name}.svg")
-        given = f"`{' '.join([name, *one['changes']])}`, seeds {', '.join(map(str, one['seeds']))}:"
+        seeds = f"seed{'s' * (len(one['seeds']) > 1)} {', '.join(map(str, one['seeds']))}"
+        given = f"`{' '.join([name, *one['changes']])}`, {seeds}:"
         lines = label_budget.markdown(one["budget"], one["metric"])
         table = [line for line in lines if not line.startswith("## ")]
-        parts += [given, *table, "", f"![{one['metric']} by number of labels](pictures/labels-{name}.svg)", ""]
+        parts += [
+            given,
+            "",
+            "\n".join(table).strip(),
+            "",
+            f"![{one['metric']} by number of labels](pictures/labels-{name}.svg)",
+            "",
+        ]
     page.insert(PAGE, "budget", "\n".join(parts).strip())
 
 

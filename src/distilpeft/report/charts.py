@@ -58,10 +58,11 @@ class Series:
 
 @dataclass(frozen=True)
 class Axis:
-    """An axis: its label with the unit, and whether it is logarithmic."""
+    """An axis: its label with the unit, whether it is logarithmic, and the values that are written on it."""
 
     label: str
     log: bool = False
+    ticks: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

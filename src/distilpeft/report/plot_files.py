@@ -57,6 +57,9 @@ def _files(chart: Chart, folder: Path) -> list[Path]:
     for axis, name in ((chart.x, "x"), (chart.y, "y")):
         if axis.log:
             getattr(axes, f"set_{name}scale")("log")
+        if axis.ticks:
+            getattr(axes, f"set_{name}ticks")(axis.ticks, [f"{tick:,}" for tick in axis.ticks])
+            getattr(axes, f"set_{name}ticks")([], minor=True)
         getattr(axes, f"set_{name}label")(axis.label)
     axes.set_title(chart.title, loc="left", fontweight="bold")
     axes.grid(color="#e4e5e2", linewidth=0.8)

@@ -103,5 +103,6 @@ def draw(entries: Sequence[Mapping[str, Any]], metric: str, folder: Path) -> lis
         )
         if dots:
             series += [Series(name, dots, mark(role), "line"), Series("", dots, mark(role), "points")]
-    chart = Chart(PLOT, f"{metric} by number of labels", Axis("labels", log=True), Axis(metric), tuple(series), (), ())
+    labels = Axis("labels", log=True, ticks=tuple(int(entry["labels"]) for entry in entries))
+    chart = Chart(PLOT, f"{metric} by number of labels", labels, Axis(metric), tuple(series), (), ())
     return plot_files.draw([chart], folder)
