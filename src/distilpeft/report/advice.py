@@ -183,8 +183,12 @@ def next_steps(report: Report) -> list[str]:
     return ["Next: a better teacher. The student has reached this one, as far as these rows show."]
 
 
-def _is_perfect(report: Report, role: str | None) -> bool:
-    """Whether no model could score better on the test rows."""
-    model = None if role is None else report.model(role)
+def _is_perfect(report: Report, role: str) -> bool:
+    """Whether no model could score better on the test rows, with any seed."""
+    many = () if report.seeds is None else report.seeds.models
+    values = [value for one in many if one.role == role for value in one.values]
+    model = report.model(role)
+    if not values and model is not None:
+        values = [model.scores[report.metric].value]
     best = 0.0 if report.metric in LOWER_IS_BETTER else 1.0
-    return model is not None and model.scores[report.metric].value == best
+    return bool(values) and all(value == best for value in values)

@@ -126,8 +126,8 @@ def _jobs(points: Sequence[Point]) -> list[Job]:
     from distilpeft.pipeline.jobs import jobs_of
 
     jobs = [(point, job) for point in points for job in jobs_of(point.plan)]
-    labelled = [replace(job, label=", ".join(filter(None, (point.label, job.label)))) for point, job in jobs]
-    return sorted(labelled, key=lambda job: all(job.plan is not point.plan for point in points))
+    jobs.sort(key=lambda one: bool(one[1].label))  # only those of further seeds have one
+    return [replace(job, label=", ".join(filter(None, (point.label, job.label)))) for point, job in jobs]
 
 
 def key_of(points: Sequence[Point]) -> str:

@@ -140,10 +140,10 @@ def test_further_seeds_are_in_steps_time_and_disk(tmp_path):
         assert three[name].duration.seconds == pytest.approx(3 * one[name].duration.seconds)
         assert (three[name].rows, three[name].steps) == (one[name].rows, one[name].steps)
     assert three["export"].done == one["export"].done
-    told = shown(plans[1])
+    lines = shown(plans[1])
     assert any(
         line.startswith(f"evaluate.seeds: done, time and disk are those of seeds {seed}, 18, 19 together;")
-        for line in told
+        for line in lines
     )
     assert not any("evaluate.seeds" in line for line in shown(plans[0]))
 

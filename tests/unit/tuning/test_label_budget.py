@@ -43,4 +43,6 @@ def test_the_plot_has_a_curve_for_every_model(tmp_path):
     svg = (tmp_path / "label-budget.svg").read_text()
     for name in ("teacher", "student", "labels alone", "accuracy by number of labels"):
         assert name in svg
+    for number in ("200", "500", "1,000"):
+        assert f">{number}</text>" in svg, "not as a power of ten"
     assert label_budget.draw([], "accuracy", tmp_path) == []

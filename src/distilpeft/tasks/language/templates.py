@@ -44,7 +44,7 @@ class Template:
         except jinja2.TemplateSyntaxError as error:
             reason = f"line {error.lineno}: {error.message}"
             raise InputError(f"task: the chat template of {self.name} does not compile: {reason}") from None
-        except Exception:
+        except Exception:  # it compiles; what it cannot render is a fault of the row that asks for it
             pass
 
     @property
