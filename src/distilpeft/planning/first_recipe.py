@@ -78,7 +78,7 @@ def write(out: Path, wishes: Wishes, ask: Ask) -> list[str]:
     images = KINDS[wishes.task or ""].reads_images
     if wishes.language is None:
         wishes = replace(wishes, language="en" if seen.language in (None, "English") else "many")
-        if not images:
+        if not images and wishes.teacher is None:  # it chooses the catalogue's models
             lines.append(_language_line(seen))
     longest = LONGEST["cpu" if device == "cpu" or wishes.packages else "GPU"]
     longest = PATCHES if images else longest
@@ -88,6 +88,8 @@ def write(out: Path, wishes: Wishes, ask: Ask) -> list[str]:
     if count is not None and wishes.max_tokens is None:
         max_tokens = min(needed(wishes, seen, count), longest)
         choice = choose(wishes, max_tokens)
+    if wishes.max_tokens is None and not images:
+        max_tokens = min(max_tokens, *(one["tokens"] for one in (choice.teacher, choice.student) if one))
     more = None if wishes.unlabelled is None else _unlabelled(wishes, look(wishes.unlabelled))
     text = render(out.stem, wishes, seen, choice, max_tokens, count, more)
     with tempfile.TemporaryDirectory() as folder:  # a recipe that is not good is never left behind
@@ -312,7 +314,7 @@ def _export_lines(choice: Choice) -> list[str]:
 
 def _about(model: Mapping[str, Any]) -> str:
     if not model["millions"]:
-        return "as given"
+        return "not on this machine, so nothing is known of it"
     return f"{model['millions']} million weights, up to {model['tokens']} tokens, {model['licence']}"
 
 

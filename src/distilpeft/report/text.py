@@ -227,6 +227,11 @@ def _apart(found: AgainstTeacher | QuantizationCost, report: Report) -> str:
     return f"KL {max(found.kl, 0):.2g} nats, same answer on {found.top1_agreement:.2%} of {unit}"
 
 
+def _few(amount: float | None) -> str:
+    """With a decimal only where it says something."""
+    return "-" if amount is None else f"{amount:.1f}" if amount < 100 else f"{amount:,.0f}"
+
+
 def _stored(report: Report) -> list[str]:
     """What was kept of the teacher's distributions."""
     found = report.soft_targets
@@ -234,8 +239,8 @@ def _stored(report: Report) -> list[str]:
         return []
     measured = found.measured
     return [
-        f"Soft targets on disk ({found.why}): {measured.bytes_per_token:.1f} bytes per token, "
-        f"{measured.bytes / 1e6:.1f} MB; {measured.ids_per_token:.1f} ids hold "
+        f"Soft targets on disk ({found.why}): {_few(measured.bytes_per_token)} bytes per token, "
+        f"{measured.bytes / 1e6:.1f} MB; {_few(measured.ids_per_token)} ids hold "
         f"{measured.captured_mass:.1%} of the teacher's probability."
     ]
 

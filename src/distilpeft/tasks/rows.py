@@ -20,10 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distilpeft.data.labels import LABEL
-from distilpeft.data.model_files.recipe_models import teacher_of, token_faults
+from distilpeft.data.model_files.recipe_models import token_faults
 from distilpeft.data.reading import SPLITS, Places, duplicates, read_splits, read_unlabelled, skipped_lines
 from distilpeft.data.reading import origin as data_origin
-from distilpeft.data.sources import is_gguf, model_folder
 from distilpeft.data.unlabelled import unlabelled_digest
 from distilpeft.errors import InputError
 from distilpeft.machine.files import SUMS, digest_json, is_whole, seal_folder
@@ -45,6 +44,7 @@ from distilpeft.tasks.embedding import EmbeddingTask
 from distilpeft.tasks.image_classification import ImageClassificationTask
 from distilpeft.tasks.language.causal_lm import CausalLMTask
 from distilpeft.tasks.language.seq2seq import Seq2SeqTask
+from distilpeft.tasks.language.template_tokenizer import template_tokenizer, why_absent
 from distilpeft.tasks.multi_label_classification import MultiLabelTask
 from distilpeft.tasks.question_answering import QuestionAnsweringTask
 from distilpeft.tasks.regression import RegressionTask
@@ -288,8 +288,8 @@ def read_task_rows(recipe: Recipe, *, download: bool = True) -> TaskRows:
     held_out = _add_unlabelled(recipe, checker, splits, notes)
     if recipe.needs_template and tokenizer is None:
         notes.append(
-            f"The chats were not rendered: the tokenizer of {recipe.teacher.model} {_absent_template(recipe)}; a run "
-            "checks them with it"
+            f"The chats were not rendered: the tokenizer of {recipe.teacher.model} {why_absent(recipe)}; a run checks "
+            "them with it"
         )
     fault = task.nothing_to_learn(splits["train"])
     if fault is not None:
@@ -367,46 +367,6 @@ def _some(rows: datasets.Dataset, places: Places, mask_N: NDArray[np.bool_]) -> 
 def template_check(task: Task, tokenizer: PreTrainedTokenizerBase) -> FaultFinder:
     """A function that finds rows which the tokenizer's template cannot render."""
     return lambda rows: task.template_faults(rows, tokenizer) or itertools.repeat(None, len(rows))
-
-
-def template_tokenizer(recipe: Recipe, *, download: bool) -> PreTrainedTokenizerBase | None:
-    """The tokenizer whose template renders chats.
-
-    Args:
-        recipe: the recipe.
-        download: as in a run, which may also use code that comes with the tokenizer if the recipe allows it.
-
-    Returns:
-        None if it is not on this machine, or needs code of its own, and this is no run.
-
-    Raises:
-        InputError: it cannot be loaded.
-    """
-    source = teacher_of(recipe)
-    folder = model_folder(source)
-    if folder is None and (not download or is_gguf(source)):  # a run reads a GGUF file's tokenizer when it unpacks it
-        return None
-    import transformers
-
-    where = source.location if folder is None else str(folder)
-    try:
-        found: PreTrainedTokenizerBase = transformers.AutoTokenizer.from_pretrained(
-            where, revision=source.revision, trust_remote_code=download and recipe.teacher.trust_remote_code
-        )
-    except Exception as error:
-        if not download and recipe.teacher.trust_remote_code:
-            return None
-        reason = " ".join(str(error).split())[:200]
-        raise InputError(f"teacher.model: the tokenizer of {source.name} cannot be loaded: {reason}") from None
-    return found
-
-
-def _absent_template(recipe: Recipe) -> str:
-    """Why `check` does not use the tokenizer whose template renders chats."""
-    source = teacher_of(recipe)
-    if is_gguf(source) and model_folder(source) is None:
-        return "is inside a GGUF file that is not converted yet"
-    return "needs code of its own" if model_folder(source) is not None else "is not on this machine yet"
 
 
 class RowSubset:

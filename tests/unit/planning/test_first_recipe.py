@@ -193,6 +193,20 @@ def test_the_largest_that_the_device_can_tune_and_the_size_allows(wishes, tokens
         assert found.layers[-1] < found.teacher["layers"]
 
 
+def test_a_teacher_of_ones_own_is_cut_in_half_and_its_positions_bound_the_rows(tmp_path, capsys):
+    base = tiny.save_model(tmp_path / "base", layers=5, max_position_embeddings=16)
+    data = jsonl(tmp_path / "rows.jsonl", [{"text": f"{text} " * 9, "label": label} for text, label in tiny.rows(60)])
+    out = tmp_path / "mine.yaml"
+    assert init(str(out), "--data", str(data), "--teacher", str(base)) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"{base} into 2 of its layers; rows of 16 tokens" in said
+    assert "language:" not in said, "it would choose among models of the catalogue"
+    recipe = load_recipe(out)
+    assert recipe.student.from_teacher is not None
+    assert recipe.student.from_teacher.layers == (0, 4)
+    assert recipe.data.max_tokens == 16
+
+
 def test_a_latency_is_kept_by_fewer_layers(monkeypatch):
     """10 GFLOP/s, half of it in use: 64 tokens through a layer of MiniLM, 1.8 million weights, take 46 ms."""
     monkeypatch.setattr(choose_models, "operations_per_s", lambda: 1e10)
@@ -245,7 +259,11 @@ def test_students_keep_to_the_size(size):
             "fits on cpu; name one with --teacher, or leave out --packages, or pass --language en",
         ),
         (["--data", "{csv}", "--packages", "--size-mb", "5"], "--size-mb 5: no student is so small"),
-        (["--data", "{csv}", "--teacher", "me/mine"], "me/mine is not in the catalogue; name a student with --student"),
+        (
+            ["--data", "{csv}", "--teacher", "me/mine"],
+            "me/mine is neither in the catalogue nor on this machine, so its layers are not known; name a student",
+        ),
+        (["--data", "{csv}", "--teacher", "./nowhere"], "--teacher: no such file or folder: nowhere"),
         (["--data", "{csv}x"], "data.source: no such file or folder: {csv}x"),
         (
             ["--data", "{lone}", "--task", "token_classification"],

@@ -7,6 +7,8 @@ ggml's docs/gguf.md.
 from __future__ import annotations
 
 import struct
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
@@ -23,17 +25,64 @@ _KEYS = {
 """Key of a header, behind the architecture's name → key of a configuration."""
 
 
+_NAMED = {"bos": "bos_token", "eos": "eos_token", "unknown": "unk_token", "padding": "pad_token"}
+"""A special token's name in a header → in transformers."""
+_CONTROL = 3
+"""The type of tokens that are no text."""
+
+
+@dataclass(frozen=True)
+class GGUFTemplate:
+    """The chat template in a header, None if it has none, and the tokens that a template may use.
+
+    Attributes:
+        text: of the template.
+        named: `bos_token` and the like → the token.
+        control: all tokens that are no text.
+    """
+
+    text: str | None
+    named: Mapping[str, str]
+    control: Sequence[str]
+
+
+def gguf_template(path: Path) -> GGUFTemplate | None:
+    """The chat template of a GGUF file; None if the header cannot be read."""
+    read = _read(path)
+    if read is None:
+        return None
+    values, _ = read
+    text, tokens, types = (
+        values.get(f"tokenizer.{name}") for name in ("chat_template", "ggml.tokens", "ggml.token_type")
+    )
+    tokens, types = tokens if isinstance(tokens, list) else [], types if isinstance(types, list) else []
+    ids = {name: values.get(f"tokenizer.ggml.{key}_token_id") for key, name in _NAMED.items()}
+    named = {name: tokens[id_] for name, id_ in ids.items() if isinstance(id_, int) and 0 <= id_ < len(tokens)}
+    control = [token for token, kind in zip(tokens, types, strict=False) if kind == _CONTROL]
+    return GGUFTemplate(text if isinstance(text, str) else None, named, control)
+
+
 def gguf_config(path: Path) -> JsonObject | None:
     """The configuration of a GGUF file's model, as far as its header has it; None if the header cannot be read."""
-    try:
-        with path.open("rb") as file:
-            values, shapes = _header(file)
-        kind = values["general.architecture"]
-        config: JsonObject = {name: values[f"{kind}.{key}"] for key, name in _KEYS.items()}
-    except (OSError, struct.error, KeyError, UnicodeDecodeError, MemoryError):
+    read = _read(path)
+    if read is None:
         return None
+    values, shapes = read
+    kind = values.get("general.architecture")
+    if any(f"{kind}.{key}" not in values for key in _KEYS):
+        return None
+    config: JsonObject = {name: values[f"{kind}.{key}"] for key, name in _KEYS.items()}
     rows = shapes.get("token_embd.weight", (0, 0))[-1]
     return {**config, "model_type": kind, "vocab_size": rows, "tie_word_embeddings": "output.weight" not in shapes}
+
+
+def _read(path: Path) -> tuple[JsonObject, dict[str, tuple[int, ...]]] | None:
+    """The values and the tensors' shapes of a header; None if it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return _header(file)
+    except (OSError, struct.error, KeyError, UnicodeDecodeError, MemoryError, OverflowError, RecursionError):
+        return None
 
 
 def _header(file: BinaryIO) -> tuple[JsonObject, dict[str, tuple[int, ...]]]:
@@ -62,15 +111,11 @@ def _text(file: BinaryIO) -> str:
 
 
 def _value(file: BinaryIO, kind: int) -> object:
-    """A value; of lists, which hold the vocabulary, nothing is kept."""
     if kind == _TEXT:
         return _text(file)
     if kind != _LIST:
         return _numbers(file, _NUMBERS[kind])[0]
     inner, count = _numbers(file, "IQ")
     if inner in _NUMBERS:
-        file.seek(count * struct.calcsize(f"<{_NUMBERS[inner]}"), 1)
-        return None
-    for _ in range(count):
-        _value(file, inner)
-    return None
+        return list(_numbers(file, f"{count}{_NUMBERS[inner]}"))
+    return [_value(file, inner) for _ in range(count)]

@@ -5,28 +5,12 @@ from __future__ import annotations
 import struct
 
 import pytest
+from support.gguf_header import header, text
 
-from distilpeft.data.model_files.gguf import gguf_config
+from distilpeft.data.model_files.gguf import gguf_config, gguf_template
 from distilpeft.data.sources import Source
 from distilpeft.planning.forecast.overview import origin
 from distilpeft.planning.sizes import size_of
-
-
-def text(value: str) -> bytes:
-    return struct.pack("<Q", len(value.encode())) + value.encode()
-
-
-def header(kind: str = "llama", *, output: bool = False) -> bytes:
-    """Of a model with two layers of four units, nine tokens, and lists between the values."""
-    sizes = {"embedding_length": 4, "block_count": 2, "feed_forward_length": 8, "attention.head_count": 2,
-             "attention.head_count_kv": 1, "context_length": 32}  # fmt: skip
-    values = [text("general.architecture") + struct.pack("<I", 8) + text(kind)]
-    values += [text("tokenizer.tokens") + struct.pack("<IIQ", 9, 8, 2) + text("a") + text("é")]
-    values += [text("tokenizer.scores") + struct.pack("<IIQ2f", 9, 6, 2, 0.5, 1.5)]
-    values += [text(f"{kind}.{name}") + struct.pack("<II", 4, size) for name, size in sizes.items()]
-    tensors = ["token_embd.weight", *(["output.weight"] if output else [])]
-    shapes = [text(name) + struct.pack("<IQQIQ", 2, 4, 9, 0, 0) for name in tensors]
-    return struct.pack("<4sIQQ", b"GGUF", 3, len(shapes), len(values)) + b"".join(values + shapes)
 
 
 @pytest.mark.parametrize("output", [False, True])
@@ -52,3 +36,22 @@ def test_a_file_that_is_cut_short_or_something_else_says_nothing(tmp_path, conte
     file = tmp_path / "model.gguf"
     file.write_bytes(content)
     assert gguf_config(file) is None
+    assert gguf_template(file) is None
+
+
+def test_lists_within_lists_without_end_say_nothing(tmp_path):
+    file = tmp_path / "model.gguf"
+    lists = text("deep") + struct.pack("<I", 9) + struct.pack("<IQ", 9, 1) * 5000
+    file.write_bytes(struct.pack("<4sIQQ", b"GGUF", 3, 0, 1) + lists)
+    assert gguf_config(file) is None
+
+
+def test_the_chat_template_and_the_special_tokens_are_known_before_a_file_is_converted(tmp_path):
+    file = tmp_path / "model.gguf"
+    file.write_bytes(header(template="{{ messages }}"))
+    found = gguf_template(file)
+    assert (found.text, found.named, found.control) == (
+        "{{ messages }}", {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>"}, ["<|im_start|>", "<|im_end|>"]
+    )  # fmt: skip
+    file.write_bytes(header())
+    assert gguf_template(file).text is None
