@@ -62,6 +62,8 @@ def render(
     unit = recipe.kind.unit
     text = f"""# {recipe.name}
 
+{_price(recipe, figures, timed, own, export["size_bytes"])}
+
 A compact {md.plain(what)}, distilled by distilpeft from a larger teacher; as {form}.
 
 ## Use
@@ -114,6 +116,36 @@ def _metadata(recipe: Recipe, form: str, scores: Mapping[str, Any]) -> dict[str,
     metrics = [{"type": name, "value": round(score["value"], 6)} for name, score in scores.items()]
     found["model-index"] = [{"name": recipe.name, "results": [{"task": task, "dataset": data, "metrics": metrics}]}]
     return found
+
+
+def _price(
+    recipe: Recipe, figures: Mapping[str, Any], timed: Mapping[str, Any], own: str, size: int
+) -> str:  # fmt: skip
+    """What this file scores, and what it costs and saves compared with its teacher."""
+    main = recipe.kind.main
+    scores = {role: figures[role]["scores"][main] for role in (own, "teacher", "student_ce_only") if role in figures}
+    score, teacher = scores[own], scores.get("teacher")
+    text = (
+        f"**{main} {score['value']:.4f}** (95 % {score['low']:.4f} to {score['high']:.4f}) on {score['num_rows']} "
+        f"{recipe.evaluate.split} {recipe.kind.unit}"
+    )
+    if teacher is not None:
+        text += f"; its teacher has {teacher['value']:.4f}"
+    if "student_ce_only" in scores:
+        text += f", the same student trained on labels alone {scores['student_ce_only']['value']:.4f}"
+    mine, theirs = timed.get(own), timed.get("teacher")
+    if not mine or not theirs:
+        return f"{text}."
+    faster = theirs["latency_ms"]["p50"] / mine["latency_ms"]["p50"]
+    doubt = " (on a noisy machine)" if mine.get("noise") else ""
+    smaller = theirs["size_bytes"] / size
+    sized = f"{smaller:.1f} times smaller" if smaller >= 1 else f"{1 / smaller:.1f} times larger"
+    return f"{text}. {_times(faster)} times as fast as the teacher{doubt}, {sized}."
+
+
+def _times(ratio: float) -> str:
+    """A ratio with two digits or so."""
+    return f"{ratio:.0f}" if ratio >= 20 else f"{ratio:.1f}"
 
 
 def _table(

@@ -298,7 +298,7 @@ def test_a_damaged_report_is_refused_with_what_to_do(tmp_path):
         build.load(tmp_path)
 
 
-def rendered(*overrides, form="safetensors"):
+def rendered(*overrides, form="safetensors", teacher_ms=None, noise=()):
     figures = {entry["role"]: {"scores": entry["scores"]} for entry in small().as_json()["models"]}
     figures[f"export:{form}"] = figures["student"]
     timed = {"num_parameters": 22_713_216, "size_bytes": 90_900_000, "latency_ms": {"p50": 4.26}, "machine": "CPU x2",
@@ -312,7 +312,10 @@ def rendered(*overrides, form="safetensors"):
         "max_tokens": 16,
         "pad_token_id": 7,
     }
-    return card.render(recipe, told, figures, {"student": timed, f"export:{form}": timed}, export)
+    latencies = {"student": timed, f"export:{form}": {**timed, "noise": noise}}
+    if teacher_ms is not None:
+        latencies["teacher"] = {**timed, "latency_ms": {"p50": teacher_ms}}
+    return card.render(recipe, told, figures, latencies, export)
 
 
 @pytest.mark.usefixtures("workplace")
@@ -331,6 +334,18 @@ class TestCard:
             "model-index": [{"name": "small", "results": [result]}],
         }
         assert body.startswith("\n# small\n")
+
+    def test_the_card_begins_with_the_score_and_what_it_costs_and_saves(self):
+        first = rendered().partition("# small\n\n")[2].partition("\n")[0]
+        assert first == (
+            "**accuracy 0.8100** (95 % 0.7600 to 0.8600) on 200 test rows; its teacher has 0.9000, the same student "
+            "trained on labels alone 0.7800."
+        )
+        for text, said in (
+            (rendered(teacher_ms=42.6), "0.7800. 10.0 times as fast as the teacher, 5.2 times smaller.\n"),
+            (rendered(teacher_ms=426, noise=("x",)), "100 times as fast as the teacher (on a noisy machine), 5.2"),
+        ):
+            assert said in text
 
     def test_the_card_says_how_good_the_model_is_and_how_it_was_made(self):
         text = rendered()
