@@ -28,7 +28,7 @@ from distilpeft.machine.files import write_json
 from distilpeft.machine.locks import in_use
 from distilpeft.machine.runtime import Runtime
 from distilpeft.models.checks import check_lengths
-from distilpeft.models.pair import Pair
+from distilpeft.models.vocabulary import pair_of
 from distilpeft.planning.plan import Plan, make_plan
 from distilpeft.planning.roles import STUDENT
 from distilpeft.recipe import Recipe
@@ -82,9 +82,9 @@ class Target:
         steps = {role: self.plan.weights_of(role) for role in self.plan.timed()}
         for step in steps.values():
             step.artifact.verify()
-        pair = Pair(self.recipe)
-        check_lengths(pair)
         data = TaskData(self.recipe, self.plan.data_digest, self.plan.cache)
+        pair = pair_of(self.recipe, data)
+        check_lengths(pair)
         folders = {role: step.artifact.path for role, step in steps.items()}
         return [
             replace(one, label=self._named(one.role), twin=self._named(one.twin) if one.twin else None)

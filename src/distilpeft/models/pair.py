@@ -11,6 +11,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from distilpeft.data.model_files.recipe_models import student_of, teacher_of
 from distilpeft.data.sources import TOKENIZER_FILES, Source
 from distilpeft.machine.files import digest_file, digest_json
@@ -32,10 +35,31 @@ READER_FILES = (
 
 
 @dataclass(frozen=True)
+class CutVocabulary:
+    """The tokens that a student keeps of its tokenizer's.
+
+    Attributes:
+        reader: the tokenizer with these tokens only.
+        before: the tokenizer with all tokens.
+        kept_K: by a token's new id its id before, ascending.
+    """
+
+    reader: RowReader
+    before: RowReader
+    kept_K: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
 class Pair:
-    """Teacher and student as a recipe names them."""
+    """Teacher and student as a recipe names them.
+
+    Attributes:
+        recipe: the recipe.
+        cut: the student's tokens, where the recipe cuts them to the data (see `models.vocabulary.pair_of`).
+    """
 
     recipe: Recipe
+    cut: CutVocabulary | None = None
 
     @cached_property
     def task(self) -> Task:
@@ -76,6 +100,8 @@ class Pair:
     @cached_property
     def student_reader(self) -> RowReader:
         """How the student reads rows."""
+        if self.cut is not None:
+            return self.cut.reader
         source = self.student_tokenizer
         return RowReader(self.load_reader(source), tokenizer_digest(source))
 
@@ -86,6 +112,12 @@ class Pair:
     @cached_property
     def student_vocabulary(self) -> int | None:
         """Ids of the student's output; None if its configuration does not say."""
+        rows = self.student_rows
+        return rows if rows is None or self.cut is None else int((self.cut.kept_K < rows).sum())
+
+    @cached_property
+    def student_rows(self) -> int | None:
+        """Rows of the student's embeddings as it comes; None if its configuration does not say."""
         config = loading.configuration(self.student, self.architecture, self.student_overrides)
         found = getattr(config.get_text_config(decoder=True), "vocab_size", None)
         return None if found is None else int(found)

@@ -10,6 +10,7 @@ import torch
 from distilpeft.data.sources import Source
 from distilpeft.machine.runtime import Runtime
 from distilpeft.models import cutting, loading, lora, weights
+from distilpeft.models.bases.embeddings import cut_embeddings
 from distilpeft.models.context import Context
 from distilpeft.models.pair import Loaded, Pair
 from distilpeft.models.teacher import load_teacher_merged, start_head
@@ -31,6 +32,8 @@ def new_student(context: Context, teacher: Path | None) -> Loaded:
     reader = pair.student_reader
     runtime.seed(context.recipe.seed)  # the head, or everything, may be random: the same for every run of this recipe
     model = _untrained(runtime, pair, teacher)
+    if pair.cut is not None:
+        cut_embeddings(model, pair.cut.kept_K)
     if student.from_teacher is None:
         start_head(context, model, reader)
     model = model.to(runtime.device)
@@ -46,7 +49,8 @@ def new_student(context: Context, teacher: Path | None) -> Loaded:
 
 def _untrained(runtime: Runtime, pair: Pair, teacher: Path | None) -> PreTrainedModel:
     """Layers of the teacher, random weights, or pretrained ones."""
-    student, pad = pair.recipe.student, pair.student_reader.tokenizer.pad_token_id
+    reader = pair.student_reader if pair.cut is None else pair.cut.before
+    student, pad = pair.recipe.student, reader.tokenizer.pad_token_id
     if student.from_teacher is not None:
         assert teacher is not None
         model = load_teacher_merged(runtime, pair, teacher, "fp32").model.float()

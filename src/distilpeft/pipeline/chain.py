@@ -34,6 +34,7 @@ from distilpeft.models.pair import MODEL, Loaded, Pair
 from distilpeft.models.soft_targets import open_targets
 from distilpeft.models.student import load_student, new_student
 from distilpeft.models.teacher import load_teacher, load_teacher_merged, load_teacher_unquantized
+from distilpeft.models.vocabulary import pair_of
 from distilpeft.pipeline.jobs import Finished, Job, check_shared, jobs_of, next_job
 from distilpeft.pipeline.stages import (
     audit,
@@ -182,7 +183,7 @@ class StepRunner:
             with runtime.accelerator.main_process_first():
                 cache = plan.cache
                 self._data = TaskData(plan.recipe, plan.data_digest, cache, runtime.accelerator.main_process_first)
-        pair = Pair(plan.recipe)
+        pair = pair_of(plan.recipe, self._data, runtime)
         self.context = Context(runtime, self._data, pair)
         self._check_models(pair)
         check_words(pair, self._data)

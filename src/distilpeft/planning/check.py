@@ -22,6 +22,7 @@ from distilpeft.data.reading import SPLITS, data_sources
 from distilpeft.planning.forecast.lengths import lengths
 from distilpeft.planning.forecast.overview import show_overview
 from distilpeft.planning.forecast.stages import TAUGHT_MORE, in_bytes, machine_here, stages
+from distilpeft.planning.forecast.vocabulary import kept_tokens
 from distilpeft.planning.memory import MARGIN, Machine, MemoryModel, Placement, best, settings, variants
 from distilpeft.planning.models import check_texts, model_lines
 from distilpeft.planning.plan import Plan
@@ -38,9 +39,9 @@ LONGEST_CLASS = 24
 """Characters of a class's name that are shown."""
 
 
-def show_memory(recipe: Recipe, machine: Machine, console: Console) -> None:
-    """Print the memory of each device for every choice, and the fastest that fits."""
-    teacher, student = teacher_size(recipe), student_size(recipe)
+def show_memory(recipe: Recipe, machine: Machine, console: Console, kept: int | None = None) -> None:
+    """Print the memory of each device for every choice, and the fastest that fits; `kept`: tokens of the student."""
+    teacher, student = teacher_size(recipe), student_size(recipe, kept)
     if teacher is None or student is None:
         names = [name for name, size in ((recipe.teacher.model, teacher), (recipe.student.model, student))
                  if size is None and name is not None]  # fmt: skip
@@ -131,12 +132,13 @@ def show(plan: Plan, console: Console, machines: Sequence[Machine] = (), *, full
     read = _local_rows(recipe)
     remarks = _remarks(recipe, read)
     rows = None if read is None else read.splits
-    show_overview(plan, _counts(recipe, rows), lengths(recipe, rows), console)
+    kept = kept_tokens(recipe, rows)
+    show_overview(plan, _counts(recipe, rows), lengths(recipe, rows), console, kept)
     _say([*remarks, *cautions(recipe)], console)
     if rows is not None:
         _show_rows(recipe, rows, console)
     for machine in machines or [machine_here(recipe)]:
-        show_memory(recipe, machine, console)
+        show_memory(recipe, machine, console, None if kept is None else kept.count)
     console.print(
         "* = the recipe's own choice. model: weights, gradients, optimizer; activ.: kept for the backward pass. "
         "Sums count 0.6 GB for a GPU's context; a plan fills at most 90 % of a device.\n",

@@ -6,9 +6,11 @@ this machine; a run looks again once it has fetched them.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from typing import Any, Literal
 
+from distilpeft.data.cut_vocabulary.kept import check_kind
 from distilpeft.data.model_files.adapters import continued_lora, is_continued, own_lora
 from distilpeft.data.model_files.heads import SUFFIXES, Head, architecture_of, head_of
 from distilpeft.data.model_files.positions import Side, reach_of
@@ -85,6 +87,8 @@ def check_models(recipe: Recipe) -> None:
     if recipe.teacher.fit is None:
         _check_head_as_is(recipe, teacher)
     if not recipe.kind.reads_images:
+        if recipe.student.vocabulary is not None:
+            _check_vocabulary(readings(recipe)[-1])
         for reading in readings(recipe):
             check_tokenizer_files(reading.tokenizer, reading.key)
             _check_positions(recipe, reading)
@@ -209,6 +213,13 @@ def _lengths(recipe: Recipe) -> list[tuple[str, Side, int, bool]]:
         written = recipe.evaluate.generate.max_new_tokens
         found.append(("evaluate.generate.max_new_tokens", "decoder", written, False))
     return found
+
+
+def _check_vocabulary(reading: Reading) -> None:
+    """Refuse to cut a tokenizer of another kind."""
+    words = Words.of(reading.tokenizer)
+    if words is not None:
+        check_kind(json.loads(words.core.to_str()), reading.tokenizer.title)
 
 
 def _check_special_tokens(recipe: Recipe, reading: Reading) -> None:

@@ -199,6 +199,11 @@ class _Naming:
         found = unlabelled_digest(self.recipe.data)
         return {} if found is None else {"unlabelled": found}
 
+    @property
+    def counted(self) -> dict[str, str]:
+        """The input of students that learn from labels alone: the rows without, if their tokens are counted."""
+        return {} if self.recipe.student.vocabulary is None else self.unlabelled
+
     def step(self, stage: str, settings: Mapping[str, object], inputs: Mapping[str, str], role: str = "") -> Step:
         """A step whose artifact is named by these settings and inputs, and by the rows."""
         named = {"data": self.data_digest, **inputs}
@@ -233,7 +238,7 @@ def _plan(recipe: Recipe, runs: Path, *, repeated: bool = False) -> Plan:
     lead = [] if repeated else _lead(names, teacher, students)
     audit = [] if repeated else _audit(names, student, targets)
 
-    untrained = _Model(UNTRAINED, {"seeded": digest_json([_student_settings(names), origin])})
+    untrained = _Model(UNTRAINED, {"seeded": digest_json([_student_settings(names), {**origin, **names.counted}])})
     trained = [_Model(step.role, {"model": step.key}) for step in students]
     models = [_Model(MAJORITY, {}), untrained, *trained, *_teacher_forms(recipe, teacher)]
     evaluations = _evaluations(names, models)
@@ -308,7 +313,7 @@ def _student(names: _Naming, origin: Mapping[str, str], soft: Mapping[str, str],
         settings["steps"] = "of the student"
     if role == CE_ONLY:
         settings["fit"] = result_settings(names.recipe.distil.ce_only_fit)
-    more = names.unlabelled if arm.unlabelled or arm.equal_steps else {}
+    more = names.unlabelled if arm.unlabelled or arm.equal_steps else names.counted
     taught = {} if arm.teacher is None else soft
     return names.step("distil", settings, {**origin, **taught, **more}, role)
 

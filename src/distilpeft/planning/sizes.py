@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -176,8 +176,18 @@ def own_ways(recipe: Recipe) -> tuple[Placement, Placement, Placement]:
     )
 
 
-def student_size(recipe: Recipe) -> Size | None:
-    """The student's size, if the files that tell are on this machine."""
+def student_size(recipe: Recipe, kept: int | None = None) -> Size | None:
+    """The student's size, if the files that tell are on this machine; `kept` tokens are left of its vocabulary."""
+    size = _student_size(recipe)
+    if size is None or kept is None:
+        return size
+    shape, width = size.shape, size.config.get("embedding_size")  # ALBERT's are narrower than its layers
+    matrices = 2 if recipe.kind.is_language_model and not shape.tied else 1
+    lost = max(shape.vocabulary - kept, 0) * matrices * (width if isinstance(width, int) else shape.hidden)
+    return replace(size, total=size.total - lost, config={**size.config, "vocab_size": kept})
+
+
+def _student_size(recipe: Recipe) -> Size | None:
     student: Student = recipe.student
     if student.from_config is not None:
         return None

@@ -183,6 +183,20 @@ def _kind_faults(recipe: Recipe) -> Iterator[tuple[tuple[str, ...], str]]:
         yield from _feature_faults(recipe)
     yield from _unlabelled_faults(recipe)
     yield from _view_faults(recipe)
+    yield from _vocabulary_faults(recipe)
+
+
+def _vocabulary_faults(recipe: Recipe) -> Iterator[tuple[tuple[str, ...], str]]:
+    """What a student with fewer tokens than its tokenizer had cannot go with."""
+    cut, kind, at = recipe.student.vocabulary, recipe.kind, ("student", "vocabulary")
+    if cut is None:
+        return
+    if kind.reads_images or kind.same_tokens:
+        yield at, f"is not for {recipe.task.kind}"
+    if recipe.student.from_config is not None:
+        yield at, "is for pretrained students; from_config takes overrides: {vocab_size: ...} and any tokenizer"
+    if recipe.distil.features is not None:
+        yield at, "does not go with distil.features, which compares both models token by token"
 
 
 def _unlabelled_faults(recipe: Recipe) -> Iterator[tuple[tuple[str, ...], str]]:

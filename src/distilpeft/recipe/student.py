@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import TYPE_CHECKING, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, create_model, field_validator, model_validator
 
 from distilpeft.errors import InputError
 from distilpeft.recipe.section import IN_KEY_IF_GIVEN, NOT_IN_KEY, Count, Index, Section
@@ -89,6 +89,28 @@ class FromConfig(Section):
     overrides: dict[str, int | float | str | bool] = Field({}, description="configuration values to change")
 
 
+if TYPE_CHECKING:
+    _From = Section
+else:  # a key of this name cannot be written in a class
+    _From = create_model(
+        "_From",
+        __base__=Section,
+        **{"from": (Literal["data"], Field(description="data = the tokens of the rows that the student learns from"))},
+    )
+
+
+class Vocabulary(_From):
+    """Cut tokenizer, embeddings and tied head to the tokens that the task needs."""
+
+    min_count: Count = Field(
+        1, description="drop tokens that occur less often; their text is read as smaller tokens. 1 = every text that "
+        "was counted is encoded as before",
+    )  # fmt: skip
+    max_size: Count | None = Field(
+        None, description="keep at most this many tokens: the least frequent are dropped first; default: no limit"
+    )
+
+
 class Student(Section):
     """The compact model: exactly one of `model`, `from_teacher`, `from_config`."""
 
@@ -100,6 +122,9 @@ class Student(Section):
     from_config: FromConfig | None = None
     tokenizer: Literal["own", "teacher"] = Field(
         "own", description="causal_lm: take over the teacher's, with its special tokens and chat template"
+    )
+    vocabulary: Vocabulary | None = Field(
+        None, description="default: all of its tokenizer's", json_schema_extra=IN_KEY_IF_GIVEN
     )
     lora: Lora | None = Field(None, description="null = train all weights")
     gradient_checkpointing: bool = Field(False, json_schema_extra=NOT_IN_KEY)

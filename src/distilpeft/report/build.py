@@ -80,6 +80,7 @@ def build(plan: Plan) -> Report:
         curves=verdict.curves(plan),
         samples=_samples(figures),
         soft_targets=_soft_targets(figures),
+        **{name: trained[name] for name in ("vocabulary",) if name in trained},
         training={
             step: {name: made[name] for name in TRAINING} for step, made in figures.items() if "rows_per_s" in made
         },

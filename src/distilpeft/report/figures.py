@@ -189,3 +189,37 @@ class Answers(Part):
     mistakes: tuple[Mistake, ...] = Field(
         (), description="text_classification: the ten wrong answers with the largest probability"
     )
+
+
+class Reencoded(Part):
+    """How the rows of a split are encoded by the whole and by the cut vocabulary."""
+
+    rows: int = Field(description="rows; of training rows with those without a label")
+    changed: int = Field(description="rows that are encoded differently")
+    tokens_before: int = Field(description="tokens with the whole vocabulary")
+    tokens_after: int = Field(description="tokens with the cut one")
+    unknown_before: int = Field(description="unknown tokens with the whole vocabulary")
+    unknown_after: int = Field(description="unknown tokens with the cut one")
+
+
+class CutVocabulary(Part):
+    """The student's vocabulary, cut to the data."""
+
+    tokens_before: int = Field(description="tokens of the tokenizer that it was cut from")
+    tokens_after: int = Field(description="tokens that it keeps")
+    weights_saved: int = Field(description="weights that the student has less; 4 bytes each in float32")
+    splits: dict[str, Reencoded] = Field(description="split → what the cut changed in its rows")
+
+    def sentences(self, split: str) -> list[str]:
+        """What the cut saved, and what it changed in the rows that models are judged on."""
+        saved = f"{self.weights_saved / 1e6:.2f} million weights, {self.weights_saved * 4 / 1e6:.1f} MB in float32"
+        found, train = self.splits[split], self.splits["train"]
+        more = found.tokens_after / max(found.tokens_before, 1) - 1
+        lines = [
+            f"The student keeps {self.tokens_after:,} of {self.tokens_before:,} tokens, which saves {saved}.",
+            f"With them {found.changed} of {found.rows} {split} rows are encoded differently, in {more:+.1%} tokens; "
+            f"unknown tokens: {found.unknown_after}, before {found.unknown_before}.",
+        ]
+        if train.changed:
+            lines.append(f"{train.changed} of the {train.rows} rows that it learnt from are encoded differently, too.")
+        return lines

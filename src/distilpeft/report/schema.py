@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import Field
 
 from distilpeft.planning.roles import format_of, short_name
-from distilpeft.report.figures import Answers, Benchmark, Decode, Figure, Latency, Part, Ratio, Score
+from distilpeft.report.figures import Answers, Benchmark, CutVocabulary, Decode, Figure, Latency, Part, Ratio, Score
 
 Scores = dict[str, Score]
 _RATE = "of the largest batch at the first length"
@@ -415,6 +415,9 @@ class Report(Part):
     samples: tuple[Sample, ...] = Field((), description="causal_lm and seq2seq: what the models write")
     soft_targets: SoftTargets | None = Field(
         None, description="how the teacher's distributions are stored; null with `mode: online`"
+    )
+    vocabulary: CutVocabulary | None = Field(
+        None, description="with `student.vocabulary`: what is left of the student's tokenizer, and what that changed"
     )
     training: dict[str, Training] = Field({}, description="training → its figures")
     settings: dict[str, Any] = Field(description="the complete resolved recipe")

@@ -85,7 +85,8 @@ def remarks(report: Report) -> list[str]:
         lines.append(
             f"Merging its adapter into the dequantized base, which the student is cut from: {_apart(merging, report)}."
         )
-    return [*lines, *_stored(report), *_chosen(report), *_trained(report)]
+    cut = [] if report.vocabulary is None else report.vocabulary.sentences(report.split)
+    return [*lines, *cut, *_stored(report), *_chosen(report), *_trained(report)]
 
 
 def _gap(report: Report) -> list[str]:

@@ -48,7 +48,7 @@ from distilpeft.tasks.language.template_tokenizer import template_tokenizer, why
 from distilpeft.tasks.multi_label_classification import MultiLabelTask
 from distilpeft.tasks.question_answering import QuestionAnsweringTask
 from distilpeft.tasks.regression import RegressionTask
-from distilpeft.tasks.task import Batch, Task, Text
+from distilpeft.tasks.task import Batch, Columns, Task, Text
 from distilpeft.tasks.text_classification import TextClassificationTask
 from distilpeft.tasks.token_classification import TokenClassificationTask
 
@@ -195,14 +195,19 @@ class TaskData:
         column = self.recipe.evaluate.groups
         return None if column is None else groups_of(self._splits[self.recipe.evaluate.split])
 
+    @property
+    def taught_splits(self) -> list[str]:
+        """The splits that `TAUGHT` are made of."""
+        return [split for split in ("train", UNLABELLED, VIEWS) if split in self._splits]
+
     def num_rows(self, split: str) -> int:
         """Rows of a split as the data have them."""
         return len(self._splits[split]) if split in self._splits else 0
 
-    def tokens(self, split: str, reader: RowReader) -> Tokens:
-        """Tokenise a split, or find it on disk; `TAUGHT` are two of them."""
+    def tokens(self, split: str, reader: RowReader, done: Callable[[int], object] = lambda _: None) -> Tokens:
+        """Tokenise a split, or find it on disk; `TAUGHT` are two of them. `done` hears how many rows were just read."""
         if split == TAUGHT:
-            return self._taught(reader)
+            return self._taught(reader, done)
         rows = self._splits[split]
         own = [unlabelled_digest(self.recipe.data)] if split in (UNLABELLED, VIEWS) else []
         name = digest_json([self.digest, split, reader.digest, self.recipe.data.max_tokens, *own])[:16]
@@ -210,12 +215,17 @@ class TaskData:
             return self._tokens[name]
         folder = self._cache / f"tokens-{split}-{name}"
         tokenizer, max_tokens = reader.tokenizer, self.recipe.data.max_tokens
+
+        def encode(batch: Columns) -> Columns:
+            done(len(next(iter(batch.values()))))
+            return self.task.encode(batch, tokenizer, max_tokens)
+
         with self._main_first():  # the others find the main process's file
             if not is_whole(folder):
                 shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True, exist_ok=True)
             dataset = rows.map(
-                lambda batch: self.task.encode(batch, tokenizer, max_tokens),
+                encode,
                 batched=True,
                 remove_columns=rows.column_names,
                 features=self.task.features(),
@@ -234,9 +244,20 @@ class TaskData:
         self._tokens[name] = Tokens(self.task, dataset, tokenizer)
         return self._tokens[name]
 
-    def _taught(self, reader: RowReader) -> Tokens:
-        train = self.tokens("train", reader)
-        parts = [self.tokens(split, reader).dataset for split in (UNLABELLED, VIEWS) if split in self._splits]
+    def folder(self, name: str, write: Callable[[Path], object]) -> Path:
+        """A folder next to the tokenised rows, filled by `write` where it is not on disk yet."""
+        folder = self._cache / name
+        with self._main_first():  # the others find the main process's files
+            if not is_whole(folder):
+                shutil.rmtree(folder, ignore_errors=True)
+                folder.mkdir(parents=True)
+                write(folder)
+                seal_folder(folder)
+        return folder
+
+    def _taught(self, reader: RowReader, done: Callable[[int], object]) -> Tokens:
+        train = self.tokens("train", reader, done)
+        parts = [self.tokens(split, reader, done).dataset for split in self.taught_splits[1:]]
         if not parts:
             return train
         together = datasets.concatenate_datasets([train.dataset, *parts])

@@ -20,7 +20,7 @@ from distilpeft.distillation.sparse import Sparse
 from distilpeft.distillation.store import SoftTargets
 from distilpeft.machine.artifact import Artifact, Figures
 from distilpeft.machine.runtime import Runtime
-from distilpeft.models import weights
+from distilpeft.models import vocabulary, weights
 from distilpeft.models.context import Context
 from distilpeft.models.pair import MODEL, Loaded
 from distilpeft.models.soft_targets import open_targets
@@ -186,6 +186,8 @@ def _start(context: Context, student: Loaded, rows: Tokens) -> Figures:
         figures |= {"labelled_rows": rows.num_labelled, "held_out_rows": data.held_out}
         if data.num_rows(VIEWS):
             figures["view_rows"] = len(data.tokens(VIEWS, student.reader).lengths_N)
+    if context.pair.cut is not None:
+        figures["vocabulary"] = vocabulary.figures(context.pair, data, student.model.cut_weights)
     return figures | {"truncated_rows": rows.num_truncated}
 
 

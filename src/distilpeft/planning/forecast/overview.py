@@ -15,6 +15,7 @@ from distilpeft.planning.choose_models import licence_of
 from distilpeft.planning.forecast.duration import legend, place, spoken
 from distilpeft.planning.forecast.lengths import Lengths
 from distilpeft.planning.forecast.stages import Stage, in_bytes, machine_here, stages
+from distilpeft.planning.forecast.vocabulary import Kept
 from distilpeft.planning.plan import Plan
 from distilpeft.planning.sizes import Size, lora_weights, size_of, student_size, teacher_size
 from distilpeft.recipe import Recipe
@@ -24,8 +25,10 @@ HALF = ("llama", "qwen2", "qwen3", "mistral", "gemma", "gemma2", "gemma3", "phi3
 COLUMNS = ("stage", "done", "rows", "steps", "time", "memory", "disk")
 
 
-def show_overview(plan: Plan, splits: Mapping[str, int] | None, rows: Lengths, console: Console) -> None:
-    """Print what a run will do, what it takes, and what it downloads."""
+def show_overview(
+    plan: Plan, splits: Mapping[str, int] | None, rows: Lengths, console: Console, kept: Kept | None = None
+) -> None:
+    """Print what a run will do, what it takes, and what it downloads; `kept`: tokens of the student's vocabulary."""
     listed = stages(plan, splits, rows.mean)
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     for column in COLUMNS:
@@ -35,7 +38,7 @@ def show_overview(plan: Plan, splits: Mapping[str, int] | None, rows: Lengths, c
     console.print(_summary(plan, listed), highlight=False, soft_wrap=True, markup=False)
     console.print(table)
     rough = any(row.duration is not None and row.duration.seconds and not row.duration.is_measured for row in listed)
-    lines = [*_seeds(plan), *_models(plan.recipe), *rows.lines]
+    lines = [*_seeds(plan), *_models(plan.recipe, kept), *rows.lines]
     lines += [legend(machine_here(plan.recipe))] if rough else []
     for line in lines:
         console.print(line, highlight=False, soft_wrap=True, markup=False)
@@ -90,16 +93,27 @@ def _seeds(plan: Plan) -> list[str]:
     return [f"evaluate.seeds: done, time and disk are those of seeds {seeds} together; rows and steps those of each."]
 
 
-def _models(recipe: Recipe) -> list[str]:
-    """Teacher and student: weights, licence, and where they are."""
-    teacher, student = teacher_size(recipe), student_size(recipe)
+def _models(recipe: Recipe, kept: Kept | None) -> list[str]:
+    """Teacher and student: weights, licence, and where they are; what is kept of the student's vocabulary."""
+    teacher, student = teacher_size(recipe), student_size(recipe, None if kept is None else kept.count)
     lora = recipe.teacher.lora if recipe.teacher.fit is not None else None
     tuned = "" if lora is None or teacher is None else f", {_millions(lora_weights(teacher, lora))} tuned (LoRA)"
     lines = [f"teacher: {recipe.teacher.model}, {_weights(teacher)}{tuned}, {origin(teacher_of(recipe))}"]
     if recipe.student.model is not None:
-        return [*lines, f"student: {recipe.student.model}, {_weights(student)}, {origin(student_of(recipe))}"]
-    made = "layers of the teacher" if recipe.student.from_teacher is not None else "random weights"
-    return [*lines, f"student: {made}, {_weights(student)}"]
+        lines.append(f"student: {recipe.student.model}, {_weights(student)}, {origin(student_of(recipe))}")
+    else:
+        made = "layers of the teacher" if recipe.student.from_teacher is not None else "random weights"
+        lines.append(f"student: {made}, {_weights(student)}")
+    return lines if recipe.student.vocabulary is None else [*lines, _vocabulary(kept, student_size(recipe), student)]
+
+
+def _vocabulary(kept: Kept | None, whole: Size | None, left: Size | None) -> str:
+    """What is kept of the student's vocabulary, and what that saves."""
+    key = "student.vocabulary"
+    if kept is None:
+        return f"{key}: counted in a run; the rows or the tokenizer's file are not here"
+    saved = "" if whole is None or left is None else f", {in_bytes(4 * (whole.total - left.total))} less in float32"
+    return f"{key}: keeps about {kept.count:,} of {kept.of:,} tokens{saved} (counted in {kept.rows:,} rows)"
 
 
 def _weights(size: Size | None) -> str:

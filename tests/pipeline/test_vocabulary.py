@@ -1,0 +1,120 @@
+"""Students whose vocabulary is cut to the data: whole tiny runs."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from support import commands, tiny, tiny_words
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from distilpeft.export import predict
+from distilpeft.planning.plan import make_plan
+from distilpeft.recipe.yaml_file import load_recipe
+
+CUT = {"from": "data"}
+UNSEEN = "the zebra film"
+SHORT = {"epochs": 1, "max_steps": 3, "batch_size": 16, "micro_batch_size": 16, "precision": "fp32"}
+
+
+def workspace(folder: Path, **changes: object) -> Path:
+    """A base that reads words and parts of words, and rows of which only test rows have a zebra."""
+    if not (folder / "base").exists():
+        tiny_words.save_classifier(folder / "base")
+        for seed, split in enumerate(("train", "validation", "test")):
+            rows = tiny.rows(40, seed)
+            if split == "test":
+                rows[:2] = [(UNSEEN, 0), (f"{UNSEEN} and a giraffe", 1)]
+            with (folder / f"{split}.csv").open("w", newline="", encoding="utf-8") as file:
+                csv.writer(file).writerows([("text", "label"), *rows])
+    splits = {split: str(folder / f"{split}.csv") for split in ("train", "validation", "test")}
+    settings = {
+        "data": {"source": splits, "train": "train", "validation": "validation", "test": "test", "max_tokens": 24},
+        "teacher__fit": SHORT, "teacher__gate": "warn", "distil__fit": SHORT,
+        "student__vocabulary": CUT, "export__formats": ["safetensors", "onnx"], **changes,
+    }  # fmt: skip
+    return commands.workspace(folder, **settings)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    path = workspace(tmp_path_factory.mktemp("vocabulary"))
+    assert commands.run(path) == 0
+    return path
+
+
+def plan_of(path: Path, *overrides: str):
+    return make_plan(load_recipe(path, overrides), path.parent / "runs")
+
+
+def test_the_student_keeps_the_tokens_of_its_rows_and_special_ones_and_its_teacher_keeps_all(finished):
+    plan, before = plan_of(finished), tiny_words.wordpiece()
+    folder = plan.artifact("distil", "student").path / "model"
+    after = AutoTokenizer.from_pretrained(str(folder))
+    kept = set(after.get_vocab())
+    assert set(tiny_words.SPECIAL) | {"film", "super", "##b"} <= kept
+    assert not kept & {"elephant", "zebra", "привет", "п", "[unused3]"}
+    assert sorted(after.get_vocab().values()) == list(range(len(kept)))
+    weights = load_file(folder / "model.safetensors")
+    rows = weights["bert.embeddings.word_embeddings.weight"]
+    assert rows.shape == (len(kept), 64)
+    assert json.loads((folder / "config.json").read_text())["vocab_size"] == len(kept)
+    assert after.pad_token_id == json.loads((folder / "config.json").read_text())["pad_token_id"]
+    told = plan.artifact("distil", "student").figures()["vocabulary"]
+    assert (told["tokens_before"], told["tokens_after"]) == (len(before), len(kept))
+    assert told["weights_saved"] == (len(before) - len(kept)) * 64
+    assert told["splits"]["train"] == told["splits"]["train"] | {"rows": 40, "changed": 0, "unknown_after": 0}
+    assert told["splits"]["test"]["changed"] == 2, "those with a zebra"
+    assert told["splits"]["test"]["unknown_after"] == told["splits"]["test"]["unknown_before"] == 0
+    assert told["splits"]["test"]["tokens_after"] > told["splits"]["test"]["tokens_before"]
+
+
+@pytest.mark.parametrize("form", ["safetensors", "onnx"])
+def test_an_export_reads_by_the_cut_tokenizer_and_answers_as_the_student(finished, form):
+    run = finished.parent / "runs/tiny"
+    model = AutoModelForSequenceClassification.from_pretrained(str(run / "student"))
+    words = AutoTokenizer.from_pretrained(str(run / "student"))
+    texts = [text for text, _ in tiny.rows(3, seed=5)] + [UNSEEN]
+    assert "zebra" not in words.tokenize(UNSEEN)
+    assert words.unk_token not in words.tokenize(UNSEEN)
+    answers = predict.run(run / "exports" / form, texts, None, None, batch_size=4, max_new_tokens=None)
+    for text, line in zip(texts, answers, strict=True):
+        with torch.no_grad():
+            expected = model(**words(text, return_tensors="pt")).logits.softmax(-1)[0]
+        found = json.loads(line)["probabilities"]
+        assert [found["bad"], found["good"]] == pytest.approx(expected.tolist(), abs=1e-4)
+
+
+def test_another_cut_is_another_student_of_the_same_teacher_and_targets(finished):
+    assert plan_of(finished).missing() == []
+    missing = plan_of(finished, "student.vocabulary.min_count=2").missing()
+    assert not {"teacher", "targets", "evaluate/teacher"} & set(missing)
+    assert {"distil/student", "distil/student_ce_only", "evaluate/untrained"} <= set(missing)
+
+
+def test_the_untrained_student_is_its_teacher_of_the_tokens_that_it_kept(finished):
+    """The same layers: with all of them and the same tokens, the same logits."""
+    from distilpeft.machine.runtime import Runtime
+    from distilpeft.models.context import Context
+    from distilpeft.models.student import new_student
+    from distilpeft.models.teacher import load_teacher_merged
+    from distilpeft.models.vocabulary import pair_of
+    from distilpeft.tasks.rows import TaskData
+
+    plan = plan_of(finished, "student.from_teacher.layers=[0, 1]")
+    runtime, data = Runtime("test"), TaskData(plan.recipe, plan.data_digest, plan.cache)
+    pair = pair_of(plan.recipe, data)
+    folder = plan.artifact("teacher").path
+    student = new_student(Context(runtime, data, pair), folder)
+    teacher = load_teacher_merged(runtime, pair, folder, "fp32")
+    text = tiny.rows(1, seed=9)[0][0]
+    with torch.no_grad():
+        ours, theirs = (
+            one.model.eval()(**one.tokenizer([text, "a"], padding=True, return_tensors="pt")).logits
+            for one in (student, teacher)
+        )
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
