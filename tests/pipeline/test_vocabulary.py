@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
-from support import commands, tiny, tiny_words
+from support import commands, tiny, tiny_lm, tiny_tasks, tiny_words
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from distilpeft.export import predict
@@ -118,3 +119,78 @@ def test_the_untrained_student_is_its_teacher_of_the_tokens_that_it_kept(finishe
             for one in (student, teacher)
         )
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
+
+
+@pytest.fixture(scope="module")
+def language(tmp_path_factory) -> Path:
+    """A base with more rows of embeddings than tokens, and test rows with words that no other row has."""
+    folder = tmp_path_factory.mktemp("language")
+    tiny_words.save_language_model(folder / "base", rows=448)
+    for seed, split in enumerate(("train", "validation", "test")):
+        rows = tiny_lm.pairs(24, seed)
+        if split == "test":
+            rows[0] = {"prompt": "the elephant and the giraffe :", "completion": " This is a good one."}
+        tiny_lm.write_jsonl(folder / f"{split}.jsonl", rows)
+    settings = {
+        "data__source": {split: str(folder / f"{split}.jsonl") for split in ("train", "validation", "test")},
+        "data__split": None, "data__train": "train", "data__validation": "validation", "data__test": "test",
+        "teacher__fit": SHORT, "teacher__gate": "warn", "distil__fit": SHORT, "student__vocabulary": CUT,
+        "targets": {"precision": "fp32", "format": "top_k", "k": 1000, "value_bits": 32},
+    }  # fmt: skip
+    path = folder / "tiny.yaml"
+    path.write_text(yaml.safe_dump(tiny_lm.recipe_tree(folder, **settings)))
+    assert commands.run(path) == 0
+    return path
+
+
+def test_a_language_model_learns_over_the_tokens_that_it_keeps(language):
+    plan = plan_of(language)
+    student = plan.artifact("distil", "student").figures()
+    kept = student["vocabulary"]["tokens_after"]
+    assert plan.artifact("targets").figures()["layout"]["vocabulary"] == kept
+    assert student["vocabulary"]["splits"]["train"]["changed"] == 0
+    assert student["vocabulary"]["splits"]["test"]["changed"] > 0
+    assert student["vocabulary"]["weights_saved"] == (448 - kept) * 64
+    config = json.loads((plan.artifact("distil", "student").path / "model/config.json").read_text())
+    tokens = AutoTokenizer.from_pretrained(str(plan.artifact("distil", "student").path / "model")).get_vocab()
+    assert config["vocab_size"] == len(tokens) == kept
+    assert (config["pad_token_id"], config["eos_token_id"]) == (tokens["<|pad|>"], tokens["<|end|>"])
+    scores = plan.artifact("evaluate", "student").figures()
+    assert scores["against_teacher"]["kl"] > 0
+    report = json.loads((language.parent / "runs/tinylm/report.json").read_text())
+    assert report["vocabulary"]["tokens_after"] == kept
+
+
+ONLINE = "targets={mode: online, precision: fp32}"
+
+
+def test_online_targets_over_kept_tokens_teach_the_same_student_as_stored_ones(language):
+    assert commands.run(language, "--set", ONLINE, "--until", "distil") == 0
+    ours, theirs = (
+        load_file(plan_of(language, *change).artifact("distil", "student").path / "model/model.safetensors")
+        for change in ((), (ONLINE,))
+    )
+    for name, tensor in ours.items():
+        torch.testing.assert_close(theirs[name], tensor, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["question_answering", "token_classification"])
+def test_places_and_words_of_texts_are_learnt_by_a_cut_tokenizer(tmp_path, kind):
+    """A test row has a word that only other tokens can spell."""
+    sources = {split: str(tmp_path / f"{split}.jsonl") for split in ("train", "validation", "test")}
+    path = tiny_tasks.workspace(
+        tmp_path, kind, teacher__fit=SHORT, teacher__gate="warn", distil__fit=SHORT, student__vocabulary=CUT,
+        data={"source": sources, **dict(zip(sources, sources, strict=True)), "max_tokens": 40},
+    )  # fmt: skip
+    tiny_words.save_classifier(tmp_path / "base")
+    rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
+    if kind == "question_answering":
+        rows[-1]["context"] += " zebra"
+    else:
+        rows[-1] |= {"words": [*rows[-1]["words"], "zebra"], "tags": [*rows[-1]["tags"], "O"]}
+    for split, some in zip(sources, (rows[:100], rows[100:150], rows[-50:]), strict=True):
+        tiny_lm.write_jsonl(tmp_path / f"{split}.jsonl", some)
+    assert commands.run(path) == 0
+    splits = plan_of(path).artifact("distil", "student").figures()["vocabulary"]["splits"]
+    assert (splits["train"]["changed"], splits["test"]["changed"]) == (0, 1)
+    assert plan_of(path).artifact("evaluate", "student").figures()["against_teacher"]["kl"] >= 0

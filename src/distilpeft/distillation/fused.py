@@ -13,7 +13,7 @@ weights in use, and reduce their gradients like all others.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -88,16 +88,19 @@ class Running:
     Attributes:
         hidden_NH: its last hidden states at the same positions as the student's.
         head: its head.
+        ids_V: ids whose logits count, in the student's order; None: all.
     """
 
     hidden_NH: Tensor
     head: Head
+    ids_V: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.hidden_NH)
 
     def __getitem__(self, rows: slice) -> Tensor:
-        return self.head.logits(self.hidden_NH[rows])
+        logits_NV = self.head.logits(self.hidden_NH[rows])
+        return logits_NV if self.ids_V is None else logits_NV[:, self.ids_V]
 
 
 Soft = Running | Sparse | Tensor
@@ -146,7 +149,7 @@ def linear_distil_sum(
 def _rows_of(teacher: Soft, rows: Tensor) -> Soft:
     """The soft targets of these rows only: their positions, or a mask."""
     if isinstance(teacher, Running):
-        return Running(teacher.hidden_NH[rows], teacher.head)
+        return replace(teacher, hidden_NH=teacher.hidden_NH[rows])
     # Kept ids stay in main memory, chunk by chunk.
     return teacher[rows.to((teacher.ids_NK if isinstance(teacher, Sparse) else teacher).device)]
 

@@ -12,7 +12,9 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from distilpeft.data.model_files.recipe_models import student_of, teacher_of
 from distilpeft.data.sources import TOKENIZER_FILES, Source
@@ -21,7 +23,7 @@ from distilpeft.models import loading
 from distilpeft.models.loading import Architecture
 from distilpeft.recipe import Recipe
 from distilpeft.tasks.rows import RowReader, task_of
-from distilpeft.tasks.task import InputReader, Task
+from distilpeft.tasks.task import Batch, InputReader, Task
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -47,6 +49,16 @@ class CutVocabulary:
     reader: RowReader
     before: RowReader
     kept_K: NDArray[np.int64]
+
+    def as_before(self, batch: Batch) -> Batch:
+        """A batch that the student reads, with the ids that its inputs had before, which its teacher knows."""
+        ids_BS = batch["inputs"]["input_ids"]
+        kept_K = torch.from_numpy(self.kept_K).to(ids_BS.device)
+        return {**batch, "inputs": {**batch["inputs"], "input_ids": kept_K[ids_BS]}}
+
+    def of_logits(self, width: int) -> Tensor:
+        """Columns of logits with this width, by the ids before, that are kept: those of the first new ids."""
+        return torch.from_numpy(self.kept_K[self.kept_K < width])
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ def binding(pair: Pair, teacher: Artifact) -> dict[str, str]:
         "quantize": recipe.teacher.quantize,
         "task": digest_json([result_settings(recipe.task), recipe.data.max_tokens])[:12],
         **text_binding(pair.teacher_reader.tokenizer),
+        **({"ids": pair.cut.reader.digest[:12]} if pair.cut is not None and recipe.kind.is_language_model else {}),
     }
 
 
@@ -55,7 +56,8 @@ def open_targets(pair: Pair, data: TaskData, folder: Path, teacher: Artifact | N
         if not pair.recipe.needs_template:
             expected.pop("chat_template", None)
     # Tokens are looked up for the student's own reading of the rows, classes for the teacher's.
-    rows = data.tokens(TAUGHT, pair.student_reader if pair.recipe.kind.same_tokens else pair.teacher_reader)
+    ours = pair.student_reader if pair.cut is None else pair.cut.before  # rows keep their tokens, by other ids
+    rows = data.tokens(TAUGHT, ours if pair.recipe.kind.same_tokens else pair.teacher_reader)
     store.check(expected, row_hashes(rows.dataset))
     return store
 

@@ -4,6 +4,9 @@ What is counted are the rows that the student learns from, as its tokenizer read
 cut is a function of these rows, the tokenizer and the recipe, so a run that is resumed, and every process, finds the
 same. Validation and test rows are never counted.
 
+A language model's soft targets are over the kept ids that its teacher has, too: the teacher's distribution given these,
+as where vocabularies differ in length. The teacher reads the ids that it knows; see `CutVocabulary`.
+
     R  rows    K  ids kept    V  ids before
 """
 
@@ -88,6 +91,12 @@ def _cut(pair: Pair, data: TaskData, runtime: Runtime | None) -> CutVocabulary:
     tokenizer = loading.load_tokenizer(Source(str(folder), folder))
     found = CutVocabulary(RowReader(tokenizer, digest), before, np.load(folder / KEPT, allow_pickle=False))
     _check_loaded(found, folder)
+    changed = _changed(data, TAUGHT, found)["changed"] if pair.recipe.kind.same_tokens else 0
+    if changed:
+        raise InputError(
+            f"student.vocabulary: {changed} training rows would be encoded differently by the cut tokenizer of {name}, "
+            f"and {pair.recipe.task.kind} is taught token by token; leave it out"
+        )
     return found
 
 

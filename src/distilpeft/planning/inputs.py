@@ -73,7 +73,17 @@ def head_key(recipe: Recipe, source: Source) -> dict[str, str]:
     return {"head": key} if key else {}
 
 
-def narrower_vocabulary(recipe: Recipe) -> int | None:
+def student_ids(recipe: Recipe) -> dict[str, object]:
+    """What the soft targets of a language model depend on because they are over ids that its student has, too."""
+    found: dict[str, object] = {}
+    if recipe.student.vocabulary is not None:
+        own = digest(student_of(recipe)) if recipe.student.model is not None else None
+        found["kept"] = {**result_settings(recipe.student.vocabulary), "of": own, "by": recipe.student.tokenizer}
+    narrower = _narrower_vocabulary(recipe)
+    return found if narrower is None else {**found, "vocabulary": narrower}
+
+
+def _narrower_vocabulary(recipe: Recipe) -> int | None:
     """Ids of a student that has fewer than its teacher, whose soft targets are over these; None if it has not.
 
     Of hub models only published configurations are asked: a key may not depend on what has been downloaded.

@@ -23,8 +23,8 @@ from distilpeft.planning.inputs import (
     check_tokens,
     data_digest,
     head_key,
-    narrower_vocabulary,
     source_of_targets,
+    student_ids,
     student_origin,
     teacher_base,
 )
@@ -437,9 +437,7 @@ def _target_settings(recipe: Recipe) -> dict[str, object]:
     settings |= {name: getattr(targets, name) for name in ("format", "value_bits", *read)}
     if targets.format != "full":
         settings["temperatures"] = targets.temperatures or (recipe.distil.temperature,)
-    narrower = narrower_vocabulary(recipe)
-    if narrower is not None:
-        settings["vocabulary"] = narrower
+    settings |= student_ids(recipe)
     if targets.format == "auto":  # the choice depends on what the loss can use
         settings["divergence"] = recipe.distil.divergence.kind
     return settings if targets.format in ("full", "top_k") else {**settings, "seed": recipe.seed}

@@ -191,12 +191,23 @@ def _vocabulary_faults(recipe: Recipe) -> Iterator[tuple[tuple[str, ...], str]]:
     cut, kind, at = recipe.student.vocabulary, recipe.kind, ("student", "vocabulary")
     if cut is None:
         return
-    if kind.reads_images or kind.same_tokens:
+    if kind.reads_images or kind.reads_first:
         yield at, f"is not for {recipe.task.kind}"
     if recipe.student.from_config is not None:
         yield at, "is for pretrained students; from_config takes overrides: {vocab_size: ...} and any tokenizer"
     if recipe.distil.features is not None:
         yield at, "does not go with distil.features, which compares both models token by token"
+    if kind.same_tokens and not cut.is_exact:
+        name = "min_count" if cut.min_count > 1 else "max_size"
+        why = f"{recipe.task.kind} is taught token by token, so training rows must keep their tokens"
+        yield (*at, name), f"{why}; leave it out"
+    if isinstance(recipe.task, CausalLM) and (recipe.task.text is not None or recipe.task.pack):
+        yield at, "goes with pairs and chats without pack: other blocks of a held-out text could not be compared"
+    if kind.is_language_model and recipe.targets.source is not None:
+        yield (
+            ("targets", "source"),
+            "holds soft targets over all tokens; leave it out where student.vocabulary cuts them",
+        )
 
 
 def _unlabelled_faults(recipe: Recipe) -> Iterator[tuple[tuple[str, ...], str]]:

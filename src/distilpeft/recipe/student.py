@@ -110,6 +110,11 @@ class Vocabulary(_From):
         None, description="keep at most this many tokens: the least frequent are dropped first; default: no limit"
     )
 
+    @property
+    def is_exact(self) -> bool:
+        """Whether every text that was counted is encoded as before."""
+        return self.min_count == 1 and self.max_size is None
+
 
 class Student(Section):
     """The compact model: exactly one of `model`, `from_teacher`, `from_config`."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,11 +15,12 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
 from distilpeft.data.batches import chunks, length_order
+from distilpeft.distillation.fused import Running, vocabulary_of
 from distilpeft.machine.runtime import Bar, Runtime
 from distilpeft.models.context import Context
-from distilpeft.models.pair import Loaded
+from distilpeft.models.pair import CutVocabulary, Loaded, Pair
 from distilpeft.recipe.training import Precision
-from distilpeft.tasks.rows import Tokens
+from distilpeft.tasks.rows import RowReader, Tokens
 from distilpeft.tasks.task import Batch, Task
 
 Soft = Callable[[Batch], Any]
@@ -46,15 +48,37 @@ def measure_with(task: Task, soft: Soft | None = None) -> Measure:
     return lambda model, batch: task.measure(model, batch, soft(batch) if soft else None)
 
 
-def soft_of(context: Context, teacher: Loaded, precision: Precision) -> Soft:
-    """What a frozen teacher knows of a batch, computed in its own precision."""
-    import torch
+def soft_of(context: Context, teacher: Loaded, precision: Precision, reader: RowReader | None = None) -> Soft:
+    """What a frozen teacher knows of a batch, computed in its own precision.
+
+    Args:
+        context: the run.
+        teacher: the teacher.
+        precision: of the computation.
+        reader: who reads the batch; the ids of a cut vocabulary are translated. None: the teacher itself.
+    """
+    cut = None if reader is None else cut_of(context.pair, reader)
 
     def soft(batch: Batch) -> Any:
         with torch.no_grad(), context.runtime.autocast(precision):
-            return context.task.soft(teacher.model, batch)
+            if cut is None:
+                return context.task.soft(teacher.model, batch)
+            return over_kept(context.task.soft(teacher.model, cut.as_before(batch)), cut)
 
     return soft
+
+
+def cut_of(pair: Pair, reader: RowReader) -> CutVocabulary | None:
+    """The cut vocabulary that a reader's ids are of, if they are."""
+    return pair.cut if pair.cut is not None and reader.digest == pair.cut.reader.digest else None
+
+
+def over_kept(soft: Any, cut: CutVocabulary) -> Any:
+    """A language model's soft targets over the ids that its student keeps; those of other tasks as they are."""
+    if not isinstance(soft, Running):
+        return soft
+    ids_V = cut.of_logits(vocabulary_of(soft.head))
+    return replace(soft, ids_V=ids_V.to(soft.hidden_NH.device))
 
 
 def soft_of_rows(context: Context, teacher: Loaded, precision: Precision, split: str) -> Soft:

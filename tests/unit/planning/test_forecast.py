@@ -10,20 +10,23 @@ import re
 import pytest
 import yaml
 from rich.console import Console
-from support import commands, tiny
+from support import commands, tiny, tiny_words
 
 from distilpeft.data.sources import Source
+from distilpeft.errors import InputError
+from distilpeft.models.vocabulary import pair_of
 from distilpeft.planning import check
 from distilpeft.planning.forecast import duration
 from distilpeft.planning.forecast.duration import Work, spoken
 from distilpeft.planning.forecast.lengths import lengths
 from distilpeft.planning.forecast.overview import downloads
 from distilpeft.planning.forecast.stages import stages
+from distilpeft.planning.forecast.vocabulary import Kept, kept_tokens
 from distilpeft.planning.memory import Machine
 from distilpeft.planning.plan import make_plan
-from distilpeft.planning.sizes import size_of
+from distilpeft.planning.sizes import size_of, student_size
 from distilpeft.recipe.yaml_file import load_recipe
-from distilpeft.tasks.rows import read_task_rows
+from distilpeft.tasks.rows import TaskData, read_task_rows
 
 SPLITS = {"train": 120, "validation": 40, "test": 40}
 TEACHER, STUDENT = "FacebookAI/roberta-base", "distilbert/distilroberta-base"
@@ -153,3 +156,30 @@ def test_further_seeds_are_in_steps_time_and_disk(tmp_path):
 )
 def test_times_are_in_the_unit_that_suits_them(seconds, text):
     assert spoken(seconds) == text
+
+
+def test_the_tokens_that_a_cut_vocabulary_keeps_are_counted_as_a_run_counts_them(tmp_path):
+    tiny_words.save_classifier(tmp_path / "base")
+    tiny.write_csv(tmp_path / "rows.csv", 60)
+    plan = plan_of(tmp_path, "student.vocabulary.from=data")
+    kept = kept_tokens(plan.recipe, read_task_rows(plan.recipe).splits)
+    data = TaskData(plan.recipe, plan.data_digest, plan.cache)
+    assert kept == Kept(len(pair_of(plan.recipe, data).cut.kept_K), len(tiny_words.wordpiece()), 36)
+    lines = shown(plan)
+    (line,) = [line for line in lines if line.startswith("student.vocabulary: ")]
+    assert f"keeps about {kept.count} of {kept.of} tokens, " in line
+    (student,) = [line for line in lines if line.startswith("student: ")]
+    whole, left = student_size(plan.recipe), student_size(plan.recipe, kept.count)
+    assert whole.total - left.total == (kept.of - kept.count) * 64
+    assert f"{left.total / 1e6:.2f} million weights" in student
+
+
+def test_a_tokenizer_that_cannot_be_cut_is_refused_before_anything_runs(tmp_path):
+    tiny_words.save_language_model(tmp_path / "base")
+    tiny.write_csv(tmp_path / "rows.csv", 60)
+    file = tmp_path / "base/tokenizer.json"
+    spec = json.loads(file.read_text())
+    spec["model"]["dropout"] = 0.1
+    file.write_text(json.dumps(spec))
+    with pytest.raises(InputError, match=r"student.vocabulary: the tokenizer of .*base merges at random \(dropout\)"):
+        plan_of(tmp_path, "student.vocabulary.from=data")

@@ -47,6 +47,23 @@ def test_what_it_cannot_be_is_refused_in_one_line(tmp_path, changes, fault):
         load(tmp_path, tiny.recipe_tree(tmp_path, **changes))
 
 
-def test_language_models_are_taught_over_all_tokens(tmp_path):
-    with pytest.raises(InputError, match="student.vocabulary: is not for causal_lm"):
-        load(tmp_path, tiny_lm.recipe_tree(tmp_path, **CUT))
+@pytest.mark.parametrize(
+    ("changes", "fault"),
+    [
+        (
+            {"student__vocabulary": {"from": "data", "min_count": 2}},
+            "student.vocabulary.min_count: causal_lm is taught",
+        ),
+        (
+            {"student__vocabulary": {"from": "data", "max_size": 400}},
+            "student.vocabulary.max_size: causal_lm is taught",
+        ),
+        ({**CUT, "task": {"kind": "causal_lm", "text": "text"}}, "goes with pairs and chats without pack"),
+        ({**CUT, "targets": {"source": "elsewhere"}}, "targets.source: holds soft targets over all tokens"),
+        ({**CUT, "task": {"kind": "seq2seq", "source": "a", "target": "b"}}, "is not for seq2seq"),
+    ],
+)
+def test_language_models_keep_the_tokens_of_their_rows(tmp_path, changes, fault):
+    load(tmp_path, tiny_lm.recipe_tree(tmp_path, **CUT))
+    with pytest.raises(InputError, match=fault):
+        load(tmp_path, tiny_lm.recipe_tree(tmp_path, **changes))

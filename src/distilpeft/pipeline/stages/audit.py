@@ -28,6 +28,7 @@ from distilpeft.models.context import Context
 from distilpeft.models.pair import Loaded
 from distilpeft.recipe import Recipe
 from distilpeft.recipe.distil import format_fault
+from distilpeft.training.scoring import soft_of
 
 MAX_POSITIONS = 1024
 DRAWS = 8
@@ -44,6 +45,7 @@ def run(context: Context, *, layout: Layout, student: Loaded, teacher: Loaded) -
     """
     runtime, recipe, task = context.runtime, context.recipe, context.task
     rows = context.data.tokens("validation", student.reader)
+    taught = soft_of(context, teacher, recipe.evaluate.precision, student.reader)
     edges = np.cumsum(task.num_positions(rows))
     num_rows = min(len(edges), int(np.searchsorted(edges, MAX_POSITIONS)) + 1)
     loss = Loss(1.0, recipe.distil.temperature, recipe.distil.divergence)
@@ -53,7 +55,7 @@ def run(context: Context, *, layout: Layout, student: Loaded, teacher: Loaded) -
         for ids in chunks(np.arange(num_rows), recipe.evaluate.micro_batch_size):
             batch = send_to_device(rows.load_batch(ids), runtime.device)
             with torch.no_grad(), runtime.autocast(recipe.evaluate.precision):
-                ours, theirs = (task.soft(one.model, batch) for one in (student, teacher))
+                ours, theirs = task.soft(student.model, batch), taught(batch)
                 for part in even_chunks(len(ours), rows_per_chunk(layout.vocabulary, runtime.device)):
                     student_NV, teacher_NV = ours[part].float(), theirs[part].float()
                     labels_N = batch["labels_N"][part]

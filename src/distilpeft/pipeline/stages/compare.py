@@ -16,7 +16,7 @@ from distilpeft.machine.artifact import Artifact, Figures
 from distilpeft.metrics import significance
 from distilpeft.metrics.probabilities import softmax
 from distilpeft.models.context import Context
-from distilpeft.planning.roles import COMPARED, TEACHER, format_of
+from distilpeft.planning.roles import COMPARED, MAJORITY, TEACHER, TEACHERS, format_of
 from distilpeft.recipe.task import TextClassification
 from distilpeft.tasks.task import Rows
 
@@ -38,9 +38,13 @@ def run(context: Context, evaluated: Mapping[str, Artifact], out: Artifact) -> F
         of tasks with classes `answers`, see `_answers`; with `evaluate.groups` also `groups`, see `_by_group`.
     """
     recipe, data = context.recipe, context.data
-    rows = data.tokens(recipe.evaluate.split, context.pair.student_reader)
+    ours, theirs = (
+        data.tokens(recipe.evaluate.split, reader)
+        for reader in (context.pair.student_reader, context.pair.teacher_reader)
+    )
     added, calibration, answers = {}, {}, None
     for role, made in evaluated.items():
+        rows = theirs if role in (*TEACHERS, MAJORITY) else ours  # as it read them
         values_NK = np.load(made.file(VALUES), allow_pickle=False).astype(np.float64)
         if role == recipe.export.of:
             answers = _answers(context, values_NK, rows)

@@ -209,7 +209,7 @@ def _supervision(context: Context, teacher: Artifact | None, targets: Path | Non
     precision = recipe.targets.precision
     loaded = load_teacher(context.runtime, context.pair, teacher.path, precision, placed=True)
     if recipe.kind.is_language_model:
-        live = soft_of(context, loaded, precision)
+        live = soft_of(context, loaded, precision, context.pair.student_reader)
         return Supervision(live, live, loaded.model)
     beside = None if recipe.kind.has_labels else soft_of_rows(context, loaded, precision, "validation")
     return Supervision(kept or soft_of_rows(context, loaded, precision, TAUGHT), beside, loaded.model)

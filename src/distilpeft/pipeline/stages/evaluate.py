@@ -18,7 +18,7 @@ from distilpeft.models.context import Context
 from distilpeft.models.pair import Loaded
 from distilpeft.tasks.rows import RowSubset, Tokens
 from distilpeft.tasks.task import Batch, Values
-from distilpeft.training.scoring import measure_with, soft_of, soft_of_rows, values_of
+from distilpeft.training.scoring import cut_of, measure_with, soft_of, soft_of_rows, values_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -61,12 +61,29 @@ def run(
         figures["groups"] = _by_group(context, values_NK, rows, groups_N)
     if reference is not None:
         teacher_NK = np.load(reference.file(VALUES), allow_pickle=False)
-        figures["against_teacher"] = task.against_teacher(values_NK, teacher_NK, rows)
+        figures["against_teacher"] = _against(context, values_NK, teacher_NK, rows, loaded)
     if loaded is not None and role in SPEAKERS and settings.samples:
         figures["samples"] = task.samples(
             loaded.model, loaded.tokenizer, rows, settings.samples, settings.sample_tokens
         )
     return figures
+
+
+def _against(
+    context: Context, values_NK: Values, teacher_NK: Values, rows: Tokens, loaded: Loaded | None
+) -> dict[str, float] | None:
+    """How far a model is from its teacher; where answers are places in a text, on rows that both read alike."""
+    recipe, cut = context.recipe, None if loaded is None else cut_of(context.pair, loaded.reader)
+    if cut is None or not recipe.kind.same_tokens or recipe.kind.is_language_model:
+        return context.task.against_teacher(values_NK, teacher_NK, rows)
+    theirs = context.data.tokens(recipe.evaluate.split, context.pair.teacher_reader)
+    if len(theirs.lengths_N) != len(rows.lengths_N):
+        return None  # texts take other windows
+    alike_N = theirs.lengths_N == rows.lengths_N
+    if not alike_N.any():
+        return None
+    some, width = RowSubset(rows, alike_N), 2 * int(rows.lengths_N[alike_N].max())
+    return context.task.against_teacher(values_NK[alike_N, :width], teacher_NK[alike_N, :width], some)
 
 
 def _check_finite(values_NK: Values) -> None:
@@ -93,7 +110,7 @@ def _values(context: Context, loaded: Loaded, teacher: Loaded | None, rows: Toke
     settings, soft = recipe.evaluate, None
     if teacher is not None:
         soft = (
-            soft_of(context, teacher, settings.precision)
+            soft_of(context, teacher, settings.precision, loaded.reader)
             if recipe.kind.is_language_model
             else soft_of_rows(context, teacher, settings.precision, settings.split)
         )

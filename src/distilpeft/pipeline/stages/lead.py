@@ -42,9 +42,10 @@ def run(context: Context, *, teacher_NK: NDArray[np.float32], student_NK: NDArra
         GateError: the teacher is not ahead, or it may be chance, and the recipe stops there.
     """
     recipe, task = context.recipe, context.task
-    rows = context.data.tokens("validation", context.pair.student_reader)
+    read = ((teacher_NK, context.pair.teacher_reader), (student_NK, context.pair.student_reader))
     theirs, ours = (
-        significance.Added(*task.added(values_NK.astype(np.float64), rows)) for values_NK in (teacher_NK, student_NK)
+        significance.Added(*task.added(values_NK.astype(np.float64), context.data.tokens("validation", reader)))
+        for values_NK, reader in read
     )
     found = significance.compare(theirs, ours)
     figures = {"metric": recipe.kind.main, "num_rows": len(theirs.sum_N), **found}

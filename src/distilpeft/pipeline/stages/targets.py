@@ -30,6 +30,7 @@ from distilpeft.models.teacher import load_teacher
 from distilpeft.recipe import Recipe
 from distilpeft.recipe.distil import format_fault
 from distilpeft.tasks.rows import TAUGHT, Tokens
+from distilpeft.training.scoring import over_kept
 
 FULL_BYTES = 1 << 30
 """What `format: auto` may spend on all logits of tokens."""
@@ -47,7 +48,10 @@ def run(context: Context, teacher: Artifact, out: Artifact) -> Figures:
     rows = context.data.tokens(TAUGHT, loaded.reader)
     positions_R = task.num_positions(rows)
     teacher_ids = vocabulary = task.vocabulary(loaded.model, recipe.data.max_tokens)
-    if recipe.kind.is_language_model:
+    cut = context.pair.cut if recipe.kind.is_language_model else None
+    if cut is not None:
+        vocabulary = len(cut.of_logits(min(teacher_ids, context.pair.student_rows or teacher_ids)))
+    elif recipe.kind.is_language_model:
         vocabulary = min(teacher_ids, context.pair.student_vocabulary or teacher_ids)
     layout, why = choose(recipe, vocabulary, int(positions_R.sum()))
     runtime.say(f"  targets: {why}")
@@ -61,7 +65,7 @@ def run(context: Context, teacher: Artifact, out: Artifact) -> Figures:
     figures: Figures = {"num_rows": len(positions_R), "truncated_rows": rows.num_truncated, "why": why}
     if runtime.is_main:
         notes: dict[str, Any] = {"tokenizer": {"model": recipe.teacher.model, "revision": recipe.teacher.revision}}
-        if vocabulary < teacher_ids:
+        if vocabulary < teacher_ids and cut is None:  # over kept ids the teacher has no others
             notes[TEACHER_VOCABULARY] = teacher_ids
         figures["measured"] = writer.finish(notes)
         figures["layout"] = contents.identity["layout"]
@@ -141,6 +145,7 @@ class _Maker:
         self._runtime, self._targets, self._seed = runtime, recipe.targets, recipe.seed
         self._in_shards = recipe.teacher.place == "sharded" and runtime.accelerator.num_processes > 1
         self._task, self._model, self._rows, self._layout = context.task, loaded.model, rows, layout
+        self._cut = context.pair.cut
         self._positions_R = context.task.num_positions(rows)
 
     def batches(self, writer: Writer, shard: int) -> list[NDArray[np.int64]]:
@@ -157,7 +162,7 @@ class _Maker:
         batch = send_to_device(self._rows.load_batch(ids), self._runtime.device)
         with torch.no_grad(), self._runtime.autocast(self._targets.precision):
             found: Running | Tensor = self._task.soft(self._model, batch)
-        return found
+        return found if self._cut is None else over_kept(found, self._cut)
 
     def make(self, writer: Writer, shard: int, batches: list[NDArray[np.int64]], bar: Bar) -> int | None:
         """Compute and write a shard, unless a signal comes first.
