@@ -387,6 +387,8 @@ def _student(recipe: Recipe) -> str:
     student = recipe.student
     if student.from_teacher is not None:
         return f"{student.from_teacher} of the teacher, adapter merged"
+    if student.static is not None:
+        return str(student.static)
     if student.from_config is not None:
         return f"the architecture of `{student.from_config.model}` with random weights"
     return f"`{student.model}`"

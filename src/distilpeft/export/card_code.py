@@ -138,6 +138,37 @@ with torch.no_grad():
 vectors = {vector}
 print(torch.nn.functional.normalize(vectors, dim=-1))"""
 _VECTOR = {"mean": "(states * mask).sum(1) / mask.sum(1)", "first": "states[:, 0]"}
+_STATIC = """import json
+
+import torch
+from safetensors.torch import load_file
+from tokenizers import Tokenizer
+
+texts = {texts}{labels}
+with open("config.json") as file:
+    config = json.load(file)
+weights = {{name: tensor.float() for name, tensor in load_file("model.safetensors").items()}}
+tokenizer = Tokenizer.from_file("tokenizer.json")
+tokenizer.enable_truncation({max_tokens})
+
+
+def mean(ids):
+    ids = torch.tensor([i for i in ids if i not in config["ignored_ids"]], dtype=torch.long)
+    vectors = weights["{body}embeddings.weight"][ids] * weights["{body}token_weights"][ids, None]
+    return vectors.sum(0) / max(len(ids), 1)
+
+
+rows = tokenizer.encode_batch(texts)
+{vectors}{head}
+{show}"""
+_STATIC_VECTORS = "logits = torch.stack([mean(row.ids) for row in rows])"
+_STATIC_PAIRS = """ends = [row.ids.index(config["sep_token_id"]) for row in rows]
+halves = [(mean(row.ids[:end]), mean(row.ids[end:])) for row, end in zip(rows, ends)]
+logits = torch.stack([torch.cat([u, v, (u - v).abs(), u * v]) for u, v in halves])"""
+_STATIC_HEAD = """
+for layer in [0, 2] if config["head_size"] else [0]:
+    logits = logits.relu() if layer else logits
+    logits = logits @ weights[f"classifier.{layer}.weight"].T + weights[f"classifier.{layer}.bias"]"""
 _TRANSLATE = """from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 texts = ["a first text", "and a second one"]
@@ -172,6 +203,8 @@ def snippet(told: ExportManifest) -> str:
     runtime = FORMS[form].runtime
     if form.startswith("gguf"):
         return f'```sh\nllama-cli -m {FORMS[form].file} -p "Once upon a time"\n```'
+    if "ignored_ids" in told and runtime == "transformers":
+        return f"```python\n# pip install safetensors tokenizers torch\n{_static(told)}\n```"
     if runtime == "transformers":
         needs = {"bnb-nf4": ", accelerate and bitsandbytes", "torchao-int8": ", accelerate and torchao"}.get(form, "")
         if "pictures" in told:
@@ -194,6 +227,17 @@ def snippet(told: ExportManifest) -> str:
     )  # fmt: skip
     code = make(told, runtime)
     return f"```python\n# pip install {runtime} {'pillow' if 'pictures' in told else 'tokenizers'}\n{code}\n```"
+
+
+def _static(told: ExportManifest) -> str:
+    """A static student by hand: transformers does not know the architecture."""
+    vectors = not KINDS[told["task"]].has_labels
+    return _STATIC.format(
+        texts=_PAIRS if told.get("pair") else _TEXTS, labels=f"\nlabels = {told['labels']}" if "labels" in told else "",
+        max_tokens=told["max_tokens"], body="" if vectors else "static.",
+        vectors=_STATIC_PAIRS if told.get("pair") else _STATIC_VECTORS, head="" if vectors else _STATIC_HEAD,
+        show="print(torch.nn.functional.normalize(logits, dim=-1))" if vectors else _SHOW[told["task"]],
+    )  # fmt: skip
 
 
 def _find(told: ExportManifest) -> str:

@@ -46,6 +46,7 @@ class ExportManifest(TypedDict, total=False):
     pictures: dict[str, Any]  # settings of `pictures.Reader`
     shape: tuple[int, int, int]  # of a picture, [C, H, W]
     pooling: str  # of embeddings
+    ignored_ids: list[int]  # of static students: tokens that do not count
     files: dict[str, FileEntry]  # of a finished bundle, with the next two
     scores: dict[str, dict[str, Any]]
     provenance: dict[str, Any]

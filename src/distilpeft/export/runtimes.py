@@ -227,7 +227,7 @@ class TransformersRunner:
             return found.logits.float().cpu().numpy(), (source, found.past_key_values)
         pooling = getattr(self._bare, "pooling", None)
         if pooling is not None:
-            return pooled(found.last_hidden_state, tensors["attention_mask"], pooling).float().cpu().numpy(), None
+            return pooled(found, tensors["attention_mask"], pooling).float().cpu().numpy(), None
         return logits_of(found).float().cpu().numpy(), getattr(found, "past_key_values", None)
 
 
@@ -286,6 +286,8 @@ def load_exported(folder: Path, manifest: ExportManifest, device: torch.device) 
     """The model that transformers makes of an exported folder, frozen."""
     import torch
     import transformers
+
+    from distilpeft.models.static import architecture as _static  # noqa: F401 - tells the Auto classes of it
 
     form = FORMS[manifest["format"]]
     options: dict[str, Any] = {"dtype": "auto", "device_map": {"": device}}

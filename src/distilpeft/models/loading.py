@@ -29,6 +29,7 @@ from distilpeft.machine.files import is_whole, publish_folder, seal_folder
 from distilpeft.models.bases import adapters
 from distilpeft.models.bases import heads as finished_heads
 from distilpeft.models.bases.quantized import Packing, Quantize, unmark
+from distilpeft.models.static import architecture as _static  # noqa: F401 - tells the Auto classes of static students
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 

@@ -13,6 +13,7 @@ from distilpeft.models import cutting, loading, lora, weights
 from distilpeft.models.bases.embeddings import cut_embeddings
 from distilpeft.models.context import Context
 from distilpeft.models.pair import Loaded, Pair
+from distilpeft.models.static import start
 from distilpeft.models.teacher import load_teacher_merged, start_head
 from distilpeft.tasks.rows import RowReader
 from distilpeft.tasks.task import InputReader
@@ -20,19 +21,22 @@ from distilpeft.tasks.task import InputReader
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+BATCH_ROWS = 5_000
+"""Rows in memory at a time."""
+
 
 def new_student(context: Context, teacher: Path | None) -> Loaded:
     """The untrained student with all its weights trainable, or its LoRA adapter.
 
     Args:
         context: the run.
-        teacher: the teacher's artifact; needed by `from_teacher`.
+        teacher: the teacher's artifact; needed by `from_teacher` and `static`.
     """
     runtime, pair, student = context.runtime, context.pair, context.recipe.student
     reader = pair.student_reader
     runtime.seed(context.recipe.seed)  # the head, or everything, may be random: the same for every run of this recipe
-    model = _untrained(runtime, pair, teacher)
-    if pair.cut is not None:
+    model = _untrained(context, teacher)
+    if pair.cut is not None and student.static is None:  # which is made of the kept tokens' embeddings
         cut_embeddings(model, pair.cut.kept_K)
     if student.from_teacher is None:
         start_head(context, model, reader)
@@ -47,21 +51,36 @@ def new_student(context: Context, teacher: Path | None) -> Loaded:
     return Loaded(model, reader)
 
 
-def _untrained(runtime: Runtime, pair: Pair, teacher: Path | None) -> PreTrainedModel:
-    """Layers of the teacher, random weights, or pretrained ones."""
+def _untrained(context: Context, teacher: Path | None) -> PreTrainedModel:
+    """Layers or word embeddings of the teacher, random weights, or pretrained ones."""
+    runtime, pair, student = context.runtime, context.pair, context.recipe.student
     reader = pair.student_reader if pair.cut is None else pair.cut.before
-    student, pad = pair.recipe.student, reader.tokenizer.pad_token_id
-    if student.from_teacher is not None:
+    pad = reader.tokenizer.pad_token_id
+    if student.is_of_teacher:
         assert teacher is not None
-        model = load_teacher_merged(runtime, pair, teacher, "fp32").model.float()
-        cutting.keep_layers(model, student.from_teacher)
-        return model
+        merged = load_teacher_merged(runtime, pair, teacher, "fp32").model.float()
+        return _of_teacher(context, merged)
     if student.from_config is not None:
         return loading.from_config(pair.student, pair.architecture, student.from_config.overrides, pad)
     model, _ = loading.load_base(
         pair.student, pair.architecture, quantize="none", dtype="fp32", device=runtime.device, pad_token_id=pad
     )
     return model
+
+
+def _of_teacher(context: Context, teacher: PreTrainedModel) -> PreTrainedModel:
+    """A student made of the merged teacher's weights."""
+    student, reader, architecture = context.recipe.student, context.pair.student_reader, context.pair.architecture
+    if student.from_teacher is not None:
+        cutting.keep_layers(teacher, student.from_teacher)
+        return teacher
+    assert student.static is not None
+    rows = context.data.tokens("train", reader).dataset
+    return start.new(
+        architecture.auto_class, architecture.options, reader.tokenizer, teacher, student.static,
+        pair=context.recipe.reads_pairs, rows=(ids for batch in rows.iter(BATCH_ROWS) for ids in batch["input_ids"]),
+        kept_K=None if context.pair.cut is None else context.pair.cut.kept_K,
+    )  # fmt: skip
 
 
 def save_student(

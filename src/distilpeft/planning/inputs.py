@@ -9,6 +9,7 @@ from pathlib import Path
 
 from distilpeft.data.model_files.quantized import logical_shapes
 from distilpeft.data.model_files.recipe_models import student_of, teacher_of, token_key
+from distilpeft.data.model_files.tokens import embedding_units
 from distilpeft.data.published import known_model
 from distilpeft.data.reading import data_sources
 from distilpeft.data.sources import (
@@ -46,6 +47,10 @@ def teacher_base(recipe: Recipe) -> Source:
     cut = recipe.student.from_teacher
     if cut is not None and depth is not None:
         cut.of(depth)
+    dim = recipe.student.static.dim if recipe.student.static else None
+    units = embedding_units(config) if config else None
+    if dim is not None and units is not None and dim > units:
+        raise InputError(f"student.static.dim: {dim} are more than the {units} units of the teacher's embeddings")
     _check_lora(recipe.teacher.adapter, source, "teacher")
     return source
 
@@ -53,7 +58,7 @@ def teacher_base(recipe: Recipe) -> Source:
 def student_origin(recipe: Recipe, teacher: str) -> dict[str, str]:
     """What the student starts from, checked as far as its files tell; `teacher` is the key of the tuned one."""
     student, source = recipe.student, student_of(recipe)
-    if student.from_teacher is not None:
+    if student.is_of_teacher:
         _check_lora(student.lora, source, "student")
         return {"student": teacher}
     if student.from_config is not None:
@@ -89,7 +94,7 @@ def _narrower_vocabulary(recipe: Recipe) -> int | None:
     Of hub models only published configurations are asked: a key may not depend on what has been downloaded.
     """
     student = recipe.student
-    if student.from_teacher is not None or not recipe.kind.is_language_model:
+    if student.is_of_teacher or not recipe.kind.is_language_model:
         return None
     theirs, ours = _num_ids(teacher_of(recipe)), _student_ids(recipe)
     return ours if theirs is not None and ours is not None and ours < theirs else None

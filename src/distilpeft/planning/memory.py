@@ -32,6 +32,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from distilpeft.errors import InputError
+from distilpeft.recipe.student import STATIC_TYPE
 
 BYTES = {"fp32": 4.0, "tf32": 4.0, "bf16": 2.0, "fp16": 2.0, "int8": 1.0, "nf4": 0.53}
 CONTEXT_BYTES = 0.6e9
@@ -74,7 +75,7 @@ class Shape:
     """What a model's memory depends on: weights (all, and in linear layers of the body), and its widths.
 
     `layers` counts those of encoder and decoder, which is `crossed`: it attends to the encoder, too. `maps` are the
-    numbers that convolutions make of a picture.
+    numbers that convolutions make of a picture, or a static model of a token.
     """
 
     total: int
@@ -133,7 +134,12 @@ ATTENTION_DROPOUTS = ("attention_probs_dropout_prob", "attention_dropout", "drop
 
 
 def _maps(config: Mapping[str, Any]) -> int:
-    """Numbers that a ResNet's convolutions make of a picture: its stem and its blocks, each with half the points."""
+    """Numbers that a ResNet's convolutions make of a picture: its stem and its blocks, each with half the points.
+
+    Of a static model those of a token's vector.
+    """
+    if config.get("model_type") == STATIC_TYPE:
+        return int(config["hidden_size"])
     widths, depths, first = (config.get(name) for name in ("hidden_sizes", "depths", "embedding_size"))
     if not isinstance(widths, list) or not isinstance(depths, list) or not isinstance(first, int):
         return 0

@@ -103,8 +103,9 @@ def _check_quantized_teacher(recipe: Recipe, source: Source) -> None:
     if not stored.stays_packed:
         return
     what = f"the weights of {source.title} are quantized with {stored} and stay packed"
-    if recipe.student.from_teacher is not None:
-        raise InputError(f"student.from_teacher: {what}, so no student can be cut out of them; use student.model")
+    if recipe.student.is_of_teacher:
+        way = "static" if recipe.student.static is not None else "from_teacher"
+        raise InputError(f"student.{way}: {what}, so no student can be made of them; use student.model")
     if teacher.fit is not None and teacher.lora is None:
         raise InputError(f"teacher.lora: null tunes all weights, but {what}; tune it with LoRA")
     if teacher.place == "sharded":

@@ -5,19 +5,21 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from distilpeft.data.model_files.gguf import gguf_config
 from distilpeft.data.model_files.quantized import logical_shapes, packed_bytes
 from distilpeft.data.model_files.recipe_models import student_of, teacher_of
+from distilpeft.data.model_files.tokens import embedding_units
 from distilpeft.data.published import SHAPES, known_model, shapes_of
 from distilpeft.data.sources import Source, is_gguf, model_config, num_layers, num_parameters
 from distilpeft.machine.files import JsonObject
 from distilpeft.machine.host import cpu_has_bf16
 from distilpeft.planning.memory import BYTES, Machine, MemoryModel, Placement, Shape
 from distilpeft.recipe import Recipe
-from distilpeft.recipe.student import Student
+from distilpeft.recipe.student import STATIC_TYPE, Static, Student
 from distilpeft.recipe.training import Fit, Lora
 
 
@@ -183,7 +185,9 @@ def student_size(recipe: Recipe, kept: int | None = None) -> Size | None:
         return size
     shape, width = size.shape, size.config.get("embedding_size")  # ALBERT's are narrower than its layers
     matrices = 2 if recipe.kind.is_language_model and not shape.tied else 1
-    lost = max(shape.vocabulary - kept, 0) * matrices * (width if isinstance(width, int) else shape.hidden)
+    width = width if isinstance(width, int) else shape.hidden
+    width += recipe.student.static is not None  # a weight for each token
+    lost = max(shape.vocabulary - kept, 0) * matrices * width
     return replace(size, total=size.total - lost, config={**size.config, "vocab_size": kept})
 
 
@@ -191,8 +195,25 @@ def _student_size(recipe: Recipe) -> Size | None:
     student: Student = recipe.student
     if student.from_config is not None:
         return None
+    if student.static is not None:
+        return _static(recipe, student.static)
     if student.from_teacher is not None:
         size = teacher_size(recipe)
         return cut(size, student.from_teacher.of(size.layers)) if size else None
     assert student.model is not None
     return size_of(student_of(recipe))
+
+
+def _static(recipe: Recipe, static: Static) -> Size | None:
+    """The size of a static student: a vector and a weight for each of the teacher's tokens, and the head."""
+    teacher = teacher_size(recipe)
+    if teacher is None:
+        return None
+    tokens, width = teacher.shape.vocabulary, static.dim or embedding_units(teacher.config) or 0
+    total = tokens * (width + 1)
+    if recipe.kind.has_labels:
+        sizes = [width * (4 if recipe.reads_pairs else 1), *([static.hidden] if static.hidden else [])]
+        sizes.append(len(getattr(recipe.task, "labels", ())) or 1)
+        total += sum((into + 1) * out for into, out in pairwise(sizes))
+    shape = {"model_type": STATIC_TYPE, "vocab_size": tokens, "hidden_size": width}
+    return Size(total, {}, 0, shape) if width and tokens else None

@@ -34,6 +34,7 @@ class Form:
         modules: what has to be importable to write and reload it.
         extra: the extra of distilpeft that brings these.
         language: whether it exists for language models only.
+        static: whether it exists for static students only (True), or for all others (False); None: for both.
     """
 
     runtime: Literal["transformers", "onnxruntime", "openvino"]
@@ -42,6 +43,7 @@ class Form:
     modules: tuple[str, ...] = ()
     extra: str = ""
     language: bool = False
+    static: bool | None = None
 
     def missing(self) -> list[str]:
         """Modules that are not installed here."""
@@ -52,7 +54,7 @@ _ONNX = ("onnx", "onnxscript", "onnxruntime")
 
 
 def _gguf(exactness: Exactness) -> Form:
-    return Form("transformers", "model.gguf", exactness, ("gguf",), "gguf", language=True)
+    return Form("transformers", "model.gguf", exactness, ("gguf",), "gguf", language=True, static=False)
 
 
 FORMS: dict[str, Form] = {
@@ -61,8 +63,8 @@ FORMS: dict[str, Form] = {
     "onnx-int8": Form("onnxruntime", "model.onnx", "int8", _ONNX, "onnx"),
     "onnx-fp16": Form("onnxruntime", "model.onnx", "half", _ONNX, "onnx"),
     "openvino": Form("openvino", "model.xml", "exact", (*_ONNX, "openvino"), "openvino"),
-    "torchao-int8": Form("transformers", ".", "int8", ("torchao",), "torchao"),
-    "bnb-nf4": Form("transformers", ".", "int4", ("bitsandbytes",)),
+    "torchao-int8": Form("transformers", ".", "int8", ("torchao",), "torchao", static=False),
+    "bnb-nf4": Form("transformers", ".", "int4", ("bitsandbytes",), static=False),
     "gguf-f32": _gguf("exact"),
     "gguf-f16": _gguf("half"),
     "gguf-bf16": _gguf("half"),

@@ -139,6 +139,7 @@ def cross_faults(recipe: Recipe) -> Iterator[tuple[tuple[str, ...], str]]:
     if recipe.distil.alpha > 0 and recipe.targets.mode == "cached":
         yield from _target_faults(recipe)
     yield from _export_faults(recipe)
+    yield from _static_faults(recipe)
     yield from _other_faults(recipe)
 
 
@@ -268,6 +269,21 @@ def _feature_faults(recipe: Recipe) -> Iterator[tuple[tuple[str, ...], str]]:
         yield (*at, "relations"), "would relate tokens of different documents; set task.pack: false"
 
 
+def _static_faults(recipe: Recipe) -> Iterator[tuple[tuple[str, ...], str]]:
+    """What a bag of token vectors cannot learn, and settings that it does not have."""
+    static, at = recipe.student.static, ("student", "static")
+    if static is None:
+        return
+    if not recipe.kind.allows_static:
+        yield at, f"is not for {recipe.task.kind}: a static student has one vector for a text; use from_teacher"
+    if static.hidden is not None and not recipe.kind.has_labels:
+        yield (*at, "hidden"), f"is for a head; the vectors of {recipe.task.kind} have none"
+    if recipe.distil.features is not None:
+        yield ("distil", "features"), "does not go with student.static, which has no layers"
+    if recipe.parallel == "fsdp2":
+        yield ("parallel",), "a static student has no layers to shard; write ddp"
+
+
 def _label_faults(recipe: Recipe) -> Iterator[tuple[tuple[str, ...], str]]:
     """What needs labels, where there are none: the loss is the distance of vectors."""
     distil = recipe.distil
@@ -302,6 +318,9 @@ def _export_faults(recipe: Recipe) -> Iterator[tuple[tuple[str, ...], str]]:
         form = FORMS[name]
         if form.language and not recipe.kind.has_cache:
             yield ("export", "formats"), f"{name} is for causal_lm"
+        if form.static is not None and form.static != (recipe.student.static is not None):
+            what = "is for static students (student.static)" if form.static else "quantizes layers; static has none"
+            yield ("export", "formats"), f"{name} {what}"
         if form.missing():
             needs = ", ".join(form.missing())
             yield ("export", "formats"), f'{name} needs {needs}: pip install "distilpeft[{form.extra}]"'

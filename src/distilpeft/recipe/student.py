@@ -116,8 +116,32 @@ class Vocabulary(_From):
         return self.min_count == 1 and self.max_size is None
 
 
+STATIC_TYPE = "distilpeft_static"
+"""What configurations call the architecture of static students."""
+
+
+class Static(Section):
+    """A vector for each token, their weighted mean and a head: the teacher's word embeddings without its layers."""
+
+    dim: Count | None = Field(
+        None, description="units of a token's vector, to which PCA reduces the teacher's embeddings; default: all"
+    )
+    hidden: Count | None = Field(
+        None, description="units of the head's hidden layer (ReLU); default: a linear head; embedding: no head"
+    )
+    weighting: Literal["learned", "sif"] = Field(
+        "sif", description="each token has a learned weight, which begins at 1 (learned) or at a / (a + p) by its "
+        "frequency p in the training rows (sif, smooth inverse frequency, a = 0.001)",
+    )  # fmt: skip
+
+    def __str__(self) -> str:
+        """In words."""
+        width = "" if self.dim is None else f", reduced to {self.dim} units"
+        return f"a static model of the teacher's word embeddings{width}"
+
+
 class Student(Section):
-    """The compact model: exactly one of `model`, `from_teacher`, `from_config`."""
+    """The compact model: exactly one of `model`, `from_teacher`, `from_config`, `static`."""
 
     model: str | None = Field(
         None, description="a pretrained model: hub id, local folder (also of a PEFT adapter) or package:NAME/path"
@@ -125,6 +149,10 @@ class Student(Section):
     revision: str | None = None
     from_teacher: FromTeacher | None = None
     from_config: FromConfig | None = None
+    static: Static | None = Field(
+        None, description="a vector for each token instead of layers",
+        json_schema_extra=IN_KEY_IF_GIVEN,
+    )  # fmt: skip
     tokenizer: Literal["own", "teacher"] = Field(
         "own", description="causal_lm: take over the teacher's, with its special tokens and chat template"
     )
@@ -136,6 +164,16 @@ class Student(Section):
 
     @model_validator(mode="after")
     def _one_origin(self) -> Self:
-        if sum(origin is not None for origin in (self.model, self.from_teacher, self.from_config)) != 1:
-            raise ValueError("give exactly one of model, from_teacher, from_config")
+        origins = (self.model, self.from_teacher, self.from_config, self.static)
+        if sum(origin is not None for origin in origins) != 1:
+            raise ValueError("give exactly one of model, from_teacher, from_config, static")
+        if self.static is not None and self.lora is not None:
+            raise ValueError("static students have no layers for an adapter: leave lora out")
+        if self.static is not None and self.gradient_checkpointing:
+            raise ValueError("static students have no layers: leave gradient_checkpointing out")
         return self
+
+    @property
+    def is_of_teacher(self) -> bool:
+        """Whether it is made of the tuned teacher's weights, and so reads as the teacher does."""
+        return self.from_teacher is not None or self.static is not None

@@ -76,6 +76,11 @@ class Kind:
         return self.is_language_model or not self.has_labels
 
     @property
+    def allows_static(self) -> bool:
+        """Whether one vector of a whole text is enough to answer."""
+        return self.unit == "rows" and not self.reads_images
+
+    @property
     def has_likeliest_class(self) -> bool:
         """Whether a teacher's answer can be had as one of few classes."""
         return self.has_labels and not self.is_numeric and not self.is_language_model

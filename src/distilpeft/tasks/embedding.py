@@ -1,6 +1,7 @@
 """Vectors of texts, learnt from a teacher's vectors alone; every row counts once, and there are no labels.
 
-Columns after `encode`: those of `text_rows`. A vector is the mean of a text's last hidden states, or the first of them.
+Columns after `encode`: those of `text_rows`. A vector is the mean of a text's last hidden states, the first of them,
+or of a static student its own.
 
     B  rows of a batch    N  rows    D  units of the student's vector    E  units of the teacher's
 
@@ -19,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distilpeft.metrics.score import Score
+from distilpeft.recipe.student import STATIC_TYPE
 from distilpeft.recipe.task import Embedding
 from distilpeft.tasks import text_rows
 from distilpeft.tasks.language.next_tokens import bare
@@ -76,7 +78,8 @@ class EmbeddingTask(Task):
     def prepare(self, model: PreTrainedModel) -> None:
         """Tell the model how its vectors are made, and take off a layer that they do not go through."""
         own = bare(model)
-        own.pooling, own.vector_loss = self.section.pooling, self.section.loss
+        whole = own.config.model_type == STATIC_TYPE
+        own.pooling, own.vector_loss = text_rows.WHOLE if whole else self.section.pooling, self.section.loss
         if getattr(own, "pooler", None) is not None:
             own.pooler = None  # its weights would get no gradient, which several processes wait for
 
@@ -170,7 +173,7 @@ def vectors(model: nn.Module, batch: Batch) -> Tensor:
     if "logits" in found:  # a graph's, made already
         made = found.logits
         return made
-    made = pooled(found.last_hidden_state, batch["inputs"]["attention_mask"], bare(model).pooling)
+    made = pooled(found, batch["inputs"]["attention_mask"], bare(model).pooling)
     return made
 
 

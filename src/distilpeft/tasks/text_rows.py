@@ -120,8 +120,15 @@ def named(labels: Sequence[str]) -> dict[str, object]:
     }
 
 
-def pooled(states_BSD: Any, mask_BS: Any, pooling: str) -> Any:
-    """A vector [B, D] for each row: the mean of its hidden states, or the first."""
+WHOLE = "whole"
+"""The pooling of models that give a text's vector themselves, as static ones do."""
+
+
+def pooled(found: Any, mask_BS: Any, pooling: str) -> Any:
+    """A vector [B, D] for each row out of a model's output: the mean of its hidden states, the first, or its own."""
+    if pooling == WHOLE:
+        return found.pooler_output
+    states_BSD = found.last_hidden_state
     if pooling == "first":
         return states_BSD[:, 0]
     mask_BS1 = mask_BS[..., None].to(states_BSD.dtype)

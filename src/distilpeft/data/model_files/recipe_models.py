@@ -55,11 +55,11 @@ class Reading:
 
 
 def readings(recipe: Recipe) -> list[Reading]:
-    """The recipe's models with their tokenizers; a student that is cut from its teacher reads as the teacher does."""
+    """The recipe's models with their tokenizers; a student made of its teacher reads as the teacher does."""
     teacher = teacher_of(recipe)
     found = [Reading("teacher.model", teacher, teacher, {})]
     student = recipe.student
-    if student.from_teacher is None:
+    if not student.is_of_teacher:
         key = "student.model" if student.model is not None else "student.from_config.model"
         own = student_of(recipe)
         overrides = student.from_config.overrides if student.from_config else {}

@@ -82,6 +82,13 @@ def embedding_rows(source: Source, overrides: Mapping[str, object] | None = None
     return min(rows, default=None)
 
 
+def embedding_units(config: Mapping[str, Any]) -> int | None:
+    """Units of a word embedding by a model's configuration; ALBERT and small ELECTRAs have fewer than hidden ones."""
+    config = config.get("text_config") or config
+    names = ("embedding_size", "hidden_size", "dim", "n_embd", "d_model")
+    return next((config[name] for name in names if isinstance(config.get(name), int)), None)
+
+
 @lru_cache(maxsize=4)
 def _core_of(file: Path, changed_ns: int) -> tuple[Any, int | None, int]:
     """The tokenizer in a file, the id of what it does not know, and its size; large ones take half a second to read."""

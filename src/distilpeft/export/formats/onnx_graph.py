@@ -109,7 +109,7 @@ class _Classifier(nn.Module):
         types = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
         found = self.model(input_ids=input_ids, attention_mask=attention_mask, **types)
         if self.pooling is not None:
-            vectors: Tensor = pooled(found.last_hidden_state, attention_mask, self.pooling)
+            vectors: Tensor = pooled(found, attention_mask, self.pooling)
             return vectors.float()
         logits: Tensor = logits_of(found)
         return logits.float()

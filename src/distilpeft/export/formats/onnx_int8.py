@@ -18,10 +18,13 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from distilpeft.export.formats.quiet import quiet
 from distilpeft.export.runtimes import Inputs
+
+if TYPE_CHECKING:
+    import onnx
 
 OPERATORS = {"MatMul": 1, "Gemm": 1, "Gather": 0}
 """What is quantized, and which of its inputs is the weight: matrix products and embeddings."""
@@ -117,12 +120,25 @@ def operators(graph: Path) -> list[str]:
     import onnx
 
     model = onnx.load(str(graph), load_external_data=False)
-    constant = {tensor.name for tensor in model.graph.initializer}
+    constant, single = {tensor.name for tensor in model.graph.initializer}, _lookups(model)
     return [
         node.name
         for node in model.graph.node
-        if node.op_type in OPERATORS and node.input[OPERATORS[node.op_type]] in constant
+        if node.op_type in OPERATORS and node.input[OPERATORS[node.op_type]] in constant and node.name not in single
     ]
+
+
+def _lookups(model: onnx.ModelProto) -> list[str]:
+    """Names of what looks up one number a row, such as a token's weight: int8 would save nothing, and cost much."""
+    single = {one.name for one in model.graph.initializer if len(one.dims) > 1 and one.dims[-1] == 1}
+    return [node.name for node in model.graph.node if node.op_type == "Gather" and node.input[0] in single]
+
+
+def _in_float(graph: Path) -> list[str]:
+    """Names of what is not quantized in any way."""
+    import onnx
+
+    return _lookups(onnx.load(str(graph), load_external_data=False))
 
 
 def _dynamic(
@@ -134,7 +150,7 @@ def _dynamic(
     with quiet():
         quantize_dynamic(
             str(graph), str(out), op_types_to_quantize=list(OPERATORS), per_channel=per_channel,
-            weight_type=QuantType.QInt8, reduce_range=narrow, nodes_to_exclude=list(exclude),
+            weight_type=QuantType.QInt8, reduce_range=narrow, nodes_to_exclude=[*exclude, *_in_float(graph)],
             nodes_to_quantize=list(only) or None, use_external_data_format=_is_large(graph),
             extra_options={"MatMulConstBOnly": True},
         )  # fmt: skip
@@ -152,7 +168,8 @@ def _static(graph: Path, out: Path, rows: Iterator[Inputs], *, narrow: bool) -> 
         quantize_static(
             str(graph), str(out), Reader(), quant_format=QuantFormat.QDQ, op_types_to_quantize=list(OPERATORS),
             per_channel=True, reduce_range=narrow, weight_type=QuantType.QInt8, activation_type=QuantType.QUInt8,
-            use_external_data_format=_is_large(graph), extra_options={"MatMulConstBOnly": True},
+            nodes_to_exclude=_in_float(graph), use_external_data_format=_is_large(graph),
+            extra_options={"MatMulConstBOnly": True},
         )  # fmt: skip
 
 

@@ -21,6 +21,7 @@ from distilpeft.export.formats.student import Student
 from distilpeft.models.bases.quantized import quantization
 from distilpeft.models.loading import DTYPES
 from distilpeft.models.pair import Pair
+from distilpeft.models.static import architecture
 from distilpeft.recipe.export import FORMS
 
 __all__ = ["WRITERS", "Student", "Writer", "fault"]
@@ -140,8 +141,10 @@ def _requantized(student: Student, settings: Any, folder: Path) -> None:
 def _write(student: Student, file: Path, dtype: torch.dtype) -> None:
     kind = student.recipe.kind
     shape = student.tokenizer.shape if kind.reads_images else None
+    model = student.load()
+    if student.recipe.student.static is not None:
+        architecture.balance(model)
     onnx_graph.write(
-        student.load(), file, caching=kind.has_cache, typed=student.typed, reads_first=kind.reads_first, shape=shape,
-        pooling=getattr(student.recipe.task, "pooling", None),
-        dtype=dtype,
+        model, file, caching=kind.has_cache, typed=student.typed, reads_first=kind.reads_first, shape=shape,
+        pooling=student.pooling, dtype=dtype,
     )  # fmt: skip

@@ -76,7 +76,7 @@ def run(
     Args:
         context: the run, with the recipe's `student`, `distil` and `targets` sections.
         role: which student, see `roles.ARMS`.
-        teacher: the tuned teacher; needed by `from_teacher` and by online targets.
+        teacher: the tuned teacher; needed by `from_teacher`, by `static` and by online targets.
         targets: folder of cached soft targets; None computes them online (or not at all if alpha is 0).
         out: where the student goes.
         watch: sees every validation, and may raise.
@@ -220,6 +220,8 @@ def origin(recipe: Recipe) -> str:
     student = recipe.student
     if student.from_teacher is not None:
         return f"{student.from_teacher} of the teacher"
+    if student.static is not None:
+        return str(student.static)
     return f"configuration of {student.from_config.model}" if student.from_config else str(student.model)
 
 

@@ -15,11 +15,10 @@ import numpy as np
 
 from distilpeft.data.batches import chunks
 from distilpeft.data.pictures import Reader
-from distilpeft.data.vocabulary import TYPES
 from distilpeft.errors import GateError, InputError
 from distilpeft.export.comparison import Verdict
 from distilpeft.export.formats.onnx_int8 import Candidate, candidates
-from distilpeft.export.formats.student import Student
+from distilpeft.export.formats.student import Student, is_typed
 from distilpeft.export.formats.writers import WRITERS
 from distilpeft.export.gate import Gate
 from distilpeft.export.manifest import MANIFEST, ExportManifest
@@ -134,13 +133,12 @@ def _describe_writing(recipe: Recipe, model: PreTrainedModel, folder: Path) -> N
 def _own_facts(recipe: Recipe, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     """What only some tasks need, to run without us."""
     task = recipe.task
-    told: dict[str, Any] = {}
-    if hasattr(task, "labels"):
-        told["labels"] = list(task.labels)
+    told: dict[str, Any] = {"labels": list(task.labels)} if hasattr(task, "labels") else {}
+    told |= {"ignored_ids": list(model.config.ignored_ids)} if recipe.student.static is not None else {}
     if isinstance(task, QuestionAnswering):
         told |= {name: getattr(task, name) for name in ("no_answer", "stride", "longest_answer")}
     if recipe.reads_pairs:
-        told |= {"pair": True, "typed": TYPES in tokenizer.model_input_names}
+        told |= {"pair": True, "typed": is_typed(recipe, tokenizer)}
     if recipe.kind.is_language_model:
         ends = model.generation_config.eos_token_id
         ends = [tokenizer.eos_token_id] if ends is None else ends
@@ -149,7 +147,7 @@ def _own_facts(recipe: Recipe, model: PreTrainedModel, tokenizer: PreTrainedToke
     if isinstance(tokenizer, Reader):
         told |= {"pictures": dict(tokenizer.settings), "shape": tokenizer.shape}
     if isinstance(task, Embedding):
-        told["pooling"] = task.pooling
+        told["pooling"] = model.pooling
     if isinstance(task, Seq2Seq):
         told |= {START: model.config.decoder_start_token_id, "prefix": task.prefix}
         told["max_new_tokens"] = recipe.evaluate.generate.max_new_tokens

@@ -102,8 +102,9 @@ def _models(recipe: Recipe, kept: Kept | None) -> list[str]:
     if recipe.student.model is not None:
         lines.append(f"student: {recipe.student.model}, {_weights(student)}, {origin(student_of(recipe))}")
     else:
+        static = recipe.student.static
         made = "layers of the teacher" if recipe.student.from_teacher is not None else "random weights"
-        lines.append(f"student: {made}, {_weights(student)}")
+        lines.append(f"student: {made if static is None else static}, {_weights(student)}")
     return lines if recipe.student.vocabulary is None else [*lines, _vocabulary(kept, student_size(recipe), student)]
 
 

@@ -1,0 +1,1 @@
+"""Static students: a vector for each token, their weighted mean, and a head."""
