@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import importlib.util
 import json
 import re
 from pathlib import Path
@@ -15,6 +16,10 @@ import transformers
 from support import commands, equality, tiny, tiny_tasks
 
 FORMS = ("safetensors", "onnx", "onnx-int8")
+OPEN_ELSEWHERE = pytest.mark.skipif(
+    not all(importlib.util.find_spec(name) for name in ("model2vec", "sentence_transformers")),
+    reason="needs the extra static",
+)
 SENTENCES = ["the good film and a story", "an awful actor of the scene", "a superb script"]
 PAIRS = [("the good film", "a dull story"), ("weak", "a lovely scene of the music"), ("the actor", "fine")]
 FIT = {"epochs": 15, "batch_size": 16, "micro_batch_size": 16, "precision": "fp32"}
@@ -148,6 +153,35 @@ def test_every_kind_of_task_has_static_students(tmp_path, kind):
 
 
 @pytest.mark.thorough
+@OPEN_ELSEWHERE
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "pairs"])
+def test_model2vec_opens_its_own_layout(tmp_path, kind):
+    from model2vec import StaticModel
+    from model2vec.inference import StaticModelPipeline
+
+    finished = run(tmp_path, kind, {} if kind == "embedding" else {"hidden": 8}, ("safetensors", "model2vec"))
+    check(finished, kind)
+    folder = finished / "exports/model2vec"
+    right = outputs(finished / "exports/safetensors", kind)
+    if kind == "embedding":
+        from sentence_transformers import SentenceTransformer
+
+        np.testing.assert_allclose(
+            StaticModel.from_pretrained(folder).encode(SENTENCES, normalize=True), right, atol=1e-5
+        )
+        model = SentenceTransformer(str(folder), device="cpu")
+        assert type(model[0]).__name__ == "StaticEmbedding"
+        np.testing.assert_allclose(model.encode(SENTENCES, normalize_embeddings=True), right, atol=1e-5)
+        return
+    pipeline = StaticModelPipeline.from_pretrained(folder)
+    if kind == "regression":
+        np.testing.assert_allclose(pipeline.predict(SENTENCES), right, atol=1e-5)
+    else:
+        np.testing.assert_allclose(pipeline.predict_proba(SENTENCES), expected(kind, right), atol=1e-5)
+    assert not list(folder.glob("*.skops"))
+
+
+@pytest.mark.thorough
 @pytest.mark.parametrize("kind", ["pairs", "embedding"])
 def test_every_split_of_a_batch_ends_in_the_same_static_student(tmp_path, kind):
     settings = {**equality.EXACT, "teacher__gate": "warn"}
@@ -170,6 +204,10 @@ REFUSED = {
     ),
     "shards": ({"parallel": "fsdp2"}, "parallel: a static student has no layers to shard"),
     "nf4": ({"export__formats": ["bnb-nf4"]}, "export.formats: bnb-nf4 quantizes layers"),
+    "others as model2vec": (
+        {"student": {"from_teacher": {"layers": [1]}}, "export__formats": ["model2vec"]},
+        "export.formats: model2vec is for static students",
+    ),
 }
 
 
@@ -192,3 +230,9 @@ def test_other_kinds_of_task_are_refused_in_one_line(tmp_path, capsys, kind):
 def test_vectors_have_no_head(tmp_path, capsys):
     assert commands.run(workspace(tmp_path, "embedding", {"hidden": 4}), verb="check") == 2
     assert "student.static.hidden: is for a head; the vectors of embedding have none" in capsys.readouterr().err
+
+
+@OPEN_ELSEWHERE
+def test_model2vec_has_no_layout_for_pairs(tmp_path, capsys):
+    assert commands.run(workspace(tmp_path, "pairs", export__formats=["model2vec"]), verb="check") == 2
+    assert "export.formats: model2vec holds models of one text; this task reads pairs" in capsys.readouterr().err

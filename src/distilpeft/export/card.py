@@ -39,7 +39,9 @@ from distilpeft.recipe.task import (
     gap_unit,
 )
 
-LIBRARIES = {"transformers": "transformers", "onnxruntime": "onnx", "openvino": "openvino"}
+LIBRARIES = {
+    "transformers": "transformers", "onnxruntime": "onnx", "openvino": "openvino", "model2vec": "model2vec",
+}  # fmt: skip
 
 
 def render(

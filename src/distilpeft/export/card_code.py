@@ -169,6 +169,11 @@ _STATIC_HEAD = """
 for layer in [0, 2] if config["head_size"] else [0]:
     logits = logits.relu() if layer else logits
     logits = logits @ weights[f"classifier.{layer}.weight"].T + weights[f"classifier.{layer}.bias"]"""
+_MODEL2VEC = """from model2vec{module} import {name}
+
+texts = {texts}
+model = {name}.from_pretrained(".")
+print(model.{ask})"""
 _TRANSLATE = """from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 texts = ["a first text", "and a second one"]
@@ -203,6 +208,8 @@ def snippet(told: ExportManifest) -> str:
     runtime = FORMS[form].runtime
     if form.startswith("gguf"):
         return f'```sh\nllama-cli -m {FORMS[form].file} -p "Once upon a time"\n```'
+    if runtime == "model2vec":
+        return f"```python\n# pip install model2vec\n{_model2vec(told)}\n```"
     if "ignored_ids" in told and runtime == "transformers":
         return f"```python\n# pip install safetensors tokenizers torch\n{_static(told)}\n```"
     if runtime == "transformers":
@@ -238,6 +245,12 @@ def _static(told: ExportManifest) -> str:
         vectors=_STATIC_PAIRS if told.get("pair") else _STATIC_VECTORS, head="" if vectors else _STATIC_HEAD,
         show="print(torch.nn.functional.normalize(logits, dim=-1))" if vectors else _SHOW[told["task"]],
     )  # fmt: skip
+
+
+def _model2vec(told: ExportManifest) -> str:
+    if not KINDS[told["task"]].has_labels:
+        return _MODEL2VEC.format(module="", name="StaticModel", texts=_TEXTS, ask="encode(texts, normalize=True)")
+    return _MODEL2VEC.format(module=".inference", name="StaticModelPipeline", texts=_TEXTS, ask="predict(texts)")
 
 
 def _find(told: ExportManifest) -> str:

@@ -23,9 +23,22 @@ import numpy as np
 from distilpeft.data.pictures import Reader
 from distilpeft.errors import InputError, machine_fault
 from distilpeft.export.bundle import Bundle
-from distilpeft.export.comparison import BLOCK, DISTANCE_CALLS, NUM_TEXTS, Call, Verdict, _divergence, compare, faults
+from distilpeft.export.comparison import (
+    BLOCK,
+    DISTANCE_CALLS,
+    NUM_TEXTS,
+    Call,
+    Verdict,
+    _divergence,
+    _spread,
+    compare,
+    faults,
+)
+from distilpeft.export.gate_process import TEXTS
 from distilpeft.export.generation import generate
-from distilpeft.export.runtimes import Runner, TransformersRunner
+from distilpeft.export.manifest import read_manifest
+from distilpeft.export.runtimes import Array, Runner, TransformersRunner
+from distilpeft.machine.files import write_json
 from distilpeft.machine.host import alone
 from distilpeft.models.context import Context
 from distilpeft.models.pair import Loaded
@@ -130,6 +143,8 @@ class Gate:
                 return Verdict({}, [f"its runtime cannot open or run it: {failure}"])
             told = json.loads((Path(scratch) / "tokens.json").read_text(encoding="utf-8"))
             verdict = compare(self.calls, Path(scratch), self._family, self._answers)
+            if (Path(scratch) / TEXTS).is_file():
+                verdict.faults += self._text_faults(Path(scratch), limits)
         if verdict.figures:
             verdict.faults += faults(verdict.figures, limits)
         if self._language:
@@ -163,7 +178,33 @@ class Gate:
                 arrays[f"{number}.cut"] = np.int64(call.cut)
         arrays |= {f"prompt.{number}": np.array(ids, np.int64) for number, ids in enumerate(self.prompts)}
         np.savez(scratch / "calls.npz", **arrays)
+        if read_manifest(folder)["format"] == "model2vec":
+            write_json(scratch / TEXTS, {"texts": self._texts})
         return answered(folder, scratch / "calls.npz", scratch)
+
+    def _text_faults(self, scratch: Path, limits: Limits) -> list[str]:
+        """How libraries that tokenise by themselves answer texts differently from the student."""
+        texts, vectors, others = (np.load(scratch / f"{name}.npy") for name in ("texts", "vectors", "others"))
+        own = np.concatenate([self._logits(ids) for ids in self._ids])
+        spread = _spread(self.calls) if self._family == "values" else 1.0
+        pairs = {
+            "model2vec": (_unit(own), _unit(texts)) if self._family == "vectors" else (own / spread, texts / spread),
+            "sentence-transformers": (_unit(vectors), _unit(others)),
+        }
+        found = []
+        for library, (one, two) in pairs.items():
+            gap_T = np.abs(one.astype(np.float64) - two).max(-1)
+            if limits.max_abs_diff is not None and not gap_T.max() <= limits.max_abs_diff:
+                found.append(
+                    f"{library} reads validation row {gap_T.argmax()} differently: off by {gap_T.max():.3g} "
+                    f"(max_abs_diff allows {limits.max_abs_diff:.3g})"
+                )
+        return found
+
+    def _logits(self, ids: Sequence[int]) -> Array:
+        """The student's answer to one row."""
+        ids_BS = np.array([ids], np.int64)
+        return self._runner.run({"input_ids": ids_BS, "attention_mask": np.ones_like(ids_BS)})[0]
 
     def _misread(self, folder: Path) -> list[str]:
         """Whether the exported tokenizer reads text, or pictures, otherwise than the student's."""
@@ -183,6 +224,12 @@ class Gate:
             if other:
                 found.append(f"the file's token {other[0][1]} is not the tokenizer's {other[0][0]!r}")
         return found
+
+
+def _unit(vectors_ND: Array) -> Array:
+    """Vectors of length 1; those of no length stay."""
+    found: Array = vectors_ND / np.maximum(np.linalg.norm(vectors_ND, axis=-1, keepdims=True), 1e-12)
+    return found
 
 
 def _first_rows(rows: Tokens, texts: Sequence[Any]) -> list[list[int]]:

@@ -15,8 +15,10 @@ from pathlib import Path
 import numpy as np
 
 from distilpeft.export.generation import generate
-from distilpeft.export.runtimes import Array, Inputs, Runner, open_runner
+from distilpeft.export.runtimes import Array, Inputs, Runner, open_model2vec, open_runner
 
+TEXTS = "texts.json"
+"""Texts to be read next to the calls, for a runtime that tokenises by itself."""
 STEPS = 4
 """Single tokens after a cut, in calls that go through the cache; the rest follows at once."""
 
@@ -52,7 +54,28 @@ def answer(folder: Path, calls: Path, out: Path) -> None:
         np.save(out / f"{number}.npy", logits.reshape(-1, logits.shape[-1])[at], allow_pickle=False)
     prompts = [asked[name].tolist() for name in asked.files if name.startswith("prompt.")]
     told = [generate(runner, ids, int(asked["new_tokens"]), ()) for ids in prompts]
+    if (calls.parent / TEXTS).is_file():
+        _read_texts(folder, json.loads((calls.parent / TEXTS).read_text(encoding="utf-8"))["texts"], out)
     (out / "tokens.json").write_text(json.dumps(told), encoding="utf-8")
+
+
+def _read_texts(folder: Path, texts: list[str], out: Path) -> None:
+    """Texts through both libraries that open model2vec's layout, as their users call them.
+
+    Leaves `texts.npy`, the outputs of model2vec, and its `vectors.npy` and `others.npy`, those of
+    sentence-transformers; [texts, C or D].
+    """
+    from sentence_transformers import SentenceTransformer
+
+    model, head = open_model2vec(folder)
+    vectors_TD = model.encode(texts)
+    found = {
+        "texts": vectors_TD if head is None else head.predict_regression(vectors_TD),
+        "vectors": vectors_TD,
+        "others": SentenceTransformer(str(folder), device="cpu").encode(texts),
+    }
+    for name, array in found.items():
+        np.save(out / f"{name}.npy", array, allow_pickle=False)
 
 
 if __name__ == "__main__":

@@ -34,6 +34,7 @@ START = "decoder_start_token_id"
 PAST = "past_key_values."
 DECODER = "decoder_input_ids"
 PIXELS = "pixel_values"
+HEAD = "head.safetensors"
 Array: TypeAlias = NDArray[Any]
 """Of any type: token ids, masks, pixels, logits in half or single precision."""
 Inputs = Mapping[str, Array]
@@ -170,6 +171,32 @@ def _openvino_runner(file: Path, threads: int, start: int | None) -> GraphRunner
     return GraphRunner(compute, caches, last.get_length() if last.is_static else 1, typed=typed, start=start)
 
 
+def open_model2vec(folder: Path) -> tuple[Any, Any]:
+    """A static model in model2vec's own layout: the model, and its head or None."""
+    from model2vec import StaticModel
+    from model2vec.inference import StaticModelPipeline
+
+    if not (folder / HEAD).is_file():
+        return StaticModel.from_pretrained(str(folder)), None
+    pipeline = StaticModelPipeline.from_pretrained(str(folder))
+    return pipeline.model, pipeline.head
+
+
+def _model2vec_runner(folder: Path, ignored: Sequence[int]) -> GraphRunner:
+    """model2vec's table and head, on token ids; its own tokenizer reads texts without those that are ignored."""
+    model, head = open_model2vec(folder)
+
+    def compute(feed: dict[str, Array]) -> list[Array]:
+        vectors_BD = np.zeros((len(feed["input_ids"]), model.dim), np.float32)
+        counted_BS = (feed["attention_mask"] != 0) & ~np.isin(feed["input_ids"], ignored)
+        for row, (ids_S, counted_S) in enumerate(zip(feed["input_ids"], counted_BS, strict=True)):
+            if counted_S.any():
+                vectors_BD[row] = model.embedding[ids_S[counted_S]].mean(0)
+        return [vectors_BD if head is None else head.predict_regression(vectors_BD)]
+
+    return GraphRunner(compute, (), model.dim if head is None else head.layers[-1].weight.shape[0])
+
+
 class TransformersRunner:
     """A model in transformers; a language model's calls leave a cache."""
 
@@ -252,6 +279,8 @@ def open_runner(folder: Path, threads: int = 0) -> Runner:
     start = manifest.get("decoder_start_token_id")
     if form.runtime == "onnxruntime":
         return open_onnx(folder / form.file, threads, start)
+    if form.runtime == "model2vec":
+        return _model2vec_runner(folder, manifest["ignored_ids"])
     if form.runtime == "openvino":
         return _openvino_runner(folder / form.file, threads, start)
     import torch

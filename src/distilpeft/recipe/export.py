@@ -19,6 +19,7 @@ Exactness = Literal["exact", "half", "int8", "int4"]
 FormName = Literal[
     "safetensors", "onnx", "onnx-int8", "onnx-fp16", "openvino", "torchao-int8", "bnb-nf4", "gguf-f32", "gguf-f16",
     "gguf-bf16", "gguf-q8_0", "gguf-q5_1", "gguf-q5_0", "gguf-q4_1", "gguf-q4_0",
+    "model2vec",
 ]  # fmt: skip
 ALIASES = {"gguf": "gguf-f16"}
 
@@ -37,7 +38,7 @@ class Form:
         static: whether it exists for static students only (True), or for all others (False); None: for both.
     """
 
-    runtime: Literal["transformers", "onnxruntime", "openvino"]
+    runtime: Literal["transformers", "onnxruntime", "openvino", "model2vec"]
     file: str
     exactness: Exactness
     modules: tuple[str, ...] = ()
@@ -73,6 +74,7 @@ FORMS: dict[str, Form] = {
     "gguf-q5_0": _gguf("int4"),
     "gguf-q4_1": _gguf("int4"),
     "gguf-q4_0": _gguf("int4"),
+    "model2vec": Form("model2vec", ".", "exact", ("model2vec", "sentence_transformers"), "static", static=True),
 }
 
 

@@ -321,6 +321,8 @@ def _export_faults(recipe: Recipe) -> Iterator[tuple[tuple[str, ...], str]]:
         if form.static is not None and form.static != (recipe.student.static is not None):
             what = "is for static students (student.static)" if form.static else "quantizes layers; static has none"
             yield ("export", "formats"), f"{name} {what}"
+        if form.static and recipe.reads_pairs:
+            yield ("export", "formats"), f"{name} holds models of one text; this task reads pairs"
         if form.missing():
             needs = ", ".join(form.missing())
             yield ("export", "formats"), f'{name} needs {needs}: pip install "distilpeft[{form.extra}]"'

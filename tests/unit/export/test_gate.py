@@ -209,3 +209,26 @@ def test_numbers_are_compared_in_standard_deviations_of_the_labels(tmp_path):
     assert "top1_agreement" not in found
     worst = int(np.abs(ours - theirs).argmax())
     assert verdict.worst[0][0] == worst
+
+
+def text_faults(folder, family, own, **found) -> list[str]:
+    """What the gate says of libraries that read texts by themselves."""
+    gate = Gate.__new__(Gate)
+    gate._family, gate._ids, gate.calls = family, [[at] for at in range(len(own))], [call(own, [0.0, 8.0])]
+    gate._runner = SimpleNamespace(run=lambda inputs: (own[inputs["input_ids"][0]], None))
+    for name, array in found.items():
+        np.save(folder / f"{name}.npy", np.array(array))
+    return gate._text_faults(folder, Limits(1e-4, None, None, None))
+
+
+def test_a_library_that_reads_texts_otherwise_is_named_with_the_row(tmp_path):
+    own, vectors = np.array([[1.0, 2.0], [3.0, 4.0]]), np.array([[3.0, 4.0], [0.0, 0.0]])
+    same = {"texts": own, "vectors": vectors, "others": vectors * 7}
+    assert text_faults(tmp_path, "classes", own, **same) == [], "the length of a vector does not count"
+    (fault,) = text_faults(tmp_path, "classes", own, **{**same, "texts": own + np.array([[0, 0], [0, 0.5]])})
+    assert fault == "model2vec reads validation row 1 differently: off by 0.5 (max_abs_diff allows 0.0001)"
+    (fault,) = text_faults(tmp_path, "classes", own, **{**same, "others": [[4.0, 3.0], [0.0, 0.0]]})
+    assert fault.startswith("sentence-transformers reads validation row 0 differently: off by 0.2 ")
+    assert text_faults(tmp_path, "vectors", own, **{**same, "texts": own * 2}) == []
+    numbers = {"texts": own + 3e-4, "vectors": vectors, "others": vectors}  # labels spread over 4
+    assert text_faults(tmp_path, "values", own, **numbers) == []

@@ -16,7 +16,7 @@ import torch
 import transformers
 
 from distilpeft.errors import InputError
-from distilpeft.export.formats import onnx_graph
+from distilpeft.export.formats import model2vec, onnx_graph
 from distilpeft.export.formats.student import Student
 from distilpeft.models.bases.quantized import quantization
 from distilpeft.models.loading import DTYPES
@@ -106,6 +106,11 @@ def write_torchao_int8(student: Student, _: str, folder: Path) -> None:
     _requantized(student, settings, folder)
 
 
+def write_model2vec(student: Student, _: str, folder: Path) -> None:
+    """The layout of model2vec, which sentence-transformers opens as well."""
+    model2vec.write(student, folder)
+
+
 WRITERS: dict[str, Writer] = {
     "safetensors": write_safetensors,
     "bnb-nf4": write_bnb_nf4,
@@ -114,6 +119,7 @@ WRITERS: dict[str, Writer] = {
     "onnx-fp16": write_onnx_fp16,
     "onnx-int8": write_onnx,  # what its candidates are made from
     "openvino": write_openvino,
+    "model2vec": write_model2vec,
     **{name: write_gguf for name in FORMS if name.startswith("gguf-")},
 }
 
