@@ -130,7 +130,7 @@ class Static(Section):
         None, description="units of the head's hidden layer (ReLU); default: a linear head; embedding: no head"
     )
     weighting: Literal["learned", "sif"] = Field(
-        "sif", description="each token has a learned weight, which begins at 1 (learned) or at a / (a + p) by its "
+        "learned", description="each token has a learned weight, which begins at 1 (learned) or at a / (a + p) by its "
         "frequency p in the training rows (sif, smooth inverse frequency, a = 0.001)",
     )  # fmt: skip
 

@@ -32,6 +32,13 @@ def test_pca_is_that_of_a_singular_value_decomposition():
     np.testing.assert_array_equal(start.reduced(table.copy(), used, 3), found)
 
 
+def test_a_table_is_scaled_by_the_rows_that_are_used():
+    found = start.scaled(np.array([[3.0, 4.0], [100.0, 0.0], [0.0, 5.0]]), [0, 2])
+    # their mean square is (9 + 16 + 0 + 25) / 4
+    np.testing.assert_allclose(found * np.sqrt(12.5), [[3, 4], [100, 0], [0, 5]])
+    assert start.scaled(np.zeros((2, 2)), [0]).tolist() == [[0, 0], [0, 0]]
+
+
 def test_without_dim_the_embeddings_stay_what_they_are():
     table = RNG.normal(size=(5, 4))
     assert start.reduced(table, [0, 1], None) is table
@@ -57,7 +64,8 @@ def test_a_student_begins_with_the_teachers_embeddings_and_a_new_head(weighting)
         pair=False, rows=rows,
     )  # fmt: skip
     body = body_of(made)
-    assert torch.equal(body.embeddings.weight, teacher.bert.embeddings.word_embeddings.weight)
+    own = teacher.bert.embeddings.word_embeddings.weight
+    torch.testing.assert_close(body.embeddings.weight, own / own[4:].square().mean().sqrt())
     plain = weighting == "learned"
     assert (set(body.token_weights.tolist()) == {1.0}) == plain
     if not plain:
