@@ -14,6 +14,7 @@ from support import commands, tiny, tiny_lm, tiny_tasks, tiny_words
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from distilpeft.export import predict
+from distilpeft.export.bundle import Bundle
 from distilpeft.planning.plan import make_plan
 from distilpeft.recipe.yaml_file import load_recipe
 
@@ -194,3 +195,17 @@ def test_places_and_words_of_texts_are_learnt_by_a_cut_tokenizer(tmp_path, kind)
     splits = plan_of(path).artifact("distil", "student").figures()["vocabulary"]["splits"]
     assert (splits["train"]["changed"], splits["test"]["changed"]) == (0, 1)
     assert plan_of(path).artifact("evaluate", "student").figures()["against_teacher"]["kl"] >= 0
+
+
+def test_a_static_student_has_vectors_of_the_kept_tokens_only(tmp_path):
+    student = {"static": {"hidden": 8}, "vocabulary": CUT}
+    path = workspace(tmp_path, student=student, export__formats=["safetensors", "onnx-int8"])
+    assert commands.run(path) == 0
+    plan, before = plan_of(path), tiny_words.wordpiece()
+    made = plan.artifact("distil", "student")
+    kept = made.figures()["vocabulary"]["tokens_after"]
+    assert kept < len(before)
+    assert made.figures()["vocabulary"]["weights_saved"] == (len(before) - kept) * (64 + 1)
+    assert load_file(made.path / "model/model.safetensors")["static.embeddings.weight"].shape == (kept, 64)
+    (answer,) = Bundle(path.parent / "runs/tiny/exports/onnx-int8").answers([UNSEEN])
+    assert set(answer["probabilities"]) == {"bad", "good"}

@@ -122,8 +122,8 @@ def new(
         static: the recipe's section.
         pair: whether it reads pairs of texts.
         rows: token ids of the training rows, for `sif`.
-        kept_K: the teacher's ids of the tokens that a cut vocabulary keeps, ascending. The model then gets the attribute
-            `cut_weights`, how many weights that saves.
+        kept_K: the teacher's ids of the tokens that a cut vocabulary keeps, ascending. The model then gets the
+            attribute `cut_weights`, how many weights that saves.
 
     Raises:
         InputError: the teacher has no such embeddings, or no separator stands between two texts.

@@ -84,6 +84,22 @@ def test_rows_of_the_embeddings_behind_the_tokenizers_last_token_are_left_out():
     assert body_of(made).embeddings.weight.shape == (len(tiny.WORDS), 3)
 
 
+def test_a_cut_vocabulary_leaves_the_vectors_of_its_tokens():
+    teacher, words = tiny.classifier(), tiny.tokenizer()
+    kept = np.array([0, 1, 2, 3, 6, 9])
+    core = Tokenizer(models.WordLevel({tiny.WORDS[old]: new for new, old in enumerate(kept)}, unk_token="[UNK]"))
+    names = {f"{name}_token": f"[{name.upper()}]" for name in ("pad", "unk", "cls", "sep")}
+    left = PreTrainedTokenizerFast(tokenizer_object=core, **names)
+    made = start.new(
+        AutoModelForSequenceClassification, {"num_labels": 2}, left, teacher, Static(), pair=False, rows=[], kept_K=kept
+    )
+    table = body_of(made).embeddings.weight
+    own = teacher.bert.embeddings.word_embeddings.weight[kept]
+    torch.testing.assert_close(table, own / own[4:].square().mean().sqrt())
+    assert made.config.ignored_ids == [0, 1, 2, 3]
+    assert made.cut_weights == (len(words) - 6) * (own.shape[1] + 1)
+
+
 def test_two_texts_need_a_separator_between_them():
     assert start.separator(tiny.tokenizer()) == tiny.WORDS.index("[SEP]")
     core = Tokenizer(models.WordLevel({"a": 0, "<unk>": 1}, unk_token="<unk>"))
