@@ -34,6 +34,7 @@ from support.cases import Case, Found
 from distilpeft.data.sources import resolve
 from distilpeft.errors import InputError
 from distilpeft.machine.artifact import Artifact
+from distilpeft.machine.files import files_below
 from distilpeft.planning.plan import Plan, make_plan
 from distilpeft.recipe.yaml_file import load_recipe
 
@@ -265,14 +266,14 @@ class Flips:
         before_stage(self._bench, self._whole, CONSUMERS[stage], self._runs)
         steps = {step: made for step, made in self._bench.plan(self._runs).artifacts.items() if made.done}
         made = self._rng.choice([made for step, made in steps.items() if step.partition("/")[0] == stage])
-        what = damage(self._pick([file for file in made.path.rglob("*") if file.is_file()]), self._rng)
+        what = damage(self._pick(files_below(made.path)), self._rng)
         done = run(self._bench, self._runs, "--until", CONSUMERS[stage])
         self._refused(f"{stage}: {what}", done, what.partition(",")[0])
 
     def _in_whole(self, kind: str) -> None:
         """What users have in hand: the bundle, through `predict` and `push`, and the report."""
         folder = self._bench.plan(self._whole).folder
-        files = [folder / "report.json"] if kind == "report" else list((folder / "student").resolve().iterdir())
+        files = [folder / "report.json"] if kind == "report" else files_below((folder / "student").resolve())
         file = self._pick(files)
         good, links = file.read_bytes(), file.stat().st_nlink
         what = damage(file, self._rng)

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import venv
+from dataclasses import replace
 from pathlib import Path
 from unittest import mock
 
@@ -20,8 +21,13 @@ from huggingface_hub import ModelCard
 from support import commands, tiny, tiny_lm
 
 from distilpeft import cli
+from distilpeft.errors import InputError
 from distilpeft.export import generation, runtimes
+from distilpeft.export.bundle import Bundle
 from distilpeft.export.formats.writers import WRITERS
+from distilpeft.machine.files import sealed
+from distilpeft.metrics.timings import summary
+from distilpeft.pipeline.stages import bundle
 from distilpeft.planning.plan import make_plan
 from distilpeft.recipe.yaml_file import load_recipe
 
@@ -38,6 +44,10 @@ def finished(tmp_path_factory) -> Path:
 
 def report_of(run: Path) -> dict:
     return json.loads((run / "report.json").read_text())
+
+
+def names_below(folder: Path) -> set[str]:
+    return {file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()}
 
 
 def verb(*arguments: str, stdin: str | None = None) -> subprocess.CompletedProcess:
@@ -60,7 +70,7 @@ def test_every_form_is_proven_scored_timed_and_linked(finished):
         assert made["parity"]["top1_agreement"] == 1.0
         assert made["speedup"]["low"] <= made["speedup"]["value"] <= made["speedup"]["high"]
         folder = finished / "exports" / form
-        size = sum(file.stat().st_size for file in folder.iterdir() if file.suffix in (".onnx", ".safetensors"))
+        size = sum(file.stat().st_size for file in folder.rglob("*") if file.suffix in (".onnx", ".safetensors"))
         assert made["size_bytes"] >= size > 0
     assert report["exports"]["safetensors"]["parity"]["max_abs_diff"] < 1e-5
     assert 0 < report["exports"]["onnx"]["parity"]["max_abs_diff"] < 1e-5
@@ -79,7 +89,7 @@ def test_every_form_is_proven_scored_timed_and_linked(finished):
 def test_a_bundle_accounts_for_every_byte_and_says_where_it_comes_from(finished, form):
     folder = finished / "exports" / form
     manifest = json.loads((folder / "manifest.json").read_text())
-    assert set(manifest["files"]) == {file.name for file in folder.iterdir()} - {"manifest.json"}
+    assert set(manifest["files"]) == names_below(folder) - {"manifest.json"}
     for name, recorded in manifest["files"].items():
         content = (folder / name).read_bytes()
         assert recorded == {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
@@ -104,6 +114,77 @@ def test_the_hubs_own_reader_finds_the_card_valid_and_its_scores_in_it(finished,
     assert accuracy.metric_value == pytest.approx(models[f"export:{form}"]["scores"]["accuracy"]["value"])
     assert card.data.pipeline_tag == "text-classification"
     assert form in card.data.tags
+
+
+HUB = ["safetensors", "onnx", "onnx-int8"]
+FILES = {"safetensors": "model.safetensors", "onnx": "onnx/model.onnx", "onnx-int8": "onnx/model_quantized.onnx"}
+
+
+def test_one_folder_holds_the_forms_that_fit_together_under_the_names_that_runtimes_look_for(finished):
+    hub = finished / "exports/hub"
+    manifest = json.loads((hub / "manifest.json").read_text())
+    assert set(manifest["files"]) == names_below(hub) - {"manifest.json"}
+    assert set(manifest["files"]) > {*FILES.values(), "config.json", "tokenizer.json", "tokenizer_config.json"}
+    for form, name in FILES.items():
+        own = json.loads((finished / "exports" / form / "manifest.json").read_text())["files"]
+        assert manifest["files"][name] == own[name]
+        assert hashlib.sha256((hub / name).read_bytes()).hexdigest() == own[name]["sha256"]
+        assert (hub / name).stat().st_ino == (finished / "exports" / form / name).stat().st_ino, "a link, not a copy"
+    assert list(manifest["forms"]) == HUB
+    card = ModelCard.load(hub / "README.md")
+    assert set(HUB) <= set(card.data.tags)
+    for form in HUB:
+        assert f"- Before it counted, {form}" in card.text
+        assert f"| **export:{form}** |" in card.text
+    assert 'dtype: "q8"' in card.text
+    done = verb("push", str(hub), "owner/name", "--dry-run")
+    assert done.returncode == 0, done.stderr
+    assert "onnx/model_quantized.onnx" in done.stdout
+
+
+def test_predict_opens_the_first_form_of_a_folder_of_several(finished):
+    lines = "".join(f"{text}\n" for text in SENTENCES)
+    one, two = (verb("predict", str(finished / "exports" / name), stdin=lines) for name in ("hub", "safetensors"))
+    assert (one.returncode, one.stdout) == (0, two.stdout)
+
+
+def as_before(folder: Path, out: Path) -> Path:
+    """Exported files as versions left them that had every graph as model.onnx at the top."""
+    manifest = json.loads((folder / "manifest.json").read_text())
+    shutil.copytree(folder.resolve(), out)
+    (out / manifest["file"]).rename(out / "model.onnx")
+    (out / "onnx").rmdir()
+    if "files" in manifest:
+        manifest["files"]["model.onnx"] = manifest["files"].pop(manifest["file"])
+    del manifest["checksum"]
+    (out / "manifest.json").write_text(json.dumps(sealed({**manifest, "file": "model.onnx"})))
+    return out
+
+
+def test_bundles_of_earlier_versions_are_opened_and_pushed_as_they_are(finished, tmp_path):
+    old = as_before(finished / "exports/onnx-int8", tmp_path / "old")
+    assert Bundle(old).answers(SENTENCES) == Bundle(finished / "exports/onnx-int8").answers(SENTENCES)
+    assert verb("push", str(old), "owner/name", "--dry-run").returncode == 0
+
+
+def test_exports_of_earlier_versions_move_to_their_places_in_the_folder_of_several(finished, tmp_path):
+    plan = make_plan(load_recipe(finished.parents[1] / "tiny.yaml"), finished.parent)
+    exports = {form: plan.artifact("export", form) for form in HUB}
+    for form in HUB[1:]:
+        old = tmp_path / exports[form].path.name
+        as_before(exports[form].path / "model", old / "model")
+        shutil.copy(exports[form].path / "manifest.json", old)
+        exports[form] = replace(exports[form], path=old)
+    figures = {step.role: step.artifact.figures() for step in plan.own if step.stage == "evaluate"}
+    timed = {role: summary(plan.artifact("benchmark").figures(), role) for role in plan.timed()}
+    out = replace(plan.artifact("bundle", "hub"), path=tmp_path / "bundle-0")
+    bundle.run(plan.recipe, exports, figures=figures, timed=timed, keys={}, out=out)
+    made = out.partial / "model"
+    assert names_below(made) == names_below(finished / "exports/hub")
+    assert Bundle(made).manifest["forms"] == FILES | {"safetensors": "."}
+    (tmp_path / exports["onnx"].path.name / "model/model.onnx.data").touch()  # large weights: the graph knows the name
+    with pytest.raises(InputError, match="made by an earlier version; delete it to make it again"):
+        bundle.run(plan.recipe, exports, figures=figures, timed=timed, keys={}, out=out)
 
 
 def snippet_of(folder: Path) -> str:
@@ -182,7 +263,7 @@ def test_push_checks_everything_and_uploads_nothing_in_a_dry_run(finished, tmp_p
     for damage, message in (
         (lambda: (folder / "notes.txt").write_text("mine"), "notes.txt: not of this bundle"),
         ((folder / "notes.txt").unlink, None),
-        (lambda: (folder / "model.onnx").write_bytes(b"x"), "model.onnx: missing or altered"),
+        (lambda: (folder / "onnx/model.onnx").write_bytes(b"x"), "onnx/model.onnx: missing or altered"),
     ):
         damage()
         done = verb("push", str(folder), "owner/name", "--dry-run")
@@ -201,7 +282,7 @@ def test_push_hands_the_hub_the_bundles_files_and_no_others(finished):
         cli.main()
     api().create_repo.assert_called_once_with("owner/name", private=True, exist_ok=True)
     sent = api().upload_folder.call_args.kwargs
-    assert set(sent["allow_patterns"]) == {file.name for file in (finished / "exports/onnx").iterdir()}
+    assert set(sent["allow_patterns"]) == names_below(finished / "exports/onnx")
 
 
 @pytest.mark.thorough
@@ -211,7 +292,7 @@ def test_a_form_added_later_makes_nothing_else_again(finished):
     made = {path.name.partition("-")[0] for path in finished.glob("*-*") if path.name not in before}
     assert made == {"export", "evaluate", "compare", "benchmark", "bundle"}
     assert list(report_of(finished)["exports"]) == [*FORMS, "onnx-fp16"]
-    assert (finished / "exports/onnx-fp16/model.onnx").is_file()
+    assert (finished / "exports/onnx-fp16/onnx/model_fp16.onnx").is_file()
     done = verb("export", str(finished), "--format", "onxx")
     assert (done.returncode, len(done.stderr.strip().splitlines())) == (2, 1)
 
@@ -239,7 +320,7 @@ def damaged(form: str, damage):
 
 
 def perturb_a_tensor(folder: Path) -> None:
-    file = folder / "model.onnx"
+    file = folder / "onnx/model.onnx"
     model = onnx.load(str(file))
     (tensor,) = [one for one in model.graph.initializer if one.name.endswith("classifier.weight")] or [
         max(model.graph.initializer, key=lambda one: len(one.raw_data))
@@ -263,12 +344,12 @@ def test_a_damaged_export_fails_its_gate_and_leaves_no_bundle(finished, tmp_path
     assert not plan.artifacts["bundle/onnx"].path.exists()
     assert not (run / "student").exists()
     assert commands.run(recipe) == 0  # with a writer that is whole, the same command goes on
-    assert (run / "student/model.onnx").is_file()
+    assert (run / "student/onnx/model.onnx").is_file()
 
 
 def test_a_file_that_its_runtime_cannot_open_stops_with_the_runtimes_own_words(finished, capsys):
     recipe = finished.parents[1] / "tiny.yaml"
-    truncated = lambda folder: (folder / "model.onnx").write_bytes(b"no graph")  # noqa: E731
+    truncated = lambda folder: (folder / "onnx/model.onnx").write_bytes(b"no graph")  # noqa: E731
     with damaged("onnx", truncated):
         code = commands.run(recipe, "--set", "export.formats=[onnx]", "--set", "export.gate_rows=8", own_process=True)
     assert code == 3
@@ -437,7 +518,7 @@ def test_a_fault_of_the_cache_alone_fails_the_gate(language, capsys):
     """Without a cache everything is right: only what goes on from one is off."""
 
     def forget(folder):
-        file = folder / "model.onnx"
+        file = folder / "onnx/model.onnx"
         model = onnx.load(str(file))
         (output,) = [one for one in model.graph.output if one.name == "present.0.value"]
         (node,) = [one for one in model.graph.node if output.name in one.output]

@@ -17,11 +17,11 @@ from distilpeft.data.model_files.quantized import stored_form
 from distilpeft.data.model_files.recipe_models import student_of, teacher_of
 from distilpeft.data.reading import data_sources
 from distilpeft.data.sources import Source
-from distilpeft.export.card_code import snippet
+from distilpeft.export.card_code import javascript, snippet
 from distilpeft.export.manifest import ExportManifest
 from distilpeft.machine import markdown as md
 from distilpeft.planning.choose_models import licence_of
-from distilpeft.planning.roles import export_role
+from distilpeft.planning.roles import export_role, format_of
 from distilpeft.recipe import Recipe
 from distilpeft.recipe.export import FORMS
 from distilpeft.recipe.task import (
@@ -45,34 +45,34 @@ LIBRARIES = {
 
 
 def render(
-    recipe: Recipe, told: ExportManifest, figures: Mapping[str, Any], timed: Mapping[str, Any], export: Any
-) -> str:
+    recipe: Recipe, told: ExportManifest, figures: Mapping[str, Any], timed: Mapping[str, Any],
+    exports: Mapping[str, Any],
+) -> str:  # fmt: skip
     """The card as Markdown with hub metadata.
 
     Args:
         recipe: the run.
-        told: the export's manifest: its `format` and how to open it.
+        told: the manifest: its `format` and how to open it; of several forms the first one's, with `forms`.
         figures: evaluation figures by role (`scores`, maybe `against_teacher`).
         timed: benchmark figures by role.
-        export: the export's own figures: `parity`, `size_bytes`, maybe `way`.
+        exports: form → the export's own figures: `parity`, `size_bytes`, maybe `way`.
     """
-    form = told["format"]
-    own = export_role(form)
+    own = export_role(told["format"])
     main, written = recipe.kind.main, recipe.kind.generation_metrics[:2]
     num_rows = figures[own]["scores"][main]["num_rows"]
     what = _what(recipe)
     unit = recipe.kind.unit
     text = f"""# {recipe.name}
 
-{_price(recipe, figures, timed, own, export["size_bytes"])}
+{_price(recipe, figures, timed, own, exports[told["format"]]["size_bytes"])}
 
-A compact {md.plain(what)}, distilled by distilpeft from a larger teacher; as {form}.
+A compact {md.plain(what)}, distilled by distilpeft from a larger teacher; as {", ".join(exports)}.
 
 ## Use
 
 In this folder:
 
-{snippet(told)}
+{_use(told)}
 
 ## Scores and latency
 
@@ -80,9 +80,9 @@ On {num_rows} {recipe.evaluate.split} {unit}; latency of one row{_where(timed)}.
 
 | model | {" | ".join((f"{main} (95 % interval)", *written))} | weights | size | latency p50 |
 {"| --- " * (5 + len(written))}|
-{_table(figures, timed, own, main, written, export["size_bytes"])}
+{_table(figures, timed, exports, main, written)}
 
-{_groups(recipe, figures, own)}{_parity(recipe, form, export)}
+{_groups(recipe, figures, own)}{_proof(recipe, exports)}
 
 ## How it was made
 
@@ -96,15 +96,26 @@ On {num_rows} {recipe.evaluate.split} {unit}; latency of one row{_where(timed)}.
 
 {_licences(recipe)}
 """
-    metadata = yaml.safe_dump(_metadata(recipe, form, figures[own]["scores"]), sort_keys=False, allow_unicode=True)
-    return f"---\n{metadata}---\n\n{text}"
+    metadata = _metadata(recipe, list(exports), figures[own]["scores"])
+    return f"---\n{yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True)}---\n\n{text}"
 
 
-def _metadata(recipe: Recipe, form: str, scores: Mapping[str, Any]) -> dict[str, Any]:
+def _use(told: ExportManifest) -> str:
+    """Code for each runtime that opens a file of the folder, and for JavaScript."""
+    forms = told.get("forms", {told["format"]: told["file"]})
+    ways: dict[str, str] = {}
+    for form, file in forms.items():
+        one: ExportManifest = {**told, "format": form, "file": file}
+        ways.setdefault(FORMS[form].runtime, snippet(one))
+    return "\n\n".join([*ways.values(), *javascript(told["task"], forms, pair=told.get("pair", False))])
+
+
+def _metadata(recipe: Recipe, forms: Sequence[str], scores: Mapping[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = {"license": recipe.export.license} if recipe.export.license else {}
+    form = forms[0]
     library = "gguf" if form.startswith("gguf") else LIBRARIES[FORMS[form].runtime]
     found |= {"library_name": library, "pipeline_tag": recipe.kind.pipeline}
-    found["tags"] = ["distilpeft", "knowledge-distillation", form]
+    found["tags"] = ["distilpeft", "knowledge-distillation", *forms]
     base = teacher_of(recipe)
     if base.path is None:
         found["base_model"] = base.name
@@ -151,16 +162,17 @@ def _times(ratio: float) -> str:
 
 
 def _table(
-    figures: Mapping[str, Any], timed: Mapping[str, Any], own: str, main: str, more: Sequence[str], size: int
+    figures: Mapping[str, Any], timed: Mapping[str, Any], exports: Mapping[str, Any], main: str, more: Sequence[str]
 ) -> str:
     lines: list[str] = []
     for role, found in figures.items():
         if role == "majority":
             continue
         time = timed.get(role, {})
-        name = f"**{role}** (this)" if role == own else role
+        own = exports.get(format_of(role) or "")
+        name = role if own is None else f"**{role}** (this)" if len(exports) == 1 else f"**{role}**"
         weights = (time.get("num_parameters") or timed["student"]["num_parameters"]) if time else 0
-        size_bytes = size if role == own else time.get("size_bytes")
+        size_bytes = time.get("size_bytes") if own is None else own["size_bytes"]
         cells = (
             name,
             _score(found, main),
@@ -212,11 +224,18 @@ def _doubt(timed: Mapping[str, Any]) -> str:
     return f" The machine was noisy while latencies were measured: {md.plain(why)}." if why else ""
 
 
-def _parity(recipe: Recipe, form: str, export: Mapping[str, Any]) -> str:
+def _proof(recipe: Recipe, exports: Mapping[str, Any]) -> str:
+    """What the gate found of each form."""
+    if len(exports) == 1:
+        return "".join(_parity(recipe, "this file", export) for export in exports.values())
+    return "\n".join(f"- {_parity(recipe, form, export)}" for form, export in exports.items())
+
+
+def _parity(recipe: Recipe, what: str, export: Mapping[str, Any]) -> str:
     parity = export["parity"]
     way = f" (int8: {export['way']})" if "way" in export else ""
     held = (
-        f"Before it counted, this file{way} was opened in a process of its own and compared with the student on "
+        f"Before it counted, {what}{way} was opened in a process of its own and compared with the student on "
         f"{parity['rows']} other held-out rows"
     )
     if not recipe.kind.has_labels:

@@ -79,11 +79,14 @@ while len(ids) < 64 and ids[-1] not in {ends}:
     new = [int(logits[0, -1].argmax())]
     ids, past = ids + new, dict(zip(past, cache))
 print(tokenizer.decode(ids))"""
-_SESSION = 'session = onnxruntime.InferenceSession("model.onnx")'
-_ONNX_PAST = f"""{_SESSION}
-kinds = {{"tensor(float)": np.float32, "tensor(float16)": np.float16}}
-past = {{i.name: np.zeros((1, i.shape[1], 0, i.shape[3]), kinds[i.type]) for i in session.get_inputs()[2:]}}"""
-_OPENVINO_PAST = """model = openvino.Core().compile_model("model.xml", "CPU")
+_OPEN = {
+    "onnxruntime": 'session = onnxruntime.InferenceSession("{file}")',
+    "openvino": 'model = openvino.Core().compile_model("{file}", "CPU")',
+}
+_ONNX_PAST = """
+kinds = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
+past = {i.name: np.zeros((1, i.shape[1], 0, i.shape[3]), kinds[i.type]) for i in session.get_inputs()[2:]}"""
+_OPENVINO_PAST = """
 shapes = {i.get_any_name(): i.get_partial_shape() for i in model.inputs[2:]}
 past = {n: np.zeros((1, s[1].get_length(), 0, s[3].get_length()), np.float32) for n, s in shapes.items()}"""
 _TEXTS = '["a first text", "and a second one"]'
@@ -94,7 +97,7 @@ _CLASSIFY = """from transformers import pipeline
 
 texts = {texts}
 classify = pipeline("{pipeline}", model="."{options})
-print(classify({given}))"""
+print(classify({given}{cut}))"""
 _WRITE = """from transformers import pipeline
 
 write = pipeline("text-generation", model=".")
@@ -198,6 +201,25 @@ for text in texts:
     print(tokenizer.decode(found))"""
 
 
+_JAVASCRIPT = """```js
+// npm install @huggingface/transformers
+import {{ pipeline }} from "@huggingface/transformers";
+
+const classify = await pipeline("{pipeline}", "OWNER/NAME", {{ dtype: "{dtype}" }});  // where this folder is published
+console.log(await classify({texts}));
+```"""
+_DTYPES = {"onnx-int8": "q8", "onnx": "fp32", "onnx-fp16": "fp16"}
+"""What transformers.js calls the forms that it opens; the smallest one that a browser computes fast comes first."""
+
+
+def javascript(task: str, forms: Mapping[str, str], *, pair: bool) -> list[str]:
+    """Code for transformers.js, if it opens one of the forms; for single texts with classes."""
+    dtype = next((dtype for form, dtype in _DTYPES.items() if form in forms), None)
+    if dtype is None or pair or task != "text_classification":
+        return []
+    return [_JAVASCRIPT.format(pipeline=KINDS[task].pipeline, dtype=dtype, texts=_TEXTS)]
+
+
 def snippet(told: ExportManifest) -> str:
     """The code, with its language and what to install, in Markdown.
 
@@ -207,7 +229,7 @@ def snippet(told: ExportManifest) -> str:
     form, language = told["format"], KINDS[told["task"]].is_language_model
     runtime = FORMS[form].runtime
     if form.startswith("gguf"):
-        return f'```sh\nllama-cli -m {FORMS[form].file} -p "Once upon a time"\n```'
+        return f'```sh\nllama-cli -m {told["file"]} -p "Once upon a time"\n```'
     if runtime == "model2vec":
         return f"```python\n# pip install model2vec\n{_model2vec(told)}\n```"
     if "ignored_ids" in told and runtime == "transformers":
@@ -270,23 +292,23 @@ def _classify(told: ExportManifest) -> str:
     }  # fmt: skip
     texts = _PAIRS if told.get("pair") else _TEXTS
     pipeline = KINDS[told["task"]].pipeline
-    return _CLASSIFY.format(texts=texts, given=given, pipeline=pipeline, options=options.get(told["task"], ""))
+    cut = "" if told["task"] == "token_classification" else ", truncation=True"  # there by itself, here only if asked
+    return _CLASSIFY.format(texts=texts, given=given, cut=cut, pipeline=pipeline, options=options.get(told["task"], ""))
 
 
-def _runs(runtime: str) -> tuple[str, str]:
+def _runs(told: ExportManifest) -> tuple[str, str]:
     """Opening a graph of classes, and asking it."""
+    runtime = FORMS[told["format"]].runtime
     feed = "{name: np.array(value) for name, value in inputs.items()}"
     runs = {
-        "onnxruntime": (_SESSION, f'logits = session.run(["logits"], {feed})[0]'),
-        "openvino": (
-            'model = openvino.Core().compile_model("model.xml", "CPU")', f'logits = model({feed})["logits"]'
-        ),
-    }  # fmt: skip
-    return runs[runtime]
+        "onnxruntime": f'logits = session.run(["logits"], {feed})[0]',
+        "openvino": f'logits = model({feed})["logits"]',
+    }
+    return _OPEN[runtime].format(file=told["file"]), runs[runtime]
 
 
 def _finder(told: ExportManifest, runtime: str) -> str:
-    opened, run = _runs(runtime)
+    opened, run = _runs(told)
     known = {name: told[name] for name in ("max_tokens", "stride", "longest_answer")}
     types = _TYPES_OF_ONE if told.get("typed") else ""
     begin, nothing, answer = 'best = (-np.inf, "")', "", "best[1]"
@@ -303,7 +325,7 @@ def _classifier(told: ExportManifest, runtime: str) -> str:
     labels = f"\nlabels = {told['labels']}" if "labels" in told else ""
     imports = "re\n\nimport numpy as np" if told["task"] == "token_classification" else "numpy as np"
     return _CLASSIFIER.format(
-        imports=f"import {imports}\nimport {runtime}", run="\n".join(_runs(runtime)), pad=told["pad_token_id"] or 0,
+        imports=f"import {imports}\nimport {runtime}", run="\n".join(_runs(told)), pad=told["pad_token_id"] or 0,
         texts=_PAIRS if told.get("pair") else _TEXTS, types=_TYPES if told.get("typed") else "", labels=labels,
         max_tokens=told["max_tokens"], show=_SHOW[told["task"]],
     )  # fmt: skip
@@ -311,7 +333,7 @@ def _classifier(told: ExportManifest, runtime: str) -> str:
 
 def _see(told: ExportManifest, runtime: str) -> str:
     """Pictures into a graph, as `pictures.Reader` reads them."""
-    opened, run = _runs(runtime)
+    opened, run = _runs(told)
     settings = told["pictures"]
     scale = f" * {settings.get('rescale_factor', 1 / 255)!r}" if settings.get("do_rescale", True) else ""
     known = settings.get("do_normalize", True) and settings.get("image_mean") is not None
@@ -339,7 +361,7 @@ def _resize(settings: Mapping[str, Any], shape: Sequence[int]) -> str:
 
 
 def _answer(told: ExportManifest, runtime: str) -> str:
-    opened, run = _runs(runtime)
+    opened, run = _runs(told)
     return _ANSWER.format(
         runtime=runtime, open=opened, run=run, start=told["decoder_start_token_id"], most=told["max_new_tokens"],
         ends=told["eos_token_ids"], prefix=told["prefix"], max_tokens=told["max_tokens"],
@@ -347,8 +369,8 @@ def _answer(told: ExportManifest, runtime: str) -> str:
 
 
 def _language(told: ExportManifest, runtime: str) -> str:
-    opens = {"onnxruntime": _ONNX_PAST, "openvino": _OPENVINO_PAST}
+    past = {"onnxruntime": _ONNX_PAST, "openvino": _OPENVINO_PAST}
     runs = {"onnxruntime": "session.run(None, feed | past)", "openvino": "model(feed | past).to_tuple()"}
     return _LANGUAGE.format(
-        imports=f"import {runtime}", ends=told["eos_token_ids"], open=opens[runtime], run=runs[runtime]
+        imports=f"import {runtime}", ends=told["eos_token_ids"], open=_runs(told)[0] + past[runtime], run=runs[runtime]
     )

@@ -42,7 +42,7 @@ from distilpeft.machine.files import write_json
 from distilpeft.machine.host import alone
 from distilpeft.models.context import Context
 from distilpeft.models.pair import Loaded
-from distilpeft.recipe.export import FORMS, Limits
+from distilpeft.recipe.export import Limits
 from distilpeft.tasks.rows import Tokens
 
 BATCH_SIZES = (1, 2, 3, 8, 16)
@@ -217,9 +217,9 @@ class Gate:
         wrong = [row for row, (one, two) in enumerate(zip(reading, self._ids, strict=True)) if one != two]
         if wrong:
             found.append(f"its tokenizer encodes {len(wrong)} texts differently, such as validation row {wrong[0]}")
-        form = FORMS[deployed.manifest["format"]]
-        if form.file.endswith(".gguf"):
-            inside = gguf_tokens(folder / form.file)
+        file = deployed.manifest["file"]
+        if file.endswith(".gguf"):
+            inside = gguf_tokens(folder / file)
             other = [(token, at) for token, at in self._tokens.items() if inside[at : at + 1] != [token]]
             if other:
                 found.append(f"the file's token {other[0][1]} is not the tokenizer's {other[0][0]!r}")

@@ -47,6 +47,7 @@ class ExportManifest(TypedDict, total=False):
     shape: tuple[int, int, int]  # of a picture, [C, H, W]
     pooling: str  # of embeddings
     ignored_ids: list[int]  # of static students: tokens that do not count
+    forms: dict[str, str]  # of a bundle of several: form → its file
     files: dict[str, FileEntry]  # of a finished bundle, with the next two
     scores: dict[str, dict[str, Any]]
     provenance: dict[str, Any]

@@ -8,6 +8,7 @@ from rich.console import Console
 
 from distilpeft.errors import InputError
 from distilpeft.export.manifest import MANIFEST, check_files, read_manifest
+from distilpeft.machine.files import files_below
 
 CARD = "README.md"
 
@@ -63,7 +64,7 @@ def checked_files(folder: Path) -> dict[str, int]:
     if "files" not in manifest:
         raise InputError(f"{folder}: an export before its bundle was made; give a folder below runs/NAME/exports")
     listed = manifest["files"]
-    found = {file.name for file in folder.iterdir()} - {MANIFEST}
+    found = {file.relative_to(folder).as_posix() for file in files_below(folder)} - {MANIFEST}
     for name in sorted(found - set(listed)):
         raise InputError(f"{folder / name}: not of this bundle; move it elsewhere")
     check_files(folder, manifest)

@@ -278,11 +278,11 @@ def open_runner(folder: Path, threads: int = 0) -> Runner:
         raise InputError(f"{folder}: {manifest['format']} needs {', '.join(missing)}; install it with pip")
     start = manifest.get("decoder_start_token_id")
     if form.runtime == "onnxruntime":
-        return open_onnx(folder / form.file, threads, start)
+        return open_onnx(folder / manifest["file"], threads, start)
     if form.runtime == "model2vec":
         return _model2vec_runner(folder, manifest["ignored_ids"])
     if form.runtime == "openvino":
-        return _openvino_runner(folder / form.file, threads, start)
+        return _openvino_runner(folder / manifest["file"], threads, start)
     import torch
 
     if threads:
@@ -318,13 +318,13 @@ def load_exported(folder: Path, manifest: ExportManifest, device: torch.device) 
 
     from distilpeft.models.static import architecture as _static  # noqa: F401 - tells the Auto classes of it
 
-    form = FORMS[manifest["format"]]
+    file = manifest["file"]
     options: dict[str, Any] = {"dtype": "auto", "device_map": {"": device}}
-    if form.file != ".":  # GGUF, dequantized; its reader alone would miss llama3's rope scaling and odd head widths
+    if file != ".":  # GGUF, dequantized; its reader alone would miss llama3's rope scaling and odd head widths
         config = transformers.AutoConfig.from_pretrained(str(folder))
-        options = {"gguf_file": form.file, "dtype": torch.float32, "config": config}
+        options = {"gguf_file": file, "dtype": torch.float32, "config": config}
     with contextlib.redirect_stderr(io.StringIO()):  # a progress bar of transformers' GGUF reader
         model = getattr(transformers, manifest["auto_class"]).from_pretrained(str(folder), **options)
-    if form.file != ".":
+    if file != ".":
         model = model.to(device)
     return model.requires_grad_(False).eval()

@@ -17,7 +17,16 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from distilpeft.errors import InputError
-from distilpeft.machine.files import JsonObject, digest_file, names_in, publish_folder, read_sealed, sealed, write_json
+from distilpeft.machine.files import (
+    JsonObject,
+    digest_file,
+    files_below,
+    names_in,
+    publish_folder,
+    read_sealed,
+    sealed,
+    write_json,
+)
 
 MANIFEST, PARTIAL = "manifest.json", ".partial"
 LOG = "train_log.jsonl"
@@ -109,8 +118,8 @@ class Artifact:
                 "bytes": file.stat().st_size,
                 "sha256": digest_file(file),
             }
-            for file in sorted(self.partial.rglob("*"))
-            if file.is_file() and file != self.partial / MANIFEST and self.partial / CHECKPOINTS not in file.parents
+            for file in files_below(self.partial)
+            if file != self.partial / MANIFEST and self.partial / CHECKPOINTS not in file.parents
         }
         manifest = {
             "stage": self.stage,

@@ -53,10 +53,14 @@ def read_sealed(path: Path, advice: str) -> JsonObject:
     return value
 
 
+def files_below(folder: Path) -> list[Path]:
+    """Every file in a folder and the folders in it, in order of their paths."""
+    return [file for file in sorted(folder.rglob("*")) if file.is_file()]
+
+
 def seal_folder(folder: Path) -> None:
     """Record the SHA-256 of every file below a folder, for `is_whole`; all is on disk when this returns."""
-    found = [file for file in sorted(folder.rglob("*")) if file.is_file()]
-    files = [file for file in found if file.name != SUMS and file.suffix != ".lock"]
+    files = [file for file in files_below(folder) if file.name != SUMS and file.suffix != ".lock"]
     for file in files:
         fsync(file)
     write_json(folder / SUMS, {file.relative_to(folder).as_posix(): digest_file(file) for file in files})

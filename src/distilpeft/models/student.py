@@ -15,6 +15,8 @@ from distilpeft.models.context import Context
 from distilpeft.models.pair import Loaded, Pair
 from distilpeft.models.static import start
 from distilpeft.models.teacher import load_teacher_merged, start_head
+from distilpeft.recipe import Recipe
+from distilpeft.recipe.task import QuestionAnswering
 from distilpeft.tasks.rows import RowReader
 from distilpeft.tasks.task import InputReader
 
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
 
 BATCH_ROWS = 5_000
 """Rows in memory at a time."""
+CUTTING = ("max_length", "stride", "truncation_strategy")
+"""What transformers notes of a tokenizer.json that cuts texts, and would write a second time, for nobody to read."""
 
 
 def new_student(context: Context, teacher: Path | None) -> Loaded:
@@ -83,26 +87,39 @@ def _of_teacher(context: Context, teacher: PreTrainedModel) -> PreTrainedModel:
     )  # fmt: skip
 
 
-def save_student(
-    model: PreTrainedModel, tokenizer: InputReader, folder: Path, dtype: torch.dtype = torch.float32
-) -> None:
-    """Save an ordinary transformers model (an adapter is merged) with its tokenizer."""
+def save_student(recipe: Recipe, model: PreTrainedModel, tokenizer: InputReader, folder: Path) -> None:
+    """Save an ordinary transformers model in float32 (an adapter is merged) with its tokenizer."""
     if hasattr(model, "peft_config"):
         model = model.merge_and_unload()
-    model.to(dtype).save_pretrained(str(folder))
-    save_tokenizer(tokenizer, folder)
+    model.to(torch.float32).save_pretrained(str(folder))
+    save_tokenizer(recipe, tokenizer, folder)
 
 
-def save_tokenizer(tokenizer: InputReader, folder: Path) -> None:
-    """Save a tokenizer, or what reads pictures, without the length that rows were last cut to.
+def save_tokenizer(recipe: Recipe, tokenizer: InputReader, folder: Path) -> None:
+    """Save a tokenizer, or what reads pictures, whatever this process has cut and padded with it before.
 
-    Its files would otherwise depend on what this process has done before.
+    Its files name the length at which rows were cut in training, and `tokenizers` alone cuts there: other programs
+    then read of a long text what the model knows. Language models keep the limit that they came with, since prompts
+    and answers share it; questions are answered in windows, which no file can ask for.
     """
+    if recipe.kind.reads_images:
+        tokenizer.save_pretrained(str(folder))
+        return
+    limit = tokenizer.model_max_length
     core = getattr(tokenizer, "backend_tokenizer", None)
     if core is not None:
         core.no_truncation()
         core.no_padding()
+    if not recipe.kind.is_language_model:
+        tokenizer.model_max_length = min(recipe.data.max_tokens, limit)
+        for name in CUTTING:
+            tokenizer.init_kwargs.pop(name, None)
+        if core is not None and not isinstance(recipe.task, QuestionAnswering):
+            core.enable_truncation(tokenizer.model_max_length, direction=tokenizer.truncation_side)
     tokenizer.save_pretrained(str(folder))
+    tokenizer.model_max_length = limit
+    if core is not None:
+        core.no_truncation()
 
 
 def load_student(runtime: Runtime, pair: Pair, folder: Path) -> Loaded:

@@ -63,6 +63,7 @@ from distilpeft.planning.roles import (
     format_of,
 )
 from distilpeft.recipe import Recipe
+from distilpeft.recipe.export import HUB, together
 from distilpeft.tasks.rows import TaskData
 from distilpeft.training.features import check_features
 from distilpeft.training.step import Watch
@@ -285,20 +286,21 @@ class StepRunner:
             targets=self._targets() if cached else None, out=out, watch=self._watch,
         )  # fmt: skip
 
-    def _bundle(self, form: str, out: Artifact) -> Figures:
+    def _bundle(self, name: str, out: Artifact) -> Figures:
         plan = self.plan
-        roles = [role for role in plan.roles() if format_of(role) in (None, form)]
+        forms = together(plan.recipe.export.formats) if name == HUB else (name,)
+        roles = [role for role in plan.roles() if format_of(role) in (None, *forms)]
         figures = {role: plan.artifact("evaluate", role).figures() for role in roles}
         measured = plan.artifact("benchmark").figures()
         timed = {role: found for role in roles if (found := summary(measured, role)) is not None}
-        files = self._verified(plan.step("export", form))
+        exports = {form: self._verified(plan.step("export", form)) for form in forms}
         keys = {
             "teacher": plan.step("teacher").key,
             "student": plan.step("distil", plan.recipe.export.of).key,
             "data": plan.data_digest,
         }
         return self._runtime.on_main(
-            lambda: bundle.run(plan.recipe, form, files, figures=figures, timed=timed, keys=keys, out=out)
+            lambda: bundle.run(plan.recipe, exports, figures=figures, timed=timed, keys=keys, out=out)
         )
 
     def _targets(self) -> Path:

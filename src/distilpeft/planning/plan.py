@@ -7,7 +7,7 @@ result. So a new student, alpha or temperature finds the teacher and its targets
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -47,6 +47,7 @@ from distilpeft.planning.roles import (
     step_name,
 )
 from distilpeft.recipe import Recipe
+from distilpeft.recipe.export import HUB, together
 from distilpeft.recipe.recipe import result_settings
 
 FORMAT = 6
@@ -62,8 +63,8 @@ class Step:
 
     Attributes:
         artifact: what it leaves behind, with the settings and inputs that it depends on.
-        role: the model that it makes or judges; the format for the stages `export` and `bundle`; "" for a stage of one
-            step.
+        role: the model that it makes or judges; the format for the stages `export` and `bundle`, or `hub` for the
+            bundle of several; "" for a stage of one step.
     """
 
     artifact: Artifact
@@ -256,6 +257,7 @@ def _plan(recipe: Recipe, runs: Path, *, repeated: bool = False) -> Plan:
     benchmark = _benchmark(names, [*models, *exported])
     pairs = list(zip(exports, judged, strict=True))
     bundles = [_bundle(names, export, [*evaluations, evaluation, benchmark]) for export, evaluation in pairs]
+    bundles += _hub(names, pairs, [*evaluations, benchmark])
     steps += [*(step for pair in pairs for step in pair), comparison, benchmark, *bundles]
     return Plan(recipe, names.folder, names.data_digest, tuple(steps))
 
@@ -400,6 +402,18 @@ def _bundle(names: _Naming, export: Step, shown: list[Step]) -> Step:
     settings = {"name": recipe.name, "license": recipe.export.license}
     figures = digest_json({step.name: step.key for step in shown})
     return names.step("bundle", settings, {"files": export.key, "figures": figures}, export.role)
+
+
+def _hub(names: _Naming, pairs: Sequence[tuple[Step, Step]], shown: list[Step]) -> list[Step]:
+    """The bundle of all exports that one folder can hold, if there are several."""
+    recipe = names.recipe
+    joined = [pair for pair in pairs if pair[0].role in together(recipe.export.formats)]
+    if not joined:
+        return []
+    settings = {"name": recipe.name, "license": recipe.export.license, "forms": [export.role for export, _ in joined]}
+    figures = digest_json({step.name: step.key for step in [*shown, *(evaluation for _, evaluation in joined)]})
+    inputs = {export.role: export.key for export, _ in joined}
+    return [names.step("bundle", settings, {**inputs, "figures": figures}, HUB)]
 
 
 def _export_settings(recipe: Recipe, form: str) -> dict[str, object]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import importlib.util
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -30,7 +31,8 @@ class Form:
 
     Attributes:
         runtime: what loads them.
-        file: the one to load; "." is the folder itself.
+        file: the one to load, where transformers.js, optimum and sentence-transformers look for it; "." is the folder
+            itself.
         exactness: how near it stays to the student by nature; its tolerances come from here.
         modules: what has to be importable to write and reload it.
         extra: the extra of distilpeft that brings these.
@@ -60,9 +62,9 @@ def _gguf(exactness: Exactness) -> Form:
 
 FORMS: dict[str, Form] = {
     "safetensors": Form("transformers", ".", "exact"),
-    "onnx": Form("onnxruntime", "model.onnx", "exact", _ONNX, "onnx"),
-    "onnx-int8": Form("onnxruntime", "model.onnx", "int8", _ONNX, "onnx"),
-    "onnx-fp16": Form("onnxruntime", "model.onnx", "half", _ONNX, "onnx"),
+    "onnx": Form("onnxruntime", "onnx/model.onnx", "exact", _ONNX, "onnx"),
+    "onnx-int8": Form("onnxruntime", "onnx/model_quantized.onnx", "int8", _ONNX, "onnx"),
+    "onnx-fp16": Form("onnxruntime", "onnx/model_fp16.onnx", "half", _ONNX, "onnx"),
     "openvino": Form("openvino", "model.xml", "exact", (*_ONNX, "openvino"), "openvino"),
     "torchao-int8": Form("transformers", ".", "int8", ("torchao",), "torchao", static=False),
     "bnb-nf4": Form("transformers", ".", "int4", ("bitsandbytes",), static=False),
@@ -76,6 +78,18 @@ FORMS: dict[str, Form] = {
     "gguf-q4_0": _gguf("int4"),
     "model2vec": Form("model2vec", ".", "exact", ("model2vec", "sentence_transformers"), "static", static=True),
 }
+
+
+HUB = "hub"
+"""The name of the bundle that holds several forms in one folder, as model hubs do."""
+_TOGETHER = ("safetensors", "onnx", "onnx-int8", "onnx-fp16")
+"""Forms whose files have different names, with the same tokenizer and configuration beside them."""
+
+
+def together(formats: Sequence[str]) -> tuple[str, ...]:
+    """Those of a run's forms that one folder can hold; none if that is fewer than two."""
+    found = tuple(form for form in formats if form in _TOGETHER)
+    return found if len(found) > 1 else ()
 
 
 def form_name(name: object) -> object:

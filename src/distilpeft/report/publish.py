@@ -26,16 +26,17 @@ Reports = Sequence[Report]
 def finish(plan: Plan) -> Report:
     """Write everything that a finished run shows; of all processes, the first one calls this.
 
-    The report and its page; links from `exports/FORM` to the bundles, and from `student` to the first of them.
+    The report and its page; links from `exports/FORM` to the bundles (`exports/hub` to the one of several forms), and
+    from `student` to the first of them.
     """
-    forms = plan.recipe.export.formats
     with Lock(plan.folder, "report").held():
         report = build.build(plan)
         build.save(plan, report)
         (plan.folder / EXPORTS).mkdir(exist_ok=True)
-        for form in forms:
-            replace_link(plan.folder / EXPORTS / form, f"../{plan.artifacts[f'bundle/{form}'].path.name}/model")
-        replace_link(plan.folder / "student", f"{EXPORTS}/{forms[0]}")
+        for step in plan.own:
+            if step.stage == "bundle":
+                replace_link(plan.folder / EXPORTS / step.role, f"../{step.artifact.path.name}/model")
+        replace_link(plan.folder / "student", f"{EXPORTS}/{plan.recipe.export.formats[0]}")
     pages(plan.folder, [report])
     return report
 

@@ -29,11 +29,12 @@ def rendered(name: str, noise: tuple[str, ...] = ()) -> str:
     }
     timed = {"num_parameters": 1_000_000, "size_bytes": 4_000_000, "latency_ms": {"p50": 4.26}, "machine": name,
              "threads": 2, "noise": list(noise)}  # fmt: skip
-    manifest = {"task": "text_classification", "format": "onnx", "labels": ["bad", name], "max_tokens": 16,
-                "pad_token_id": 0}  # fmt: skip
+    manifest = {"task": "text_classification", "format": "onnx", "file": "onnx/model.onnx", "labels": ["bad", name],
+                "max_tokens": 16, "pad_token_id": 0}  # fmt: skip
     return card.render(
-        recipe, manifest, figures, {"student": timed, "export:onnx": timed}, {"parity": PARITY, "size_bytes": 4_000_000}
-    )
+        recipe, manifest, figures, {"student": timed, "export:onnx": timed},
+        {"onnx": {"parity": PARITY, "size_bytes": 4_000_000}},
+    )  # fmt: skip
 
 
 @pytest.mark.usefixtures("workplace")

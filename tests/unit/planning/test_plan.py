@@ -24,6 +24,7 @@ NAMES = [
     "evaluate/untrained", "evaluate/student_ce_only", "evaluate/student", "evaluate/teacher_full_precision",
     "evaluate/teacher_merged", "export/safetensors", "evaluate/export:safetensors", "export/onnx-int8",
     "evaluate/export:onnx-int8", "compare", "benchmark", "bundle/safetensors", "bundle/onnx-int8",
+    "bundle/hub",
 ]  # fmt: skip
 
 
@@ -45,6 +46,16 @@ def test_steps_come_in_the_order_in_which_a_run_does_them(plan):
     assert [step.artifact for step in plan.own] == list(plan.artifacts.values())
     stages = list(dict.fromkeys(step.stage for step in plan.own))
     assert set(stages) == set(STAGES) - {"audit"}, "an audit is for language models"
+
+
+def test_one_folder_for_several_forms_depends_on_these_and_is_made_only_where_there_are_several(recipe, plan):
+    hub = plan.step("bundle", "hub").artifact
+    assert {form: hub.inputs[form] for form in ("safetensors", "onnx-int8")} == {
+        form: plan.artifact("export", form).key for form in ("safetensors", "onnx-int8")
+    }
+    for formats in ("[onnx-int8]", "[onnx-int8,bnb-nf4]"):
+        alone = make_plan(load_recipe(recipe, [f"export.formats={formats}"]), recipe.parent / "runs")
+        assert alone.find("bundle", "hub") is None, "nothing to put together"
 
 
 def unlabelled(recipe: Path, **data: object) -> Plan:

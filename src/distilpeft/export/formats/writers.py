@@ -145,6 +145,7 @@ def _requantized(student: Student, settings: Any, folder: Path) -> None:
 
 
 def _write(student: Student, file: Path, dtype: torch.dtype) -> None:
+    file.parent.mkdir(exist_ok=True)
     kind = student.recipe.kind
     shape = student.tokenizer.shape if kind.reads_images else None
     model = student.load()

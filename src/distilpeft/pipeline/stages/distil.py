@@ -123,7 +123,7 @@ def run(
 
     drop_projections(student.model)
     if context.runtime.is_main:
-        save_student(student.model, student.tokenizer, out.partial / MODEL)
+        save_student(recipe, student.model, student.tokenizer, out.partial / MODEL)
     return figures | start
 
 

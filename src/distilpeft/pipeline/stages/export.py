@@ -24,7 +24,7 @@ from distilpeft.export.gate import Gate
 from distilpeft.export.manifest import MANIFEST, ExportManifest
 from distilpeft.export.runtimes import START, Inputs, open_onnx
 from distilpeft.machine.artifact import Artifact, Figures
-from distilpeft.machine.files import sealed, write_json
+from distilpeft.machine.files import files_below, sealed, write_json
 from distilpeft.models.context import Context
 from distilpeft.models.loading import head_modules
 from distilpeft.models.pair import MODEL, Loaded
@@ -73,7 +73,7 @@ def _export(context: Context, form: str, loaded: Loaded, student: Artifact, out:
     source = Student(recipe, student.path / MODEL, architecture.auto_class, loaded.tokenizer, heads)
     runtime.say(f"  export: writing {form}")
     _describe(context, loaded, form, folder)
-    before = set(folder.iterdir())
+    before = set(files_below(folder))
     WRITERS[form](source, form, folder)
     _describe_writing(recipe, loaded.model, folder)
     runtime.say(f"  export: comparing {form} with the student")
@@ -84,12 +84,12 @@ def _export(context: Context, form: str, loaded: Loaded, student: Artifact, out:
         verdict, figures = _int8(context, loaded, gate, folder)
     else:
         verdict = gate.check(folder, limits, exact=recipe.exactness(form) == "exact")
-    for file in folder.iterdir():
+    for file in files_below(folder):
         file.chmod(0o644)  # some libraries let nobody else read what they write
     if verdict.faults:
         shutil.rmtree(out.partial)
         raise GateError(f"export: {form}: {verdict}")
-    size = sum(file.stat().st_size for file in set(folder.iterdir()) - before)
+    size = sum(file.stat().st_size for file in set(files_below(folder)) - before)
     return {
         **figures,
         "parity": verdict.figures,
@@ -104,7 +104,7 @@ def _describe(context: Context, loaded: Loaded, form: str, folder: Path) -> None
     recipe, tokenizer, model, task = context.recipe, loaded.tokenizer, loaded.model, context.recipe.task
     model.config.save_pretrained(str(folder))
     _describe_writing(recipe, model, folder)
-    save_tokenizer(tokenizer, folder)
+    save_tokenizer(recipe, tokenizer, folder)
     if not recipe.kind.reads_images and not (folder / "tokenizer.json").is_file():
         raise InputError(
             f"export.formats: the tokenizer {type(tokenizer).__name__} has no tokenizer.json to run without us"
@@ -159,7 +159,7 @@ def _int8(context: Context, loaded: Loaded, gate: Gate, folder: Path) -> tuple[V
     recipe, file = context.recipe, folder / FORMS["onnx-int8"].file
     scratch = folder.with_name("float")
     scratch.mkdir(exist_ok=True)
-    for part in folder.glob(file.name + "*"):
+    for part in file.parent.glob(file.name + "*"):
         part.rename(scratch / part.name)
     try:
         ways = candidates(
@@ -184,7 +184,7 @@ def _first_that_holds(
             return verdict, {"way": way.name, "tried": tried}
         context.runtime.say(f"  export: onnx-int8, {way.name}: {'; '.join(verdict.faults)}")
         tried.append({"way": way.name, "faults": verdict.faults, "parity": verdict.figures})
-        for part in folder.glob(file.name + "*"):
+        for part in file.parent.glob(file.name + "*"):
             part.unlink()
     verdict.faults = [f"{entry['way']}: {'; '.join(entry['faults'])}" for entry in tried]
     return verdict, {}
