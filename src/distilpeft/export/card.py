@@ -23,7 +23,7 @@ from distilpeft.machine import markdown as md
 from distilpeft.planning.choose_models import licence_of
 from distilpeft.planning.roles import export_role, format_of
 from distilpeft.recipe import Recipe
-from distilpeft.recipe.export import FORMS
+from distilpeft.recipe.export import FORMS, conditions
 from distilpeft.recipe.task import (
     LOWER_IS_BETTER,
     CausalLM,
@@ -232,6 +232,11 @@ def _proof(recipe: Recipe, exports: Mapping[str, Any]) -> str:
 
 
 def _parity(recipe: Recipe, what: str, export: Mapping[str, Any]) -> str:
+    """What the gate found of one form, and on what it depends."""
+    return " ".join([_compared(recipe, what, export), *conditions(export)])
+
+
+def _compared(recipe: Recipe, what: str, export: Mapping[str, Any]) -> str:
     parity = export["parity"]
     way = f" (int8: {export['way']})" if "way" in export else ""
     held = (

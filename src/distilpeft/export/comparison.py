@@ -96,7 +96,7 @@ def compare(calls: Sequence[Call], told: Path, family: str, answers: Answers) ->
             `language`, the root mean squared error of `values`.
         answers: the task's.
     """
-    sums = _Compared(family, _spread(calls) if family == "values" else 1.0)
+    sums = _Compared(family, spread(calls) if family == "values" else 1.0)
     for number, call in enumerate(calls):
         found_NV = np.load(told / f"{number}.npy", allow_pickle=False)
         if found_NV.shape != call.logits_NV.shape:
@@ -113,7 +113,7 @@ def compare(calls: Sequence[Call], told: Path, family: str, answers: Answers) ->
     return sums.verdict()
 
 
-def _spread(calls: Sequence[Call]) -> float:
+def spread(calls: Sequence[Call]) -> float:
     """Standard deviation of the labels, in which numbers are compared."""
     return float(np.concatenate([call.labels_N for call in calls]).std()) or 1.0
 

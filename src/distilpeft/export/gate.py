@@ -14,12 +14,15 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import cycle
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+from numpy.typing import NDArray
 
+from distilpeft.data.batches import chunks
 from distilpeft.data.pictures import Reader
 from distilpeft.errors import InputError, machine_fault
 from distilpeft.export.bundle import Bundle
@@ -27,12 +30,13 @@ from distilpeft.export.comparison import (
     BLOCK,
     DISTANCE_CALLS,
     NUM_TEXTS,
+    UNRANKED,
     Call,
     Verdict,
     _divergence,
-    _spread,
     compare,
     faults,
+    spread,
 )
 from distilpeft.export.gate_process import TEXTS
 from distilpeft.export.generation import generate
@@ -51,6 +55,8 @@ LOGITS_BYTES, CALL_BYTES = 256 << 20, 1 << 30
 all positions of one call, if it has more than one row."""
 MAX_POSITIONS = 2048
 NEW_TOKENS = 50
+BATCH, BATCHED_ROWS = 32, 256
+"""Rows of a batch, and in all, that are compared with the same rows alone."""
 NUM_PROMPTS, PROMPT_TOKENS = 2, 16
 
 
@@ -66,6 +72,7 @@ class Gate:
         recipe, data, student, tokenizer = context.recipe, context.data, loaded.model, loaded.tokenizer
         rows = data.tokens("validation", loaded.reader)
         self._gate_rows, self._language = recipe.export.gate_rows, recipe.kind.is_language_model
+        self._rows = rows
         self._family, self._answers = recipe.kind.family, data.task.answers
         self._data, self._student, self._caches = data, student, recipe.kind.has_cache
         self._runner = TransformersRunner(student, caching=self._language)
@@ -87,24 +94,28 @@ class Gate:
             ids = np.arange(start, min(start + next(sizes), end))
             ids = ids[: max(1, CALL_BYTES // (4 * width * int(rows.lengths_N[ids].max())))]
             start = int(ids[-1]) + 1
-            batch = rows.load_batch(ids)
-            inputs = {name: tensor.numpy() for name, tensor in self._data.task.inputs(self._student, batch).items()}
-            labels_N = batch["labels_N"].numpy()
-            if "at_N" in batch:
-                at_N, rows_N = batch["at_N"].numpy(), ids[batch["rows_N"].numpy()]
-            else:
-                at_N, rows_N = np.arange(len(ids)), ids
-            if not len(at_N):
+            call = self._call(rows, ids, self._runner)
+            if not len(call.at_N):
                 continue
-            logits = self._runner.run(inputs)[0]
-            logits_NV = logits.reshape(-1, logits.shape[-1])[at_N]
-            positions += len(at_N)
-            allowed_NV = batch["allowed_NS"].numpy() if "allowed_NS" in batch else None
-            calls.append(Call(inputs, at_N, labels_N, rows_N, logits_NV, allowed_NV=allowed_NV))
+            positions += len(call.at_N)
+            calls.append(call)
+            inputs = call.inputs
             if self._caches and len(calls) <= 2 * len(BATCH_SIZES) and "position_ids" not in inputs:
                 cut = max(1, inputs["input_ids"].shape[1] // 2)
-                calls.append(Call(inputs, at_N, labels_N, rows_N, logits_NV, cut))
+                calls.append(replace(call, cut=cut))
         return calls
+
+    def _call(self, rows: Tokens, ids: NDArray[np.int64], runner: Runner) -> Call:
+        """Rows as one batch, with what a model says of them."""
+        batch = rows.load_batch(ids)
+        inputs = {name: tensor.numpy() for name, tensor in self._data.task.inputs(self._student, batch).items()}
+        at_N, rows_N = np.arange(len(ids)), ids
+        if "at_N" in batch:
+            at_N, rows_N = batch["at_N"].numpy(), ids[batch["rows_N"].numpy()]
+        logits = runner.run(inputs)[0]
+        logits_NV = logits.reshape(-1, logits.shape[-1])[at_N]
+        allowed_NV = batch["allowed_NS"].numpy() if "allowed_NS" in batch else None
+        return Call(inputs, at_N, batch["labels_N"].numpy(), rows_N, logits_NV, allowed_NV=allowed_NV)
 
     def _prompts(self) -> list[list[int]]:
         """The beginnings of the first rows, for a language model to go on with."""
@@ -169,6 +180,28 @@ class Gate:
                 found.append(_divergence(self._family, one_NV[part], two_NV[part]))
         return float(np.concatenate(found).mean())
 
+    def batching(self, runner: Runner) -> dict[str, Any] | None:
+        """What the answers of an int8 graph owe to the rows beside them, whose values share the range of activations.
+
+        Returns:
+            `rows`, compared alone and in padded batches of `batch_size`; `max_abs_diff` of a logit, of numbers in
+            standard deviations of the labels; `changed`, the share of answers with another likeliest class. None of
+            language models, which write one text at a time.
+        """
+        if self._language:
+            return None
+        ids = np.arange(min(len(self._rows.lengths_N), self._gate_rows, BATCHED_ROWS))
+        found = []
+        for size in (1, BATCH):
+            calls = [self._call(self._rows, part, runner) for part in chunks(ids, size)]
+            answers = [self._answers(call.masked(call.logits_NV), call.labels_N)[0] for call in calls]
+            found.append(np.concatenate([answer.astype(np.float64) for answer in answers]))
+        one_MV, two_MV = found
+        ranked = {} if self._family in UNRANKED else {"changed": float((one_MV.argmax(-1) != two_MV.argmax(-1)).mean())}
+        unit = spread(self.calls) if self._family == "values" else 1.0
+        gap = float(np.abs(one_MV - two_MV).max()) / unit
+        return {"rows": len(ids), "batch_size": BATCH, "max_abs_diff": gap, **ranked}
+
     def _ask(self, folder: Path, scratch: Path) -> str | None:
         """Have a new process answer all calls into `scratch`; what went wrong, if it did."""
         arrays: dict[str, Any] = {"new_tokens": np.int64(NEW_TOKENS)}
@@ -186,7 +219,7 @@ class Gate:
         """How libraries that tokenise by themselves answer texts differently from the student."""
         texts, vectors, others = (np.load(scratch / f"{name}.npy") for name in ("texts", "vectors", "others"))
         own = np.concatenate([self._logits(ids) for ids in self._ids])
-        spread = _spread(self.calls) if self._family == "values" else 1.0
+        spread = spread(self.calls) if self._family == "values" else 1.0
         pairs = {
             "model2vec": (_unit(own), _unit(texts)) if self._family == "vectors" else (own / spread, texts / spread),
             "sentence-transformers": (_unit(vectors), _unit(others)),

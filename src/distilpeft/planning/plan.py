@@ -426,6 +426,7 @@ def _export_settings(recipe: Recipe, form: str) -> dict[str, object]:
         settings["dtype"] = export.dtype
     if form == "onnx-int8":
         settings |= {"int8": export.int8, "calibration_rows": export.calibration_rows, "seed": recipe.seed}
+        settings |= {"portable": True} if export.portable else {}
     return settings
 
 

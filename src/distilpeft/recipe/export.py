@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import difflib
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
-from distilpeft.recipe.section import NOT_IN_KEY, Count, Fraction, Positive, Section, distinct
+from distilpeft.recipe.section import IN_KEY_IF_GIVEN, NOT_IN_KEY, Count, Fraction, Positive, Section, distinct
 
 Exactness = Literal["exact", "half", "int8", "int4"]
 FormName = Literal[
@@ -125,6 +125,28 @@ class Limits:
     metric_kept: float | None
 
 
+def conditions(figures: Mapping[str, Any]) -> list[str]:
+    """What the figures of an int8 graph depend on, in sentences: the processor, and the other rows of a batch.
+
+    Args:
+        figures: of an export, maybe with `processors`, `exact_sums` and `batching`.
+    """
+    found = []
+    if (where := figures.get("processors")) == "any":
+        found.append("Its sums fit into 16 bits, so its figures hold on every processor.")
+    elif where is not None:
+        found.append(f"Its figures hold on {where}; export.portable: true makes a file for every processor.")
+    if exact := figures.get("exact_sums"):
+        found.append(f"Computed with exact sums, too: KL to the student {exact['kl']:.2g} nats.")
+    if batching := figures.get("batching"):
+        changed = f"{batching['changed']:.1%} of answers and " if "changed" in batching else ""
+        found.append(
+            f"Padded batches of {batching['batch_size']} change {changed}a logit by at most "
+            f"{batching['max_abs_diff']:.2g}, compared with one row at a time ({batching['rows']} rows)."
+        )
+    return found
+
+
 LIMITS: dict[tuple[str, Exactness], Limits] = {
     ("classes", "exact"): Limits(1e-4, 1e-6, 0.99, 0.99),
     ("classes", "half"): Limits(None, 1e-3, 0.99, 0.99),
@@ -174,6 +196,10 @@ class Export(Section):
     int8: Literal["auto", "dynamic", "per_channel", "mixed", "static"] = Field(
         "auto", description="how onnx-int8 is made; auto tries these in turn until one is within the tolerance"
     )
+    portable: bool = Field(
+        False, description="onnx-int8 with 7-bit weights, which answers alike on processors with and without VNNI",
+        json_schema_extra=IN_KEY_IF_GIVEN,
+    )  # fmt: skip
     calibration_rows: Count = Field(128, description="training rows that static int8 takes its ranges from")
     tolerance: dict[_Form, Tolerance] = Field({}, description="format → what it must hold, instead of its defaults")
     gate_rows: Count = Field(1024, description="validation rows compared with the student")

@@ -32,7 +32,8 @@ from distilpeft.planning.roles import (
     step_name,
 )
 from distilpeft.report import advice, verdict
-from distilpeft.report.schema import Export, Model, QuantizationCost, Report, Rows, Sample, SoftTargets
+from distilpeft.report.figures import Export
+from distilpeft.report.schema import Model, QuantizationCost, Report, Rows, Sample, SoftTargets
 from distilpeft.report.text import markdown
 
 REPORT = "report.json"
@@ -126,7 +127,7 @@ def _export(form: str, figures: dict[str, Any]) -> Export:
     """What one form's gate found, how large it is, and how much faster than the student."""
     made = figures[step_name("export", form)]
     timed = summary(figures["benchmark"], export_role(form))
-    kept = ("parity", "limits", "worst", "size_bytes", "way", "tried")
+    kept = ("parity", "limits", "worst", "size_bytes", "way", "tried", "processors", "batching", "exact_sums")
     return Export(**{name: made[name] for name in kept if name in made}, speedup=timed["ratio"] if timed else None)
 
 

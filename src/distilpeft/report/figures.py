@@ -223,3 +223,70 @@ class CutVocabulary(Part):
         if train.changed:
             lines.append(f"{train.changed} of the {train.rows} rows that it learnt from are encoded differently, too.")
         return lines
+
+
+class Parity(Part):
+    """An export compared with the student on validation rows."""
+
+    rows: int | None = Field(None, description="validation rows")
+    positions: int | None = Field(None, description="what is compared: rows, words or tokens")
+    max_abs_diff: Figure | None = Field(
+        None, description="largest difference of a logit; regression: in standard deviations of the labels"
+    )
+    kl: Figure | None = Field(None, description="KL(student ‖ export) in nats per position")
+    top1_agreement: Figure | None = Field(None, description="share of positions with the same answer")
+    metric_student: Figure | None = Field(
+        None,
+        description="the student's share of correct answers; causal_lm, seq2seq: nats per token; regression: mean "
+        "squared error over the labels' variance; embedding: 1",
+    )
+    metric_export: Figure | None = Field(
+        None, description="the same for the export; embedding: mean cosine to the student's vectors"
+    )
+    metric_kept: Figure | None = Field(None, description="share of the student's metric that the export keeps")
+    same_tokens: int | None = Field(
+        None, description="causal_lm, seq2seq: greedy tokens until the export's differ from the student's"
+    )
+    new_tokens: int | None = Field(None, description="causal_lm, seq2seq: greedy tokens that were compared")
+
+
+class Attempt(Part):
+    """A way of quantizing that did not hold."""
+
+    way: str = Field(description="how the export was made")
+    faults: tuple[str, ...] = Field((), description="the limits that it missed")
+    parity: Parity | None = Field(None, description="its figures, as in `parity`")
+
+
+class Batching(Part):
+    """Rows in padded batches compared with the same rows alone; the range of activations is taken over a batch."""
+
+    rows: int = Field(description="validation rows")
+    batch_size: int = Field(description="rows of a batch")
+    max_abs_diff: Figure = Field(description="as in `parity`")
+    changed: Figure | None = Field(None, description="share of rows, words or answers with another likeliest class")
+
+
+class Export(Part):
+    """What the gate measured for one export."""
+
+    parity: Parity = Field(Parity(), description="comparison with the student")
+    limits: dict[str, Figure | None] = Field({}, description="the limits that it had to meet; null: not checked")
+    worst: tuple[tuple[Figure, ...], ...] = Field(
+        (), description="the rows that differ most: row, largest difference of a logit, KL"
+    )
+    size_bytes: Figure = Field(description="size of the files that hold the model")
+    way: str | None = Field(None, description="onnx-int8: how it was quantized")
+    tried: tuple[Attempt, ...] = Field((), description="onnx-int8: what was tried before and missed a limit")
+    processors: str | None = Field(
+        None, description="onnx-int8: where its figures hold: `any`, or processors like the one that computed them"
+    )
+    batching: Batching | None = Field(None, description="onnx-int8: what answers owe to the other rows of a batch")
+    exact_sums: Parity | None = Field(
+        None, description="onnx-int8 with `export.portable`: the same graph where no sum of products is cut to 16 bits"
+    )
+    speedup: Ratio | None = Field(
+        None,
+        description="the student's latency in PyTorch ÷ its own: `value` with a 95 % interval `low` to `high`; null "
+        "if it was not timed",
+    )

@@ -10,7 +10,17 @@ from typing import Any
 from pydantic import Field
 
 from distilpeft.planning.roles import format_of, short_name
-from distilpeft.report.figures import Answers, Benchmark, CutVocabulary, Decode, Figure, Latency, Part, Ratio, Score
+from distilpeft.report.figures import (
+    Answers,
+    Benchmark,
+    CutVocabulary,
+    Decode,
+    Export,
+    Figure,
+    Latency,
+    Part,
+    Score,
+)
 
 Scores = dict[str, Score]
 _RATE = "of the largest batch at the first length"
@@ -116,57 +126,6 @@ class Model(Part):
     def name(self) -> str:
         """The role, or the form of an export."""
         return short_name(self.role)
-
-
-class Parity(Part):
-    """An export compared with the student on validation rows."""
-
-    rows: int | None = Field(None, description="validation rows")
-    positions: int | None = Field(None, description="what is compared: rows, words or tokens")
-    max_abs_diff: Figure | None = Field(
-        None, description="largest difference of a logit; regression: in standard deviations of the labels"
-    )
-    kl: Figure | None = Field(None, description="KL(student ‖ export) in nats per position")
-    top1_agreement: Figure | None = Field(None, description="share of positions with the same answer")
-    metric_student: Figure | None = Field(
-        None,
-        description="the student's share of correct answers; causal_lm, seq2seq: nats per token; regression: mean "
-        "squared error over the labels' variance; embedding: 1",
-    )
-    metric_export: Figure | None = Field(
-        None, description="the same for the export; embedding: mean cosine to the student's vectors"
-    )
-    metric_kept: Figure | None = Field(None, description="share of the student's metric that the export keeps")
-    same_tokens: int | None = Field(
-        None, description="causal_lm, seq2seq: greedy tokens until the export's differ from the student's"
-    )
-    new_tokens: int | None = Field(None, description="causal_lm, seq2seq: greedy tokens that were compared")
-
-
-class Attempt(Part):
-    """A way of quantizing that did not hold."""
-
-    way: str = Field(description="how the export was made")
-    faults: tuple[str, ...] = Field((), description="the limits that it missed")
-    parity: Parity | None = Field(None, description="its figures, as in `parity`")
-
-
-class Export(Part):
-    """What the gate measured for one export."""
-
-    parity: Parity = Field(Parity(), description="comparison with the student")
-    limits: dict[str, Figure | None] = Field({}, description="the limits that it had to meet; null: not checked")
-    worst: tuple[tuple[Figure, ...], ...] = Field(
-        (), description="the rows that differ most: row, largest difference of a logit, KL"
-    )
-    size_bytes: Figure = Field(description="size of the files that hold the model")
-    way: str | None = Field(None, description="onnx-int8: how it was quantized")
-    tried: tuple[Attempt, ...] = Field((), description="onnx-int8: what was tried before and missed a limit")
-    speedup: Ratio | None = Field(
-        None,
-        description="the student's latency in PyTorch ÷ its own: `value` with a 95 % interval `low` to `high`; null "
-        "if it was not timed",
-    )
 
 
 class Rows(Part):

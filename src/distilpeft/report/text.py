@@ -12,6 +12,7 @@ from rich.table import Table
 from distilpeft.data.reading import skipped_lines
 from distilpeft.machine import markdown as md
 from distilpeft.planning.roles import CE_ONLY, IN_WORDS, STUDENT, TEACHER, UNTRAINED
+from distilpeft.recipe.export import conditions
 from distilpeft.recipe.task import KINDS, gap, gap_unit
 from distilpeft.report import verdict
 from distilpeft.report.figures import Benchmark, Latency, Score
@@ -253,7 +254,7 @@ def _chosen(report: Report) -> list[str]:
         if made.way is not None:
             failed = ", then ".join(one.way for one in made.tried)
             rest = f"; tried before, and too far off: {failed}." if failed else ", the first way tried."
-            lines.append(f"{form}: {made.way} holds{rest}")
+            lines.append(" ".join([f"{form}: {made.way} holds{rest}", *conditions(made.as_json())]))
     return lines
 
 

@@ -232,3 +232,53 @@ def test_a_library_that_reads_texts_otherwise_is_named_with_the_row(tmp_path):
     assert text_faults(tmp_path, "vectors", own, **{**same, "texts": own * 2}) == []
     numbers = {"texts": own + 3e-4, "vectors": vectors, "others": vectors}  # labels spread over 4
     assert text_faults(tmp_path, "values", own, **numbers) == []
+
+
+class TestBatching:
+    """Rows alone and in padded batches, of a model whose answer to a row depends on the rows beside it."""
+
+    COUNT = 70
+
+    def gate(self, family):
+        made = Gate.__new__(Gate)
+        rng = np.random.default_rng(0)
+        self.logits_NC = rng.normal(size=(self.COUNT, 3 if family == "classes" else 1)).astype(np.float32)
+        labels_N = torch.from_numpy(rng.normal(size=self.COUNT) * 5)
+
+        def load_batch(ids):
+            return {"labels_N": labels_N[ids], "ids": torch.from_numpy(ids)}
+
+        task = TextClassificationTask(None) if family == "classes" else RegressionTask(None)
+        inputs = lambda _, batch: {"ids": batch["ids"]}  # noqa: E731
+        made._data = SimpleNamespace(task=SimpleNamespace(inputs=inputs))
+        made._rows = SimpleNamespace(lengths_N=np.zeros(self.COUNT), load_batch=load_batch)
+        made._student, made._language, made._gate_rows = None, False, 1000
+        made._family, made._answers = family, task.answers
+        made.calls = [call(self.logits_NC, labels_N.numpy())]
+        return made, labels_N.numpy()
+
+    def runner(self, shift):
+        def run(inputs):
+            return self.logits_NC[inputs["ids"]] + shift * (len(inputs["ids"]) > 1), None
+
+        return SimpleNamespace(run=run)
+
+    def test_classes_are_counted_that_change(self):
+        gate, _ = self.gate("classes")
+        shift = np.array([0.75, 0, 0], np.float32)
+        other = (self.logits_NC + shift).argmax(-1) != self.logits_NC.argmax(-1)
+        assert 0 < other.sum() < self.COUNT
+        found = gate.batching(self.runner(shift))
+        assert found == {
+            "rows": 70, "batch_size": 32, "max_abs_diff": pytest.approx(0.75), "changed": pytest.approx(other.mean())
+        }  # fmt: skip
+        assert gate.batching(self.runner(0 * shift)) == {
+            "rows": 70, "batch_size": 32, "max_abs_diff": 0.0, "changed": 0.0
+        }  # fmt: skip
+
+    def test_numbers_are_compared_in_standard_deviations_of_the_labels(self):
+        gate, labels_N = self.gate("values")
+        found = gate.batching(self.runner(np.float32(2)))
+        assert found == {
+            "rows": 70, "batch_size": 32, "max_abs_diff": pytest.approx(2 / labels_N.std(), rel=1e-5)
+        }  # fmt: skip

@@ -58,6 +58,14 @@ def test_one_folder_for_several_forms_depends_on_these_and_is_made_only_where_th
         assert alone.find("bundle", "hub") is None, "nothing to put together"
 
 
+def test_portable_int8_is_another_file_and_changes_no_other_export(recipe, plan):
+    made = make_plan(load_recipe(recipe, ["export.portable=true"]), recipe.parent / "runs")
+    assert made.step("export", "onnx-int8").key != plan.step("export", "onnx-int8").key
+    assert made.step("export", "safetensors").key == plan.step("export", "safetensors").key
+    same = make_plan(load_recipe(recipe, ["export.portable=false"]), recipe.parent / "runs")
+    assert same.step("export", "onnx-int8").key == plan.step("export", "onnx-int8").key
+
+
 def unlabelled(recipe: Path, **data: object) -> Plan:
     changes = [f"data.{name}={value}" for name, value in data.items()]
     return make_plan(load_recipe(recipe, ["evaluate.seeds=[]", *changes]), recipe.parent / "runs")

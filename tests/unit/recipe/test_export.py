@@ -9,7 +9,7 @@ import pytest
 
 from distilpeft.errors import InputError
 from distilpeft.export.formats.writers import WRITERS
-from distilpeft.recipe.export import FORMS, LIMITS, Form, FormName
+from distilpeft.recipe.export import FORMS, LIMITS, Form, FormName, conditions, together
 from distilpeft.recipe.task import KINDS, LOWER_IS_BETTER
 from distilpeft.recipe.yaml_file import load_recipe, with_formats
 from distilpeft.report import text
@@ -100,3 +100,25 @@ def test_every_metric_of_every_kind_has_a_title_and_a_direction():
     for kind in KINDS.values():
         assert set(kind.metrics) <= set(text.TITLES)
         assert kind.main not in LOWER_IS_BETTER or kind.is_language_model, "shares of the teacher's score are ratios"
+
+
+def test_forms_go_into_one_folder_if_there_are_several_that_fit():
+    assert together(("onnx-int8", "bnb-nf4", "safetensors", "gguf-f16")) == ("onnx-int8", "safetensors")
+    assert together(("onnx", "torchao-int8")) == ()
+    files = [FORMS[form].file for form in together(tuple(FORMS))]
+    assert len(set(files)) == len(files), "each has a name of its own"
+
+
+def test_what_int8_figures_depend_on_is_said_in_sentences():
+    assert conditions({"parity": {}}) == []
+    assert conditions({"processors": "any", "exact_sums": {"kl": 1.5e-4}}) == [
+        "Its sums fit into 16 bits, so its figures hold on every processor.",
+        "Computed with exact sums, too: KL to the student 0.00015 nats.",
+    ]
+    batching = {"rows": 256, "batch_size": 32, "max_abs_diff": 0.125}
+    assert conditions({"processors": "x86-64 without VNNI", "batching": {**batching, "changed": 0.004}}) == [
+        "Its figures hold on x86-64 without VNNI; export.portable: true makes a file for every processor.",
+        "Padded batches of 32 change 0.4% of answers and a logit by at most 0.12, compared with one row at a time "
+        "(256 rows).",
+    ]
+    assert conditions({"batching": batching})[0].startswith("Padded batches of 32 change a logit by at most 0.12, ")

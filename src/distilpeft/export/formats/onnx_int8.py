@@ -50,7 +50,9 @@ class Candidate:
     write: Callable[[Path], None]
 
 
-def candidates(way: str, graph: Path, distance: Distance, rows: Callable[[], Iterator[Inputs]]) -> Iterator[Candidate]:
+def candidates(
+    way: str, graph: Path, distance: Distance, rows: Callable[[], Iterator[Inputs]], *, portable: bool = False
+) -> Iterator[Candidate]:
     """The ways to try, in turn; what one needs is measured when it is its turn.
 
     Args:
@@ -58,17 +60,19 @@ def candidates(way: str, graph: Path, distance: Distance, rows: Callable[[], Ite
         graph: the float graph.
         distance: measures a candidate.
         rows: batches for the ranges of `static`.
+        portable: nothing but 7 bits.
     """
 
     @functools.cache
     def narrow(*, per_channel: bool) -> bool:
-        return _nearer_in_7_bits(graph, distance, per_channel=per_channel)
+        return portable or _nearer_in_7_bits(graph, distance, per_channel=per_channel)
 
     auto = way == "auto"
     for name, per_channel in (("dynamic", False), ("per channel", True)):
         if auto or way == name.replace(" ", "_"):
             write = functools.partial(_dynamic, graph, per_channel=per_channel)
-            yield Candidate(name, write)
+            if not portable:
+                yield Candidate(name, write)
             if narrow(per_channel=per_channel):
                 yield Candidate(name + SEVEN, functools.partial(write, narrow=True))
     if auto or way == "mixed":

@@ -17,6 +17,7 @@ from distilpeft.data.batches import chunks
 from distilpeft.data.pictures import Reader
 from distilpeft.errors import GateError, InputError
 from distilpeft.export.comparison import Verdict
+from distilpeft.export.formats import int8_sums
 from distilpeft.export.formats.onnx_int8 import Candidate, candidates
 from distilpeft.export.formats.student import Student, is_typed
 from distilpeft.export.formats.writers import WRITERS
@@ -51,7 +52,7 @@ def run(context: Context, *, form: str, student: Artifact, out: Artifact) -> Fig
 
     Returns:
         `parity`, see `parity.Gate.check`; `limits`; `worst` rows; `size_bytes` of the files that hold the model; for
-        onnx-int8 `way`, how it was made, and `tried`, the ways that did not hold and why.
+        onnx-int8 `way`, how it was made, `tried`, the ways that did not hold and why, and what `_elsewhere` found.
 
     Raises:
         GateError: the export is further from the student than the recipe allows; nothing is left.
@@ -164,7 +165,7 @@ def _int8(context: Context, loaded: Loaded, gate: Gate, folder: Path) -> tuple[V
     try:
         ways = candidates(
             recipe.export.int8, scratch / file.name, lambda path: gate.distance(open_onnx(path)),
-            lambda: _calibration(context, loaded, scratch / file.name),
+            lambda: _calibration(context, loaded, scratch / file.name), portable=recipe.export.portable,
         )  # fmt: skip
         return _first_that_holds(context, gate, folder, ways)
     finally:
@@ -180,14 +181,45 @@ def _first_that_holds(
     for way in ways:
         way.write(file)
         verdict = gate.check(folder, context.recipe.limits("onnx-int8"), exact=False)
+        figures = {} if verdict.faults else _elsewhere(context, gate, folder, verdict)
         if not verdict.faults:
-            return verdict, {"way": way.name, "tried": tried}
+            return verdict, {"way": way.name, "tried": tried, **figures}
         context.runtime.say(f"  export: onnx-int8, {way.name}: {'; '.join(verdict.faults)}")
         tried.append({"way": way.name, "faults": verdict.faults, "parity": verdict.figures})
         for part in file.parent.glob(file.name + "*"):
             part.unlink()
     verdict.faults = [f"{entry['way']}: {'; '.join(entry['faults'])}" for entry in tried]
     return verdict, {}
+
+
+def _elsewhere(context: Context, gate: Gate, folder: Path, verdict: Verdict) -> dict[str, Any]:
+    """What of the figures depends on this processor, and on the rows of a batch.
+
+    Args:
+        context: the run.
+        gate: with the student's answers.
+        folder: the export that holds here.
+        verdict: of it; gets the faults that it has elsewhere, if it is to be portable.
+
+    Returns:
+        `processors` on which the figures hold; `batching`, see `Gate.batching`; `exact_sums`, of a portable one: the
+        figures of the same graph where no sum is cut.
+    """
+    name = FORMS["onnx-int8"].file
+    figures: dict[str, Any] = {"processors": int8_sums.processors(folder / name)}
+    batching = gate.batching(open_onnx(folder / name))
+    figures |= {} if batching is None else {"batching": batching}
+    if context.recipe.export.portable:
+        exact = folder.with_name("exact")
+        shutil.copytree(folder, exact, ignore=shutil.ignore_patterns(Path(name).name + "*"))
+        try:
+            int8_sums.write_exact(folder / name, exact / name)
+            again = gate.check(exact, context.recipe.limits("onnx-int8"), exact=False)
+        finally:
+            shutil.rmtree(exact)
+        verdict.faults += [f"with exact sums, as on other processors: {fault}" for fault in again.faults]
+        figures["exact_sums"] = again.figures
+    return figures
 
 
 def _calibration(context: Context, loaded: Loaded, graph: Path) -> Iterator[Inputs]:
