@@ -24,7 +24,9 @@ from distilpeft import cli
 from distilpeft.errors import InputError
 from distilpeft.export import generation, runtimes
 from distilpeft.export.bundle import Bundle
+from distilpeft.export.comparison import Verdict
 from distilpeft.export.formats.writers import WRITERS
+from distilpeft.export.gate import Gate
 from distilpeft.machine.files import sealed
 from distilpeft.metrics.timings import summary
 from distilpeft.pipeline.stages import bundle
@@ -369,6 +371,28 @@ def test_a_tokenizer_that_reads_otherwise_is_a_fault(finished, capsys):
     assert re.search(r"its tokenizer encodes \d+ texts differently", capsys.readouterr().err)
 
 
+@pytest.mark.thorough
+def test_portable_int8_is_run_with_exact_sums_too_and_says_that_it_holds_everywhere(finished):
+    recipe = finished.parents[1] / "tiny.yaml"
+    options = ("--set", "export.formats=[onnx-int8]", "--set", "export.portable=true", "--set", "export.gate_rows=12")
+    assert commands.run(recipe, *options) == 0
+    found = report_of(finished)["exports"]["onnx-int8"]
+    assert (found["way"], found["processors"]) == ("dynamic, 7 bits", "any")
+    assert found["exact_sums"]["kl"] == pytest.approx(found["parity"]["kl"], abs=1e-9)
+    assert found["batching"]["rows"] == 12
+    sentence = "Its sums fit into 16 bits, so its figures hold on every processor."
+    assert sentence in (finished / "report.md").read_text()
+    assert sentence in (finished / "exports/onnx-int8/README.md").read_text()
+    off = {"max_abs_diff": 0.1, "kl": 9.0, "top1_agreement": 1.0, "metric_kept": 1.0, "rows": 8, "positions": 8}
+    real = Gate.check
+
+    def check(self, folder, limits, *, exact):
+        return Verdict(off, ["KL is 9"]) if folder.name == "exact" else real(self, folder, limits, exact=exact)
+
+    with mock.patch.object(Gate, "check", check):  # beyond its limits with exact sums alone
+        assert commands.run(recipe, *options[:-1], "export.gate_rows=13") == 3
+
+
 def test_int8_goes_on_to_the_next_way_until_one_holds_and_says_so(finished, capsys):
     recipe = finished.parents[1] / "tiny.yaml"
     tried = []
@@ -377,9 +401,6 @@ def test_int8_goes_on_to_the_next_way_until_one_holds_and_says_so(finished, caps
         del self, folder, limits, exact
         tried.append(1)
         return real(GOOD, faults=["KL to the student is 9"] if len(tried) < 4 else [])
-
-    from distilpeft.export.comparison import Verdict
-    from distilpeft.export.gate import Gate
 
     real = Verdict
     GOOD = {"max_abs_diff": 0.1, "kl": 0.0, "top1_agreement": 1.0, "metric_kept": 1.0, "rows": 8, "positions": 8}

@@ -20,7 +20,7 @@ from distilpeft.export.bundle import Bundle
 TRANSFORMERS_JS = "@huggingface/transformers@4.3.2"
 OPTIMUM = (  # the last transformers that optimum-onnx takes, and what came with it
     "optimum-onnx==0.1.0", "optimum==2.1.0", "transformers==4.57.6", "tokenizers==0.22.2", "huggingface-hub==0.36.2",
-    "sentence-transformers==5.2.0",
+    "sentence-transformers==5.2.0", "datasets==4.0.0",
 )  # fmt: skip
 SCRIPT = Path(__file__).with_name("transformers_js.mjs")
 TEXTS = [text for text, _ in tiny.rows(10, seed=5)]
@@ -124,10 +124,9 @@ import json, sys
 from sentence_transformers import CrossEncoder
 folder, file, texts = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
 model = CrossEncoder(folder, backend="onnx", model_kwargs={"file_name": f"onnx/{file}"})
-names = model.config.id2label.values()
-found = [model.predict([[text]], apply_softmax=True)[0].tolist() for text in texts]
-print(json.dumps([dict(zip(names, chances)) for chances in found]))
-"""
+found = [model.model(**model.tokenizer(text, truncation=True, return_tensors="pt")).logits[0] for text in texts]
+print(json.dumps([dict(zip(model.config.id2label.values(), logits.softmax(-1).tolist())) for logits in found]))
+"""  # predict takes pairs only
 
 
 @pytest.mark.parametrize("code", [PIPELINE, CROSS_ENCODER], ids=["optimum", "sentence-transformers"])
