@@ -15,6 +15,8 @@ import torch
 import transformers
 from support import commands, equality, tiny, tiny_tasks
 
+from distilpeft.recipe.export import FORMS as KNOWN
+
 FORMS = ("safetensors", "onnx", "onnx-int8")
 OPEN_ELSEWHERE = pytest.mark.skipif(
     not all(importlib.util.find_spec(name) for name in ("model2vec", "sentence_transformers")),
@@ -132,7 +134,7 @@ def assert_table_is_int8(finished: Path) -> None:
     """The vectors, which are nearly all of the file, take a byte each; their weights stay in float."""
     sizes = {}
     for form in ("onnx", "onnx-int8"):
-        graph = onnx.load(str(finished / "exports" / form / "model.onnx")).graph
+        graph = onnx.load(str(finished / "exports" / form / KNOWN[form].file)).graph
         kinds = {tuple(one.dims): one.data_type for one in graph.initializer}
         assert kinds[len(tiny.WORDS), 16] == (onnx.TensorProto.UINT8 if form == "onnx-int8" else onnx.TensorProto.FLOAT)
         assert kinds[len(tiny.WORDS), 1] == onnx.TensorProto.FLOAT

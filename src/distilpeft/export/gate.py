@@ -219,9 +219,9 @@ class Gate:
         """How libraries that tokenise by themselves answer texts differently from the student."""
         texts, vectors, others = (np.load(scratch / f"{name}.npy") for name in ("texts", "vectors", "others"))
         own = np.concatenate([self._logits(ids) for ids in self._ids])
-        spread = spread(self.calls) if self._family == "values" else 1.0
+        unit = spread(self.calls) if self._family == "values" else 1.0
         pairs = {
-            "model2vec": (_unit(own), _unit(texts)) if self._family == "vectors" else (own / spread, texts / spread),
+            "model2vec": (_unit(own), _unit(texts)) if self._family == "vectors" else (own / unit, texts / unit),
             "sentence-transformers": (_unit(vectors), _unit(others)),
         }
         found = []
