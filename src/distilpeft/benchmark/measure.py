@@ -3,7 +3,7 @@
 Each model runs in a process of its own (`timed`), which is loaded, then warmed until it is steady. After that the
 models take turns, round by round, while the others wait: whatever drifts on the machine hits all alike. What counts is
 the ratio of two models within a round, its median over the rounds, and a bootstrap interval over them. Calls that took
-strangely long stay in, and are counted. What would make the figures doubtful is said beside them.
+strangely long stay in, and are counted. What would make the figures doubtful is reported with them.
 
 Torch-free: models live in the children.
 """
@@ -73,7 +73,7 @@ class Subject:
 
     @property
     def name(self) -> str:
-        """What figures are told under."""
+        """What figures are reported under."""
         return self.label or self.role
 
 
@@ -102,8 +102,8 @@ class TimedModel:
     """One model under one setting, in its process.
 
     Attributes:
-        told: what the process said of loading and memory.
-        cells: per cell what warming up told, and all that was measured.
+        told: what the process reported on loading and memory.
+        cells: per cell what warming up showed, and all that was measured.
     """
 
     subject: Subject
@@ -124,14 +124,14 @@ class TimedModelError(Exception):
     """A model could not be loaded or run; the message is its process's last line."""
 
 
-def measure(subjects: Sequence[Subject], wanted: Settings, reference: str, tell: Tell, bar: Bar) -> dict[str, Any]:
+def measure(subjects: Sequence[Subject], settings: Settings, reference: str, tell: Tell, bar: Bar) -> dict[str, Any]:
     """Time all subjects.
 
     Args:
         subjects: the models.
-        wanted: what to measure.
+        settings: what to measure.
         reference: the name of the subject that ratios are over.
-        tell: where progress is told.
+        tell: where progress is reported.
         bar: makes a progress bar.
 
     Returns:
@@ -145,52 +145,52 @@ def measure(subjects: Sequence[Subject], wanted: Settings, reference: str, tell:
     arms: list[TimedModel] = []
     with tempfile.TemporaryDirectory() as scratch:
         try:
-            for number, setting in enumerate(_settings(subjects, wanted, reference)):
+            for number, setting in enumerate(_settings(subjects, settings, reference)):
                 try:
-                    _warm(_start(*setting, wanted, Path(scratch) / f"{number}.json"), arms, wanted, tell)
+                    _warm(_start(*setting, settings, Path(scratch) / f"{number}.json"), arms, settings, tell)
                 except TimedModelError as error:
                     skipped.append({"role": setting[0].name, "why": str(error)})
-            busy = _rounds(arms, wanted, reference, meter, bar, tell)
+            busy = _rounds(arms, settings, reference, meter, bar, tell)
         finally:
             for arm in arms:
                 arm.close()
     if not any(arm.subject.name == reference for arm in arms):
-        why = "; ".join(f"{one['role']}: {one['why']}" for one in skipped)
+        why = "; ".join(f"{entry['role']}: {entry['why']}" for entry in skipped)
         raise InputError(f"benchmark: {reference} could not be run ({why})")
     return {
         "machine": machine_name(),
         "reference": reference,
-        "rounds": wanted.rounds,
-        "new_tokens": wanted.new_tokens if wanted.language else None,
+        "rounds": settings.rounds,
+        "new_tokens": settings.new_tokens if settings.language else None,
         "energy": meter.sources,
-        "noise": _noise(arms, reference, busy, wanted.precision),
+        "noise": _noise(arms, reference, busy, settings.precision),
         "skipped": skipped,
-        "arms": [_figures(arm, arms, reference, wanted) for arm in arms],
+        "arms": [_figures(arm, arms, reference, settings) for arm in arms],
     }
 
 
-def _settings(subjects: Sequence[Subject], wanted: Settings, reference: str) -> list[tuple[Subject, str, int, bool]]:
+def _settings(subjects: Sequence[Subject], settings: Settings, reference: str) -> list[tuple[Subject, str, int, bool]]:
     """Every model on every device with every number of threads; the reference also compiled, if that is wanted."""
     return [
         (subject, device, threads, compiled)
-        for device in wanted.devices
-        for threads in wanted.threads
+        for device in settings.devices
+        for threads in settings.threads
         for subject in subjects
-        for compiled in ((False, True) if wanted.compiled and subject.name == reference else (False,))
+        for compiled in ((False, True) if settings.compiled and subject.name == reference else (False,))
     ]
 
 
-def _start(subject: Subject, device: str, threads: int, compiled: bool, wanted: Settings, file: Path) -> TimedModel:
+def _start(subject: Subject, device: str, threads: int, compiled: bool, settings: Settings, file: Path) -> TimedModel:
     processors = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
     spec = {
         "folder": str(subject.folder), "recipe": subject.recipe, "role": subject.role, "rows": str(subject.rows),
-        "threads": threads, "compiled": compiled, "language": wanted.language, "new_tokens": wanted.new_tokens,
-        "cells": wanted.cells, "processors": processors[:threads],
+        "threads": threads, "compiled": compiled, "language": settings.language, "new_tokens": settings.new_tokens,
+        "cells": settings.cells, "processors": processors[:threads],
     }  # fmt: skip
     file.write_text(json.dumps(spec), encoding="utf-8")
     environment = {**for_timing(), "OMP_NUM_THREADS": str(threads)}
     if processors:  # else two threads may share a processor for a while
-        environment |= {"OMP_PROC_BIND": "true", "OMP_PLACES": ",".join(f"{{{one}}}" for one in processors[:threads])}
+        environment |= {"OMP_PROC_BIND": "true", "OMP_PLACES": ",".join(f"{{{cpu}}}" for cpu in processors[:threads])}
     if device == "cpu":
         environment["CUDA_VISIBLE_DEVICES"] = ""
     ask, close = start_process(file, environment)
@@ -209,39 +209,39 @@ def start_process(
     )  # fmt: skip
     assert child.stdin is not None
     assert child.stdout is not None
-    told, asked = child.stdout, child.stdin
+    output, commands = child.stdout, child.stdin
 
     def ask(command: Mapping[str, Any]) -> dict[str, Any]:
         try:
-            asked.write(json.dumps(command) + "\n")
-            asked.flush()
-            line = told.readline()
+            commands.write(json.dumps(command) + "\n")
+            commands.flush()
+            line = output.readline()
         except BrokenPipeError:
             line = ""
         if not line:
             code = child.wait()
             words.seek(0)
-            last = [one for one in words.read().splitlines() if one.strip()][-1:]
+            last = [text for text in words.read().splitlines() if text.strip()][-1:]
             raise TimedModelError(" ".join((last or [f"its process ended with exit code {code}"])[0].split())[:300])
-        found: dict[str, Any] = json.loads(line)
-        return found
+        answer: dict[str, Any] = json.loads(line)
+        return answer
 
     def close() -> None:
         child.kill()
         child.wait()
-        told.close()
+        output.close()
         with contextlib.suppress(BrokenPipeError):
-            asked.close()
+            commands.close()
         words.close()
 
     return ask, close
 
 
-def _warm(arm: TimedModel, arms: list[TimedModel], wanted: Settings, tell: Tell) -> None:
+def _warm(arm: TimedModel, arms: list[TimedModel], settings: Settings, tell: Tell) -> None:
     """Load an arm, run every cell until it is steady, and put it among the others."""
     try:
         arm.told = arm.ask({"do": "load"})
-        for cell in range(len(wanted.cells)):
+        for cell in range(len(settings.cells)):
             warm = arm.ask({"do": "warm", "cell": cell})
             arm.cells.append({**warm, "rounds": [], "lengths": [], "decode": [], "joules": 0.0, "tokens": 0})
         arm.told |= arm.ask({"do": "memory"})  # before weights are moved about, which takes more
@@ -255,26 +255,26 @@ def _warm(arm: TimedModel, arms: list[TimedModel], wanted: Settings, tell: Tell)
 
 
 def _rounds(
-    arms: Sequence[TimedModel], wanted: Settings, reference: str, meter: Meter, bar: Bar, tell: Tell
+    arms: Sequence[TimedModel], settings: Settings, reference: str, meter: Meter, bar: Bar, tell: Tell
 ) -> float | None:  # fmt: skip
     """All rounds of all cells; returns the share of the processors that other processes took meanwhile."""
     before, own = busy_s(), sum(arm.ask({"do": "memory"})["cpu_s"] for arm in arms)
     begin, times = time.monotonic(), os.times()
     rng = np.random.default_rng(0)
-    cells = list(range(len(wanted.cells)))
-    with bar("benchmark: rounds", wanted.rounds) as progress:
-        for turn in range(wanted.rounds):
+    cells = list(range(len(settings.cells)))
+    with bar("benchmark: rounds", settings.rounds) as progress:
+        for turn in range(settings.rounds):
             _round(arms, cells, turn, rng, meter)
             progress.advance(1)
-    more = (MOST_ROUNDS - 1) * wanted.rounds
+    more = (MOST_ROUNDS - 1) * settings.rounds
     with bar("benchmark: more rounds for precision, at most", more) as progress:
-        for turn in range(wanted.rounds, wanted.rounds + more):
+        for turn in range(settings.rounds, settings.rounds + more):
             widest = {cell: max(_widths(arms, reference, cell).values(), default=0.0) for cell in cells}
-            wide = [cell for cell in cells if wanted.precision is not None and widest[cell] > wanted.precision]
-            cells = [cell for cell in wide if _is_in_reach(widest[cell], turn, wanted)]
+            wide = [cell for cell in cells if settings.precision is not None and widest[cell] > settings.precision]
+            cells = [cell for cell in wide if _is_in_reach(widest[cell], turn, settings)]
             if len(cells) < len(wide):
                 tell(
-                    f"  benchmark: this machine is too busy or too uneven for ratios within {wanted.precision:.0%}; "
+                    f"  benchmark: this machine is too busy or too uneven for ratios within {settings.precision:.0%}; "
                     f"stopped after {turn} rounds"
                 )
             if not cells:
@@ -312,58 +312,58 @@ def _widths(arms: Sequence[TimedModel], reference: str, cell: int) -> dict[str, 
         for arm in arms
         if (base := _base(arm, arms, reference)) is not arm
     }
-    return {name: (one["high"] - one["low"]) / one["value"] for name, one in ratios.items()}
+    return {name: (interval["high"] - interval["low"]) / interval["value"] for name, interval in ratios.items()}
 
 
-def _is_in_reach(widest: float, turn: int, wanted: Settings) -> bool:
+def _is_in_reach(widest: float, turn: int, settings: Settings) -> bool:
     """Whether more rounds can make an interval of this width precise, if widths fall with the root of their number.
 
     After few rounds a width is a guess itself, so only what is far out of reach is given up before twice the rounds.
     """
-    assert wanted.precision is not None
-    patience = 1 if turn >= 2 * wanted.rounds else MOST_ROUNDS
-    return turn * (widest / max(wanted.precision, 1e-9)) ** 2 <= patience * MOST_ROUNDS * wanted.rounds
+    assert settings.precision is not None
+    patience = 1 if turn >= 2 * settings.rounds else MOST_ROUNDS
+    return turn * (widest / max(settings.precision, 1e-9)) ** 2 <= patience * MOST_ROUNDS * settings.rounds
 
 
 def _base(arm: TimedModel, arms: Sequence[TimedModel], reference: str) -> TimedModel:
     """The reference under the same setting; without one, the arm itself."""
     return next(
-        (one for one in arms if one.subject.name == reference and not one.compiled and one.same_setting(arm)), arm
+        (peer for peer in arms if peer.subject.name == reference and not peer.compiled and peer.same_setting(arm)), arm
     )
 
 
 def _turn(arm: TimedModel, cell: int, turn: int, meter: Meter) -> None:
-    kept = arm.cells[cell]
-    calls = max(1, min(MOST_CALLS, round(TURN_S / kept["seconds"])))
+    record = arm.cells[cell]
+    calls = max(1, min(MOST_CALLS, round(TURN_S / record["seconds"])))
     before = meter.read()
-    found = arm.ask({"do": "time", "cell": cell, "round": turn, "calls": calls, "seconds": kept["seconds"]})
-    kept["rounds"].append(found["seconds"])
-    kept["lengths"].append(found["lengths"])
-    kept["decode"].append(found["decode_s"])
-    kept["tokens"] += found["tokens"]
+    answer = arm.ask({"do": "time", "cell": cell, "round": turn, "calls": calls, "seconds": record["seconds"]})
+    record["rounds"].append(answer["seconds"])
+    record["lengths"].append(answer["lengths"])
+    record["decode"].append(answer["decode_s"])
+    record["tokens"] += answer["tokens"]
     if before is not None:
         # Calls that do not count also took energy: the share of those that do is taken for the share of the time.
-        kept["joules"] += (meter.read() or 0.0) - before
+        record["joules"] += (meter.read() or 0.0) - before
 
 
-def _figures(arm: TimedModel, arms: Sequence[TimedModel], reference: str, wanted: Settings) -> dict[str, Any]:
+def _figures(arm: TimedModel, arms: Sequence[TimedModel], reference: str, settings: Settings) -> dict[str, Any]:
     base = _base(arm, arms, reference)
-    told = {name: arm.told.get(name) for name in ("num_parameters", "size_bytes", "gpu_memory_bytes")}
+    sizes = {name: arm.told.get(name) for name in ("num_parameters", "size_bytes", "gpu_memory_bytes")}
     return {
         "role": arm.subject.name,
         "device": arm.device,
         "threads": arm.threads,
         "compiled": arm.compiled,
-        **told,
+        **sizes,
         **{name: arm.told[name] for name in ("load_s", "rss_start_bytes", "rss_loaded_bytes", "memory_bytes")},
         "cells": [
             _cell(size, length, arm.cells[at], base.cells[at] if base is not arm else None)
-            for at, (size, length) in enumerate(wanted.cells)
+            for at, (size, length) in enumerate(settings.cells)
         ],
     }
 
 
-def _noise(arms: Sequence[TimedModel], reference: str, others: float | None, precision: float | None) -> dict[str, Any]:
+def _noise(arms: Sequence[TimedModel], reference: str, busy: float | None, precision: float | None) -> dict[str, Any]:
     """What speaks against the figures, in words too."""
     if not arms:
         return {}
@@ -383,24 +383,24 @@ def _noise(arms: Sequence[TimedModel], reference: str, others: float | None, pre
         why.append(f"the {reference}'s latency moved by {spread:.0%} between rounds (quartiles)")
     if same is not None and twin is not None and abs(same - 1) > BAND:
         why.append(f"{twin.subject.name}, of the same architecture as the {reference}, seemed {same:.2f}x as fast")
-    if others is not None and others > OTHERS:
-        why.append(f"other processes took {others:.0%} of the processors")
+    if busy is not None and busy > OTHERS:
+        why.append(f"other processes took {busy:.0%} of the processors")
     if wide:
         why.append(f"not all ratios became as precise as asked for ({', '.join(sorted(wide))})")
     return {
-        "noisy": bool(why), "why": why, "spread": round(spread, 4), "same_model_ratio": same, "others": others,
+        "noisy": bool(why), "why": why, "spread": round(spread, 4), "same_model_ratio": same, "others": busy,
         "disturbed": round(disturbed, 4), "unsteady": unsteady,
     }  # fmt: skip
 
 
-def threads_of(asked: Sequence[int] | None) -> list[int]:
+def threads_of(counts: Sequence[int] | None) -> list[int]:
     """Numbers of threads to measure with: those asked for, or as many as there are processors.
 
     Raises:
         InputError: more than there are.
     """
-    there = num_cpus()
-    for count in asked or ():
-        if count > there:
-            raise InputError(f"benchmark.threads: {count} threads asked for, but this process has {there} processors")
-    return list(asked) if asked else [there]
+    limit = num_cpus()
+    for count in counts or ():
+        if count > limit:
+            raise InputError(f"benchmark.threads: {count} threads asked for, but this process has {limit} processors")
+    return list(counts) if counts else [limit]

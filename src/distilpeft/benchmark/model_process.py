@@ -45,13 +45,13 @@ class Rows:
     """
 
     def __init__(self, file: Path, *, left: bool) -> None:
-        found = np.load(file, allow_pickle=False)
-        self._pictures: NDArray[np.float32] | None = found.get(PIXELS)
+        arrays = np.load(file, allow_pickle=False)
+        self._pictures: NDArray[np.float32] | None = arrays.get(PIXELS)
         if self._pictures is not None:
             return
-        self._ids: NDArray[np.int64] = found["ids"]
-        self._ends: NDArray[np.int64] = found["ends"]
-        self._pad, self._left = int(found["pad"]), left
+        self._ids: NDArray[np.int64] = arrays["ids"]
+        self._ends: NDArray[np.int64] = arrays["ends"]
+        self._pad, self._left = int(arrays["pad"]), left
 
     def batch(self, size: int, length: int | str, seed: Sequence[int]) -> dict[str, Array]:
         """`size` random rows: as long as they are (`data`), or real tokens from the row on, cut to `length`."""
@@ -93,7 +93,7 @@ class Timed:
         self.loaded |= {"load_s": time.perf_counter() - begin, "rss_loaded_bytes": resident_bytes(), **more}
 
     def answer(self, command: dict[str, Any]) -> dict[str, Any]:
-        """Do what `command["do"]` says: `load`, `warm` a cell, `move`, `time` calls of a cell, or tell `memory`."""
+        """Do what `command["do"]` says: `load`, `warm` a cell, `move`, `time` calls of a cell, or report `memory`."""
         match command["do"]:
             case "load":
                 return self.loaded
@@ -134,12 +134,12 @@ class Timed:
     def _time(self, cell: int, turn: int, calls: int, seconds: float) -> dict[str, Any]:
         for number in range(3 if seconds < FAST_S else 1 if seconds < SLOW_S else 0):
             self._call(cell, (turn, cell, number))
-        found = [self._call(cell, (turn, cell, number)) for number in range(calls)]
+        timings = [self._call(cell, (turn, cell, number)) for number in range(calls)]
         batches = [self._batch(cell, (turn, cell, number)) for number in range(calls)]
-        masks = [one.get("attention_mask", np.ones((self._cells[cell][0], 1), np.int64)) for one in batches]
+        masks = [batch.get("attention_mask", np.ones((self._cells[cell][0], 1), np.int64)) for batch in batches]
         return {
-            "seconds": [one for one, _ in found], "decode_s": [s for _, rest in found for s in rest],
-            "lengths": [mask_BS.shape[1] for mask_BS in masks], "tokens": sum(int(one.sum()) for one in masks),
+            "seconds": [total for total, _ in timings], "decode_s": [s for _, rest in timings for s in rest],
+            "lengths": [mask_BS.shape[1] for mask_BS in masks], "tokens": sum(int(mask_BS.sum()) for mask_BS in masks),
         }  # fmt: skip
 
     def _batch(self, cell: int, seed: Sequence[int]) -> dict[str, Array]:
@@ -170,7 +170,7 @@ class Timed:
 
 
 def _open(spec: dict[str, Any]) -> tuple[Runner, dict[str, Any]]:
-    """The model, and what only its loaded weights tell."""
+    """The model, and what only its loaded weights show."""
     folder, threads = Path(spec["folder"]), spec["threads"]
     if spec["recipe"] is None:
         runner = open_runner(folder, threads)
@@ -200,7 +200,7 @@ def _open(spec: dict[str, Any]) -> tuple[Runner, dict[str, Any]]:
 
 
 def resident_bytes() -> int:
-    """Memory that the process holds now; where the system does not tell, the most it ever held."""
+    """Memory that the process holds now; where the system does not say, the most it ever held."""
     try:
         pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
     except OSError:

@@ -20,31 +20,31 @@ RESAMPLES = 2000
 ENOUGH_FOR_P99 = 100
 
 
-def _cell(size: int, length: int | str, kept: Mapping[str, Any], base: Mapping[str, Any] | None) -> dict[str, Any]:
-    seconds = [one for turn in kept["rounds"] for one in turn]
-    rounds = [median(turn) for turn in kept["rounds"]]
-    tokens = kept["tokens"] / (len(seconds) * size)
+def _cell(size: int, length: int | str, cell: Mapping[str, Any], base: Mapping[str, Any] | None) -> dict[str, Any]:
+    seconds = [time for turn in cell["rounds"] for time in turn]
+    rounds = [median(turn) for turn in cell["rounds"]]
+    tokens = cell["tokens"] / (len(seconds) * size)
     rows_per_s = size / median(rounds)
     q1, q3 = np.percentile(seconds, [25, 75])
-    decode = [one for turn in kept["decode"] for one in turn]
+    decode = [time for turn in cell["decode"] for time in turn]
     return {
         "batch_size": size,
         "length": length,
         "mean_tokens": round(tokens, 2),
         "num_calls": len(seconds),
-        "warmup_calls": kept["warmup_calls"],
-        "stable": kept["stable"],
-        "first_call_ms": round(kept["first_s"] * 1000, 3),
-        "memory_bytes": kept["memory_bytes"],
+        "warmup_calls": cell["warmup_calls"],
+        "stable": cell["stable"],
+        "first_call_ms": round(cell["first_s"] * 1000, 3),
+        "memory_bytes": cell["memory_bytes"],
         "latency_ms": _quantiles(seconds),
-        "outliers": int(sum(one > q3 + 3 * (q3 - q1) for one in seconds)),
-        "round_ms": [round(one * 1000, 4) for one in rounds],
+        "outliers": int(sum(time > q3 + 3 * (q3 - q1) for time in seconds)),
+        "round_ms": [round(time * 1000, 4) for time in rounds],
         "rows_per_s": round(rows_per_s, 3),
         "tokens_per_s": round(rows_per_s * tokens, 2),
         "decode": _decode(decode, size) if decode else None,
-        "ratio": _ratio(base, kept) if base is not None else None,
-        "decode_ratio": _decode_ratio(base, kept) if base is not None and decode else None,
-        "joules_per_row": round(kept["joules"] / (len(seconds) * size), 5) if kept["joules"] else None,
+        "ratio": _ratio(base, cell) if base is not None else None,
+        "decode_ratio": _decode_ratio(base, cell) if base is not None and decode else None,
+        "joules_per_row": round(cell["joules"] / (len(seconds) * size), 5) if cell["joules"] else None,
     }
 
 
@@ -56,24 +56,24 @@ def _decode(seconds: Sequence[float], size: int) -> dict[str, Any]:
     }
 
 
-def _ratio(base: Mapping[str, Any], kept: Mapping[str, Any]) -> dict[str, float]:
+def _ratio(base: Mapping[str, Any], cell: Mapping[str, Any]) -> dict[str, float]:
     """How many times as fast as the base, over the rounds in which both were at pace."""
-    good = at_pace(base["rounds"], base["lengths"]) & at_pace(kept["rounds"], kept["lengths"])
-    return ratio(base["rounds"], kept["rounds"], good)
+    good = at_pace(base["rounds"], base["lengths"]) & at_pace(cell["rounds"], cell["lengths"])
+    return ratio(base["rounds"], cell["rounds"], good)
 
 
-def _decode_ratio(base: Mapping[str, Any], kept: Mapping[str, Any]) -> dict[str, float]:
-    theirs, own = ([[median(turn)] for turn in one["decode"]] for one in (base, kept))
+def _decode_ratio(base: Mapping[str, Any], cell: Mapping[str, Any]) -> dict[str, float]:
+    theirs, own = ([[median(turn)] for turn in side["decode"]] for side in (base, cell))
     alike = [[1]] * len(own)  # a token more, whatever the row
     return ratio(theirs, own, at_pace(theirs, alike) & at_pace(own, alike))
 
 
 def _quantiles(seconds: Sequence[float]) -> dict[str, float | None]:
-    named = dict(zip(("p50", "p90", "p95", "p99"), np.percentile(seconds, [50, 90, 95, 99]) * 1000, strict=True))
-    found: dict[str, float | None] = {name: round(float(value), 3) for name, value in named.items()}
+    percentiles = dict(zip(("p50", "p90", "p95", "p99"), np.percentile(seconds, [50, 90, 95, 99]) * 1000, strict=True))
+    figures: dict[str, float | None] = {name: round(float(value), 3) for name, value in percentiles.items()}
     if len(seconds) < ENOUGH_FOR_P99:
-        found["p99"] = None  # it would be the maximum under another name
-    return {**found, "mean": round(mean(seconds) * 1000, 3), "max": round(max(seconds) * 1000, 3)}
+        figures["p99"] = None  # it would be the maximum under another name
+    return {**figures, "mean": round(mean(seconds) * 1000, 3), "max": round(max(seconds) * 1000, 3)}
 
 
 def ratio(base: Sequence[Sequence[float]], own: Sequence[Sequence[float]], good: NDArray[np.bool_]) -> dict[str, float]:
@@ -89,21 +89,21 @@ def ratio(base: Sequence[Sequence[float]], own: Sequence[Sequence[float]], good:
         and `high`. `rounds` is how many counted; `of_all_rounds` is over all.
     """
     pairs = zip(base, own, strict=True)
-    each = np.array([np.median([b / o for b, o in zip(one, two, strict=False)]) for one, two in pairs])
-    kept = each[good] if good.sum() >= FEWEST * len(each) else each
-    draws = np.random.default_rng(0).integers(0, len(kept), (RESAMPLES, len(kept)))
-    low, high = np.percentile(np.median(kept[draws], axis=1), [2.5, 97.5])
+    each = np.array([np.median([b / o for b, o in zip(base_s, own_s, strict=False)]) for base_s, own_s in pairs])
+    sample = each[good] if good.sum() >= FEWEST * len(each) else each
+    draws = np.random.default_rng(0).integers(0, len(sample), (RESAMPLES, len(sample)))
+    low, high = np.percentile(np.median(sample[draws], axis=1), [2.5, 97.5])
     return {
-        "value": round(float(np.median(kept)), 4), "low": round(float(low), 4), "high": round(float(high), 4),
-        "rounds": len(kept), "of_all_rounds": round(float(np.median(each)), 4),
+        "value": round(float(np.median(sample)), 4), "low": round(float(low), 4), "high": round(float(high), 4),
+        "rounds": len(sample), "of_all_rounds": round(float(np.median(each)), 4),
     }  # fmt: skip
 
 
 def at_pace(rounds: Sequence[Sequence[float]], lengths: Sequence[Sequence[int]]) -> NDArray[np.bool_]:
     """Which rounds of a model ran at the machine's own pace: see `PACE` and `paces`."""
     each = paces(rounds, lengths)
-    found: NDArray[np.bool_] = each <= PACE * np.percentile(each, 10)
-    return found
+    mask: NDArray[np.bool_] = each <= PACE * np.percentile(each, 10)
+    return mask
 
 
 def paces(rounds: Sequence[Sequence[float]], lengths: Sequence[Sequence[int]]) -> NDArray[np.float64]:
@@ -117,10 +117,10 @@ def paces(rounds: Sequence[Sequence[float]], lengths: Sequence[Sequence[int]]) -
         The median of each round. What a length takes is a straight line through the medians of up to eight groups of
         calls of like length, so that calls that took strangely long do not bend it.
     """
-    seconds, positions = (np.concatenate([np.asarray(turn, float) for turn in one]) for one in (rounds, lengths))
+    seconds, positions = (np.concatenate([np.asarray(turn, float) for turn in values]) for values in (rounds, lengths))
     order = np.argsort(positions, kind="stable")
     groups = [part for part in np.array_split(order, min(8, len(order))) if len(part)]
-    at, took = (np.array([np.median(one[part]) for part in groups]) for one in (positions, seconds))
+    at, took = (np.array([np.median(values[part]) for part in groups]) for values in (positions, seconds))
     slope, base = 0.0, float(np.median(seconds))
     if at[0] < at[-1]:
         slope, base = np.polyfit(at, took, 1)

@@ -24,7 +24,7 @@ def wanted(recipe: Recipe, device: str) -> measure.Settings:
     settings = recipe.benchmark
     return measure.Settings(
         batch_sizes=sorted(settings.batch_sizes), lengths=settings.lengths,
-        devices=list(dict.fromkeys(device if one == "auto" else one for one in settings.devices)),
+        devices=list(dict.fromkeys(device if name == "auto" else name for name in settings.devices)),
         threads=measure.threads_of(settings.threads), rounds=settings.rounds, precision=settings.precision,
         new_tokens=settings.new_tokens, compiled=settings.compile, language=recipe.kind.is_language_model,
     )  # fmt: skip
@@ -35,36 +35,36 @@ def subjects(pair: Pair, data: TaskData, folders: Mapping[str, Path], scratch: P
     recipe = pair.recipe
     plain = recipe.model_dump(mode="json", exclude_unset=True)
     files: dict[str, Path] = {}
-    found = []
+    models = []
     for role, folder in folders.items():
         taught = role in TEACHERS
         reader = pair.teacher_reader if taught else pair.student_reader
         if reader.digest not in files:
             files[reader.digest] = scratch / f"{recipe.name}-{reader.digest[:16]}.npz"
             _write_rows(recipe, data, reader, files[reader.digest])
-        known = None if format_of(role) is not None else plain
+        content = None if format_of(role) is not None else plain
         where = folder if taught else folder / MODEL
-        found.append(measure.Subject(role, where, known, files[reader.digest], TWINS.get(role)))
-    return found
+        models.append(measure.Subject(role, where, content, files[reader.digest], TWINS.get(role)))
+    return models
 
 
 def _write_rows(recipe: Recipe, data: TaskData, reader: RowReader, file: Path) -> None:
     """Some rows of the evaluation split as one model's token ids; the same rows for every model."""
     split = data.tokens(recipe.evaluate.split, reader)
     rows = split.dataset
-    chosen = np.random.default_rng(0).permutation(len(rows))[:MOST_ROWS]
+    picks = np.random.default_rng(0).permutation(len(rows))[:MOST_ROWS]
     if recipe.kind.reads_images:
-        batch = split.load_batch(chosen[:MOST_PICTURES])
+        batch = split.load_batch(picks[:MOST_PICTURES])
         np.savez(file, **{PIXELS: batch["inputs"][PIXELS].numpy()})  # type: ignore[arg-type]
         return
-    found = []
-    for row in rows.select(chosen.tolist()):
+    pieces = []
+    for row in rows.select(picks.tolist()):
         ends = np.cumsum(row["segments"])[:-1].tolist() if "segments" in row else []  # of texts packed into a row
-        found += np.split(np.asarray(row["input_ids"], np.int64), ends)
-    save_rows(file, found, reader.tokenizer.pad_token_id)
+        pieces += np.split(np.asarray(row["input_ids"], np.int64), ends)
+    save_rows(file, pieces, reader.tokenizer.pad_token_id)
 
 
 def save_rows(file: Path, rows: Sequence[NDArray[np.int64]], pad: int | None) -> None:
     """Write what `timed.Rows` reads; a model without a padding token gets 0, behind the mask."""
-    kept = [ids for ids in rows if len(ids)]
-    np.savez(file, ids=np.concatenate(kept), ends=np.cumsum([len(ids) for ids in kept]), pad=np.int64(pad or 0))
+    nonempty = [ids for ids in rows if len(ids)]
+    np.savez(file, ids=np.concatenate(nonempty), ends=np.cumsum([len(ids) for ids in nonempty]), pad=np.int64(pad or 0))
