@@ -1,7 +1,7 @@
 """Which files hold rows, and how their bytes become text: endings, compression, folders and shards, encodings.
 
 A folder's files are grouped into parts: shards of a split (`train-00000-of-00003.parquet`) belong together, and so do
-files in a folder of their own (`train/a.csv`). What is hidden (`._train.csv`, `.~lock.train.csv#`) is no data.
+files in a folder of their own (`train/a.csv`). What is hidden (`._train.csv`, `.~lock.train.csv#`) is not data.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def endings() -> str:
 
 
 def format_of(path: Path) -> str | None:
-    """How a file is read, by its ending in upper or lower case; None if it is no data file."""
+    """How a file is read, by its ending in upper or lower case; None if it is not a data file."""
     return FORMATS.get(_bare(path)[1])
 
 
@@ -71,14 +71,14 @@ def matches(pattern: str) -> list[Path]:
     root = Path(pattern).expanduser()
     fixed = next(i for i, part in enumerate(root.parts) if PATTERN.search(part))
     base = Path(*root.parts[:fixed])
-    found = base.glob("/".join(root.parts[fixed:]))
-    return sorted(path for path in found if path.is_file() and format_of(path) and not _is_hidden(path, base))
+    paths = base.glob("/".join(root.parts[fixed:]))
+    return sorted(path for path in paths if path.is_file() and format_of(path) and not _is_hidden(path, base))
 
 
 def in_folder(folder: Path) -> list[Path]:
     """The data files of a folder; those of its subfolders if it has none itself, as clones of the hub have them."""
-    for found in (folder.iterdir(), folder.rglob("*")):
-        visible = [path for path in found if path.is_file() and not _is_hidden(path, folder)]
+    for paths in (folder.iterdir(), folder.rglob("*")):
+        visible = [path for path in paths if path.is_file() and not _is_hidden(path, folder)]
         data = [path for path in visible if format_of(path) not in (None, "text") and path.name not in _NO_DATA]
         if data:
             return sorted(data)
@@ -97,7 +97,7 @@ def parts(files: Sequence[Path], root: Path) -> dict[str, list[Path]]:
         InputError: two files have one name and different endings, so that they may hold the same rows.
     """
     names: dict[tuple[Path, str], Path] = {}
-    found: dict[str, list[Path]] = {}
+    groups: dict[str, list[Path]] = {}
     for file in files:
         stem = _bare(file)[0]
         twin = names.setdefault((file.parent, stem), file)
@@ -106,8 +106,8 @@ def parts(files: Sequence[Path], root: Path) -> dict[str, list[Path]]:
                 f"data.source: {twin} and {file.name} have the same name and may hold the same rows; remove one, or "
                 f"name the files: data.source: {{{stem}: {twin}, ...}}"
             )
-        found.setdefault(_part(file, stem, root), []).append(file)
-    return found
+        groups.setdefault(_part(file, stem, root), []).append(file)
+    return groups
 
 
 def _part(file: Path, stem: str, root: Path) -> str:
@@ -141,7 +141,7 @@ def open_bytes(path: Path) -> BinaryIO:
 
 
 def open_text(path: Path, encoding: str) -> TextIO:
-    """A file's text; line ends stay as they are."""
+    """A file's text, with its line ends unchanged."""
     return io.TextIOWrapper(open_bytes(path), encoding=encoding, newline="")
 
 
@@ -158,27 +158,27 @@ def _pieces(path: Path) -> Iterator[bytes]:
         raise InputError(f"{path}: cannot be decompressed: {error}") from None
 
 
-def encoding_of(path: Path, wanted: str | None = None) -> tuple[str, str | None]:
+def encoding_of(path: Path, encoding: str | None = None) -> tuple[str, str | None]:
     """How a file's bytes become text: by its byte order mark, as UTF-8, or as Windows-1252 where that is plausible.
 
     Args:
         path: the file.
-        wanted: the recipe's `data.encoding`, which is only checked.
+        encoding: the recipe's `data.encoding`, which is only checked.
 
     Returns:
         Python's name of the encoding, and what to say of it if it was guessed.
 
     Raises:
-        InputError: the file is empty, or its bytes are no text in any of these; with the line.
+        InputError: the file is empty, or its bytes are not text in any of these; with the line.
     """
     start = next(_pieces(path), b"")
     if not start:
         raise InputError(f"{path}: the file is empty")
     if start.startswith(_POINTER):
         raise InputError(f"{path}: this is a Git LFS pointer, not the file; fetch it with: git lfs pull")
-    if wanted is not None:
-        _check(path, wanted, f"not {wanted} text (data.encoding)")
-        return wanted, None
+    if encoding is not None:
+        _check(path, encoding, f"not {encoding} text (data.encoding)")
+        return encoding, None
     marked = next((name for mark, name in _MARKS if start.startswith(mark)), None) or _unmarked_utf16(start)
     if marked is not None:
         _check(path, marked, f"not {_SHOWN.get(marked, 'UTF-8')} text, though it begins like it")
@@ -226,7 +226,7 @@ def _first_bad_line(path: Path, encoding: str) -> int | None:
 
 def _is_western(path: Path) -> bool:
     """Whether bytes that are not UTF-8 can be Windows-1252: no sign of UTF-8, and letters with accents stand apart."""
-    high = beside = 0
+    high = adjacent = 0
     decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
     for piece in _pieces(path):
         text = decoder.decode(piece)
@@ -236,5 +236,5 @@ def _is_western(path: Path) -> bool:
         if any(char in _UNDEFINED for run in raw for char in run):
             return False
         high += sum(map(len, raw))
-        beside += sum(len(run) - 1 for run in raw)
-    return beside <= WESTERN * high
+        adjacent += sum(len(run) - 1 for run in raw)
+    return adjacent <= WESTERN * high

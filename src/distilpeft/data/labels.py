@@ -42,7 +42,7 @@ class ClassReader:
     Attributes:
         labels: class names; the position is the class id.
         names: what cells are indices into, where they are that for sure: a ClassLabel column's own names, or `labels`.
-        by_index: whether a whole number that is no name is an index into `labels`.
+        by_index: whether a whole number that is not a name is an index into `labels`.
         why: why it is not, for messages.
     """
 
@@ -56,7 +56,7 @@ class ClassReader:
         return {name: index for index, name in enumerate(self.labels)}
 
     @cached_property
-    def _known(self) -> dict[tuple[type, object], int | Fault]:
+    def _cache(self) -> dict[tuple[type, object], int | Fault]:
         return {}
 
     def class_id(self, cell: Any) -> int | Fault:
@@ -64,19 +64,19 @@ class ClassReader:
         if not isinstance(cell, Hashable):
             return self._class_id(cell)
         key = (type(cell), cell)  # cells repeat, and True equals 1
-        found = self._known.get(key)
-        if found is None:
-            found = self._known[key] = self._class_id(cell)
-        return found
+        result = self._cache.get(key)
+        if result is None:
+            result = self._cache[key] = self._class_id(cell)
+        return result
 
     def _class_id(self, cell: object) -> int | Fault:
         if is_missing(cell):
             return Fault("the label is missing")
         if self.names is not None:
             return self._of_names(self.names, cell)
-        found = self._named(cell)
-        if found is not None:
-            return found
+        position = self._id_by_name(cell)
+        if position is not None:
+            return position
         index = whole_number(cell)
         if self.by_index and index is not None and 0 <= index < len(self.labels):
             return index
@@ -86,35 +86,35 @@ class ClassReader:
         """The class ids of a list of cells, or the first fault."""
         ids: list[int] = []
         for cell in cells if isinstance(cells, list | tuple) else ():
-            found = self.class_id(cell)
-            if isinstance(found, Fault):
-                return found
-            ids.append(found)
+            result = self.class_id(cell)
+            if isinstance(result, Fault):
+                return result
+            ids.append(result)
         return ids
 
     def is_name(self, cell: object) -> bool:
         """Whether a cell is the name of a class."""
-        return self._named(cell) is not None
+        return self._id_by_name(cell) is not None
 
     def _of_names(self, names: Sequence[str], cell: object) -> int | Fault:
         index = whole_number(cell)
         if index is None or not 0 <= index < len(names):
             return Fault(f"label {shown(cell)} is not an index from 0 to {len(names) - 1}")
-        found = self._ids.get(names[index])
-        if found is None:
+        class_id = self._ids.get(names[index])
+        if class_id is None:
             return Fault(f"label {index} is class {names[index]!r} of the column, {self._allowed(names[index])}")
-        return found
+        return class_id
 
-    def _named(self, cell: object) -> int | None:
+    def _id_by_name(self, cell: object) -> int | None:
         if isinstance(cell, bool | np.bool_):
             alike = [index for name, index in self._ids.items() if name.casefold() == str(cell).casefold()]
             return alike[0] if len(alike) == 1 else None
         text = str(cell)
-        found = self._ids.get(text, self._ids.get(text.strip()))
-        if found is None and text.strip().endswith("0"):  # 1.0 is how pandas writes a 1 in a column with holes
+        class_id = self._ids.get(text, self._ids.get(text.strip()))
+        if class_id is None and text.strip().endswith("0"):  # 1.0 is how pandas writes a 1 in a column with holes
             whole = _INDEX.fullmatch(text.strip())
-            found = self._ids.get(whole[1]) if whole else None
-        return found
+            class_id = self._ids.get(whole[1]) if whole else None
+        return class_id
 
     def _allowed(self, cell: object) -> str:
         """What a cell may be, and why this one is not."""
@@ -177,8 +177,8 @@ def whole_number(cell: object) -> int | None:
         return int(cell)
     if isinstance(cell, float | np.floating):
         return int(cell) if float(cell).is_integer() else None
-    found = _INDEX.fullmatch(cell.strip()) if isinstance(cell, str) else None
-    return int(found[1]) if found else None
+    match = _INDEX.fullmatch(cell.strip()) if isinstance(cell, str) else None
+    return int(match[1]) if match else None
 
 
 def number(cell: object) -> float | None:
@@ -196,7 +196,7 @@ def is_one_hot(labels: Sequence[str], cells: Iterable[list[object] | None]) -> b
     """Whether lists hold 0 or 1 for each class: all of them are as long as the list of classes, with nothing else."""
     some = False
     for cell in cells:
-        if cell is None or len(cell) != len(labels) or any(one not in (0, 1, "0", "1") for one in cell):
+        if cell is None or len(cell) != len(labels) or any(value not in (0, 1, "0", "1") for value in cell):
             return False
         some = True
     return some and not {"0", "1"} & set(labels)

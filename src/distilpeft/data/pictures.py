@@ -24,7 +24,7 @@ from distilpeft.machine.files import write_json
 FILE = "preprocessor_config.json"
 CHANNELS = 3
 UNKNOWN = ("do_pad", "do_reduce_labels", "do_split_image", "do_thumbnail", "do_rotate")
-"""Steps of other processors; a model that asks for one would be fed otherwise than it was trained."""
+"""Steps of other processors; a model that asks for one would be fed differently than in training."""
 Pixels = NDArray[np.uint8]
 
 
@@ -52,13 +52,13 @@ class Reader:
             settings = json.loads(file.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise InputError(f"{name}: cannot read its {FILE}, which says how it reads pictures: {error}") from None
-        found = cls(settings, name)
+        reader = cls(settings, name)
         wrong = [step for step in UNKNOWN if settings.get(step)]
         if wrong:
             raise InputError(f"{name}: its {FILE} asks for {wrong[0]}, which is not supported")
-        if found.shape is None:
+        if reader.shape is None:
             raise InputError(f"{name}: its {FILE} gives pictures no fixed size (size, crop_size), which is needed")
-        return found
+        return reader
 
     @property
     def shape(self) -> tuple[int, int, int] | None:
@@ -104,13 +104,13 @@ class Reader:
     def values(self, pixels_BCHW: Pixels) -> NDArray[np.float32]:
         """What the model takes."""
         settings = self.settings
-        found = pixels_BCHW.astype(np.float32)
+        values = pixels_BCHW.astype(np.float32)
         if settings.get("do_rescale", True):
-            found *= np.float32(settings.get("rescale_factor", 1 / 255))
+            values *= np.float32(settings.get("rescale_factor", 1 / 255))
         if settings.get("do_normalize", True) and settings.get("image_mean") is not None:
             mean, std = (np.array(settings[name], np.float32)[:, None, None] for name in ("image_mean", "image_std"))
-            found = (found - mean) / std
-        return found[:, ::-1].copy() if settings.get("do_flip_channel_order") else found
+            values = (values - mean) / std
+        return values[:, ::-1].copy() if settings.get("do_flip_channel_order") else values
 
     def save_pretrained(self, folder: str) -> None:
         """Write its file."""
@@ -144,8 +144,8 @@ def opened(picture: Any) -> Any:
 
 def digest(pixels: Pixels) -> list[int]:
     """Names a picture by its content: four numbers of 32 bits."""
-    named = hashlib.blake2b(pixels.tobytes(), digest_size=16).digest()
-    return [int(number) for number in np.frombuffer(named, "<i4")]
+    code = hashlib.blake2b(pixels.tobytes(), digest_size=16).digest()
+    return [int(number) for number in np.frombuffer(code, "<i4")]
 
 
 def varied(pixels: Pixels, chances: Sequence[float], *, flip: bool, shift: float) -> Pixels:

@@ -34,15 +34,15 @@ def _layers(
     count: int, prefix: str, matrices: Mapping[str, tuple[int, int]], norms: Mapping[str, int], *, bias: bool
 ) -> Shapes:
     """The weights of all layers: matrices (out, in), with biases or without, and norms."""
-    found: Shapes = {}
+    shapes: Shapes = {}
     for layer in (f"{prefix}.{index}" for index in range(count)):
         for name, shape in matrices.items():
-            found[f"{layer}.{name}.weight"] = shape
-            found |= {f"{layer}.{name}.bias": shape[:1]} if bias else {}
+            shapes[f"{layer}.{name}.weight"] = shape
+            shapes |= {f"{layer}.{name}.bias": shape[:1]} if bias else {}
         for name, width in norms.items():
-            found[f"{layer}.{name}.weight"] = (width,)
-            found |= {f"{layer}.{name}.bias": (width,)} if bias else {}
-    return found
+            shapes[f"{layer}.{name}.weight"] = (width,)
+            shapes |= {f"{layer}.{name}.bias": (width,)} if bias else {}
+    return shapes
 
 
 def _decoder(config: Mapping[str, int]) -> Shapes:
@@ -54,17 +54,17 @@ def _decoder(config: Mapping[str, int]) -> Shapes:
         "mlp.down_proj": (hidden, ffn),
     }  # fmt: skip
     norms = {"input_layernorm": hidden, "post_attention_layernorm": hidden}
-    found: Shapes = {"model.embed_tokens.weight": (config["vocab_size"], hidden), "model.norm.weight": (hidden,)}
-    found |= {} if config["tie_word_embeddings"] else {"lm_head.weight": (config["vocab_size"], hidden)}
-    return found | _layers(config["num_hidden_layers"], "model.layers", matrices, norms, bias=False)
+    shapes: Shapes = {"model.embed_tokens.weight": (config["vocab_size"], hidden), "model.norm.weight": (hidden,)}
+    shapes |= {} if config["tie_word_embeddings"] else {"lm_head.weight": (config["vocab_size"], hidden)}
+    return shapes | _layers(config["num_hidden_layers"], "model.layers", matrices, norms, bias=False)
 
 
 def _qwen2(config: Mapping[str, int]) -> Shapes:
     """Llama with biases before attention."""
-    found = _decoder(config)
+    shapes = _decoder(config)
     before = [f"{name}.weight" for name in ("q_proj", "k_proj", "v_proj")]
-    biased = [name for name in found if name.endswith(tuple(before))]
-    return found | {f"{name.removesuffix('weight')}bias": found[name][:1] for name in biased}
+    biased = [name for name in shapes if name.endswith(tuple(before))]
+    return shapes | {f"{name.removesuffix('weight')}bias": shapes[name][:1] for name in biased}
 
 
 def _bert(config: Mapping[str, int]) -> Shapes:
@@ -78,10 +78,10 @@ def _bert(config: Mapping[str, int]) -> Shapes:
     matrices |= {"attention.output.dense": (hidden, hidden), "intermediate.dense": (ffn, hidden)}
     matrices |= {"output.dense": (hidden, ffn)}
     norms = {"attention.output.LayerNorm": hidden, "output.LayerNorm": hidden}
-    found: Shapes = {f"embeddings.{name}.weight": (count, hidden) for name, count in embedded.items()}
-    found |= {f"embeddings.LayerNorm.{part}": (hidden,) for part in ("weight", "bias")}
-    found |= {"pooler.dense.weight": (hidden, hidden), "pooler.dense.bias": (hidden,)}
-    return found | _layers(config["num_hidden_layers"], "encoder.layer", matrices, norms, bias=True)
+    shapes: Shapes = {f"embeddings.{name}.weight": (count, hidden) for name, count in embedded.items()}
+    shapes |= {f"embeddings.LayerNorm.{part}": (hidden,) for part in ("weight", "bias")}
+    shapes |= {"pooler.dense.weight": (hidden, hidden), "pooler.dense.bias": (hidden,)}
+    return shapes | _layers(config["num_hidden_layers"], "encoder.layer", matrices, norms, bias=True)
 
 
 def _distilbert(config: Mapping[str, int]) -> Shapes:
@@ -89,12 +89,12 @@ def _distilbert(config: Mapping[str, int]) -> Shapes:
     matrices = {f"attention.{name}_lin": (hidden, hidden) for name in "qkv"}
     matrices |= {"attention.out_lin": (hidden, hidden), "ffn.lin1": (ffn, hidden), "ffn.lin2": (hidden, ffn)}
     norms = {"sa_layer_norm": hidden, "output_layer_norm": hidden}
-    found: Shapes = {
+    shapes: Shapes = {
         "embeddings.word_embeddings.weight": (config["vocab_size"], hidden),
         "embeddings.position_embeddings.weight": (config["max_position_embeddings"], hidden),
     }
-    found |= {f"embeddings.LayerNorm.{part}": (hidden,) for part in ("weight", "bias")}
-    return found | _layers(config["n_layers"], "transformer.layer", matrices, norms, bias=True)
+    shapes |= {f"embeddings.LayerNorm.{part}": (hidden,) for part in ("weight", "bias")}
+    return shapes | _layers(config["n_layers"], "transformer.layer", matrices, norms, bias=True)
 
 
 def _modernbert(config: Mapping[str, int]) -> Shapes:
@@ -104,43 +104,43 @@ def _modernbert(config: Mapping[str, int]) -> Shapes:
         "mlp.Wo": (hidden, ffn),
     }  # fmt: skip
     norms = {"attn_norm": hidden, "mlp_norm": hidden}
-    found: Shapes = {"embeddings.tok_embeddings.weight": (config["vocab_size"], hidden)}
-    found |= {"embeddings.norm.weight": (hidden,), "final_norm.weight": (hidden,)}
-    found |= _layers(config["num_hidden_layers"], "layers", matrices, norms, bias=False)
-    del found["layers.0.attn_norm.weight"]  # the first layer has none
-    return found
+    shapes: Shapes = {"embeddings.tok_embeddings.weight": (config["vocab_size"], hidden)}
+    shapes |= {"embeddings.norm.weight": (hidden,), "final_norm.weight": (hidden,)}
+    shapes |= _layers(config["num_hidden_layers"], "layers", matrices, norms, bias=False)
+    del shapes["layers.0.attn_norm.weight"]  # the first layer has none
+    return shapes
 
 
 def _t5(config: Mapping[str, int]) -> Shapes:
     """T5 and mT5 with gated feed-forward parts, and an output layer of their own."""
     hidden, ffn, inner = config["d_model"], config["d_ff"], config["num_heads"] * config["d_kv"]
-    found: Shapes = {"shared.weight": (config["vocab_size"], hidden), "lm_head.weight": (config["vocab_size"], hidden)}
+    shapes: Shapes = {"shared.weight": (config["vocab_size"], hidden), "lm_head.weight": (config["vocab_size"], hidden)}
     for side, parts in (("encoder", ("SelfAttention",)), ("decoder", ("SelfAttention", "EncDecAttention"))):
         block = {f"layer.{at}.{part}.{name}": (hidden, inner) if name == "o" else (inner, hidden)
                  for at, part in enumerate(parts) for name in "qkvo"}  # fmt: skip
         last = f"layer.{len(parts)}.DenseReluDense"
         block |= {f"{last}.wi_0": (ffn, hidden), f"{last}.wi_1": (ffn, hidden), f"{last}.wo": (hidden, ffn)}
         norms = {f"layer.{at}.layer_norm": hidden for at in range(len(parts) + 1)}
-        found |= _layers(config["num_layers"], f"{side}.block", block, norms, bias=False)
-        found[f"{side}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"] = (32, config["num_heads"])
-        found[f"{side}.final_layer_norm.weight"] = (hidden,)
-    return found
+        shapes |= _layers(config["num_layers"], f"{side}.block", block, norms, bias=False)
+        shapes[f"{side}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"] = (32, config["num_heads"])
+        shapes[f"{side}.final_layer_norm.weight"] = (hidden,)
+    return shapes
 
 
 def _bart(config: Mapping[str, int]) -> Shapes:
     """BART, with positions that are learnt, and M2M100, whose positions are computed."""
     hidden, ffn, is_bart = config["d_model"], config["encoder_ffn_dim"], str(config["model_type"]) == "bart"
-    found: Shapes = {"model.shared.weight": (config["vocab_size"], hidden)}
+    shapes: Shapes = {"model.shared.weight": (config["vocab_size"], hidden)}
     for side, attentions in (("encoder", ("self_attn",)), ("decoder", ("self_attn", "encoder_attn"))):
-        matrices = {f"{one}.{name}_proj": (hidden, hidden) for one in attentions for name in ("q", "k", "v", "out")}
+        matrices = {f"{part}.{name}_proj": (hidden, hidden) for part in attentions for name in ("q", "k", "v", "out")}
         matrices |= {"fc1": (ffn, hidden), "fc2": (hidden, ffn)}
-        norms = dict.fromkeys((*(f"{one}_layer_norm" for one in attentions), "final_layer_norm"), hidden)
-        found |= _layers(config[f"{side}_layers"], f"model.{side}.layers", matrices, norms, bias=True)
+        norms = dict.fromkeys((*(f"{part}_layer_norm" for part in attentions), "final_layer_norm"), hidden)
+        shapes |= _layers(config[f"{side}_layers"], f"model.{side}.layers", matrices, norms, bias=True)
         outer = "layernorm_embedding" if is_bart else "layer_norm"
-        found |= {f"model.{side}.{outer}.{part}": (hidden,) for part in ("weight", "bias")}
+        shapes |= {f"model.{side}.{outer}.{part}": (hidden,) for part in ("weight", "bias")}
         if is_bart:
-            found[f"model.{side}.embed_positions.weight"] = (config["max_position_embeddings"] + 2, hidden)
-    return found
+            shapes[f"model.{side}.embed_positions.weight"] = (config["max_position_embeddings"] + 2, hidden)
+    return shapes
 
 
 def _vit(config: Mapping[str, int]) -> Shapes:
@@ -148,28 +148,28 @@ def _vit(config: Mapping[str, int]) -> Shapes:
     matrices = {f"attention.{name}_proj": (hidden, hidden) for name in "qkvo"}
     matrices |= {"mlp.fc1": (ffn, hidden), "mlp.fc2": (hidden, ffn)}
     norms = {"layernorm_before": hidden, "layernorm_after": hidden}
-    found: Shapes = {
+    shapes: Shapes = {
         "embeddings.cls_token": (1, 1, hidden),
         "embeddings.position_embeddings": (1, (config["image_size"] // patch) ** 2 + 1, hidden),
         "embeddings.patch_embeddings.projection.weight": (hidden, config["num_channels"], patch, patch),
         "embeddings.patch_embeddings.projection.bias": (hidden,), "layernorm.weight": (hidden,),
         "layernorm.bias": (hidden,),
     }  # fmt: skip
-    return found | _layers(config["num_hidden_layers"], "layers", matrices, norms, bias=True)
+    return shapes | _layers(config["num_hidden_layers"], "layers", matrices, norms, bias=True)
 
 
 def _resnet(config: Mapping[str, Any]) -> Shapes:
     """ResNets of basic blocks: two convolutions of 3 x 3 points, and a shortcut where the width changes."""
     first = config["embedding_size"]
-    found = _convolution("embedder.embedder", first, config["num_channels"], 7)
+    shapes = _convolution("embedder.embedder", first, config["num_channels"], 7)
     before = first
     for stage, (width, depth) in enumerate(zip(config["hidden_sizes"], config["depths"], strict=True)):
         for block in range(depth):
             at = f"encoder.stages.{stage}.layers.{block}"
-            found |= _convolution(f"{at}.shortcut", width, before, 1) if before != width else {}
-            found |= _convolution(f"{at}.layer.0", width, before, 3) | _convolution(f"{at}.layer.1", width, width, 3)
+            shapes |= _convolution(f"{at}.shortcut", width, before, 1) if before != width else {}
+            shapes |= _convolution(f"{at}.layer.0", width, before, 3) | _convolution(f"{at}.layer.1", width, width, 3)
             before = width
-    return found
+    return shapes
 
 
 def _convolution(at: str, width: int, before: int, points: int) -> Shapes:

@@ -53,8 +53,8 @@ class Places:
 
     def listed(self, indices: Sequence[int]) -> str:
         """The first of these rows, by number; of several files with their names."""
-        shown = indices[:MOST_LISTED]
-        names = [self.of(index) if len(self.files) > 1 else str(self.numbers_N[index]) for index in shown]
+        first = indices[:MOST_LISTED]
+        names = [self.of(index) if len(self.files) > 1 else str(self.numbers_N[index]) for index in first]
         return ", ".join(names) + (", ..." if len(indices) > MOST_LISTED else "")
 
 
@@ -148,25 +148,25 @@ def read_unlabelled(
         InputError: unreadable data, a missing column or slice.
     """
     datasets.disable_progress_bars()
-    found = load_parts(data, [*columns, *data.where], optional)
-    spans = _spans(data, {name: len(part.rows) for name, part in found.items()}, f"{data.at}.rows", data.rows)
+    source = load_parts(data, [*columns, *data.where], optional)
+    spans = _spans(data, {name: len(part.rows) for name, part in source.items()}, f"{data.at}.rows", data.rows)
     pieces = []
     for span in spans:
-        rows, numbers = _filter(data, found[span.splitname].rows.select(range(span.from_, span.to)))
-        pieces.append((_renamed(data, rows, columns), numbers + span.from_, found[span.splitname].files))
+        rows, numbers = _filter(data, source[span.splitname].rows.select(range(span.from_, span.to)))
+        pieces.append((_renamed(data, rows, columns), numbers + span.from_, source[span.splitname].files))
     total = sum(len(rows) for rows, _, _ in pieces)
-    chosen = np.arange(total)
+    picks = np.arange(total)
     if data.max_rows is not None and total > data.max_rows:
-        chosen = np.sort(np.random.default_rng(0).choice(total, data.max_rows, replace=False))
+        picks = np.sort(np.random.default_rng(0).choice(total, data.max_rows, replace=False))
     parts, start = [], 0
     for rows, numbers, files_of in pieces:
-        own = chosen[(chosen >= start) & (chosen < start + len(rows))] - start
+        own = picks[(picks >= start) & (picks < start + len(rows))] - start
         start += len(rows)
         if len(own):
             parts.append(check(rows.select(own), Places(data.source, numbers[own], files_of)))
     if not parts:
         raise InputError(f"{data.at}: {data.source} has no rows")
-    notes = [note for name in dict.fromkeys(span.splitname for span in spans) for note in found[name].notes]
+    notes = [note for name in dict.fromkeys(span.splitname for span in spans) for note in source[name].notes]
     return _joined(parts, f"{data.at}.rows"), notes
 
 
@@ -174,7 +174,7 @@ def _renamed(data: Unlabelled, rows: datasets.Dataset, columns: Mapping[str, str
     """Rows whose columns are called as those of the main source."""
     for column in columns:
         if column not in rows.column_names:
-            has = ", ".join(one for one in rows.column_names if one != tables.FAULT)
+            has = ", ".join(name for name in rows.column_names if name != tables.FAULT)
             raise InputError(f"{data.at}: {data.source} has no column {column!r}; its columns are {has}")
     in_the_way = [name for name in columns.values() if name in rows.column_names and name not in columns]
     return rows.remove_columns(in_the_way).rename_columns(dict(columns))
@@ -188,9 +188,9 @@ def skipped_lines(skipped: Mapping[str, int]) -> list[str]:
 def duplicates(splits: Mapping[str, Iterable[Hashable]]) -> dict[str, int]:
     """How many texts of each later split also stand in an earlier one, as `a/b` → count."""
     # Eight bytes a text: sets of Python integers took twice the peak at a million texts.
-    seen = {name: np.fromiter(map(hash, texts), dtype=np.int64) for name, texts in splits.items()}
+    hashes = {name: np.fromiter(map(hash, texts), dtype=np.int64) for name, texts in splits.items()}
     pairs = [(a, b) for i, a in enumerate(SPLITS) for b in SPLITS[i + 1 :]]
-    return {f"{a}/{b}": int(np.isin(seen[b], seen[a], kind="sort").sum()) for a, b in pairs}
+    return {f"{a}/{b}": int(np.isin(hashes[b], hashes[a], kind="sort").sum()) for a, b in pairs}
 
 
 def origin(data: RowSource, split: str | None = None) -> str:
@@ -207,7 +207,7 @@ def _is_used(data: Data, split: str, for_: Sequence[str] = SPLITS) -> bool:
 
 
 def load_parts(data: RowSource, columns: Sequence[str] | None = None, optional: Sequence[str] = ()) -> dict[str, Part]:
-    """The source's own splits; a single file, or files of a pattern that are no splits, are one called train.
+    """The source's own splits; a single file, or files of a pattern that are not splits, are one called train.
 
     Args:
         data: the recipe's section.
@@ -233,12 +233,12 @@ def load_parts(data: RowSource, columns: Sequence[str] | None = None, optional: 
         pictures = None if files.in_folder(source.path) else picture_parts(source.path)
         if pictures is not None:
             return {name: Part(rows) for name, rows in pictures.items()}
-    found = _listed(source, at)
+    paths = _listed(source, at)
     if source.path.is_file():
-        return {"train": _load_files(found, source, wishes, at)}
-    grouped = files.parts(found, source.path)
+        return {"train": _load_files(paths, source, wishes, at)}
+    grouped = files.parts(paths, source.path)
     if source.matches and not _has_splits(grouped):
-        grouped = {"train": list(found)}
+        grouped = {"train": list(paths)}
     return {name: _load_files(own, source, wishes, at) for name, own in grouped.items()}
 
 
@@ -257,8 +257,8 @@ def _load_hub(data: RowSource, source: Source) -> dict[str, Part]:
 
 
 def _of_library(loaded: Any) -> dict[str, Part]:
-    found = {"train": loaded} if isinstance(loaded, datasets.Dataset) else dict(loaded)
-    return {name: Part(rows) for name, rows in found.items()}
+    splits = {"train": loaded} if isinstance(loaded, datasets.Dataset) else dict(loaded)
+    return {name: Part(rows) for name, rows in splits.items()}
 
 
 def _load_saved(folder: Path, at: str) -> dict[str, Part] | None:
@@ -284,13 +284,13 @@ def _listed(source: Source, at: str) -> Sequence[Path]:
     if source.matches:
         return source.matches
     if path.is_dir():
-        found = files.in_folder(path)
-        if not found:
+        paths = files.in_folder(path)
+        if not paths:
             raise InputError(
                 f"{at}: {path} holds no saved data set, no pictures in folders by class and no file that ends in "
                 f"{files.endings()}"
             )
-        return found
+        return paths
     if files.format_of(path) is None:
         raise InputError(f"{at}: {source.name}: a data file ends in one of {files.endings()}")
     return [path]
@@ -304,8 +304,8 @@ def _load_files(paths: Sequence[Path], source: Source, wishes: tables.Wishes, at
     """
     kinds = {files.format_of(path): path for path in paths}
     if len(kinds) > 1:
-        two = " and ".join(str(path) for path in list(kinds.values())[:2])
-        raise InputError(f"{at}: {two} are of one part but of different formats; convert one of them")
+        pair = " and ".join(str(path) for path in list(kinds.values())[:2])
+        raise InputError(f"{at}: {pair} are of one part but of different formats; convert one of them")
     table = tables.read(paths, wishes)
     names = [source.name] if len(paths) == 1 and source.path == paths[0] else [str(path) for path in paths]
     return Part(table.rows, list(zip(names, table.counts, strict=True)), table.notes)
@@ -323,8 +323,8 @@ def _filter(data: RowSource, rows: datasets.Dataset) -> tuple[datasets.Dataset, 
         keep &= np.asarray([_equals(cell, value) for cell in rows[column]], dtype=bool)
     if not keep.any():
         raise InputError(f"{data.at}.where: no row of {origin(data)} has {data.where}")
-    kept = np.flatnonzero(keep)
-    return rows.select(kept), kept + 1
+    indices = np.flatnonzero(keep)
+    return rows.select(indices), indices + 1
 
 
 def _equals(cell: Any, value: bool | str | float) -> bool:
@@ -364,12 +364,12 @@ def _sliced(data: Data, parts: dict[str, datasets.Dataset]) -> dict[str, dataset
         spans[name] = _spans(data, sizes, f"data.{name}", getattr(data, name))
     for i, a in enumerate(SPLITS):
         for b in SPLITS[i + 1 :]:
-            for one in spans[a]:
-                for two in spans[b]:
-                    overlap = min(one.to, two.to) - max(one.from_, two.from_)
-                    if one.splitname == two.splitname and overlap > 0:
+            for span in spans[a]:
+                for later in spans[b]:
+                    overlap = min(span.to, later.to) - max(span.from_, later.from_)
+                    if span.splitname == later.splitname and overlap > 0:
                         raise InputError(
-                            f"data.{b}: {overlap} rows of {one.splitname} are also in data.{a}; splits may not overlap"
+                            f"data.{b}: {overlap} rows of {span.splitname} are also in data.{a}; splits may not overlap"
                         )
     return {
         name: _joined([parts[s.splitname].select(range(s.from_, s.to)) for s in spans[name]], getattr(data, name))
@@ -394,8 +394,8 @@ def _spans(data: RowSource, sizes: Mapping[str, int], key: str, spec: str | None
     if spec is None:
         return [Span(name, 0, count) for name, count in sizes.items()]
     try:
-        found = datasets.ReadInstruction.from_spec(spec).to_absolute(sizes)
-        return [Span(one.splitname, one.from_, one.to) for one in found]
+        slices = datasets.ReadInstruction.from_spec(spec).to_absolute(sizes)
+        return [Span(part.splitname, part.from_, part.to) for part in slices]
     except (ValueError, AssertionError, KeyError, TypeError) as error:
         reason = " ".join(str(error).strip("'\"").split())[:200]
         has = ", ".join(f"{split} ({count} rows)" for split, count in sizes.items())

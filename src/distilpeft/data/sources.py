@@ -128,26 +128,26 @@ def resolve_model(name: str, key: str, revision: str | None = None) -> Source:
     # A relative path may start at the adapter, at the folder it is in, or, as PEFT has it, where the command is run.
     near = [place / base for place in (folder, folder.parent, Path()) if (place / base).exists()]
     if near:
-        found = Source(base, near[0])
+        base_source = Source(base, near[0])
         if (near[0] / ADAPTER_CONFIG).is_file():
             raise InputError(
                 f"{key}: the base of the PEFT adapter {folder} is an adapter too: {near[0]}; merge it first"
             )
     else:
-        found = _distant_base(base, folder, key, settings.get("revision"))
-    return replace(found, adapter=folder)
+        base_source = _distant_base(base, folder, key, settings.get("revision"))
+    return replace(base_source, adapter=folder)
 
 
 def _distant_base(base: str, folder: Path, key: str, revision: object) -> Source:
     """An adapter's base that is a hub id, or in a package."""
     try:
-        found = resolve(base, key)
+        source = resolve(base, key)
     except InputError:
         raise InputError(
             f"{key}: {folder} is a PEFT adapter, and its base {base!r} is not on this machine; correct "
             f"base_model_name_or_path in its {ADAPTER_CONFIG}, or put the base there"
         ) from None
-    return replace(found, revision=str(revision) if revision and found.path is None else None)
+    return replace(source, revision=str(revision) if revision and source.path is None else None)
 
 
 def adapter_settings(folder: Path) -> JsonObject:
@@ -157,8 +157,8 @@ def adapter_settings(folder: Path) -> JsonObject:
 
 def saved_modules(folder: Path) -> list[str]:
     """Names of modules that a PEFT adapter replaces completely, such as a head."""
-    found = adapter_settings(folder).get("modules_to_save")
-    return [str(name) for name in found] if isinstance(found, list) else []
+    modules = adapter_settings(folder).get("modules_to_save")
+    return [str(name) for name in modules] if isinstance(modules, list) else []
 
 
 def has_vocabulary(folder: Path) -> bool:
@@ -197,7 +197,7 @@ def _in_package(name: str, key: str) -> Path:
 
 
 def licence_in_files(source: Source) -> str | None:
-    """The licence that a README.md in a folder or beside a file names, or else the package; None if none does.
+    """The licence that a README.md in a folder or next to a file names, or else the package; None if none does.
 
     Packages of models have a licence of their own, for the code around the weights. It is spelled as the hub does.
     """
@@ -205,16 +205,16 @@ def licence_in_files(source: Source) -> str | None:
         readme = (source.path if source.path.is_dir() else source.path.parent) / "README.md"
         text = readme.read_text(encoding="utf-8", errors="replace") if readme.is_file() else ""
         front = text.partition("\n---")[0] if text.startswith("---") else ""
-        found = re.search(r"^license:\s*(\S+)", front, re.MULTILINE)
-        if found:
-            return _as_on_hub(found.group(1).strip("\"'"))
+        match = re.search(r"^license:\s*(\S+)", front, re.MULTILINE)
+        if match:
+            return _as_on_hub(match.group(1).strip("\"'"))
     if source.name.startswith("package:"):
         module = source.name.removeprefix("package:").partition("/")[0]
         for name in metadata.packages_distributions().get(module, []):
             described: Any = metadata.metadata(name)
-            named = described.get("License-Expression") or described.get("License")
-            if named:
-                return _as_on_hub(str(named).splitlines()[0][:80])
+            licence = described.get("License-Expression") or described.get("License")
+            if licence:
+                return _as_on_hub(str(licence).splitlines()[0][:80])
     return None
 
 
@@ -255,8 +255,8 @@ def model_folder(source: Source) -> Path | None:
         return source.path
     from huggingface_hub import try_to_load_from_cache
 
-    found = try_to_load_from_cache(source.name, "config.json", revision=source.revision)
-    return Path(found).parent if isinstance(found, str) else None
+    path = try_to_load_from_cache(source.name, "config.json", revision=source.revision)
+    return Path(path).parent if isinstance(path, str) else None
 
 
 def check_model(source: Source, key: str, *, weights: bool = True) -> None:
@@ -355,8 +355,8 @@ def stored_tensors(source: Source) -> dict[str, StoredTensor]:
         InputError: a header is damaged, or the file is cut short.
     """
     folder = model_folder(source)
-    found = sorted(folder.glob("*.safetensors")) if folder else []
-    return {name: tensor for file in found for name, tensor in _tensors_of(file).items()}
+    paths = sorted(folder.glob("*.safetensors")) if folder else []
+    return {name: tensor for file in paths for name, tensor in _tensors_of(file).items()}
 
 
 def _tensors_of(file: Path) -> dict[str, StoredTensor]:

@@ -95,11 +95,11 @@ class Wishes:
     separator: str | None = None
     optional: Sequence[str] = ()
 
-    def of(self, there: Sequence[str]) -> list[str]:
+    def of(self, available: Sequence[str]) -> list[str]:
         """The columns to read of those that are there; all of them if one that is used is not."""
-        if self.columns is None or not set(self.columns) <= set(there):
-            return list(there)
-        return [*self.columns, *(name for name in self.optional if name in there and name not in self.columns)]
+        if self.columns is None or not set(self.columns) <= set(available):
+            return list(available)
+        return [*self.columns, *(name for name in self.optional if name in available and name not in self.columns)]
 
 
 def read(paths: Sequence[Path], wishes: Wishes) -> Table:
@@ -133,16 +133,16 @@ def _parquet(paths: Sequence[Path], wishes: Wishes, folder: Path) -> datasets.Da
     datasets.logging.set_verbosity(logging.CRITICAL)  # it would log its own lines before ours
     path = paths[0]
     try:
-        wanted = [name for name in pq.read_schema(path).names if not _INDEX.fullmatch(name)]
+        names = [name for name in pq.read_schema(path).names if not _INDEX.fullmatch(name)]
         for path in paths[1:]:
-            there = set(pq.read_schema(path).names)
-            wanted = [name for name in wanted if name in there]
+            columns = set(pq.read_schema(path).names)
+            names = [name for name in names if name in columns]
         rows = datasets.load_dataset(
             "parquet",
             data_files=[str(path) for path in paths],
             split="train",
             cache_dir=str(folder),
-            columns=wishes.of(wanted),
+            columns=wishes.of(names),
         )
     except Exception as error:
         if machine_fault(error) is not None:
@@ -161,22 +161,22 @@ def _text(paths: Sequence[Path], wishes: Wishes, folder: Path) -> datasets.Datas
     if not target.is_file():
         opened = [look(path, wishes) for path in paths]
         counts = _write(target, opened, wishes)
-        write_json(folder / ABOUT, {"counts": counts, "notes": [note for one in opened for note in one.notes]})
+        write_json(folder / ABOUT, {"counts": counts, "notes": [note for source in opened for note in source.notes]})
     rows = datasets.Dataset.from_file(str(target))
     return rows if rows.data.column(FAULT).null_count < len(rows) else rows.remove_columns(FAULT)
 
 
 def _write(target: Path, opened: Sequence[Source], wishes: Wishes) -> list[int]:
     """Write the rows of files one after another; returns how many each has."""
-    every = list(dict.fromkeys(name for one in opened for name in one.columns))
+    every = list(dict.fromkeys(name for source in opened for name in source.columns))
     used = wishes.of(every)
     features = {name: _feature(name, opened) for name in used}
     counts = [0] * len(opened)
     with ArrowWriter(
         path=str(target), features=datasets.Features({**features, FAULT: datasets.Value("string")})
     ) as writer:
-        for place, one in enumerate(opened):
-            records = one.records()
+        for place, source in enumerate(opened):
+            records = source.records()
             while batch := list(itertools.islice(records, BATCH_ROWS)):
                 cells = {name: [_stored(record.cells.get(name), features[name]) for record in batch] for name in used}
                 writer.write_batch({**cells, FAULT: [record.fault for record in batch]})
@@ -187,7 +187,7 @@ def _write(target: Path, opened: Sequence[Source], wishes: Wishes) -> list[int]:
 
 def _feature(name: str, opened: Sequence[Source]) -> Any:
     """The type of a column: text, booleans or numbers; JSON where cells differ or are lists and objects."""
-    types = frozenset().union(*(one.types.get(name, frozenset()) for one in opened))
+    types = frozenset().union(*(source.types.get(name, frozenset()) for source in opened))
     if types <= {str}:
         return datasets.Value("string")
     if types <= {int, float}:
@@ -196,7 +196,7 @@ def _feature(name: str, opened: Sequence[Source]) -> Any:
 
 
 def _stored(cell: object, feature: object) -> object:
-    """A cell as it is written; `datasets` would take a text that is JSON for what it says."""
+    """A cell as stored; `datasets` would take a text that is JSON for what it says."""
     return json.dumps(cell, ensure_ascii=False) if isinstance(feature, datasets.Json) and cell is not None else cell
 
 
@@ -209,8 +209,8 @@ def look(path: Path, wishes: Wishes) -> Source:
     encoding, note = files.encoding_of(path, wishes.encoding)
     kind = files.format_of(path)
     make = {"csv": _csv, "json": _json, "text": _lines}[kind or "text"]
-    found = make(path, encoding, wishes)
-    return found if note is None else replace(found, notes=[note, *found.notes])
+    source = make(path, encoding, wishes)
+    return source if note is None else replace(source, notes=[note, *source.notes])
 
 
 def _lines(path: Path, encoding: str, wishes: Wishes) -> Source:
@@ -237,7 +237,7 @@ def _csv(path: Path, encoding: str, wishes: Wishes) -> Source:
         raise InputError(f"{path}: the file has no header")
     names = _names(first[1])
     for name in wishes.columns or ():
-        if [one.strip() for one in first[1]].count(name) > 1:
+        if [cell.strip() for cell in first[1]].count(name) > 1:
             raise InputError(f"{path}:{first[0]}: the header has the column {name!r} twice")
 
     def records() -> Iterator[Record]:
@@ -259,8 +259,8 @@ def _names(header: Sequence[str]) -> list[str]:
     names: list[str] = []
     for place, cell in enumerate(header):
         name = cell.strip() or f"Unnamed: {place}"
-        names.append(next(one for one in itertools.chain([name], (f"{name}.{i}" for i in itertools.count(1)))
-                          if one not in names))  # fmt: skip
+        names.append(next(free for free in itertools.chain([name], (f"{name}.{i}" for i in itertools.count(1)))
+                          if free not in names))  # fmt: skip
     return names
 
 
@@ -297,15 +297,15 @@ def _separator(path: Path, encoding: str, wishes: Wishes) -> tuple[str, int, str
         return wishes.separator, 0, None
     with files.open_text(path, encoding) as file:
         sample = list(itertools.islice(file, SAMPLE))
-    said = re.fullmatch(r"sep=(.)\s*", sample[0].lstrip("\ufeff")) if sample else None
-    if said is not None:
-        return said[1], 1, None
-    order = [usual, *(one for one in SEPARATORS if one != usual)]
-    tables = {one: [cells for cells in csv.reader(sample, delimiter=one) if cells] for one in order}
-    wanted = set(wishes.columns or ())
-    named = [one for one in order if wanted and tables[one] and wanted <= {name.strip() for name in tables[one][0]}]
-    found = next(iter(named or [one for one in order if _is_even(tables[one])]), usual)
-    return found, 0, None if found == usual else f"{path}: the fields are separated by {SEPARATORS[found]}"
+    match = re.fullmatch(r"sep=(.)\s*", sample[0].lstrip("\ufeff")) if sample else None
+    if match is not None:
+        return match[1], 1, None
+    order = [usual, *(sep for sep in SEPARATORS if sep != usual)]
+    tables = {sep: [cells for cells in csv.reader(sample, delimiter=sep) if cells] for sep in order}
+    names = set(wishes.columns or ())
+    fits = [sep for sep in order if names and tables[sep] and names <= {name.strip() for name in tables[sep][0]}]
+    best = next(iter(fits or [sep for sep in order if _is_even(tables[sep])]), usual)
+    return best, 0, None if best == usual else f"{path}: the fields are separated by {SEPARATORS[best]}"
 
 
 def _is_even(table: Sequence[Sequence[str]]) -> bool:
@@ -326,9 +326,9 @@ def _json(path: Path, encoding: str, wishes: Wishes) -> Source:
     types: dict[str, set[type]] = {}
     for record in records():
         for name, cell in record.cells.items():
-            known = types.setdefault(name, set())
+            kinds = types.setdefault(name, set())
             if cell is not None:
-                known.add(object if isinstance(cell, int) and abs(cell) >= 2**63 else type(cell))
+                kinds.add(object if isinstance(cell, int) and abs(cell) >= 2**63 else type(cell))
     columns = [name for name in types if not _INDEX.fullmatch(name) or name in (wishes.columns or ())]
     return Source(columns, {name: frozenset(types[name]) for name in columns}, records, [])
 
@@ -365,10 +365,10 @@ def _json_rows(value: object) -> list[Any] | None:
         return None
     lists = [one for one in value.values() if isinstance(one, list) and one and all(isinstance(x, dict) for x in one)]
     if len(lists) == 1:
-        found: list[Any] = lists[0]
-        return found
-    columns = [list(one.values()) if isinstance(one, dict) else one for one in value.values()]
-    lengths = {len(one) if isinstance(one, list) else 0 for one in columns}
+        rows: list[Any] = lists[0]
+        return rows
+    columns = [list(column.values()) if isinstance(column, dict) else column for column in value.values()]
+    lengths = {len(column) if isinstance(column, list) else 0 for column in columns}
     if len(lengths) == 1 and lengths.pop() > 1:
         return [dict(zip(value, cells, strict=True)) for cells in zip(*columns, strict=True)]
     return [value]
@@ -390,7 +390,7 @@ def _json_record(value: object, line: int | None = None) -> Record:
 
 
 def _parsed(text: str, line: int = 1) -> tuple[Any, str | None]:
-    """A JSON value; or None and what is wrong with it, beginning with the line. NaN is no number, so nothing."""
+    """A JSON value; or None and what is wrong with it, beginning with the line. NaN is not a number, so nothing."""
     try:
         value = json.loads(text, parse_constant=lambda _: None)
         if "\\ud" in text or "\\uD" in text:

@@ -48,12 +48,12 @@ def views(rows: Sequence[Sequence[Cell]], settings: Views, seed: int) -> list[tu
         `settings.copies` of the first row, then those of the second, and so on.
     """
     columns = [[split(cell) for cell in cells] for cells in zip(*rows, strict=True)]
-    found = []
+    copies = []
     for row, cells in enumerate(rows):
         for view in range(settings.copies):
             changed = _changed(columns, row, settings, chances(seed, row, view))
-            found.append(tuple(_joined(words, cell) for words, cell in zip(changed, cells, strict=True)))
-    return found
+            copies.append(tuple(_joined(words, cell) for words, cell in zip(changed, cells, strict=True)))
+    return copies
 
 
 def filled(cell: Cell, mask: str) -> Cell:
@@ -86,23 +86,23 @@ def _close(character: str) -> bool:
 def _changed(columns: Sequence[Sequence[Words]], row: int, settings: Views, rng: random.Random) -> list[Words]:
     """One view of a row; its texts are cropped, or spliced with those of another row, together."""
     crop, splice = rng.random() < settings.crop, rng.random() < settings.splice
-    other = int(rng.random() * len(columns[0]))
-    found = []
+    partner = int(rng.random() * len(columns[0]))
+    texts = []
     for rows in columns:
         words = rows[row]
         if crop:
             words = _cropped(words, rng)
         if splice:
-            words = _spliced(words, rows[other], rng)
-        found.append(_replaced(words, rows, settings, rng))
-    return found
+            words = _spliced(words, rows[partner], rng)
+        texts.append(_replaced(words, rows, settings, rng))
+    return texts
 
 
 def _cropped(words: Words, rng: random.Random) -> Words:
     """Half of the words or more, without gaps."""
-    kept = max(1, round(len(words) * (SHORTEST + (1 - SHORTEST) * rng.random())))
-    start = int(rng.random() * (len(words) - kept + 1))
-    return words[start : start + kept]
+    count = max(1, round(len(words) * (SHORTEST + (1 - SHORTEST) * rng.random())))
+    start = int(rng.random() * (len(words) - count + 1))
+    return words[start : start + count]
 
 
 def _spliced(words: Words, theirs: Words, rng: random.Random) -> Words:
@@ -113,19 +113,19 @@ def _spliced(words: Words, theirs: Words, rng: random.Random) -> Words:
 
 def _replaced(words: Words, pool: Sequence[Words], settings: Views, rng: random.Random) -> Words:
     """Words of which some are masked, others replaced; one at least is not masked."""
-    found = []
+    result = []
     for word in words:
         draw = rng.random()
         if draw < settings.mask:
-            found.append(MASK + _gap(word))
+            result.append(MASK + _gap(word))
         elif draw < settings.mask + settings.replace:
-            found.append(_any(_any(pool, rng), rng).rstrip() + _gap(word))
+            result.append(_any(_any(pool, rng), rng).rstrip() + _gap(word))
         else:
-            found.append(word)
-    if all(word.startswith(MASK) for word in found):
-        kept = int(rng.random() * len(words))
-        found[kept] = words[kept]
-    return found
+            result.append(word)
+    if all(word.startswith(MASK) for word in result):
+        index = int(rng.random() * len(words))
+        result[index] = words[index]
+    return result
 
 
 def _any(several: Sequence[T], rng: random.Random) -> T:

@@ -102,7 +102,7 @@ def check_templates(teacher: Vocabulary, student: Vocabulary) -> None:
     Raises:
         InputError: the first place where they do.
     """
-    ours, theirs = ((one.chat_template or "").rstrip() for one in (student, teacher))
+    ours, theirs = ((side.chat_template or "").rstrip() for side in (student, teacher))
     if ours != theirs:
         at = next(
             (i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b), min(len(ours), len(theirs))
@@ -118,11 +118,11 @@ def _check_tokens(teacher: Vocabulary, student: Vocabulary) -> None:
         return
     agreed, moved = set(), set()
     for token, number in student.tokens.items():
-        other = teacher.tokens.get(token)
-        if other == number:
+        twin = teacher.tokens.get(token)
+        if twin == number:
             agreed.add(number)
-        elif other is not None:  # a token under two ids, of which neither may be taken on the other side
-            moved.add(min(number, other))
+        elif twin is not None:  # a token under two ids, of which neither may be taken on the other side
+            moved.add(min(number, twin))
     ours, theirs = set(student.tokens.values()), set(teacher.tokens.values())
     # Several tokens may have one id (aliases): it means the same if both sides share one of them.
     differing = moved | ((ours & theirs) - agreed)
@@ -140,20 +140,20 @@ def _check_tokens(teacher: Vocabulary, student: Vocabulary) -> None:
     )
 
 
-def _token(one: Vocabulary, other: Vocabulary, number: int) -> str | None:
+def _token(ours: Vocabulary, theirs: Vocabulary, number: int) -> str | None:
     """What one side calls an id: of several names, one that the other side does not give it."""
-    names = [token for token, own in one.tokens.items() if own == number]
-    return next((token for token in names if other.tokens.get(token) != number), names[0] if names else None)
+    names = [token for token, own in ours.tokens.items() if own == number]
+    return next((token for token in names if theirs.tokens.get(token) != number), names[0] if names else None)
 
 
 def _read(path: Path) -> dict[str, object]:
     if not path.is_file():
         return {}
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise InputError(f"{path}: cannot be read: {error}") from None
-    return found if isinstance(found, dict) else {}
+    return content if isinstance(content, dict) else {}
 
 
 def _text(entry: object) -> str | None:

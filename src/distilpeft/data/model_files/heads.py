@@ -1,6 +1,6 @@
 """Whose classes a finished head answers: the model's own `id2label` against the recipe's `labels`.
 
-A head answers in the order in which it was trained, and only its config.json tells that order. Equal names in another
+A head answers in the order in which it was trained, and only its config.json gives that order. Equal names in another
 order are matched by name; names that only count (LABEL_0, LABEL_1) say nothing beyond their number. Torch-free.
 """
 
@@ -81,26 +81,26 @@ def head_of(source: Source, config: Mapping[str, object], suffix: str, labels: S
 
 
 def brings_head(config: Mapping[str, object], suffix: str) -> bool:
-    """Whether a model was saved with a head of this kind; without an architecture, the names of classes tell."""
+    """Whether a model was saved with a head of this kind; without an architecture, the names of classes decide."""
     architecture = architecture_of(config)
     return suffix in architecture if architecture else bool(config.get("id2label"))
 
 
 def architecture_of(config: Mapping[str, object]) -> str:
     """The class that saved a model; empty if its configuration does not say."""
-    found = config.get("architectures")
-    return str(found[0]) if isinstance(found, list) and found else ""
+    names = config.get("architectures")
+    return str(names[0]) if isinstance(names, list) and names else ""
 
 
 def compare(config: Mapping[str, object], labels: Sequence[str]) -> Head:
     """Compare the classes that a configuration names with those of the recipe; see `Head`."""
     ids, fault = _names_by_id(config)
-    names, wanted = tuple(ids.get(index, "") for index in range(len(ids))), len(labels) or 1
+    names, count = tuple(ids.get(index, "") for index in range(len(ids))), len(labels) or 1
     if fault:
-        return Head("other", fault=fault, names=names, fits=len(ids) == wanted)
-    if len(ids) != wanted:
+        return Head("other", fault=fault, names=names, fits=len(ids) == count)
+    if len(ids) != count:
         has = "1 output" if len(ids) == 1 else f"{len(ids)} classes"
-        needs = f"task.labels has {wanted}" if labels else "a regression needs 1"
+        needs = f"task.labels has {count}" if labels else "a regression needs 1"
         return Head("other", fault=f"its head has {has}{_listed(names)}, but {needs}", names=names, fits=False)
     if not labels:
         return Head("same", (0,), names=names)
@@ -124,8 +124,8 @@ def _plain(name: str) -> str:
 
 
 def _is_number(name: str, index: int) -> bool:
-    found = _COUNTED.fullmatch(name.strip())
-    return found is not None and int(found[1]) == index
+    match = _COUNTED.fullmatch(name.strip())
+    return match is not None and int(match[1]) == index
 
 
 def _names_by_id(config: Mapping[str, object]) -> tuple[dict[int, str], str]:
@@ -163,17 +163,17 @@ def _listed(names: Sequence[str]) -> str:
     return f" ({', '.join(names[:MOST_NAMED])}{', ...' if len(names) > MOST_NAMED else ''})"
 
 
-def _adapter_rows(folder: Path, wanted: int) -> int | None:
-    """Rows of the output layer that an adapter brings, `wanted` if any fits; None if it brings none."""
+def _adapter_rows(folder: Path, count: int) -> int | None:
+    """Rows of the output layer that an adapter brings, `count` if any fits; None if it brings none."""
     saved = [name for name in saved_modules(folder) if "embed" not in name]
-    found = [
+    sizes = [
         shape[0]
         for name, shape in adapter_shapes(folder).items()
         if len(shape) == 2 and ".lora_" not in name and any(f".{module}." in f".{name}" for module in saved)
     ]
-    if not found:
+    if not sizes:
         return None
-    return wanted if wanted in found else found[-1]
+    return count if count in sizes else sizes[-1]
 
 
 def _adapter_head(folder: Path, config: Mapping[str, object], rows: int, labels: Sequence[str]) -> Head:
@@ -181,5 +181,5 @@ def _adapter_head(folder: Path, config: Mapping[str, object], rows: int, labels:
     file = folder / "config.json"
     if file.is_file():
         return compare(read_json(file, "the adapter's classes are named in it"), labels)
-    named = compare(config, labels)
-    return named if named.verdict in ("same", "matched") else compare({"num_labels": rows}, labels)
+    head = compare(config, labels)
+    return head if head.verdict in ("same", "matched") else compare({"num_labels": rows}, labels)

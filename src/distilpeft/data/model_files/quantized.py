@@ -110,16 +110,16 @@ def stored_form(source: Source) -> Stored | None:
 
 def form_of(config: Mapping[str, Any]) -> Stored | None:
     """The same, from a configuration."""
-    found = _settings(config)
-    if not found:
+    settings = _settings(config)
+    if not settings:
         return None
-    eight, four = (found.get(key) or found.get(f"_{key}") for key in ("load_in_8bit", "load_in_4bit"))
-    method = str(found.get("quant_method") or ("bitsandbytes" if eight or four else "an unknown method"))
+    eight, four = (settings.get(key) or settings.get(f"_{key}") for key in ("load_in_8bit", "load_in_4bit"))
+    method = str(settings.get("quant_method") or ("bitsandbytes" if eight or four else "an unknown method"))
     if method == "bitsandbytes" or eight or four:
-        detail = "int8" if eight else str(found.get("bnb_4bit_quant_type", "fp4"))
+        detail = "int8" if eight else str(settings.get("bnb_4bit_quant_type", "fp4"))
         return Stored("bitsandbytes", 8 if eight else 4, "int8" if eight else "nf4", detail)
     method = method.rpartition("/")[2].replace("_", "-") if "round" in method else method
-    bits = found.get("bits", found.get("w_bit"))
+    bits = settings.get("bits", settings.get("w_bit"))
     return Stored(method, bits if isinstance(bits, int) else None)
 
 
@@ -127,9 +127,9 @@ def _settings(config: Mapping[str, Any]) -> Mapping[str, Any]:
     nested = config.get("text_config")
     for part in (config, nested if isinstance(nested, Mapping) else {}):
         for key in ("quantization_config", "compression_config"):
-            found = part.get(key)
-            if isinstance(found, Mapping) and found:
-                return found
+            settings = part.get(key)
+            if isinstance(settings, Mapping) and settings:
+                return settings
     return {}
 
 
@@ -145,13 +145,13 @@ def logical_shapes(source: Source) -> dict[str, tuple[int, ...]] | None:
     if stored is None:
         return weight_shapes(source)
     tensors = stored_tensors(source)
-    found: dict[str, tuple[int, ...]] = {}
+    shapes: dict[str, tuple[int, ...]] = {}
     for name, tensor in tensors.items():
         if STATE in name or name.rpartition(".")[2] in HELPERS:
             continue
         label, shape = _unpacked(name, tensor, tensors, stored)
-        found[label] = shape
-    return found or None
+        shapes[label] = shape
+    return shapes or None
 
 
 def _unpacked(
