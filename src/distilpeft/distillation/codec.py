@@ -12,7 +12,7 @@ A block holds the positions of one row of data: little-endian sections, each beg
     counts   `sampled`: how often each id was drawn, less one, M integers of `count_bits`
 
 A value code c of b < 32 bits stands for -64 * (c / (2^b - 1))^2: fine steps where probabilities are large, and nothing
-below e^-64. 32 bits are a float32; `full` then keeps the logits as they are. The lse of `top_k` belong to the values as
+below e^-64. 32 bits are a float32; `full` then keeps the logits unchanged. The lse of `top_k` belong to the values as
 they are stored: exp(value / temperature - lse) sums to the teacher's mass on the kept ids, however coarse the codes.
 Works without torch.
 """
@@ -111,7 +111,7 @@ class Layout:
         return max(1, (self.count - 1).bit_length()) if self.kind == "sampled" else 0
 
     def bytes_per_position(self, num_ids: float) -> float:
-        """Bytes of a position with so many ids, without the row's offset of 8 bytes."""
+        """Bytes of a position with this many ids, without the row's offset of 8 bytes."""
         if self.kind == "full":
             return self.vocabulary * self.value_bits / 8
         sizes = self._size_dtype.itemsize if self.ragged else 0
@@ -166,7 +166,7 @@ class Layout:
 
 
 def quantized(values: NDArray[np.floating[Any]], bits: int) -> Floats:
-    """Log-probabilities as they come back from codes of so many bits."""
+    """Log-probabilities as they come back from codes of this many bits."""
     if bits == 32:
         return values.astype(np.float32)
     return _from_codes(_codes(values, bits), bits)
@@ -190,8 +190,8 @@ def unpack(packed: Bytes, count: int, bits: int) -> Ints:
     starts = np.arange(count, dtype=np.int64) * bits
     windows = padded[(starts >> 3)[:, None] + np.arange(4)].view("<u4")[:, 0]
     shifted = windows >> (starts & 7).astype(np.uint32)
-    found: Ints = (shifted & np.uint32((1 << bits) - 1)).astype(np.int64)
-    return found
+    numbers: Ints = (shifted & np.uint32((1 << bits) - 1)).astype(np.int64)
+    return numbers
 
 
 def _num_bytes(count: int, bits: int) -> int:
@@ -205,8 +205,8 @@ def _codes(values: NDArray[np.floating[Any]], bits: int) -> NDArray[np.uint32]:
 
 
 def _from_codes(codes: NDArray[np.integer[Any]], bits: int) -> Floats:
-    found: Floats = (-RANGE * np.square(codes / (2**bits - 1))).astype(np.float32)
-    return found
+    values: Floats = (-RANGE * np.square(codes / (2**bits - 1))).astype(np.float32)
+    return values
 
 
 def _packed_values(values: Floats, bits: int) -> bytes:

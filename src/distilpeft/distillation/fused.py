@@ -51,7 +51,7 @@ class Head:
 
     @property
     def layer(self) -> nn.Module:
-        """The layer at work: PEFT wraps a head that it trains in full."""
+        """The layer in use: PEFT wraps a head that it trains in full."""
         saved = getattr(self.module, "modules_to_save", None)
         if not isinstance(saved, nn.ModuleDict):
             return self.module
@@ -277,10 +277,10 @@ class _ModuleChunks:
             raw_NV = self._head.layer(hidden_NH)
         logits_NV = self._head.shape(raw_NV.detach().clone())
         value = _replace_by_gradient(self._head, logits_NV, labels_N, soft, loss)
-        found = list(torch.autograd.grad(raw_NV, inputs, logits_NV)) if inputs else []
+        gradients = list(torch.autograd.grad(raw_NV, inputs, logits_NV)) if inputs else []
         if self._hidden_grad is not None:
-            self._hidden_grad[rows] = found.pop(0)
-        for gradient, new in zip(self._grads, found, strict=True):
+            self._hidden_grad[rows] = gradients.pop(0)
+        for gradient, new in zip(self._grads, gradients, strict=True):
             gradient.add_(new)
         return value
 
@@ -326,7 +326,7 @@ def linear_scores(hidden_NH: Tensor, head: Head, labels_N: Tensor, teacher: Runn
 def _scores(logits_NV: Tensor, labels_N: Tensor, soft_NV: Tensor | None) -> dict[str, Tensor]:
     wide_NV = logits_NV.to(_accumulator(logits_NV.dtype))
     log_q_NV = torch.log_softmax(wide_NV, dim=-1)
-    found = {
+    scores = {
         "nats": -log_q_NV.gather(-1, labels_N.unsqueeze(-1)).squeeze(-1),
         "right": (wide_NV.argmax(-1) == labels_N).to(wide_NV.dtype),
         "confidence": log_q_NV.amax(-1).exp(),
@@ -338,9 +338,9 @@ def _scores(logits_NV: Tensor, labels_N: Tensor, soft_NV: Tensor | None) -> dict
             log_q_NV = torch.log_softmax(wide_NV[:, :shared], dim=-1)
         log_p_NV = torch.log_softmax(wide_p_NV, dim=-1)
         p_NV = log_p_NV.exp()
-        found["kl"] = (p_NV * (log_p_NV - log_q_NV)).nan_to_num_(0.0).sum(-1)
-        found["agree"] = (wide_p_NV.argmax(-1) == wide_NV[:, :shared].argmax(-1)).to(wide_NV.dtype)
-    return found
+        scores["kl"] = (p_NV * (log_p_NV - log_q_NV)).nan_to_num_(0.0).sum(-1)
+        scores["agree"] = (wide_p_NV.argmax(-1) == wide_NV[:, :shared].argmax(-1)).to(wide_NV.dtype)
+    return scores
 
 
 def _compute_dtype(hidden_NH: Tensor) -> torch.dtype:

@@ -1,4 +1,4 @@
-"""`distilpeft targets inspect`: what a store of soft targets holds, and whether it is whole. Works without torch."""
+"""`distilpeft targets inspect`: what a store of soft targets holds, and whether it is complete. Works without torch."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def find(path: Path) -> Path:
     Raises:
         InputError: there is none.
     """
-    found = [path / STORE, *path.glob(f"targets-*/{STORE}")]
-    stores = [file.parent for file in found if file.is_file() and file.parent.suffix != ".partial"]
+    files = [path / STORE, *path.glob(f"targets-*/{STORE}")]
+    stores = [file.parent for file in files if file.is_file() and file.parent.suffix != ".partial"]
     if not stores:
         raise InputError(f"{path}: no soft targets here; give their folder, or a run's, such as runs/quickstart")
     return max(stores, key=lambda folder: (folder / STORE).stat().st_mtime)
@@ -53,14 +53,14 @@ def show(path: Path, num_rows: int, console: Console) -> None:
 
 def facts(store: SoftTargets) -> dict[str, str]:
     """The store in plain words."""
-    known, layout = store.store, store.layout
-    measured = known["measured"]
-    found = {
+    content, layout = store.store, store.layout
+    measured = content["measured"]
+    entries = {
         "kind": layout.kind
         + (f", {layout.count} {'draws' if layout.kind == 'sampled' else 'ids'}" if layout.count else ""),
         "vocabulary": f"{layout.vocabulary} ids of {layout.id_bits} bits; values of {layout.value_bits} bits",
         "temperatures": ", ".join(f"{t:g}" for t in layout.temperatures) or "any",
-        "rows, positions": f"{known['num_rows']}, {known['num_positions']} in {len(known['shards'])} shards",
+        "rows, positions": f"{content['num_rows']}, {content['num_positions']} in {len(content['shards'])} shards",
         "bytes": f"{measured['bytes'] / 1e6:.2f} MB, {measured['bytes_per_token']:.2f} per token",
     }
     units = {
@@ -68,8 +68,8 @@ def facts(store: SoftTargets) -> dict[str, str]:
         "entropy_nats": "{:.3f} nats per token", "log_p_error": "{:.5f} nats, weighed by probability",
         "log_p_max_error": "{:.5f} nats",
     }  # fmt: skip
-    found |= {name.replace("_", " "): text.format(measured[name]) for name, text in units.items() if name in measured}
-    return found | {f"of {name}": str(value) for name, value in known["bound"].items()}
+    entries |= {name.replace("_", " "): text.format(measured[name]) for name, text in units.items() if name in measured}
+    return entries | {f"of {name}": str(value) for name, value in content["bound"].items()}
 
 
 def _examples(store: SoftTargets, row: int, tokenizer: PreTrainedTokenizerBase) -> Table:
@@ -95,11 +95,11 @@ def _text(tokenizer: PreTrainedTokenizerBase, number: int) -> str:
 
 def _tokenizer(store: SoftTargets) -> Any:
     """The teacher's tokenizer, if its file is on this machine; classes have none."""
-    known = store.store.get("tokenizer")
-    if not known:
+    record = store.store.get("tokenizer")
+    if not record:
         return None
     try:
-        folder = model_folder(resolve_model(known["model"], "tokenizer", known.get("revision")).reader)
+        folder = model_folder(resolve_model(record["model"], "tokenizer", record.get("revision")).reader)
     except InputError:
         return None
     if folder is None or not (folder / "tokenizer.json").is_file() or store.layout.vocabulary < 2**8:

@@ -129,14 +129,14 @@ def sparse_value_and_grad(student_NV: Tensor, labels_N: Tensor, soft: Sparse, lo
     joint = weight is not None and temperature == 1 and shared == width and not loss.label_smoothing
     label_z_N1 = z_NV.gather(-1, labels_N.unsqueeze(-1)) if joint else None
     parts = _sampled if soft.weight_NK is not None else _top_k
-    found = parts(z_NV, soft, loss)  # z_NV now holds a distribution over ids, see `Parts`
-    value, base_grad_N1 = found.value * (soft_weight * temperature**2), found.base_grad_N1 * (soft_weight * temperature)
-    kept_grad_NK = found.kept_grad_NK * (soft_weight * temperature)
+    terms = parts(z_NV, soft, loss)  # z_NV now holds a distribution over ids, see `Parts`
+    value, base_grad_N1 = terms.value * (soft_weight * temperature**2), terms.base_grad_N1 * (soft_weight * temperature)
+    kept_grad_NK = terms.kept_grad_NK * (soft_weight * temperature)
     if label_z_N1 is not None and weight is not None:
-        value = value + weighted((found.lse_N1 - label_z_N1).sum(), weight)
-        base_grad_N1 = base_grad_N1 + weight * found.base_q_N1
-        if found.kept_q_NK is not None:
-            kept_grad_NK = kept_grad_NK + weight * found.kept_q_NK
+        value = value + weighted((terms.lse_N1 - label_z_N1).sum(), weight)
+        base_grad_N1 = base_grad_N1 + weight * terms.base_q_N1
+        if terms.kept_q_NK is not None:
+            kept_grad_NK = kept_grad_NK + weight * terms.kept_q_NK
     grad_NV = z_NV.mul_(base_grad_N1).scatter_add_(-1, soft.ids_NK, kept_grad_NK)
     if label_z_N1 is not None and weight is not None:
         return value, grad_NV.scatter_add_(-1, labels_N.unsqueeze(-1), torch.ones_like(label_z_N1).mul_(-weight))
@@ -252,17 +252,17 @@ def _keep_top(logits_NV: Tensor, layout: Layout) -> Kept:
 
 def _keep_drawn(logits_NV: Tensor, layout: Layout, uniforms_ND: NDArray[np.float64]) -> Kept:
     log_p_NV = log_softmax(logits_NV, 1.0)
-    return _counted(log_p_NV, layout, _drawn(log_p_NV, layout, uniforms_ND))
+    return _count(log_p_NV, layout, _draw(log_p_NV, layout, uniforms_ND))
 
 
 def keep_drawn_often(logits_NV: Tensor, layout: Layout, uniforms_RND: NDArray[np.float64]) -> list[Kept]:
     """`keep` of a `sampled` layout R times over the same logits, which are summed up once."""
     log_p_NV = log_softmax(logits_NV[:, : layout.vocabulary], 1.0)
-    drawn_ND = _drawn(log_p_NV, layout, np.concatenate(list(uniforms_RND), -1))
-    return [_counted(log_p_NV, layout, part) for part in np.split(drawn_ND, len(uniforms_RND), -1)]
+    drawn_ND = _draw(log_p_NV, layout, np.concatenate(list(uniforms_RND), -1))
+    return [_count(log_p_NV, layout, part) for part in np.split(drawn_ND, len(uniforms_RND), -1)]
 
 
-def _drawn(log_p_NV: Tensor, layout: Layout, uniforms_ND: NDArray[np.float64]) -> NDArray[np.int64]:
+def _draw(log_p_NV: Tensor, layout: Layout, uniforms_ND: NDArray[np.float64]) -> NDArray[np.int64]:
     """Ids [N, D] at these uniform numbers, from the mean of the distributions at the layout's temperatures."""
     drawn_ND = np.empty(uniforms_ND.shape, np.int64)
     size = max(1, DRAW_BLOCK_BYTES // (8 * log_p_NV.shape[-1]))
@@ -280,7 +280,7 @@ def _drawn(log_p_NV: Tensor, layout: Layout, uniforms_ND: NDArray[np.float64]) -
     return drawn_ND
 
 
-def _counted(log_p_NV: Tensor, layout: Layout, drawn_ND: NDArray[np.int64]) -> Kept:
+def _count(log_p_NV: Tensor, layout: Layout, drawn_ND: NDArray[np.int64]) -> Kept:
     """Several draws of one id become one entry with their number."""
     lse_NT = np.stack([_numpy(torch.logsumexp(log_p_NV / t, -1)) for t in layout.temperatures], -1)
     drawn_ND = np.sort(drawn_ND, axis=-1)

@@ -58,12 +58,12 @@ def row_hashes(tokens: datasets.Dataset) -> Hashes:
     hashes_R, at = np.empty(len(tokens), dtype=np.uint64), 0
     for batch in tokens.select_columns(columns).with_format("numpy").iter(batch_size=2_000):
         cells = [[_cell_bytes(cell) for cell in batch[name]] for name in columns]
-        found = []
+        hashes = []
         for row in zip(*cells, strict=True):
             lengths = np.array([len(part) for part in row], dtype="<i8").tobytes()
-            found.append(hashlib.blake2b(lengths + b"".join(row), digest_size=8).digest())
-        hashes_R[at : at + len(found)] = np.frombuffer(b"".join(found), dtype="<u8")
-        at += len(found)
+            hashes.append(hashlib.blake2b(lengths + b"".join(row), digest_size=8).digest())
+        hashes_R[at : at + len(hashes)] = np.frombuffer(b"".join(hashes), dtype="<u8")
+        at += len(hashes)
     return hashes_R
 
 
@@ -93,12 +93,12 @@ def _plain_numbers(array_R: NDArray[Any]) -> Iterator[Any]:
 
 def _digest_numbers(array_R: NDArray[np.integer[Any]]) -> str:
     """`digest_json` of a list of whole numbers, without the list."""
-    found = hashlib.sha256(b"[")
+    sha = hashlib.sha256(b"[")
     for start in range(0, len(array_R), NUMBERS):
         text = ", ".join(map(str, array_R[start : start + NUMBERS].tolist()))
-        found.update((", " if start else "").encode() + text.encode())
-    found.update(b"]")
-    return found.hexdigest()
+        sha.update((", " if start else "").encode() + text.encode())
+    sha.update(b"]")
+    return sha.hexdigest()
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,7 @@ class Writer:
         self.num_shards = len(contents.edges) - 1
 
     def _is_same(self) -> bool:
-        """Whether the folder holds these very targets, begun or put together."""
+        """Whether the folder holds these very targets, begun or complete."""
         begun, store = self._folder / BEGUN, self._folder / STORE
         if begun.is_file():
             return _read_or_none(begun, read_json) == self._contents.identity
@@ -158,10 +158,10 @@ class Writer:
         if (self._folder / STORE).is_file():  # put together, but killed before it was published
             return True
         file, record = self._folder / _name(shard), self._folder / _record(shard)
-        known = _read_or_none(record, read_sealed)
-        if known is None or not file.is_file():
+        entry = _read_or_none(record, read_sealed)
+        if entry is None or not file.is_file():
             return False
-        return bool(file.stat().st_size == known["bytes"] and digest_file(file) == known["sha256"])
+        return bool(file.stat().st_size == entry["bytes"] and digest_file(file) == entry["sha256"])
 
     def write(self, shard: int, rows: Sequence[Kept], measured: Mapping[str, float]) -> None:
         """Store what is kept of the rows of a shard, in their order; it is on disk when this returns."""
@@ -170,17 +170,17 @@ class Writer:
         blocks = [self._contents.layout.encode(kept) for kept in rows]
         offsets = np.cumsum([0, *map(len, blocks)]).astype("<u8")
         file = self._folder / _name(shard)
-        (self._folder / _record(shard)).unlink(missing_ok=True)  # it may tell of other bytes
+        (self._folder / _record(shard)).unlink(missing_ok=True)  # it may describe other bytes
         with file.open("wb") as out:
             out.writelines([*blocks, offsets.tobytes()])
             out.flush()
             os.fsync(out.fileno())
         entry = {"file": file.name, "first_row": start, "num_rows": stop - start, "bytes": file.stat().st_size}
-        told = {**entry, "sha256": digest_file(file), "measured": dict(measured)}
-        write_json(self._folder / _record(shard), sealed(told))
+        content = {**entry, "sha256": digest_file(file), "measured": dict(measured)}
+        write_json(self._folder / _record(shard), sealed(content))
 
     def finish(self, notes: Mapping[str, object]) -> JsonObject:
-        """Put the store together; `notes` are kept in it as they are.
+        """Put the store together; `notes` are kept in it unchanged.
 
         Returns:
             The figures of `measured`.
@@ -225,14 +225,14 @@ def _read_or_none(path: Path, read: Callable[[Path, str], JsonObject]) -> JsonOb
 def summary(sums: Sequence[Mapping[str, float]], num_bytes: int) -> JsonObject:
     """Figures of a store from the sums of its shards; see `sparse.describe`. Bytes are those of the shards."""
     positions = max(1.0, sum(part["positions"] for part in sums))
-    found: JsonObject = {"bytes": num_bytes, "bytes_per_token": num_bytes / positions}
+    figures: JsonObject = {"bytes": num_bytes, "bytes_per_token": num_bytes / positions}
     names = {"ids": "ids_per_token", "mass": "captured_mass", "entropy": "entropy_nats", "error": "log_p_error"}
     for key, name in names.items():
         if all(key in part for part in sums):
-            found[name] = sum(part[key] for part in sums) / positions
+            figures[name] = sum(part[key] for part in sums) / positions
     if all("max_error" in part for part in sums):
-        found["log_p_max_error"] = max((part["max_error"] for part in sums), default=0.0)
-    return found
+        figures["log_p_max_error"] = max((part["max_error"] for part in sums), default=0.0)
+    return figures
 
 
 def read_store(folder: Path) -> JsonObject:
@@ -244,14 +244,14 @@ def read_store(folder: Path) -> JsonObject:
     if (folder / BEGUN).exists():
         raise InputError(f"{folder}: these soft targets are not finished; run the recipe that makes them again")
     path = folder / STORE
-    found = read_sealed(path, "give a folder of soft targets, or make them again")
-    if found.get("format") != FORMAT:
-        raise InputError(f"{path}: format {found.get('format')!r}, but this version reads {FORMAT}; make them again")
-    return found
+    store = read_sealed(path, "give a folder of soft targets, or make them again")
+    if store.get("format") != FORMAT:
+        raise InputError(f"{path}: format {store.get('format')!r}, but this version reads {FORMAT}; make them again")
+    return store
 
 
 class SoftTargets:
-    """A whole store, read by row id.
+    """A complete store, read by row id.
 
     Attributes:
         store: content of `store.json`.
@@ -271,10 +271,10 @@ class SoftTargets:
 
     def _array(self, name: str) -> NDArray[Any]:
         try:
-            found: NDArray[Any] = np.load(self._folder / name, allow_pickle=False)
+            array: NDArray[Any] = np.load(self._folder / name, allow_pickle=False)
         except (OSError, ValueError) as error:
             raise InputError(f"{self._folder / name}: cannot be read ({type(error).__name__})") from None
-        return found
+        return array
 
     def _map(self, shard: int) -> tuple[Bytes, NDArray[np.int64]]:
         """A shard's bytes, memory-mapped, and where its blocks begin."""
@@ -322,10 +322,10 @@ class SoftTargets:
             InputError: the first difference, with both sides named.
         """
         for name, value in expected.items():
-            found = self.store["bound"].get(name)
-            if found != value:
+            actual = self.store["bound"].get(name)
+            if actual != value:
                 raise InputError(
-                    f"{self._folder}: these soft targets belong to {name} {found}, not to {value}; "
+                    f"{self._folder}: these soft targets belong to {name} {actual}, not to {value}; "
                     "make them again with this recipe"
                 )
         fault = _rows_fault(self._array(ROWS), hashes_R)
