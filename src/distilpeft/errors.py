@@ -33,7 +33,7 @@ class StoppedBySignal(RuntimeError):
     """Stopped by a signal after a checkpoint; run the same command to resume. Exit code 75 (or 130)."""
 
     def __init__(self, message: str, exit_code: int) -> None:
-        super().__init__(message, exit_code)  # both, so that it comes whole out of another process
+        super().__init__(message, exit_code)  # both, so that it comes intact out of another process
         self.exit_code = exit_code
 
     def __str__(self) -> str:
@@ -84,13 +84,13 @@ def machine_fault(error: BaseException) -> str | None:
             "out of memory; lower the micro_batch_size of what was at work (teacher.fit, distil.fit, targets, "
             f"evaluate); {AGAIN}"
         )
-    for one in _chain(error):
-        if isinstance(one, OSError) and one.errno in DISK:
-            where = f"{one.filename}: " if one.filename else ""
-            return f"{where}{one.strerror}; {AGAIN}"
-        found = DISK_TEXT.search(str(one))
-        if found is not None and not isinstance(one, AssertionError):
-            return f"{found.group()}, while writing or reading a file; {AGAIN}"
+    for cause in _chain(error):
+        if isinstance(cause, OSError) and cause.errno in DISK:
+            where = f"{cause.filename}: " if cause.filename else ""
+            return f"{where}{cause.strerror}; {AGAIN}"
+        match = DISK_TEXT.search(str(cause))
+        if match is not None and not isinstance(cause, AssertionError):
+            return f"{match.group()}, while writing or reading a file; {AGAIN}"
     return None
 
 
@@ -102,9 +102,9 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
     """An error and what led to it."""
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        seen.add(id(error))
+    ids: set[int] = set()
+    while error is not None and id(error) not in ids:
+        ids.add(id(error))
         yield error
         error = error.__cause__ or error.__context__
 

@@ -19,19 +19,19 @@ def generate(runner: Runner, ids: Sequence[int], max_new_tokens: int, stop: Sequ
         return write_rows(runner, {"input_ids": source, "attention_mask": np.ones_like(source)}, max_new_tokens, stop)[
             0
         ]
-    found: list[int] = []
+    answer: list[int] = []
     cache = None
     new = list(ids)
-    while len(found) < max_new_tokens:
-        length = len(ids) + len(found)
+    while len(answer) < max_new_tokens:
+        length = len(ids) + len(answer)
         inputs = {"input_ids": np.array([new], np.int64), "attention_mask": np.ones((1, length), np.int64)}
         logits, cache = runner.run(inputs, cache, last=True)
         token = int(logits[0, -1].argmax())
         if token in stop:
             break
-        found.append(token)
+        answer.append(token)
         new = [token]
-    return found
+    return answer
 
 
 def write_rows(runner: Runner, inputs: Inputs, max_new_tokens: int, stop: Sequence[int]) -> list[list[int]]:
@@ -45,16 +45,16 @@ def write_rows(runner: Runner, inputs: Inputs, max_new_tokens: int, stop: Sequen
     """
     assert runner.start is not None
     rows = len(inputs["input_ids"])
-    given = {**inputs, DECODER: np.full((rows, 1), runner.start, np.int64)}
-    found: list[list[int]] = [[] for _ in range(rows)]
+    step_inputs = {**inputs, DECODER: np.full((rows, 1), runner.start, np.int64)}
+    answers: list[list[int]] = [[] for _ in range(rows)]
     ended_B, cache = np.zeros(rows, bool), None
     for _ in range(max_new_tokens):
-        logits, cache = runner.run(given, cache, last=True)
+        logits, cache = runner.run(step_inputs, cache, last=True)
         token_B = logits[:, -1].argmax(-1)
         ended_B |= np.isin(token_B, list(stop))
         if ended_B.all():
             break
         for row in np.flatnonzero(~ended_B):
-            found[row].append(int(token_B[row]))
-        given = {"attention_mask": inputs["attention_mask"], DECODER: token_B[:, None]}
-    return found
+            answers[row].append(int(token_B[row]))
+        step_inputs = {"attention_mask": inputs["attention_mask"], DECODER: token_B[:, None]}
+    return answers

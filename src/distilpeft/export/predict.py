@@ -76,12 +76,12 @@ def run(  # noqa: PLR0913 - the command line's options
         An answer as a line of JSON, unless it went to the file.
 
     Raises:
-        InputError: the folder is no export, or a row cannot be answered; it is named.
+        InputError: the folder is not an export, or a row cannot be answered; it is named.
     """
     bundle = Bundle(folder)
     pairs = bool(bundle.manifest.get("pair"))
     if source is None:
-        rows = _given(folder, texts, pairs=pairs)
+        rows = _of_arguments(folder, texts, pairs=pairs)
     elif isinstance(source, Path) and files.format_of(source) not in (None, "text"):
         rows = of_table(source)
     elif isinstance(source, Path):
@@ -108,7 +108,7 @@ def columns_of(provenance: Mapping[str, Any], text: str | None = None, pair: str
     return Columns(list(dict.fromkeys(first)), list(dict.fromkeys(second)))
 
 
-def _given(folder: Path, texts: Sequence[str], *, pairs: bool) -> Iterator[Placed]:
+def _of_arguments(folder: Path, texts: Sequence[str], *, pairs: bool) -> Iterator[Placed]:
     """Texts of the command line; of pairs the two of one row."""
     for number, text in enumerate(texts, 1):
         if not text.strip():
@@ -158,12 +158,12 @@ def of_lines(source: Iterable[str], name: str, *, pairs: bool = False) -> Iterat
             yield from ((place, _object(place, row)) for place, row in _numbered(array, name))
             return
     objects_only = pairs or _as_object(first) is not None
-    for here, line in chain(head, lines):
+    for at, line in chain(head, lines):
         row = _as_object(line)
         if row is None and objects_only:
             wants = "a JSON object with both texts" if pairs else "a JSON object, as the first line is"
-            raise InputError(f"{name}:{here}: not {wants}; quote a text that begins with a brace as JSON")
-        yield f"{name}:{here}", {TEXT: line.rstrip("\r\n")} if row is None else row
+            raise InputError(f"{name}:{at}: not {wants}; quote a text that begins with a brace as JSON")
+        yield f"{name}:{at}", {TEXT: line.rstrip("\r\n")} if row is None else row
 
 
 def _numbered(rows: Iterable[object], name: str) -> Iterator[tuple[str, object]]:
@@ -209,8 +209,8 @@ def _text(place: str, row: Mapping[str, object], columns: Sequence[str], flag: s
     """The text under the first of these columns that the row has."""
     column = next((name for name in columns if name in row), None)
     if column is None:
-        wanted = " or ".join(map(repr, columns[:2]))
-        raise InputError(f"{place}: no text under {wanted}; its columns are {', '.join(row)}; name one with {flag}")
+        names = " or ".join(map(repr, columns[:2]))
+        raise InputError(f"{place}: no text under {names}; its columns are {', '.join(row)}; name one with {flag}")
     cell = row[column]
     if not isinstance(cell, str):
         kind = "a number" if isinstance(cell, int | float) and not isinstance(cell, bool) else type(cell).__name__
@@ -230,13 +230,13 @@ def _lines(
 
 def beside(row: Mapping[str, object], answer: Mapping[str, object]) -> Row:
     """An answer under keys that the row does not have."""
-    found: Row = {}
+    fields: Row = {}
     for key, value in answer.items():
         name = key
         while name in row:
             name = f"predicted_{name}"
-        found[name] = value
-    return found
+        fields[name] = value
+    return fields
 
 
 def answered(

@@ -79,7 +79,7 @@ def cores() -> str:
 def busy_s() -> float | None:
     """Seconds since the start that the processors this process may use were not idle, added up.
 
-    None where the system does not tell.
+    None where the system does not say.
     """
     try:
         lines = [line.split() for line in Path("/proc/stat").read_text(encoding="ascii").splitlines()]
@@ -116,18 +116,18 @@ def is_first_process() -> bool:
 
 def gpu_names() -> list[str]:
     """Model names of the NVIDIA GPUs that the driver lists."""
-    found = sorted(Path("/proc/driver/nvidia/gpus").glob("*/information"))
-    lines = [line for file in found for line in file.read_text(encoding="utf-8").splitlines()]
+    files = sorted(Path("/proc/driver/nvidia/gpus").glob("*/information"))
+    lines = [line for file in files for line in file.read_text(encoding="utf-8").splitlines()]
     return [line.partition(":")[2].strip() for line in lines if line.startswith("Model")]
 
 
 def gpu_memories() -> list[float]:
-    """Bytes of each visible NVIDIA GPU, as the driver's own tool tells; none where there is no such tool."""
+    """Bytes of each visible NVIDIA GPU, as the driver's own tool reports; none where there is no such tool."""
     command = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
     if not visible_gpus() or shutil.which(command[0]) is None:
         return []
-    told = subprocess.run(command, capture_output=True, text=True, check=False, timeout=30).stdout.split()
-    return [float(number) * 2**20 for number in told if number.isdecimal()][: len(visible_gpus())]
+    sizes = subprocess.run(command, capture_output=True, text=True, check=False, timeout=30).stdout.split()
+    return [float(number) * 2**20 for number in sizes if number.isdecimal()][: len(visible_gpus())]
 
 
 def memory_bytes() -> float:
@@ -163,7 +163,7 @@ def num_processes(devices: str | int) -> int:
     """How many processes to start for a recipe's `devices`; one if this process was started as one of several.
 
     Raises:
-        InputError: there are not so many GPUs.
+        InputError: there are fewer GPUs.
     """
     if "RANK" in os.environ or devices == "cpu":
         return 1

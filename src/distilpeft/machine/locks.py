@@ -1,6 +1,6 @@
 """Locks between processes, here or on machines that share a folder: files that the kernel unlocks when a holder dies.
 
-`flock` works on local disks and over NFS (Linux); a file system without it is told, not ignored.
+`flock` works on local disks and over NFS (Linux); a file system without it is reported, not ignored.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def in_use(folder: Path) -> AbstractContextManager[None]:
 
 def held_by_others(folder: Path) -> dict[str, str]:
     """The locks of a run's folder that somebody works under, with who that is; nothing is written."""
-    found = {}
+    holders = {}
     for name in sorted(names_in(folder / LOCKS) - {IN_USE}):
         lock = Lock(folder, name)
         with lock.path.open("rb") as file:
@@ -89,5 +89,5 @@ def held_by_others(folder: Path) -> dict[str, str]:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
             except OSError as error:
                 if error.errno in BUSY:
-                    found[name] = lock.holder()
-    return found
+                    holders[name] = lock.holder()
+    return holders

@@ -143,15 +143,15 @@ def _pieces_fault(words: dict[str, Any]) -> str | None:
 def _alphabet() -> list[str]:
     from tokenizers import pre_tokenizers
 
-    found: list[str] = pre_tokenizers.ByteLevel.alphabet()
-    return found
+    alphabet: list[str] = pre_tokenizers.ByteLevel.alphabet()
+    return alphabet
 
 
 def _pre(words: dict[str, Any]) -> str | None:
     top = words["pre_tokenizer"] or {"type": None}
     steps = top["pretokenizers"] if top["type"] == "Sequence" else [top]
-    found = tuple(_step(step) for step in steps)
-    return PRE.get((found, bool(words["model"].get("ignore_merges"))))
+    key = tuple(_step(step) for step in steps)
+    return PRE.get((key, bool(words["model"].get("ignore_merges"))))
 
 
 def _step(step: dict[str, Any]) -> str:
@@ -278,18 +278,18 @@ def _add_tokenizer(writer: Any, words: dict[str, Any], special: Mapping[str, int
 
 def _vocabulary(words: dict[str, Any], rows: int) -> tuple[list[str], list[int]]:
     """A token and its type for each row of the embeddings; rows without one are called [PADn]."""
-    found = {index: (token, TokenType.NORMAL) for token, index in words["model"]["vocab"].items()}
+    tokens = {index: (token, TokenType.NORMAL) for token, index in words["model"]["vocab"].items()}
     for token in words["added_tokens"]:
         kind = TokenType.CONTROL if token["special"] else TokenType.USER_DEFINED
-        found[token["id"]] = (token["content"], kind)
-    taken = {token for token, _ in found.values()}
+        tokens[token["id"]] = (token["content"], kind)
+    names = {token for token, _ in tokens.values()}
     for row in range(rows):
-        if row not in found:
+        if row not in tokens:
             filler = f"[PAD{row}]"
-            while filler in taken:
+            while filler in names:
                 filler += "_"
-            found[row] = (filler, TokenType.UNUSED)
-    return [found[row][0] for row in range(rows)], [int(found[row][1]) for row in range(rows)]
+            tokens[row] = (filler, TokenType.UNUSED)
+    return [tokens[row][0] for row in range(rows)], [int(tokens[row][1]) for row in range(rows)]
 
 
 def _tensors(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
@@ -307,14 +307,14 @@ def _tensors(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
         yield "rope_freqs.weight", (plain_D / turns_D).float()
 
 
-def _type(title: str, shape: tuple[int, ...], wanted: Any, tied: bool) -> Any:
+def _type(title: str, shape: tuple[int, ...], kind: Any, tied: bool) -> Any:
     if len(shape) == 1:
         return Type.F32
-    narrow = wanted in (Type.Q4_0, Type.Q4_1, Type.Q5_0, Type.Q5_1)
+    narrow = kind in (Type.Q4_0, Type.Q4_1, Type.Q5_0, Type.Q5_1)
     if narrow and title == ("token_embd.weight" if tied else "output.weight"):
-        wanted = Type.Q8_0
-    block, _ = gguf.GGML_QUANT_SIZES[wanted]
-    return Type.F16 if shape[-1] % block else wanted
+        kind = Type.Q8_0
+    block, _ = gguf.GGML_QUANT_SIZES[kind]
+    return Type.F16 if shape[-1] % block else kind
 
 
 def _arranged(title: str, tensor: Tensor, config: PretrainedConfig) -> Tensor:
@@ -336,7 +336,7 @@ def _arranged(title: str, tensor: Tensor, config: PretrainedConfig) -> Tensor:
 def _encoded(tensor: Tensor, kind: Any, title: str) -> NDArray[np.generic]:
     array = tensor.float().cpu().contiguous().numpy()
     with np.errstate(over="ignore"):
-        found: NDArray[np.generic] = gguf.quants.quantize(array, kind)
-    if kind == Type.F16 and np.isinf(found).any():
+        content: NDArray[np.generic] = gguf.quants.quantize(array, kind)
+    if kind == Type.F16 and np.isinf(content).any():
         raise InputError(f"export.formats: gguf: {title} has weights beyond the largest of f16; gguf-bf16 holds them")
-    return found
+    return content
