@@ -97,9 +97,9 @@ def reliability(probabilities_NC: Floats, labels_N: Ints) -> dict[str, list[floa
     right_N = probabilities_NC.argmax(-1) == labels_N
     bins_N = np.minimum((confidence_N * ECE_BINS).astype(int), ECE_BINS - 1)
     count, sure, right = (np.bincount(bins_N, weights, ECE_BINS) for weights in (None, confidence_N, right_N))
-    kept = count > 0
-    means = {"confidence": sure[kept] / count[kept], "accuracy": right[kept] / count[kept]}
-    return {**{name: np.round(values, 6).tolist() for name, values in means.items()}, "count": count[kept].tolist()}
+    mask = count > 0
+    means = {"confidence": sure[mask] / count[mask], "accuracy": right[mask] / count[mask]}
+    return {**{name: np.round(values, 6).tolist() for name, values in means.items()}, "count": count[mask].tolist()}
 
 
 FUNCTIONS: dict[str, Callable[[Floats, Ints], float]] = {
@@ -152,8 +152,8 @@ def scores(names: tuple[str, ...], logits_NC: Floats, labels_N: Ints) -> dict[st
     for name in names:
         if name.startswith("hub:"):
             metric = evaluate.load(name.removeprefix("hub:"))
-            found = metric.compute(predictions=probabilities_NC.argmax(-1), references=labels_N)
-            for key, value in found.items():
+            figures = metric.compute(predictions=probabilities_NC.argmax(-1), references=labels_N)
+            for key, value in figures.items():
                 result[key] = {"value": float(value), "low": None, "high": None, "num_rows": len(labels_N)}
             continue
         metric = OfflineMetric(name)
@@ -191,7 +191,7 @@ def scored(
         names: which of them are wanted.
         num_rows: how many rows there are.
         bounds: of each metric that is not a share.
-        counted: what `num_rows` is told as, if the scores count something else, such as words.
+        counted: what to report as `num_rows`, if the scores count something else, such as words.
 
     Returns:
         See `scores`.
@@ -199,12 +199,12 @@ def scored(
     values = metrics(slice(None))
     rng = np.random.default_rng(0)
     draws = [metrics(rng.integers(0, num_rows, num_rows)) for _ in range(RESAMPLES)]
-    found: dict[str, Score] = {}
+    result: dict[str, Score] = {}
     for name in names:
         low, high = _around(values[name], [draw[name] for draw in draws], bounds.get(name, (0.0, 1.0)))
         counts = num_rows if counted is None else counted
-        found[name] = {"value": values[name], "low": low, "high": high, "num_rows": counts}
-    return found
+        result[name] = {"value": values[name], "low": low, "high": high, "num_rows": counts}
+    return result
 
 
 def wilson(share: float, num_rows: int) -> tuple[float, float]:

@@ -16,17 +16,17 @@ Floats = NDArray[np.float64]
 def log_softmax(logits_NC: NDArray[np.floating[Any]]) -> Floats:
     """Log-probabilities."""
     shifted_NC = logits_NC.astype(np.float64) - logits_NC.max(-1, keepdims=True)
-    found: Floats = shifted_NC - np.log(np.exp(shifted_NC).sum(-1, keepdims=True))
-    return found
+    log_p_NC: Floats = shifted_NC - np.log(np.exp(shifted_NC).sum(-1, keepdims=True))
+    return log_p_NC
 
 
 def softmax(logits_NC: NDArray[np.floating[Any]]) -> Floats:
     """Probabilities."""
-    found: Floats = np.exp(log_softmax(logits_NC))
-    return found
+    p_NC: Floats = np.exp(log_softmax(logits_NC))
+    return p_NC
 
 
 def divergence(log_p_NC: Floats, log_q_NC: Floats) -> Floats:
     """KL(p ‖ q) of every row, [N], in nats, from log-probabilities."""
-    found: Floats = (np.exp(log_p_NC) * (log_p_NC - log_q_NC)).sum(-1)
-    return found
+    kl_N: Floats = (np.exp(log_p_NC) * (log_p_NC - log_q_NC)).sum(-1)
+    return kl_N

@@ -41,12 +41,12 @@ class Added:
         return counts_BN @ self.sum_N / np.where(weight_B == 0, 1.0, weight_B)
 
 
-def compare(one: Added, two: Added) -> dict[str, Any]:
+def compare(first: Added, second: Added) -> dict[str, Any]:
     """The difference of two models' scores on the same rows, with a paired bootstrap interval and a test.
 
     Args:
-        one: the first model's rows.
-        two: the second model's.
+        first: the first model's rows.
+        second: the second model's.
 
     Returns:
         `difference` (first − second), `low` and `high` (95 %), `p_value`, `test`, and for right or wrong answers `wins`
@@ -54,16 +54,16 @@ def compare(one: Added, two: Added) -> dict[str, Any]:
         (McNemar 1947): of the rows on which the two differ, each is as likely to win. Else twice the share of
         resamples on the far side of zero.
     """
-    value = difference(one, two)
-    draws_R = np.concatenate([one.score(counts) - two.score(counts) for counts in _resampled(len(one.sum_N))])
+    value = difference(first, second)
+    draws_R = np.concatenate([first.score(counts) - second.score(counts) for counts in _resampled(len(first.sum_N))])
     low, high = np.percentile(draws_R, [2.5, 97.5])
-    found = {"difference": value, "low": min(float(low), value), "high": max(float(high), value)}
-    plain = all((added.weight_N == 1).all() for added in (one, two))
-    if plain and set(np.unique(one.sum_N)) | set(np.unique(two.sum_N)) <= {0.0, 1.0}:
-        gap_N = one.sum_N - two.sum_N
+    result = {"difference": value, "low": min(float(low), value), "high": max(float(high), value)}
+    plain = all((added.weight_N == 1).all() for added in (first, second))
+    if plain and set(np.unique(first.sum_N)) | set(np.unique(second.sum_N)) <= {0.0, 1.0}:
+        gap_N = first.sum_N - second.sum_N
         wins, losses = int((gap_N > 0).sum()), int((gap_N < 0).sum())
-        return {**found, "p_value": mcnemar(wins, losses), "test": "mcnemar", "wins": wins, "losses": losses}
-    return {**found, "p_value": _two_sided(draws_R), "test": "bootstrap", "wins": None, "losses": None}
+        return {**result, "p_value": mcnemar(wins, losses), "test": "mcnemar", "wins": wins, "losses": losses}
+    return {**result, "p_value": _two_sided(draws_R), "test": "bootstrap", "wins": None, "losses": None}
 
 
 def mcnemar(wins: int, losses: int) -> float:
@@ -73,10 +73,10 @@ def mcnemar(wins: int, losses: int) -> float:
     return float(binomtest(wins, wins + losses, 0.5).pvalue) if wins + losses else 1.0
 
 
-def difference(one: Added, two: Added) -> float:
+def difference(first: Added, second: Added) -> float:
     """The first model's score less the second's."""
-    every_1N = np.ones((1, len(one.sum_N)))
-    return float((one.score(every_1N) - two.score(every_1N))[0])
+    every_1N = np.ones((1, len(first.sum_N)))
+    return float((first.score(every_1N) - second.score(every_1N))[0])
 
 
 def over_seeds(pairs: Sequence[tuple[Added, Added]]) -> dict[str, float]:
@@ -88,11 +88,11 @@ def over_seeds(pairs: Sequence[tuple[Added, Added]]) -> dict[str, float]:
     Returns:
         `mean`, `low`, `high`: bootstrap over rows, the same for all seeds, and over seeds.
     """
-    value = float(np.mean([difference(one, two) for one, two in pairs]))
+    value = float(np.mean([difference(first, second) for first, second in pairs]))
     rng = np.random.default_rng(1)
     draws = []
     for counts in _resampled(len(pairs[0][0].sum_N)):
-        each_RS = np.stack([one.score(counts) - two.score(counts) for one, two in pairs], axis=-1)
+        each_RS = np.stack([first.score(counts) - second.score(counts) for first, second in pairs], axis=-1)
         seeds_RS = rng.integers(0, len(pairs), each_RS.shape)
         draws.append(np.take_along_axis(each_RS, seeds_RS, axis=1).mean(axis=1))
     low, high = np.percentile(np.concatenate(draws), [2.5, 97.5])
