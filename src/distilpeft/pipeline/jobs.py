@@ -77,14 +77,14 @@ def check_shared(runtime: Runtime, folder: Path) -> None:
 def jobs_of(plan: Plan, until: str | None = None) -> list[Job]:
     """The plan's steps, up to the last one of a stage."""
     jobs = []
-    for label, one in {"": plan, **{f"seed {seed}": repeat for seed, repeat in plan.repeats.items()}}.items():
-        steps = one.own
+    for label, seed_plan in {"": plan, **{f"seed {seed}": repeat for seed, repeat in plan.repeats.items()}}.items():
+        steps = seed_plan.own
         if until is not None:
             last = [index for index, step in enumerate(steps) if step.stage == until]
-            if not last and one is plan:
+            if not last and seed_plan is plan:
                 raise InputError(f"--until {until}: this recipe has no such stage")
             steps = steps[: last[-1] + 1] if last else ()
-        jobs += [Job(one, step, label) for step in steps]
+        jobs += [Job(seed_plan, step, label) for step in steps]
     return jobs
 
 
@@ -139,29 +139,29 @@ def next_job(jobs: Sequence[Job], runtime: Runtime, published: Published, announ
         announced: artifacts whose wait has been reported already.
     """
     while True:
-        found = _on_all(look(jobs, published) if runtime.is_main else None, jobs, runtime)
-        if not isinstance(found, Waiting):
-            return found
-        for job, lock in found.busy:
+        state = _on_all(look(jobs, published) if runtime.is_main else None, jobs, runtime)
+        if not isinstance(state, Waiting):
+            return state
+        for job, lock in state.busy:
             if job.artifact.path not in announced:
                 announced.add(job.artifact.path)
                 runtime.say(f"waiting for {job.artifact.path.name}: {lock.holder() or 'another run'} is working on it")
         time.sleep(POLL_S)
 
 
-def _on_all(found: NextJob | None, jobs: Sequence[Job], runtime: Runtime) -> NextJob:
+def _on_all(state: NextJob | None, jobs: Sequence[Job], runtime: Runtime) -> NextJob:
     """Send what the main process has found to the others: the index of the job, or a negative number."""
     finished, waiting = -1, -2
-    match found:
+    match state:
         case Ready(job):
-            number = next(index for index, one in enumerate(jobs) if one is job)
+            number = next(index for index, item in enumerate(jobs) if item is job)
         case Finished():
             number = finished
         case _:
             number = waiting
     number = runtime.from_main(number)
-    if found is not None:
-        return found
+    if state is not None:
+        return state
     if number == finished:
         return Finished()
     return Waiting() if number == waiting else Ready(jobs[number])
@@ -174,16 +174,16 @@ def look(jobs: Sequence[Job], published: Published) -> NextJob:
     left = [job for job in jobs if job.artifact not in published]
     if not left:
         return Finished()
-    wanted = {job.artifact.path: job.artifact for job in jobs}
-    num_done = sum(made in published for made in wanted.values())
+    artifacts = {job.artifact.path: job.artifact for job in jobs}
+    num_done = sum(artifact in published for artifact in artifacts.values())
     early = [job for job in left if job.stage not in LAST_STAGES]
     busy: tuple[tuple[Job, Lock], ...] = ()
     for job in early or left:
         if all(need in published for need in job.needs()):
-            taken = _take(Ready(job, _locks(job), num_done, len(wanted)), published)
-            if isinstance(taken, Ready):
-                return taken
-            busy += taken.busy
+            state = _take(Ready(job, _locks(job), num_done, len(artifacts)), published)
+            if isinstance(state, Ready):
+                return state
+            busy += state.busy
     return Waiting(busy)
 
 

@@ -138,7 +138,7 @@ def _lines(source: Path) -> Iterator[tuple[int, JsonObject]]:
 def _write(
     contents: Contents, blocks: dict[int, tuple[bytes, dict[str, float]]], out: Path, notes: Mapping[str, object]
 ) -> None:
-    """Write beside `out`, then publish."""
+    """Write next to `out`, then publish."""
     partial = out.with_name(f".{out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -158,8 +158,8 @@ def _write(
 
 def _added(sums: list[dict[str, float]]) -> dict[str, float]:
     names = ("positions", "ids", "mass", "error")
-    largest = max((one["max_error"] for one in sums), default=0.0)
-    return {**{name: math.fsum(one[name] for one in sums) for name in names}, "max_error": largest}
+    largest = max((part["max_error"] for part in sums), default=0.0)
+    return {**{name: math.fsum(part[name] for part in sums) for name in names}, "max_error": largest}
 
 
 @dataclass(frozen=True)
@@ -181,66 +181,66 @@ class _Reader:
 
     def read(self, number: int, line: Mapping[str, object]) -> tuple[int, Kept, dict[str, float]]:
         """One line → its row, what is kept of its positions, and their figures."""
-        here = f"{self._source}:{number}"
+        where = f"{self._source}:{number}"
         row = line.get("row", number - 1)
         if isinstance(row, bool) or not isinstance(row, int) or not 0 <= row < len(self._dataset):
-            raise InputError(f"{here}: row {row!r}: the training split has rows 0 to {len(self._dataset) - 1}")
-        known = self._dataset[row]
-        ids, wanted = known["input_ids"], [s for s, flag in enumerate(known["target"]) if flag]
-        answer = _answer(line.get("response", line), here)
-        at = self._places(answer, ids, wanted, f"{here}: row {row}")
+            raise InputError(f"{where}: row {row!r}: the training split has rows 0 to {len(self._dataset) - 1}")
+        cells = self._dataset[row]
+        ids, positions = cells["input_ids"], [s for s, flag in enumerate(cells["target"]) if flag]
+        answer = _answer(line.get("response", line), where)
+        at = self._places(answer, ids, positions, f"{where}: row {row}")
         entries = []
-        for s, entry in zip(wanted, at, strict=True):
-            place = f"{here}: row {row}, token {s}"
-            found = self._entry(entry, place)
-            if answer.names_chosen and answer.token_ids is None and ids[s] not in found:
-                raise InputError(f"{place}: the recipe has token {ids[s]} here, the answer speaks of {list(found)[:5]}")
-            entries.append(found)
-        kept, sums = self._kept(entries)
+        for s, entry in zip(positions, at, strict=True):
+            place = f"{where}: row {row}, token {s}"
+            logps = self._entry(entry, place)
+            if answer.names_chosen and answer.token_ids is None and ids[s] not in logps:
+                raise InputError(f"{place}: the recipe has token {ids[s]} here, the answer speaks of {list(logps)[:5]}")
+            entries.append(logps)
+        kept, sums = self._likeliest(entries)
         return row, kept, sums
 
-    def _places(self, answer: _Answer, ids: list[int], wanted: list[int], here: str) -> list[object]:
+    def _places(self, answer: _Answer, ids: list[int], positions: list[int], where: str) -> list[object]:
         """The entries of the tokens to be predicted, once the tokens are known to be the recipe's."""
-        expected = [ids[s] for s in wanted] if answer.generated else ids
-        entries, given = answer.entries, answer.token_ids
-        if given is None and answer.tokens is not None:
-            given = [self._id(token, here) for token in answer.tokens]
-        if not answer.generated and len(entries) == len(ids) + 1:  # echo also tells of the token it adds
-            entries, given = entries[:-1], None if given is None else given[: len(ids)]
+        expected = [ids[s] for s in positions] if answer.generated else ids
+        entries, token_ids = answer.entries, answer.token_ids
+        if token_ids is None and answer.tokens is not None:
+            token_ids = [self._id(token, where) for token in answer.tokens]
+        if not answer.generated and len(entries) == len(ids) + 1:  # echo also reports the token it adds
+            entries, token_ids = entries[:-1], None if token_ids is None else token_ids[: len(ids)]
         if len(entries) != len(expected):
-            raise InputError(f"{here}: {len(entries)} entries, but the recipe's row has {len(expected)} tokens")
-        if given is None and not answer.names_chosen:
-            raise InputError(f"{here}: nothing tells which tokens these are; add token_ids")
-        if given is not None and given[: len(expected)] != expected:
-            pairs = enumerate(zip([*given, *[None] * len(expected)], expected, strict=False))
+            raise InputError(f"{where}: {len(entries)} entries, but the recipe's row has {len(expected)} tokens")
+        if token_ids is None and not answer.names_chosen:
+            raise InputError(f"{where}: nothing tells which tokens these are; add token_ids")
+        if token_ids is not None and token_ids[: len(expected)] != expected:
+            pairs = enumerate(zip([*token_ids, *[None] * len(expected)], expected, strict=False))
             place, (theirs, ours) = next((i, pair) for i, pair in pairs if pair[0] != pair[1])
             raise InputError(
-                f"{here}: token {place} is {theirs} in the answer, {ours} in the recipe; it was made with another "
+                f"{where}: token {place} is {theirs} in the answer, {ours} in the recipe; it was made with another "
                 "tokenizer, template or cut"
             )
-        return entries if answer.generated else [entries[s] for s in wanted]
+        return entries if answer.generated else [entries[s] for s in positions]
 
     def _entry(self, entry: object, place: str) -> Entry:
         """Id → log-probability."""
         if isinstance(entry, dict):
             pairs: list[tuple[Any, object]] = [(self._number(key, place), value) for key, value in entry.items()]
-        elif isinstance(entry, list) and all(isinstance(one, dict) for one in entry):
+        elif isinstance(entry, list) and all(isinstance(top, dict) for top in entry):
             pairs = [
-                (one["id"] if "id" in one else self._id(one.get("token"), place), one.get("logprob")) for one in entry
+                (top["id"] if "id" in top else self._id(top.get("token"), place), top.get("logprob")) for top in entry
             ]
         else:
             raise InputError(f"{place}: no log-probabilities, but this token is to be predicted")
-        found: Entry = {}
+        logprobs: Entry = {}
         for key, value in pairs:
             logprob = self._checked(key, value, place)
-            if found.get(key, logprob) != logprob:
-                raise InputError(f"{place}: id {key} has two log-probabilities, {found[key]} and {logprob}")
+            if logprobs.get(key, logprob) != logprob:
+                raise InputError(f"{place}: id {key} has two log-probabilities, {logprobs[key]} and {logprob}")
             if logprob > -RANGE:
-                found[key] = logprob
-        mass = math.fsum(math.exp(one) for one in found.values())
-        if not found or mass > 1 + SUM_TOLERANCE:
-            raise InputError(f"{place}: {len(found)} ids with probabilities that sum to {mass:.4f}")
-        return found
+                logprobs[key] = logprob
+        mass = math.fsum(math.exp(logprob) for logprob in logprobs.values())
+        if not logprobs or mass > 1 + SUM_TOLERANCE:
+            raise InputError(f"{place}: {len(logprobs)} ids with probabilities that sum to {mass:.4f}")
+        return logprobs
 
     def _checked(self, key: object, value: object, place: str) -> float:
         """The log-probability of an id."""
@@ -273,19 +273,19 @@ class _Reader:
     @functools.cached_property
     def _texts(self) -> dict[str, list[int]]:
         """Text → the ids that are shown as it."""
-        found: dict[str, list[int]] = {}
+        ids_by_text: dict[str, list[int]] = {}
         ids = sorted(set(self._tokenizer.get_vocab().values()))
-        for number, text in zip(ids, self._tokenizer.batch_decode([[one] for one in ids]), strict=True):
-            found.setdefault(text, []).append(number)
-        return found
+        for number, text in zip(ids, self._tokenizer.batch_decode([[i] for i in ids]), strict=True):
+            ids_by_text.setdefault(text, []).append(number)
+        return ids_by_text
 
-    def _kept(self, entries: list[Entry]) -> tuple[Kept, dict[str, float]]:
+    def _likeliest(self, entries: list[Entry]) -> tuple[Kept, dict[str, float]]:
         """The likeliest `k` of each entry, and figures; the lse of what is stored gives the exact mass."""
         layout = self._layout
         best = [sorted(entry.items(), key=lambda pair: (-pair[1], pair[0]))[: layout.count] for entry in entries]
-        sizes_N = np.array([len(one) for one in best], dtype=np.int64)
-        ids_M = np.array([key for one in best for key, _ in one], dtype=np.int64)
-        exact_M = np.array([value for one in best for _, value in one], dtype=np.float64)
+        sizes_N = np.array([len(row) for row in best], dtype=np.int64)
+        ids_M = np.array([key for row in best for key, _ in row], dtype=np.int64)
+        exact_M = np.array([value for row in best for _, value in row], dtype=np.float64)
         values_M = quantized(exact_M, layout.value_bits)
         edges = np.concatenate([[0], np.cumsum(sizes_N)])
         lse_N1 = np.zeros((len(best), 1), np.float32)
@@ -301,7 +301,7 @@ class _Reader:
         return Kept(values_M, ids_M, sizes_N, lse_N1, np.empty(0, np.int64)), sums
 
 
-def _answer(line: Any, here: str) -> _Answer:
+def _answer(line: Any, where: str) -> _Answer:
     """Recognise the form of an answer."""
     choices = line.get("choices") if isinstance(line, dict) else None
     choice = choices[0] if isinstance(choices, list) and choices and isinstance(choices[0], dict) else {}
@@ -312,15 +312,15 @@ def _answer(line: Any, here: str) -> _Answer:
             return _Answer(entries, ids if isinstance(ids, list) else None, names_chosen=True)
     logprobs = choice.get("logprobs")
     if isinstance(logprobs, dict) and isinstance(logprobs.get("content"), list):  # a chat's answer
-        entries = [one.get("top_logprobs") if isinstance(one, dict) else None for one in logprobs["content"]]
-        return _Answer(entries, tokens=[one.get("token") for one in logprobs["content"]], generated=True)
+        entries = [item.get("top_logprobs") if isinstance(item, dict) else None for item in logprobs["content"]]
+        return _Answer(entries, tokens=[item.get("token") for item in logprobs["content"]], generated=True)
     if isinstance(logprobs, dict) and isinstance(logprobs.get("top_logprobs"), list):  # a completion's echo
         entries = [_by_text(entry) for entry in logprobs["top_logprobs"]]
         return _Answer(entries, tokens=logprobs.get("tokens"))
     if isinstance(line, dict) and isinstance(line.get("logprobs"), list):
         ids = line.get("token_ids")
         return _Answer(line["logprobs"], ids if isinstance(ids, list) else None)
-    raise InputError(f"{here}: no logprobs, prompt_logprobs or choices[0].logprobs with top_logprobs in this answer")
+    raise InputError(f"{where}: no logprobs, prompt_logprobs or choices[0].logprobs with top_logprobs in this answer")
 
 
 def _by_text(entry: object) -> object:

@@ -78,15 +78,15 @@ def neighbours(layout: Layout, recipe: Recipe) -> list[Layout]:
     """The form in use, the same with half and with twice its ids, and the other sparse form."""
     targets, vocabulary = recipe.targets, layout.vocabulary
     at, bits = (recipe.distil.temperature,), targets.value_bits or 12
-    found = [layout]
+    layouts = [layout]
     if layout.kind != "full":
         most = vocabulary if layout.kind == "top_k" else 2**16 - 1
-        found += [replace(layout, count=max(1, min(count, most))) for count in (layout.count // 2, layout.count * 2)]
+        layouts += [replace(layout, count=max(1, min(count, most))) for count in (layout.count // 2, layout.count * 2)]
     if layout.kind != "top_k":
-        found.append(Layout("top_k", vocabulary, min(bits, 16), at, min(targets.k, vocabulary)))
+        layouts.append(Layout("top_k", vocabulary, min(bits, 16), at, min(targets.k, vocabulary)))
     if layout.kind != "sampled":
-        found.append(Layout("sampled", vocabulary, min(bits, 16), at, targets.draws, ragged=True))
-    return [one for one in dict.fromkeys(found) if format_fault(one.kind, recipe.distil) is None]
+        layouts.append(Layout("sampled", vocabulary, min(bits, 16), at, targets.draws, ragged=True))
+    return [form for form in dict.fromkeys(layouts) if format_fault(form.kind, recipe.distil) is None]
 
 
 class _Form:
@@ -108,8 +108,8 @@ class _Form:
             rounds = keep_drawn_often(teacher_NV, self.layout, numbers_DNK)
         else:
             rounds = [keep(teacher_NV, self.layout)]
-        for draw, made in enumerate(rounds):
-            block = self.layout.encode(made)
+        for draw, original in enumerate(rounds):
+            block = self.layout.encode(original)
             kept = self.layout.decode(np.frombuffer(bytearray(block), np.uint8), len(labels_N))
             soft: Tensor | Sparse = torch.from_numpy(kept.values)
             if self.layout.kind != "full":
@@ -123,7 +123,7 @@ class _Form:
             self._num_bytes += len(block)
 
     def figures(self, count: int, total: float, whole_V: Tensor, square: float) -> dict[str, Any]:
-        """What the sums tell, over so many positions."""
+        """What the sums show, over this many positions."""
         size = max(count, 1)
         spread = float(np.std(self._values_D, ddof=1)) if self._draws > 1 else 0.0
         sums_D = torch.nn.functional.cosine_similarity(self._sums_DV, whole_V.unsqueeze(0), dim=-1)

@@ -43,25 +43,25 @@ def run(context: Context, evaluated: Mapping[str, Artifact], out: Artifact) -> F
         for reader in (context.pair.student_reader, context.pair.teacher_reader)
     )
     added, calibration, answers = {}, {}, None
-    for role, made in evaluated.items():
+    for role, artifact in evaluated.items():
         rows = theirs if role in (*TEACHERS, MAJORITY) else ours  # as it read them
-        values_NK = np.load(made.file(VALUES), allow_pickle=False).astype(np.float64)
+        values_NK = np.load(artifact.file(VALUES), allow_pickle=False).astype(np.float64)
         if role == recipe.export.of:
             answers = _answers(context, values_NK, rows)
         added[role] = significance.Added(*context.task.added(values_NK, rows))
         calibration[role] = context.task.calibration(values_NK, rows)
-    kept = {role: one.sum_N for role, one in added.items()}
-    kept |= {f"{role} weight": one.weight_N for role, one in added.items()}
+    kept = {role: sums.sum_N for role, sums in added.items()}
+    kept |= {f"{role} weight": sums.weight_N for role, sums in added.items()}
     np.savez_compressed(out.partial / ROWS, allow_pickle=False, **kept)
     metric = recipe.kind.main
     pairs = [
         {
-            "role": role, "against": other, "metric": metric,
-            **significance.compare(added[role], added[other]), "num_rows": len(added[role].sum_N),
+            "role": role, "against": against, "metric": metric,
+            **significance.compare(added[role], added[against]), "num_rows": len(added[role].sum_N),
         }
         for role in added
-        for other in ((recipe.export.of, TEACHER) if format_of(role) is not None else COMPARED.get(role, ()))
-        if other in added
+        for against in ((recipe.export.of, TEACHER) if format_of(role) is not None else COMPARED.get(role, ()))
+        if against in added
     ]  # fmt: skip
     groups_N = data.groups()
     groups = {} if groups_N is None else {"groups": _by_group(added, groups_N)}
@@ -76,16 +76,16 @@ def _answers(context: Context, values_NK: NDArray[np.float64], rows: Rows) -> di
     `confusion`: rows by label and answer, of tasks with one class a row; `mistakes`: at most `MISTAKES` texts, each
     with `label`, `answer` and `probability`.
     """
-    found = context.task.by_class(values_NK, rows)
-    if found is None:
+    tally = context.task.by_class(values_NK, rows)
+    if tally is None:
         return None
     counts = context.data.class_counts()
     classes = [
-        {"name": name, "rows": dict(zip(SPLITS, counts[name], strict=True)), "present": int(found.present_C[at]),
-         "right": int(found.right_C[at]), "predicted": int(found.predicted_C[at])}
+        {"name": name, "rows": dict(zip(SPLITS, counts[name], strict=True)), "present": int(tally.present_C[at]),
+         "right": int(tally.right_C[at]), "predicted": int(tally.predicted_C[at])}
         for at, name in enumerate(counts)
     ]  # fmt: skip
-    confusion = None if found.confusion_CC is None or len(classes) > MOST_CONFUSED else found.confusion_CC.tolist()
+    confusion = None if tally.confusion_CC is None or len(classes) > MOST_CONFUSED else tally.confusion_CC.tolist()
     return {"classes": classes, "confusion": confusion, "mistakes": _mistakes(context, values_NK, rows, list(counts))}
 
 
@@ -115,7 +115,7 @@ def shortened(text: str) -> str:
 
 def _by_group(added: Mapping[str, significance.Added], groups_N: NDArray[np.str_]) -> list[dict[str, Any]]:
     """How each model differs from the teacher in each group, and `beyond`: by how much more than on all rows."""
-    found = []
+    pairs = []
     for role in added:
         if role == TEACHER or not (role in COMPARED or format_of(role) is not None):
             continue
@@ -124,5 +124,5 @@ def _by_group(added: Mapping[str, significance.Added], groups_N: NDArray[np.str_
             mask_N = groups_N == name
             pair = significance.compare(added[role].of(mask_N), added[TEACHER].of(mask_N))
             beyond = pair["difference"] - overall
-            found.append({"group": str(name), "role": role, "num_rows": int(mask_N.sum()), **pair, "beyond": beyond})
-    return found
+            pairs.append({"group": str(name), "role": role, "num_rows": int(mask_N.sum()), **pair, "beyond": beyond})
+    return pairs

@@ -115,26 +115,26 @@ def _values(context: Context, loaded: Loaded, teacher: Loaded | None, rows: Toke
             else soft_of_rows(context, teacher, settings.precision, settings.split)
         )
     with runtime.bar(f"evaluate on {settings.split}", len(rows.lengths_N)) as bar:
-        found = values_of(
+        values_NK = values_of(
             runtime, loaded.model, rows, measure_with(context.task, soft), precision=settings.precision,
             micro_batch_size=rows_at_once(loaded.model, settings.micro_batch_size, recipe.data.max_tokens), bar=bar,
         )  # fmt: skip
     if not recipe.kind.generation_metrics:
-        return found
-    return np.concatenate([found, _written(context, loaded, rows)], axis=1)
+        return values_NK
+    return np.concatenate([values_NK, _counts_of_texts(context, loaded, rows)], axis=1)
 
 
-def _written(context: Context, loaded: Loaded, rows: Tokens) -> NDArray[np.float32]:
+def _counts_of_texts(context: Context, loaded: Loaded, rows: Tokens) -> NDArray[np.float32]:
     """What is counted of the texts that the model writes by itself; zeros for rows beyond `evaluate.generate.rows`."""
-    asked, settings, runtime = context.recipe.evaluate, context.recipe.evaluate.generate, context.runtime
+    section, settings, runtime = context.recipe.evaluate, context.recipe.evaluate.generate, context.runtime
     count = min(settings.rows, len(rows.lengths_N))
 
     def measure(model: PreTrainedModel, batch: Batch) -> Any:
         return context.task.written(model, batch, loaded.tokenizer, settings)
 
-    with runtime.bar(f"write {count} {asked.split} rows", count) as bar:
-        found = values_of(
-            runtime, loaded.model, rows, measure, precision=asked.precision, micro_batch_size=asked.micro_batch_size,
-            limit=count, bar=bar,
+    with runtime.bar(f"write {count} {section.split} rows", count) as bar:
+        values_NK = values_of(
+            runtime, loaded.model, rows, measure, precision=section.precision,
+            micro_batch_size=section.micro_batch_size, limit=count, bar=bar,
         )  # fmt: skip
-    return np.pad(found, ((0, len(rows.lengths_N) - count), (0, 0)))
+    return np.pad(values_NK, ((0, len(rows.lengths_N) - count), (0, 0)))

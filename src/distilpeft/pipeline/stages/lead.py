@@ -47,12 +47,12 @@ def run(context: Context, *, teacher_NK: NDArray[np.float32], student_NK: NDArra
         significance.Added(*task.added(values_NK.astype(np.float64), context.data.tokens("validation", reader)))
         for values_NK, reader in read
     )
-    found = significance.compare(theirs, ours)
-    figures = {"metric": recipe.kind.main, "num_rows": len(theirs.sum_N), **found}
-    better = found["low"] > 0 if recipe.kind.main not in LOWER_IS_BETTER else found["high"] < 0
+    gap = significance.compare(theirs, ours)
+    figures = {"metric": recipe.kind.main, "num_rows": len(theirs.sum_N), **gap}
+    better = gap["low"] > 0 if recipe.kind.main not in LOWER_IS_BETTER else gap["high"] < 0
     if better:
         return figures
-    lead = f"{recipe.kind.main} {found['difference']:+.4f} (95 % {found['low']:+.4f} to {found['high']:+.4f})"
+    lead = f"{recipe.kind.main} {gap['difference']:+.4f} (95 % {gap['low']:+.4f} to {gap['high']:+.4f})"
     message = (
         f"on {figures['num_rows']} validation rows the teacher is not ahead, by more than chance, of the student on "
         f"labels alone: {lead}. {advice(context)}"

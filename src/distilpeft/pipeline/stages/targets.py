@@ -122,8 +122,8 @@ def _fill(runtime: Runtime, writer: Writer, maker: _Maker, bar: Bar) -> None:
         if shard < writer.num_shards and not missing:
             start, stop = writer.rows(shard)
             bar.advance((stop - start) * processes)
-        known = torch.tensor([[int(runtime.stop_requested), -1 if bad_row is None else bad_row]], device=runtime.device)
-        stopped, bad = accelerator.gather(known).amax(0).tolist()
+        flags = torch.tensor([[int(runtime.stop_requested), -1 if bad_row is None else bad_row]], device=runtime.device)
+        stopped, bad = accelerator.gather(flags).amax(0).tolist()
         if bad >= 0:
             raise GateError(f"targets: the teacher's logits are not finite for row {bad}; see teacher.gate")
         if stopped:
@@ -161,8 +161,8 @@ class _Maker:
     def _soft(self, ids: NDArray[np.int64]) -> Running | Tensor:
         batch = send_to_device(self._rows.load_batch(ids), self._runtime.device)
         with torch.no_grad(), self._runtime.autocast(self._targets.precision):
-            found: Running | Tensor = self._task.soft(self._model, batch)
-        return found if self._cut is None else over_kept(found, self._cut)
+            soft: Running | Tensor = self._task.soft(self._model, batch)
+        return soft if self._cut is None else over_kept(soft, self._cut)
 
     def make(self, writer: Writer, shard: int, batches: list[NDArray[np.int64]], bar: Bar) -> int | None:
         """Compute and write a shard, unless a signal comes first.
@@ -171,7 +171,7 @@ class _Maker:
             A row whose logits are not finite, or None.
         """
         start, stop = writer.rows(shard)
-        found: dict[int, Kept] = {}
+        kept_by_row: dict[int, Kept] = {}
         sums: dict[str, float] = {}
         for done, ids in enumerate(batches):
             if self._runtime.stop_requested:
@@ -185,9 +185,9 @@ class _Maker:
                 return bad
             edges = np.cumsum([0, *self._positions_R[ids]])
             for index, row in enumerate(ids.tolist()):
-                found[row] = kept.rows(edges[index], edges[index + 1])
+                kept_by_row[row] = kept.rows(edges[index], edges[index + 1])
             bar.advance(len(ids) * self._runtime.accelerator.num_processes)
-        writer.write(shard, [found[row] for row in range(start, stop)], sums)
+        writer.write(shard, [kept_by_row[row] for row in range(start, stop)], sums)
         return None
 
     def _positions(

@@ -114,12 +114,12 @@ def _gate(runtime: Runtime, recipe: Recipe, figures: Figures) -> None:
     name = recipe.kind.main
     sign = -1 if name in LOWER_IS_BETTER else 1
     tuned, untuned, majority = figures["tuned"], figures.get("untuned", {}), figures["majority"]
-    lead, start = (sign * (tuned[name] - other.get(name, -sign * math.inf)) for other in (majority, untuned))
+    lead, start = (sign * (tuned[name] - scores.get(name, -sign * math.inf)) for scores in (majority, untuned))
     # A model that begins with a finished head may have nothing left to gain.
     perfect = tuned[name] == (0.0 if sign < 0 else 1.0)
     if tuned["finite"] and lead > 0 and (start > 0 or (perfect and start == 0)):
         return
-    found = f"{tuned[name]:.4f}" if tuned["finite"] else "not finite"
+    score = f"{tuned[name]:.4f}" if tuned["finite"] else "not finite"
     guesses = {"language": "the class-frequency baseline", "values": "the training rows' mean"}
     guess = guesses.get(recipe.kind.family, "the majority class")
     before = f"the untuned base has {untuned.get(name, math.nan):.4f}, " if untuned else ""
@@ -129,7 +129,7 @@ def _gate(runtime: Runtime, recipe: Recipe, figures: Figures) -> None:
         else "It is used without tuning: are the classes in its own order?"
     )
     message = (
-        f"the {'tuned ' if untuned else ''}teacher is no better than chance: its validation {name} is {found}; {before}"
+        f"the {'tuned ' if untuned else ''}teacher is no better than chance: its validation {name} is {score}; {before}"
         f"{guess} {majority[name]:.4f}. {remedy}; set teacher.gate: warn to continue anyway"
     )
     if recipe.teacher.gate == "stop":
