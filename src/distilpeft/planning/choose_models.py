@@ -1,4 +1,4 @@
-"""`distilpeft init`: a first recipe for the data at hand, with the reason beside every choice.
+"""`distilpeft init`: a first recipe for the data at hand, with the reason next to every choice.
 
 Looks at the data, asks for what it cannot see, chooses teacher and student from `catalogue.json`, and settings by rules
 that are written down here. The recipe is checked before it is written. Torch-free.
@@ -70,14 +70,14 @@ class Choice:
 
 def catalogue() -> dict[str, list[JsonObject]]:
     """Kind → the models that init knows."""
-    found: dict[str, list[JsonObject]] = json.loads((Path(__file__).parent / "catalogue.json").read_text("utf-8"))
-    return found
+    models: dict[str, list[JsonObject]] = json.loads((Path(__file__).parent / "catalogue.json").read_text("utf-8"))
+    return models
 
 
 def licence_of(source: Source) -> str | None:
     """The licence of a model or of data: as the catalogue has it, or as its own files do; None if neither names one."""
-    listed = (one for models in catalogue().values() for one in models if one["name"] == source.name)
-    return next((str(one["licence"]) for one in listed), None) or licence_in_files(source)
+    listed = (model for models in catalogue().values() for model in models if model["name"] == source.name)
+    return next((str(model["licence"]) for model in listed), None) or licence_in_files(source)
 
 
 def choose(wishes: Wishes, max_tokens: int) -> Choice:
@@ -91,12 +91,12 @@ def choose(wishes: Wishes, max_tokens: int) -> Choice:
     alike = traits.same_tokens
     listed = catalogue()[kind]
     most = MOST_MILLIONS[kind] if wishes.on == "cpu" else MILLIONS_PER_GB * memory_gb(wishes.on)
-    fitting = [one for one in listed if _suits(one, wishes, kind, max_tokens)]
-    by_name = {one["name"]: one for one in listed}
+    fitting = [model for model in listed if _suits(model, wishes, kind, max_tokens)]
+    by_name = {model["name"]: model for model in listed}
     if wishes.teacher is not None:
         teacher = by_name.get(wishes.teacher) or unlisted(wishes.teacher, "--teacher", max_tokens)
     else:
-        able = [one for one in fitting if one["millions"] <= most]
+        able = [model for model in fitting if model["millions"] <= most]
         if not able:
             where = "as a package " if wishes.packages else ""
             ways = ", or ".join(["name one with --teacher", *_relaxed(wishes, kind, max_tokens, most)])
@@ -104,7 +104,7 @@ def choose(wishes: Wishes, max_tokens: int) -> Choice:
                 f"init: no {kind} {where}for {max_tokens} tokens and --language {wishes.speaks} is known that fits "
                 f"on {wishes.on}; {ways}"
             )
-        teacher = max(able, key=lambda one: (one["millions"], not one["name"].startswith("package:")))
+        teacher = max(able, key=lambda model: (model["millions"], not model["name"].startswith("package:")))
     if wishes.student is not None:
         student = by_name.get(wishes.student) or unlisted(wishes.student, "--student", max_tokens)
         return Choice(kind, teacher, student, ())
@@ -112,14 +112,14 @@ def choose(wishes: Wishes, max_tokens: int) -> Choice:
     usual = STUDENT_MILLIONS[kind] * (2 if kind == "encoder" and wishes.speaks == "many" else 1)  # its vocabulary
     size = usual if wishes.size_mb is None else wishes.size_mb / BYTES_PER_WEIGHT
     small = [
-        one
-        for one in fitting
-        if one["millions"] <= min(size, 0.6 * teacher["millions"])
-        and one["millions"] - one["embeddings"] <= inner
-        and (not alike or one["family"] == teacher["family"])
+        model
+        for model in fitting
+        if model["millions"] <= min(size, 0.6 * teacher["millions"])
+        and model["millions"] - model["embeddings"] <= inner
+        and (not alike or model["family"] == teacher["family"])
     ]
     if small:
-        return Choice(kind, teacher, max(small, key=lambda one: one["millions"]), ())
+        return Choice(kind, teacher, max(small, key=lambda model: model["millions"]), ())
     if not teacher["layers"]:
         raise InputError(
             f"init: {teacher['name']} is neither in the catalogue nor on this machine, so its layers are not known; "
@@ -141,11 +141,11 @@ def unlisted(name: str, flag: str, max_tokens: int) -> JsonObject:
     """
     source = resolve_model(name, flag)
     size = size_of(source)
-    found = {"name": name, "family": name, "millions": 0, "embeddings": 0, "layers": 0, "tokens": max_tokens}
+    model = {"name": name, "family": name, "millions": 0, "embeddings": 0, "layers": 0, "tokens": max_tokens}
     if size is None:
-        return found
+        return model
     reach, width = reach_of(size.config), size.shape.vocabulary * size.shape.hidden
-    return found | {
+    return model | {
         "millions": round(size.total / 1e6, 1), "embeddings": round(width / 1e6, 1), "layers": size.layers,
         "tokens": max_tokens if reach is None else reach.tokens,
         "licence": licence_in_files(source) or "no licence in its files",
@@ -195,13 +195,13 @@ def operations_per_s() -> float:
     a hundredth of it.
     """
     side = 256
-    one = np.random.default_rng(0).random((side, side), np.float32)
+    matrix = np.random.default_rng(0).random((side, side), np.float32)
     best = math.inf
     with threadpool_limits(1):
         end = time.perf_counter() + MEASURED_S
         while time.perf_counter() < end:
             begin = time.perf_counter()
-            one @ one
+            matrix @ matrix
             best = min(best, time.perf_counter() - begin)
     return num_cpus() * 2 * side**3 / best
 
@@ -216,31 +216,31 @@ def models_for(traits: Kind) -> str:
 
 
 def cut_millions(model: Mapping[str, Any], layers: int) -> float:
-    """Million weights of a model of which so many layers are kept, with its embeddings."""
+    """Million weights of a model of which this many layers are kept, with its embeddings."""
     millions, embeddings = float(model["millions"]), float(model["embeddings"])
     return embeddings + (millions - embeddings) * layers / int(model["layers"])
 
 
 def _relaxed(wishes: Wishes, kind: str, max_tokens: int, most: float) -> list[str]:
     """What to change so that a model of the catalogue suits."""
-    others = [("leave out --packages", replace(wishes, packages=False), max_tokens)] if wishes.packages else []
-    others += [("pass --language en", replace(wishes, language="en"), max_tokens)] if wishes.speaks != "en" else []
-    longest = max((one["tokens"] for one in catalogue()[kind] if _suits(one, wishes, kind, 0)), default=0)
-    others += [(f"cut the rows with --max-tokens {longest}", wishes, longest)] if 0 < longest < max_tokens else []
+    changes = [("leave out --packages", replace(wishes, packages=False), max_tokens)] if wishes.packages else []
+    changes += [("pass --language en", replace(wishes, language="en"), max_tokens)] if wishes.speaks != "en" else []
+    longest = max((model["tokens"] for model in catalogue()[kind] if _suits(model, wishes, kind, 0)), default=0)
+    changes += [(f"cut the rows with --max-tokens {longest}", wishes, longest)] if 0 < longest < max_tokens else []
     return [
         way
-        for way, other, tokens in others
-        if any(one["millions"] <= most and _suits(one, other, kind, tokens) for one in catalogue()[kind])
+        for way, wish, tokens in changes
+        if any(model["millions"] <= most and _suits(model, wish, kind, tokens) for model in catalogue()[kind])
     ]
 
 
-def _suits(one: Mapping[str, Any], wishes: Wishes, kind: str, max_tokens: int) -> bool:
+def _suits(model: Mapping[str, Any], wishes: Wishes, kind: str, max_tokens: int) -> bool:
     """Whether a model of the catalogue reads such rows. Of encoders, those for one language are better at it."""
     if kind == "image":
-        return one["name"].startswith("package:") or not wishes.packages
-    speaks = one["languages"] == wishes.speaks or (kind != "encoder" and wishes.speaks == "en")
-    here = one["name"].startswith("package:") or not wishes.packages
-    return bool(one["tokens"] >= max_tokens and speaks and here)
+        return model["name"].startswith("package:") or not wishes.packages
+    speaks = model["languages"] == wishes.speaks or (kind != "encoder" and wishes.speaks == "en")
+    here = model["name"].startswith("package:") or not wishes.packages
+    return bool(model["tokens"] >= max_tokens and speaks and here)
 
 
 def memory_gb(device: str) -> float:
@@ -249,7 +249,7 @@ def memory_gb(device: str) -> float:
     Raises:
         InputError: it is neither that nor `cpu`.
     """
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)GB", device, re.IGNORECASE)
-    if found is None or float(found[1]) == 0:
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)GB", device, re.IGNORECASE)
+    if match is None or float(match[1]) == 0:
         raise InputError(f"--device {device}: cpu, or a GPU's memory such as 24GB")
-    return float(found[1])
+    return float(match[1])

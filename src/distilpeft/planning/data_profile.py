@@ -87,7 +87,7 @@ class Look:
         rows: some rows of the largest split.
         columns: of text, as far as these rows show.
         classes: column → its values, of columns with few.
-        numbers: columns of numbers that are no classes.
+        numbers: columns of numbers that are not classes.
         missing: column → rows that have nothing there.
         language: of the texts, as far as it shows; None if they are too few to tell.
         lists: columns of lists, or of anything else with parts.
@@ -122,38 +122,38 @@ def look(source: str) -> Look:
     rows = rows.select_columns([name for name in rows.column_names if name not in pictures])
     some = rows.select(range(min(LOOKED_AT, len(rows))))
     pictures += [name for name in rows.column_names if _names_pictures(some[name])]
-    found: dict[str, list[str]] = {kind: [] for kind in ("text", "class", "number", "list")}
+    columns: dict[str, list[str]] = {kind: [] for kind in ("text", "class", "number", "list")}
     classes: dict[str, Sequence[str]] = {}
     missing: dict[str, int] = {}
-    for name in (one for one in rows.column_names if one not in pictures):
+    for name in (name for name in rows.column_names if name not in pictures):
         kind, values, missing[name] = _kind(rows.features[name], rows[name][:], some[name])
-        found.setdefault(kind, []).append(name)
+        columns.setdefault(kind, []).append(name)
         if kind == "class":
             classes[name] = values
-    classes |= (named := _long_names(found["text"], rows))
-    found["text"] = [name for name in found["text"] if name not in named]
-    language = language_of(text_of(cell) for name in (*found["text"], *found["list"]) for cell in some[name])
+    classes |= (named := _long_names(columns["text"], rows))
+    columns["text"] = [name for name in columns["text"] if name not in named]
+    language = language_of(text_of(cell) for name in (*columns["text"], *columns["list"]) for cell in some[name])
     splits = {name: len(part) for name, part in parts.items()}
-    return Look(splits, some, found["text"], classes, found["number"], found["list"], pictures, missing, language)
+    return Look(splits, some, columns["text"], classes, columns["number"], columns["list"], pictures, missing, language)
 
 
 def _kind(feature: object, cells: Sequence[object], some: Sequence[object]) -> tuple[str, Sequence[str], int]:
     """What a column holds (text, class, number, list, or nothing to learn), its classes, and cells without anything."""
     if isinstance(feature, datasets.ClassLabel):
         return "class", list(feature.names), sum(cell is None for cell in cells)
-    there = [cell for cell in cells if not is_missing(cell)]
-    missing = len(cells) - len(there)
-    if any(isinstance(cell, list | dict) for cell in there[:LOOKED_AT]):
+    present = [cell for cell in cells if not is_missing(cell)]
+    missing = len(cells) - len(present)
+    if any(isinstance(cell, list | dict) for cell in present[:LOOKED_AT]):
         return "list", (), missing
-    whole = all(whole_number(cell) is not None for cell in there)
-    if not whole and there and all(_is_decimal(cell) for cell in there):
+    whole = all(whole_number(cell) is not None for cell in present)
+    if not whole and present and all(_is_decimal(cell) for cell in present):
         return "number", (), missing
-    if not whole and all(isinstance(cell, str) for cell in there) and mean_words(some) >= WORDS_OF_A_TEXT:
+    if not whole and all(isinstance(cell, str) for cell in present) and mean_words(some) >= WORDS_OF_A_TEXT:
         return "text", (), missing
-    values = _few(there)
+    values = _few(present)
     if values is not None:
         return "class", values, missing
-    return ("number" if whole and there else "other"), (), missing
+    return ("number" if whole and present else "other"), (), missing
 
 
 def _is_decimal(cell: object) -> bool:
@@ -187,11 +187,11 @@ def _long_names(texts: Sequence[str], rows: datasets.Dataset) -> dict[str, Seque
     """Columns of classes whose names are several words: few values next to another text with many; with the values."""
     cells = {name: [cell for cell in rows[name][:] if not is_missing(cell)] for name in texts}
     most = max((len(set(column)) for column in cells.values()), default=0)
-    found = {name: _few(column) for name, column in cells.items() if 2 * len(set(column)) <= most}
-    return {name: values for name, values in found.items() if values is not None}
+    classes = {name: _few(column) for name, column in cells.items() if 2 * len(set(column)) <= most}
+    return {name: values for name, values in classes.items() if values is not None}
 
 
-def task_lines(wishes: Wishes, seen: Look) -> list[str]:
+def task_lines(wishes: Wishes, data: Look) -> list[str]:
     """The `task` section.
 
     Raises:
@@ -205,33 +205,33 @@ def task_lines(wishes: Wishes, seen: Look) -> list[str]:
         lines.append("  chat: true                    # a user's and an assistant's turn")
     if task == "question_answering":
         empty = any(
-            not cell or (isinstance(cell, dict) and not cell.get("text")) for cell in seen.rows[columns["answers"]]
+            not cell or (isinstance(cell, dict) and not cell.get("text")) for cell in data.rows[columns["answers"]]
         )
         lines += ["  no_answer: true               # some questions have none"] if empty else []
-    labels = _labels(task or "", columns, seen)
+    labels = _labels(task or "", columns, data)
     if labels is not None:
-        one_hot = task == "multi_label_classification" and _num_one_hot(columns, seen) is not None
+        one_hot = task == "multi_label_classification" and _num_one_hot(columns, data) is not None
         why = "the data do not name them: give each its name" if one_hot else "the position is the class id"
         lines.append(f"  labels: {json.dumps(list(labels), ensure_ascii=False)}   # {why}")
         lines += ["  label_is: one_hot             # a 0 or 1 for each class"] if one_hot else []
     return lines
 
 
-def _num_one_hot(columns: Mapping[str, str], seen: Look) -> int | None:
+def _num_one_hot(columns: Mapping[str, str], data: Look) -> int | None:
     """How many classes lists of 0 and 1 are about; None if the lists hold something else."""
     if "separator" in columns or "label" not in columns:
         return None
-    cells = [cell for cell in seen.rows[columns["label"]] if cell is not None]
+    cells = [cell for cell in data.rows[columns["label"]] if cell is not None]
     sizes = {len(cell) for cell in cells if isinstance(cell, list)}
     count = max(sizes, default=0)
     return count if count > 1 and is_one_hot([f"class_{i}" for i in range(count)], cells) else None
 
 
-def _labels(task: str, columns: Mapping[str, str], seen: Look) -> Sequence[str] | None:
+def _labels(task: str, columns: Mapping[str, str], data: Look) -> Sequence[str] | None:
     """The classes, of a task that has any."""
     column = columns.get("tags", columns.get("label", ""))
     if task in ("text_classification", "image_classification"):
-        values = seen.classes.get(column)
+        values = data.classes.get(column)
         if values is None:
             raise InputError(
                 f"--label {column}: has no 2 to {MOST_CLASSES} values that come twice; init makes recipes of classes"
@@ -239,18 +239,18 @@ def _labels(task: str, columns: Mapping[str, str], seen: Look) -> Sequence[str] 
         return values
     if task not in ("multi_label_classification", "token_classification"):
         return None
-    inner = getattr(seen.rows.features[column], "feature", None)
+    inner = getattr(data.rows.features[column], "feature", None)
     if isinstance(inner, datasets.ClassLabel):
         return list(inner.names)
-    num_one_hot = _num_one_hot(columns, seen)
+    num_one_hot = _num_one_hot(columns, data)
     if num_one_hot is not None:
         return [f"class_{index}" for index in range(num_one_hot)]
     separator = columns.get("separator")
-    cells = [str(cell or "").split(separator) if separator else cell for cell in seen.rows[column]]
+    cells = [str(cell or "").split(separator) if separator else cell for cell in data.rows[column]]
     if not all(isinstance(cell, list) for cell in cells):
         flag = "tags" if task == "token_classification" else "label"
         raise InputError(f"--{flag} {column}: holds no lists; of texts, say what stands between the names: --separator")
-    names = sorted({str(one).strip() for cell in cells for one in cell} - {""})
+    names = sorted({str(name).strip() for cell in cells for name in cell} - {""})
     if len(names) > MOST_CLASSES:
         raise InputError(f"--label {column}: has {len(names)} different classes, more than {MOST_CLASSES}")
     return [*(["O"] if "O" in names else []), *(name for name in names if name != "O")]

@@ -72,16 +72,16 @@ class Work:
 
     def of(self, step: Step) -> Duration:
         """The time of a step that is not done: as an earlier one of its kind took, or by operations."""
-        measured = self._measured(step)
-        return Duration(self._rough(step)) if measured is None else Duration(measured, is_measured=True)
+        seconds = self._past_seconds(step)
+        return Duration(self._rough(step)) if seconds is None else Duration(seconds, is_measured=True)
 
-    def _measured(self, step: Step) -> float | None:
-        for found in former(self.plan, step):
-            rate = found["figures"].get("rows_per_s")
+    def _past_seconds(self, step: Step) -> float | None:
+        for manifest in former(self.plan, step):
+            rate = manifest["figures"].get("rows_per_s")
             if rate and step.stage in ("teacher", "distil"):
                 return self._trained_rows(step) / float(rate)
-            if found.get("seconds"):
-                return float(found["seconds"])
+            if manifest.get("seconds"):
+                return float(manifest["seconds"])
         return None
 
     def _trained_rows(self, step: Step) -> float:
@@ -147,7 +147,7 @@ def former(plan: Plan, step: Step) -> list[JsonObject]:
 
     Students that learn from stored targets are as fast as those that learn from labels alone.
     """
-    found = []
+    candidates = []
     for folder in plan.folder.glob(f"{step.stage}-*"):
         artifact = Artifact(step.stage, folder, {}, {})
         if not artifact.done:
@@ -158,8 +158,8 @@ def former(plan: Plan, step: Step) -> list[JsonObject]:
             continue
         if _kind(manifest["settings"], manifest["inputs"]) == _kind(step.artifact.settings, step.artifact.inputs):
             is_alike = ("targets" in manifest["inputs"]) == ("targets" in step.artifact.inputs)
-            found.append((is_alike, folder.stat().st_mtime, manifest))
-    return [manifest for *_, manifest in sorted(found, key=lambda one: one[:2], reverse=True)]
+            candidates.append((is_alike, folder.stat().st_mtime, manifest))
+    return [manifest for *_, manifest in sorted(candidates, key=lambda entry: entry[:2], reverse=True)]
 
 
 def _kind(settings: Mapping[str, object], inputs: Mapping[str, str]) -> dict[str, object]:
@@ -184,10 +184,10 @@ def place(machine: Machine) -> str:
 def legend(machine: Machine) -> str:
     """How the rough times come about."""
     rate = f"{speed(machine) / 1e9:.0f} GFLOP/s"
-    known = "assumed of a GPU" if machine.kind == "GPU" else "half of what matrix products reach here right now"
+    basis = "assumed of a GPU" if machine.kind == "GPU" else "half of what matrix products reach here right now"
     return (
         f"~ = rough, perhaps off by a factor of {FACTOR}: 2 (asked), 4 (LoRA) or 6 (trained) operations per weight and "
-        f"token, at {rate} ({known}). Times without ~ were measured by earlier runs of this recipe."
+        f"token, at {rate} ({basis}). Times without ~ were measured by earlier runs of this recipe."
     )
 
 

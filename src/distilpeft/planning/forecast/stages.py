@@ -78,8 +78,8 @@ class Stage:
         return (
             step_name(self.stage, self.role),
             done,
-            _known(self.rows),
-            _known(self.steps),
+            _cell(self.rows),
+            _cell(self.steps),
             time,
             in_bytes(self.memory),
             in_bytes(self.disk),
@@ -119,8 +119,8 @@ def stages(plan: Plan, splits: Mapping[str, int] | None, tokens: float) -> list[
         ("benchmark", ""): (0, recipe.benchmark.rounds, 0, 0),
         ("bundle", ""): (0, 0, 0, 0),
     }
-    once = {step.artifact.path: step for one in (plan, *plan.repeats.values()) for step in one.own}
-    found = []
+    once = {step.artifact.path: step for part in (plan, *plan.repeats.values()) for step in part.own}
+    table = []
     for (stage, role), cells in needs.items():
         steps = [step for step in once.values() if step.stage == stage and role in ("", step.role)]
         if steps:
@@ -133,8 +133,8 @@ def stages(plan: Plan, splits: Mapping[str, int] | None, tokens: float) -> list[
             rows, count, memory, disk = cells
             seeds = len(steps) / sum(step.stage == stage and role in ("", step.role) for step in plan.own)
             disk = None if disk is None else disk * seeds
-            found.append(Stage(stage, role, done, rows, count, duration, memory, disk))
-    return found
+            table.append(Stage(stage, role, done, rows, count, duration, memory, disk))
+    return table
 
 
 Needs = tuple[int | None, int | None, float | None, float | None]
@@ -204,7 +204,7 @@ def _steps(rows: int | None, fit: Fit) -> int | None:
     return min(steps, fit.max_steps) if fit.max_steps else steps
 
 
-def _known(count: int | None) -> str:
+def _cell(count: int | None) -> str:
     return "?" if count is None else str(count) if count else "-"
 
 

@@ -38,32 +38,32 @@ def ask_at_terminal(question: str, choices: Sequence[str]) -> int | None:
             return choices.index(answer)
 
 
-def settled(wishes: Wishes, seen: Look, ask: Ask) -> tuple[Wishes, list[str]]:
+def settled(wishes: Wishes, data: Look, ask: Ask) -> tuple[Wishes, list[str]]:
     """The wishes with task and columns, found in the data or asked for; and lines that say why.
 
     Raises:
         InputError: a column is not there, or something has to be given; all of it is named at once.
     """
-    given = dict(wishes.columns or {})
-    has = [*seen.rows.column_names, *(name for name in seen.pictures if name not in seen.rows.column_names)]
-    for key, column in given.items():
+    columns = dict(wishes.columns or {})
+    has = [*data.rows.column_names, *(name for name in data.pictures if name not in data.rows.column_names)]
+    for key, column in columns.items():
         if key != "separator" and column not in has:
             raise InputError(f"--{key} {column}: {wishes.data} has {', '.join(has)}")
-    found = guesses(wishes.task, given, seen)[:MOST_OPTIONS]
-    if not found:
-        return _asked(wishes, given, has, ask), []
-    answer = 0 if len(found) == 1 else ask(
-        "Several kinds of task fit these data; which one is it?", [f"{one.task}: {one.why}" for one in found]
+    choices = guesses(wishes.task, columns, data)[:MOST_OPTIONS]
+    if not choices:
+        return _ask_for_columns(wishes, columns, has, ask), []
+    answer = 0 if len(choices) == 1 else ask(
+        "Several kinds of task fit these data; which one is it?", [f"{guess.task}: {guess.why}" for guess in choices]
     )  # fmt: skip
-    chosen = found[answer or 0]
-    wishes = replace(wishes, task=chosen.task, columns={**chosen.columns, **given}, why=chosen.why)
+    chosen = choices[answer or 0]
+    wishes = replace(wishes, task=chosen.task, columns={**chosen.columns, **columns}, why=chosen.why)
     lines = [f"task: {chosen.task}, because {chosen.why}"]
     if answer is None:
-        lines += [f"or {one.flags(chosen)}: {one.why}" for one in found if one is not chosen]
+        lines += [f"or {guess.flags(chosen)}: {guess.why}" for guess in choices if guess is not chosen]
     return wishes, lines
 
 
-def _asked(wishes: Wishes, given: dict[str, str], has: Sequence[str], ask: Ask) -> Wishes:
+def _ask_for_columns(wishes: Wishes, columns: dict[str, str], has: Sequence[str], ask: Ask) -> Wishes:
     """Task and columns where the data show neither.
 
     Raises:
@@ -78,12 +78,12 @@ def _asked(wishes: Wishes, given: dict[str, str], has: Sequence[str], ask: Ask) 
                 f"{', '.join(KINDS)}; {wishes.data} has the columns {', '.join(has)}"
             )
         task = list(KINDS)[answer]
-    missing = [key for key in KEYS[task] if key not in given]
+    missing = [key for key in KEYS[task] if key not in columns]
     for key in missing:
         answer = ask(f"Which column holds what the recipe calls {key}?", has)
         if answer is None:
             flags = " and ".join(f"--{name}" for name in missing)
             verb = "is" if len(missing) == 1 else "are"
             raise InputError(f"{flags} {verb} needed for {task}: {wishes.data} has the columns {', '.join(has)}")
-        given[key] = has[answer]
-    return replace(wishes, task=task, columns=given)
+        columns[key] = has[answer]
+    return replace(wishes, task=task, columns=columns)
