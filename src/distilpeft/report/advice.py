@@ -43,18 +43,18 @@ def verdict(report: Report) -> Verdict:
     if not exports:
         return Verdict(within=WITHIN, sentences=(*gave, *following))
     sign = -1 if report.metric in LOWER_IS_BETTER else 1
-    good = [one for one in exports if (one.model.kept or 0) >= 1 - WITHIN]
-    fastest = min(good, key=lambda one: one.cost) if good else None
-    smallest = min(exports, key=lambda one: (one.size_bytes, one.p50))
-    best = min(exports, key=lambda one: (-sign * one.model.scores[report.metric].value, *one.cost))
-    equal = [one for one in exports if not _is_worse(one, report)]
-    chosen = fastest or (min(equal, key=lambda one: one.cost) if equal else best)
+    good = [export for export in exports if (export.model.kept or 0) >= 1 - WITHIN]
+    fastest = min(good, key=lambda export: export.cost) if good else None
+    smallest = min(exports, key=lambda export: (export.size_bytes, export.p50))
+    best = min(exports, key=lambda export: (-sign * export.model.scores[report.metric].value, *export.cost))
+    equal = [export for export in exports if not _is_worse(export, report)]
+    chosen = fastest or (min(equal, key=lambda export: export.cost) if equal else best)
     deployed = _deployed(chosen, report)
     # A student on labels alone that is better comes before any export of the other one.
     lines = [*gave, deployed, *following] if _better_on_labels(report) else [deployed, *gave, *following]
-    for title, other in (("Smallest", smallest), ("Best score", best)):
-        if other is not chosen:
-            lines.append(f"{title}: {_described(other, report)}")
+    for title, export in (("Smallest", smallest), ("Best score", best)):
+        if export is not chosen:
+            lines.append(f"{title}: {_described(export, report)}")
     return Verdict(
         within=WITHIN,
         deploy=chosen.model.role,
@@ -72,33 +72,33 @@ def _exported(report: Report) -> str:
 
 def _better_on_labels(report: Report) -> str | None:
     """The student on labels alone that is significantly better than the one that is exported, if there is one."""
-    other = on_labels(report)
-    found = lead(report, STUDENT, other)
-    return other if found is not None and found.high < 0 and _exported(report) != other else None
+    role = on_labels(report)
+    gap = lead(report, STUDENT, role)
+    return role if gap is not None and gap.high < 0 and _exported(report) != role else None
 
 
-def _is_worse(one: _Candidate, report: Report) -> bool:
+def _is_worse(export: _Candidate, report: Report) -> bool:
     """Whether an export is significantly worse than its student; if that was not compared, any loss counts."""
     sign = -1 if report.metric in LOWER_IS_BETTER else 1
     for pair in report.comparisons:
-        if (pair.role, pair.against) == (one.model.role, _exported(report)):
+        if (pair.role, pair.against) == (export.model.role, _exported(report)):
             return sign * pair.difference < 0 and pair.p_value < SIGNIFICANT
-    scores = [sign * other.scores[report.metric].value for other in report.models if other.is_export]
-    return sign * one.model.scores[report.metric].value < max(scores)
+    scores = [sign * model.scores[report.metric].value for model in report.models if model.is_export]
+    return sign * export.model.scores[report.metric].value < max(scores)
 
 
-def _deployed(one: _Candidate, report: Report) -> str:
+def _deployed(export: _Candidate, report: Report) -> str:
     """One positive sentence, and its price."""
-    model, teacher, metric = one.model, report.model(TEACHER), report.metric
+    model, teacher, metric = export.model, report.model(TEACHER), report.metric
     parts = [f"{metric} {model.scores[metric].value:.4f}"]
     if teacher is not None and teacher.latency_ms is not None:
-        ratio = teacher.latency_ms.p50 / max(one.p50, 1e-9)
+        ratio = teacher.latency_ms.p50 / max(export.p50, 1e-9)
         parts.append(f"{_times(ratio)} as fast as the teacher{_doubt(report)}")
-    if teacher is not None and teacher.size_bytes and one.size_bytes:
-        ratio = teacher.size_bytes / one.size_bytes
+    if teacher is not None and teacher.size_bytes and export.size_bytes:
+        ratio = teacher.size_bytes / export.size_bytes
         parts.append(f"{_times(ratio)} smaller" if ratio >= 1 else f"{_times(1 / ratio)} larger")
     if model.kept:
-        parts.append(f"{model.kept:.1%} of its {_what(metric)}{_sure(one, report)}")
+        parts.append(f"{model.kept:.1%} of its {_what(metric)}{_sure(export, report)}")
     first = "The best of this run's exports is" if _better_on_labels(report) else "Deploy"
     return f"{first} {model.name}: {', '.join(parts)}."
 
@@ -107,14 +107,14 @@ def _times(ratio: float) -> str:
     return f"{ratio:.0f} times" if ratio >= 10 else f"{ratio:.1f} times"
 
 
-def _described(one: _Candidate, report: Report) -> str:
+def _described(export: _Candidate, report: Report) -> str:
     """What another export costs and gives."""
-    model, metric = one.model, report.metric
+    model, metric = export.model, report.metric
     share = f", {model.kept:.1%} of the teacher's {_what(metric)}" if model.kept else ""
     memory = f", {model.memory_bytes / 1e6:.0f} MB of memory" if model.memory_bytes else ""
     return (
-        f"{model.name}, {one.p50:.1f} ms{_doubt(report)}, {one.size_bytes / 1e6:.1f} MB{memory}, "
-        f"{metric} {model.scores[metric].value:.4f}{share}{_sure(one, report)}."
+        f"{model.name}, {export.p50:.1f} ms{_doubt(report)}, {export.size_bytes / 1e6:.1f} MB{memory}, "
+        f"{metric} {model.scores[metric].value:.4f}{share}{_sure(export, report)}."
     )
 
 
@@ -123,9 +123,9 @@ def _doubt(report: Report) -> str:
     return " (on a noisy machine)" if report.benchmark is not None and report.benchmark.noise.noisy else ""
 
 
-def _sure(one: _Candidate, report: Report) -> str:
+def _sure(export: _Candidate, report: Report) -> str:
     """How sure the distance from the teacher is, in brackets."""
-    pairs = [pair for pair in report.comparisons if (pair.role, pair.against) == (one.model.role, TEACHER)]
+    pairs = [pair for pair in report.comparisons if (pair.role, pair.against) == (export.model.role, TEACHER)]
     return f" ({difference(report, pairs[0])})" if pairs else ""
 
 
@@ -136,28 +136,28 @@ def _what(metric: str) -> str:
 
 def gain(report: Report) -> list[str]:
     """What distilling gave over the same student trained on labels alone, in score and in calibration."""
-    other = on_labels(report)
-    found = lead(report, STUDENT, other)
-    if found is None:
+    role = on_labels(report)
+    gap = lead(report, STUDENT, role)
+    if gap is None:
         return []
-    if found.low > 0:
-        line = f"Distilling gained {found.words} over the same student trained on labels alone."
-    elif found.high < 0:
-        way = f"Deploy {other}: export.of: {other} exports it" if _better_on_labels(report) else "It is exported"
+    if gap.low > 0:
+        line = f"Distilling gained {gap.words} over the same student trained on labels alone."
+    elif gap.high < 0:
+        way = f"Deploy {role}: export.of: {role} exports it" if _better_on_labels(report) else "It is exported"
         line = (
-            f"Labels alone train a better student here: distilling changed its {report.metric} by {found.words}. {way}."
+            f"Labels alone train a better student here: distilling changed its {report.metric} by {gap.words}. {way}."
         )
     else:
         line = (
-            f"Distilling gained nothing significant: {found.words} compared with the same student trained on labels "
+            f"Distilling gained nothing significant: {gap.words} compared with the same student trained on labels "
             "alone."
         )
-    student, alone = report.model(STUDENT), report.model(other)
+    student, alone = report.model(STUDENT), report.model(role)
     changes = []
     if student is not None and alone is not None:
         for metric, name in NAMES.items():
             if metric in student.scores and metric in alone.scores:
-                now, before = (f"{one.scores[metric].value:.3f}" for one in (student, alone))
+                now, before = (f"{model.scores[metric].value:.3f}" for model in (student, alone))
                 changes += [f"{name} is {now} instead of {before}"] if now != before else []
     return [line, *([f"{' and '.join(changes)} on labels alone."] if changes else [])]
 
@@ -186,7 +186,7 @@ def next_steps(report: Report) -> list[str]:
 def _is_perfect(report: Report, role: str) -> bool:
     """Whether no model could score better on the test rows, with any seed."""
     many = () if report.seeds is None else report.seeds.models
-    values = [value for one in many if one.role == role for value in one.values]
+    values = [value for entry in many if entry.role == role for value in entry.values]
     model = report.model(role)
     if not values and model is not None:
         values = [model.scores[report.metric].value]

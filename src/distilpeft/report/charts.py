@@ -1,6 +1,6 @@
 """What the plots of reports show, as plain data: `svg` draws it into the page, `plots` into files.
 
-Torch-free. Every chart carries its figures as a table too. A chart without data is not made; `missing` tells of it.
+Torch-free. Every chart carries its figures as a table too. A chart without data is not made; `missing` reports it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Point:
         y: where on the vertical axis.
         low: lower end of y's interval, if it has one.
         high: upper end.
-        text: what hovering tells, line by line.
+        text: what hovering shows, line by line.
         weight: how large it is drawn, up to 1.
     """
 
@@ -167,13 +167,13 @@ def by_metric(reports: Sequence[Report]) -> list[list[int]]:
 
 def _all_against(cost_of: Callable[[Report], _Cost], reports: Sequence[Report]) -> list[Chart]:
     called, groups = names(reports), by_metric(reports)
-    found = []
+    charts = []
     for group in groups:
         first = reports[group[0]]
         runs = [(at, called[at] + "/" if len(reports) > 1 else "", reports[at]) for at in group]
-        made = _against(cost_of(first), runs, first.metric, f"-{first.task}" if len(groups) > 1 else "")
-        found += [made] if made else []
-    return found
+        chart = _against(cost_of(first), runs, first.metric, f"-{first.task}" if len(groups) > 1 else "")
+        charts += [chart] if chart else []
+    return charts
 
 
 def _against(cost: _Cost, runs: Sequence[tuple[int, str, Report]], metric: str, suffix: str) -> Chart | None:
@@ -195,8 +195,8 @@ def _against(cost: _Cost, runs: Sequence[tuple[int, str, Report]], metric: str, 
     if not series:
         return None
     lower = metric in LOWER_IS_BETTER
-    edge = front([one.points[0] for one in series], lower)
-    best = [one.label for one in series if one.points[0] in edge]
+    edge = front([line.points[0] for line in series], lower)
+    best = [line.label for line in series if line.points[0] in edge]
     titles = ("model", cost.axis, spoken(metric), "95 % interval", "on the front")
     return Chart(
         cost.name + suffix,
@@ -214,11 +214,11 @@ def _against(cost: _Cost, runs: Sequence[tuple[int, str, Report]], metric: str, 
 def front(points: Sequence[Point], lower_is_better: bool) -> list[Point]:
     """The points that no other equals or beats at both x and y, by rising x; x is better when lower."""
     sign = 1 if lower_is_better else -1
-    found: list[Point] = []
-    for point in sorted(points, key=lambda one: (one.x, sign * one.y)):
-        if not found or sign * point.y < sign * found[-1].y:
-            found.append(point)
-    return found
+    edge: list[Point] = []
+    for point in sorted(points, key=lambda p: (p.x, sign * p.y)):
+        if not edge or sign * point.y < sign * edge[-1].y:
+            edge.append(point)
+    return edge
 
 
 def finite(value: object) -> TypeGuard[Figure]:
@@ -228,9 +228,9 @@ def finite(value: object) -> TypeGuard[Figure]:
 
 def missing(reports: Sequence[Report]) -> list[str]:
     """What there is no plot of, and why."""
-    told = {
+    plots = {
         "latency and score": (latency, "no model was timed"),
         "memory and score": (memory, "no model's memory was measured"),
         "size and score": (size, "no model's size is known"),
     }
-    return [f"plot of {what}: {why}" for what, (made, why) in told.items() if not made(reports)]
+    return [f"plot of {what}: {why}" for what, (draw, why) in plots.items() if not draw(reports)]

@@ -25,12 +25,12 @@ Outline = tuple[tuple[float, float], ...]
 def _polygon(corners: int, turn: float = 0.0, inner: float | None = None) -> Outline:
     """Corners on the unit circle, the first one up, y pointing up; with `inner`, a star."""
     count = corners * (1 if inner is None else 2)
-    found = []
+    points = []
     for at in range(count):
         radius = inner if inner is not None and at % 2 else 1.0
         angle = math.radians(90 + turn) + 2 * math.pi * at / count
-        found.append((round(radius * math.cos(angle), 4), round(radius * math.sin(angle), 4)))
-    return tuple(found)
+        points.append((round(radius * math.cos(angle), 4), round(radius * math.sin(angle), 4)))
+    return tuple(points)
 
 
 def _cross(width: float) -> Outline:

@@ -29,14 +29,14 @@ def write(reports: Sequence[Report], folder: Path) -> list[Path]:
     return draw(every(reports), folder) if available() else []
 
 
-def draw(made: Sequence[Chart], folder: Path) -> list[Path]:
+def draw(figures: Sequence[Chart], folder: Path) -> list[Path]:
     """Write charts; returns the files, none without matplotlib."""
     if not available():
         return []
     import matplotlib as mpl
 
     with mpl.rc_context(SETTINGS):
-        return [file for chart in made for file in _files(chart, folder)]
+        return [file for chart in figures for file in _files(chart, folder)]
 
 
 def every(reports: Sequence[Report]) -> list[Chart]:
@@ -44,8 +44,8 @@ def every(reports: Sequence[Report]) -> list[Chart]:
     joint = [*charts.latency(reports), *charts.memory(reports), *charts.size(reports)]
     for at, report in enumerate(reports):
         prefix = f"r{at + 1}-" if len(reports) > 1 else ""
-        for made in (training_charts.training, training_charts.gradients, training_charts.calibration):
-            joint += made(report, prefix)
+        for make in (training_charts.training, training_charts.gradients, training_charts.calibration):
+            joint += make(report, prefix)
     return joint
 
 
@@ -84,8 +84,8 @@ def _files(chart: Chart, folder: Path) -> list[Path]:
 
 def room(values: Sequence[float], *, log: bool) -> tuple[float, float]:
     """Limits of an axis with some room around the values, also around a single one."""
-    given = [math.log10(value) if log else value for value in values if value > 0 or not log] or [0.0]
-    low, high = min(given), max(given)
+    places = [math.log10(value) if log else value for value in values if value > 0 or not log] or [0.0]
+    low, high = min(places), max(places)
     margin = 0.05 * (high - low) or (0.2 if log else 0.05 * abs(high) or 1.0)
     ends = (low - margin, high + margin)
     return (10 ** ends[0], 10 ** ends[1]) if log else ends

@@ -20,26 +20,26 @@ PANELS = {"loss": ("Loss", "loss", False), "grad_norm": ("Gradient norm", "gradi
 
 def training(report: Report, prefix: str = "") -> list[Chart]:
     """Of each trained model: its loss, and on validation rows the metric that its checkpoint is picked by."""
-    found = []
+    charts = []
     for step in dict.fromkeys([*report.training, *report.curves]):
         curve = report.curves.get(step, Curve())
         trained = report.training.get(step, Training())
         validated = _validations(step, trained, _monitor(report, step, trained), prefix)
-        found += [made for made in (_curve(step, "loss", curve.step, curve.loss, prefix), validated) if made]
-    return found
+        charts += [chart for chart in (_curve(step, "loss", curve.step, curve.loss, prefix), validated) if chart]
+    return charts
 
 
 def gradients(report: Report, prefix: str = "") -> list[Chart]:
     """Of each trained model: its gradient norm."""
-    made = (_curve(step, "grad_norm", curve.step, curve.grad_norm, prefix) for step, curve in report.curves.items())
-    return [chart for chart in made if chart]
+    charts = (_curve(step, "grad_norm", curve.step, curve.grad_norm, prefix) for step, curve in report.curves.items())
+    return [chart for chart in charts if chart]
 
 
 def _monitor(report: Report, step: str, trained: Training) -> str:
     """The metric on validation rows by which a training's checkpoint is picked; without a teacher it is never KL."""
     settings = report.settings.get("teacher" if step == TEACHER else "distil") or {}
-    asked = str((settings.get("fit") or {}).get("monitor") or report.metric)
-    return asked if any(asked in one for one in trained.validations) else report.metric
+    name = str((settings.get("fit") or {}).get("monitor") or report.metric)
+    return name if any(name in figures for figures in trained.validations) else report.metric
 
 
 def _curve(step: str, name: str, xs: Sequence[Figure | None], ys: Sequence[Figure | None], prefix: str) -> Chart | None:
@@ -49,8 +49,8 @@ def _curve(step: str, name: str, xs: Sequence[Figure | None], ys: Sequence[Figur
     if not pairs:
         return None
     points = tuple(Point(x, y, text=f"{role}, step {number(x)}\n{title.lower()} {number(y)}") for x, y in pairs)
-    shown = [pairs[at] for at in evenly(len(pairs), MOST_ROWS)]
-    note = f"{len(shown)} of {len(pairs)} points are in the table; all are in report.json." if shown != pairs else ""
+    rows = [pairs[at] for at in evenly(len(pairs), MOST_ROWS)]
+    note = f"{len(rows)} of {len(pairs)} points are in the table; all are in report.json." if rows != pairs else ""
     return Chart(
         _slug(f"{prefix}training-{role}-{name}"),
         f"{role}: {title.lower()}",
@@ -58,7 +58,7 @@ def _curve(step: str, name: str, xs: Sequence[Figure | None], ys: Sequence[Figur
         Axis(f"{axis}{', log' if log else ''}", log),
         (Series(role, points, mark(role), "line"),),
         ("step", title.lower()),
-        tuple((number(x), number(y)) for x, y in shown),
+        tuple((number(x), number(y)) for x, y in rows),
         note,
     )
 
@@ -72,8 +72,8 @@ def evenly(count: int, most: int) -> list[int]:
 
 def _validations(step: str, trained: Training, metric: str, prefix: str) -> Chart | None:
     role, kept = trained_role(step), trained.kept_step
-    found = ((one.get("step"), one.get(metric)) for one in trained.validations)
-    pairs = [(x, y) for x, y in found if finite(x) and finite(y)]
+    figures = ((entry.get("step"), entry.get(metric)) for entry in trained.validations)
+    pairs = [(x, y) for x, y in figures if finite(x) and finite(y)]
     if not pairs:
         return None
     points = tuple(
@@ -107,21 +107,21 @@ def calibration(report: Report, prefix: str = "") -> list[Chart]:
     return [_reliability(bins, roles, prefix) for bins, roles in groups.items()]
 
 
-def _bins(found: Calibration) -> tuple[tuple[float, float, int], ...]:
+def _bins(curve: Calibration) -> tuple[tuple[float, float, int], ...]:
     """Confidence, share of right answers and rows of each bin that has any; rounded, so that alike is the same."""
     return tuple(
         (round(confidence, 3), round(right, 3), count)
-        for confidence, right, count in zip(found.confidence, found.accuracy, found.count, strict=False)
+        for confidence, right, count in zip(curve.confidence, curve.accuracy, curve.count, strict=False)
         if count and finite(confidence) and finite(right)
     )
 
 
 def _reliability(bins: Sequence[tuple[float, float, int]], roles: Sequence[str], prefix: str) -> Chart:
     total, most = sum(count for *_, count in bins), max(count for *_, count in bins)
-    named = [short_name(role) for role in roles]
+    labels = [short_name(role) for role in roles]
     low = 0.5 if min(confidence for confidence, *_ in bins) >= 0.5 else 0.0
     texts = [
-        f"{named[0]}, {count} rows\nconfidence {number(confidence, 3)}\nright {number(right, 3)}"
+        f"{labels[0]}, {count} rows\nconfidence {number(confidence, 3)}\nright {number(right, 3)}"
         for confidence, right, count in bins
     ]
     points = tuple(
@@ -132,16 +132,16 @@ def _reliability(bins: Sequence[tuple[float, float, int]], roles: Sequence[str],
     few = sum(count for *_, count in bins if count < FEWEST_IN_BIN)
     sparse = f" Not drawn: bins of fewer than {FEWEST_IN_BIN} rows ({few} in all)." if few else ""
     bars = tuple(Point(confidence, count / total) for confidence, _, count in bins)
-    alike = f" Also of {', '.join(named[1:])}: the same to three digits." if len(named) > 1 else ""
+    alike = f" Also of {', '.join(labels[1:])}: the same to three digits." if len(labels) > 1 else ""
     return Chart(
-        _slug(f"{prefix}calibration-{named[0]}"),
-        named[0] + (f" (+{len(named) - 1} alike)" if len(named) > 1 else ""),
+        _slug(f"{prefix}calibration-{labels[0]}"),
+        labels[0] + (f" (+{len(labels) - 1} alike)" if len(labels) > 1 else ""),
         Axis("confidence"),
         Axis("share right; bars: share of rows"),
         (
             Series("share of rows", bars, mark(roles[0]), "bars"),
             Series("perfectly calibrated", (Point(low, low), Point(1, 1)), kind="guide"),
-            Series(named[0], points, mark(roles[0]), "line"),
+            Series(labels[0], points, mark(roles[0]), "line"),
         ),
         ("confidence", "share right", "rows"),
         tuple((number(confidence, 3), number(right, 3), str(count)) for confidence, right, count in bins),

@@ -49,18 +49,18 @@ def kept(kind: str, value: float, teacher: float) -> float | None:
 
 def curves(plan: Plan) -> dict[str, Curve]:
     """Loss, grad_norm and lr over the steps of each training, as means over at most `CURVE_POINTS` stretches."""
-    found = {}
-    for step, made in plan.artifacts.items():
-        if (made.path / LOG).is_file():
-            read = [json.loads(line) for line in made.file(LOG).read_text(encoding="utf-8").splitlines()]
+    by_step = {}
+    for step, artifact in plan.artifacts.items():
+        if (artifact.path / LOG).is_file():
+            read = [json.loads(line) for line in artifact.file(LOG).read_text(encoding="utf-8").splitlines()]
             lines = [line for line in read if None not in line.values()]  # but for steps that were left out
             parts = [part for part in np.array_split(np.arange(len(lines)), min(CURVE_POINTS, len(lines))) if len(part)]
             means = {
                 name: tuple(float(f"{mean(lines[at][name] for at in part):.6g}") for part in parts)
                 for name in ("loss", "grad_norm", "lr")
             }
-            found[step] = Curve(step=tuple(lines[part[-1]]["step"] for part in parts), **means)
-    return found
+            by_step[step] = Curve(step=tuple(lines[part[-1]]["step"] for part in parts), **means)
+    return by_step
 
 
 def over_seeds(plan: Plan) -> Seeds | None:
@@ -72,15 +72,15 @@ def over_seeds(plan: Plan) -> Seeds | None:
     first = next(iter(plan.repeats.values()))
     models = []
     for role in first.roles():
-        values = tuple(_score(one, role, metric) for one in plans.values())
+        values = tuple(_score(seed_plan, role, metric) for seed_plan in plans.values())
         models.append(SeedModel(role=role, values=values, mean=mean(values), sd=stdev(values)))
-    made = [one.artifact("compare") for one in plans.values()]
+    artifacts = [seed_plan.artifact("compare") for seed_plan in plans.values()]
     pairs = [pair for pair in SEED_PAIRS if set(pair) <= set(first.roles())]
     return Seeds(
         seeds=tuple(plans),
         metric=metric,
         models=tuple(models),
-        comparisons=tuple(_pair_over_seeds(role, against, made) for role, against in pairs),
+        comparisons=tuple(_pair_over_seeds(role, against, artifacts) for role, against in pairs),
     )
 
 
@@ -88,22 +88,22 @@ def _score(plan: Plan, role: str, metric: str) -> float:
     return float(plan.artifact("evaluate", role).figures()["scores"][metric]["value"])
 
 
-def _pair_over_seeds(role: str, against: str, made: Sequence[Artifact]) -> SeedComparison:
+def _pair_over_seeds(role: str, against: str, artifacts: Sequence[Artifact]) -> SeedComparison:
     """One comparison of all seeds."""
-    found = [
-        next(pair for pair in one.figures()["pairs"] if (pair["role"], pair["against"]) == (role, against))
-        for one in made
+    entries = [
+        next(pair for pair in artifact.figures()["pairs"] if (pair["role"], pair["against"]) == (role, against))
+        for artifact in artifacts
     ]
     pairs = []
-    for one in made:
-        with np.load(one.file(ROWS), allow_pickle=False) as rows:
+    for artifact in artifacts:
+        with np.load(artifact.file(ROWS), allow_pickle=False) as rows:
             of_role, of_other = (significance.Added(rows[name], rows[f"{name} weight"]) for name in (role, against))
             pairs.append((of_role, of_other))
     return SeedComparison(
         role=role,
         against=against,
-        differences=tuple(pair["difference"] for pair in found),
-        p_values=tuple(pair["p_value"] for pair in found),
+        differences=tuple(pair["difference"] for pair in entries),
+        p_values=tuple(pair["p_value"] for pair in entries),
         **significance.over_seeds(pairs),
     )
 
@@ -123,24 +123,24 @@ def groups(plan: Plan, figures: Mapping[str, Any]) -> Groups | None:
 
 def losing(report: Report) -> list[str]:
     """The groups that lose more by distilling than all rows do, in words."""
-    found = report.groups
-    if found is None:
+    figures = report.groups
+    if figures is None:
         return []
     sign = -1 if report.metric in LOWER_IS_BETTER else 1
     judged = {STUDENT, *(model.role for model in report.models if model.is_export)}
-    worse = [one for one in found.gaps if sign * one.beyond < -found.margin and one.role in judged]
+    worse = [loss for loss in figures.gaps if sign * loss.beyond < -figures.margin and loss.role in judged]
     alike: dict[tuple[str, str], list[str]] = {}
-    for one in worse:
+    for loss in worse:
         lost = (
-            f"{interval(report.metric, one.difference, one.low, one.high)}, on its {one.num_rows} rows; "
-            f"{amount(report.metric, one.difference - one.beyond)} on all"
+            f"{interval(report.metric, loss.difference, loss.low, loss.high)}, on its {loss.num_rows} rows; "
+            f"{amount(report.metric, loss.difference - loss.beyond)} on all"
         )
-        alike.setdefault((one.group, lost), []).append(one.role)
+        alike.setdefault((loss.group, lost), []).append(loss.role)
     lines = [
-        f"Warning: {found.column} {group} loses more than the rest: {', '.join(roles)} less teacher {lost}."
+        f"Warning: {figures.column} {group} loses more than the rest: {', '.join(roles)} less teacher {lost}."
         for (group, lost), roles in alike.items()
     ]
-    even = f"No {found.column} loses more than {found.margin * 100:g} points beyond what all rows lose."
+    even = f"No {figures.column} loses more than {figures.margin * 100:g} points beyond what all rows lose."
     return lines or [even]
 
 
@@ -173,11 +173,11 @@ def lead(report: Report, role: str, against: str) -> Lead | None:
     turn = {(role, against): sign, (against, role): -sign}
     seeds = 1 if report.seeds is None else len(report.seeds.seeds)
     many = () if report.seeds is None else report.seeds.comparisons
-    found = [(one.mean, one.low, one.high, turn.get((one.role, one.against))) for one in many]
+    figures = [(pair.mean, pair.low, pair.high, turn.get((pair.role, pair.against))) for pair in many]
     if seeds == 1:
         pairs = report.comparisons
-        found = [(one.difference, one.low, one.high, turn.get((one.role, one.against))) for one in pairs]
-    for value, low, high, turned in found:
+        figures = [(pair.difference, pair.low, pair.high, turn.get((pair.role, pair.against))) for pair in pairs]
+    for value, low, high, turned in figures:
         if turned is not None:
             worse, better = sorted((turned * low, turned * high))
             return Lead(turned * value, worse, better, report.metric, seeds)
@@ -188,8 +188,8 @@ def on_labels(report: Report) -> str:
     """The better student of those that learnt from labels alone: for its own epochs, or for as long as the student."""
     sign = -1 if report.metric in LOWER_IS_BETTER else 1
     many = () if report.seeds is None else report.seeds.models
-    scores = {one.role: one.mean for one in many} or {
-        one.role: one.scores[report.metric].value for one in report.models
+    scores = {model.role: model.mean for model in many} or {
+        model.role: model.scores[report.metric].value for model in report.models
     }
     return max(
         (role for role in (CE_ONLY, CE_LONG) if role in scores), key=lambda role: sign * scores[role], default=""
@@ -205,7 +205,7 @@ def gap_closed(report: Report) -> float | None:
 
 
 def difference(report: Report, pair: Comparison) -> str:
-    """A comparison in words: shares in points, anything else as it is, and whether it is significant."""
+    """A comparison in words: shares in points, anything else unchanged, and whether it is significant."""
     if is_identical(pair):
         return no_difference(report, pair)
     sure = "significant" if pair.p_value < SIGNIFICANT else "not significant"
@@ -238,15 +238,15 @@ def no_difference(report: Report, pair: Comparison) -> str:
 
 def not_measured(report: Report) -> list[str]:
     """What the report is silent about, and why."""
-    found: list[str] = []
+    lines: list[str] = []
     if report.benchmark is not None:
         if not report.benchmark.energy:
-            found.append("energy: no counters available on this machine")
+            lines.append("energy: no counters available on this machine")
         if not any(arm.device == "cuda" for arm in report.benchmark.arms):
-            found.append("latency and memory on a GPU")
-        found += [f"latency of {one.role}: {one.why}" for one in report.benchmark.skipped]
+            lines.append("latency and memory on a GPU")
+        lines += [f"latency of {entry.role}: {entry.why}" for entry in report.benchmark.skipped]
     if report.seeds is None:
-        found.append("how much another seed changes (evaluate.seeds)")
+        lines.append("how much another seed changes (evaluate.seeds)")
     if all(model.calibration is None for model in report.models):
-        found.append("calibration curves of tokens (their ECE is in the table)")
-    return found
+        lines.append("calibration curves of tokens (their ECE is in the table)")
+    return lines

@@ -9,38 +9,40 @@ from distilpeft.report.page.markup import Cell, Column, table
 from distilpeft.report.page.tables import share
 
 
-def section(found: Answers | None) -> str:
+def section(answers: Answers | None) -> str:
     """All of it; nothing for tasks without classes."""
-    if found is None:
+    if answers is None:
         return ""
-    return _classes(found) + _confusion(found) + _mistakes(found)
+    return _classes(answers) + _confusion(answers) + _mistakes(answers)
 
 
-def _classes(found: Answers) -> str:
+def _classes(answers: Answers) -> str:
     """How common each class is in every split, and how well it is found."""
-    splits = list(found.classes[0].rows) if found.classes else []
+    splits = list(answers.classes[0].rows) if answers.classes else []
     columns = [
         Column("class", numeric=False), *(Column(split, "rows, or words of word tags") for split in splits),
         Column("answered", "how often the model answers so"), Column("precision", "right among those answered so"),
         Column("recall", "right among those that have it"), Column("F1"),
     ]  # fmt: skip
-    rows = [[Cell(one.name), *_counts(one), *map(share, (one.precision, one.recall, one.f1))] for one in found.classes]
+    rows = [
+        [Cell(cls.name), *_counts(cls), *map(share, (cls.precision, cls.recall, cls.f1))] for cls in answers.classes
+    ]
     return table(columns, rows, "Classes")
 
 
-def _counts(one: ClassAnswers) -> list[Cell]:
-    return [Cell(f"{count:,}", count) for count in (*one.rows.values(), one.predicted)]
+def _counts(cls: ClassAnswers) -> list[Cell]:
+    return [Cell(f"{count:,}", count) for count in (*cls.rows.values(), cls.predicted)]
 
 
-def _confusion(found: Answers) -> str:
+def _confusion(answers: Answers) -> str:
     """Labels in rows, answers in columns; the darker, the larger the share of its row."""
-    if found.confusion is None:
+    if answers.confusion is None:
         return ""
-    names = [one.name for one in found.classes]
+    names = [cls.name for cls in answers.classes]
     heads = "".join(f'<th scope="col">{escape(name)}</th>' for name in names)
     body = "".join(
         f'<tr><th scope="row">{escape(name)}</th>{_shaded(at, counts)}</tr>'
-        for at, (name, counts) in enumerate(zip(names, found.confusion, strict=True))
+        for at, (name, counts) in enumerate(zip(names, answers.confusion, strict=True))
     )
     return (
         '<h3>Labels (rows) and answers (columns)</h3><div class="scroll" tabindex="0" role="region" '
@@ -59,15 +61,15 @@ def _shaded(label: int, counts: tuple[int, ...]) -> str:
     return "".join(cells)
 
 
-def _mistakes(found: Answers) -> str:
+def _mistakes(answers: Answers) -> str:
     """The wrong answers that the model was surest of."""
     columns = [
         Column("text", numeric=False), Column("label", numeric=False), Column("answer", numeric=False),
         Column("probability"),
     ]  # fmt: skip
     rows = [
-        [Cell(one.text), Cell(one.label), Cell(one.answer), Cell(f"{one.probability:.3f}", one.probability)]
-        for one in found.mistakes
+        [Cell(row.text), Cell(row.label), Cell(row.answer), Cell(f"{row.probability:.3f}", row.probability)]
+        for row in answers.mistakes
     ]
     if not rows:
         return ""

@@ -46,13 +46,13 @@ def _header(reports: Sequence[Report], called: Sequence[str]) -> str:
     first = reports[0]
     about = f"{first.task.replace('_', ' ')} · judged on {first.split}" if single else "runs side by side"
     title = called[0] if single else ", ".join(called)
-    told = "".join(
+    verdicts = "".join(
         ("" if single else f'<h2 class="run">{escape(name)}</h2>') + sections.verdict(report)
         for name, report in zip(called, reports, strict=True)
     )
     return (
         f'<header><div class="top"><span class="kicker">distilpeft report · {escape(about)}</span>'
-        f'<button id="theme" type="button" hidden>Dark</button></div><h1>{escape(title)}</h1>{told}</header>'
+        f'<button id="theme" type="button" hidden>Dark</button></div><h1>{escape(title)}</h1>{verdicts}</header>'
     )
 
 
@@ -87,8 +87,8 @@ def _joint(reports: Sequence[Report], called: Sequence[str]) -> str:
 
 
 def _costs(reports: Sequence[Report]) -> str:
-    found = [sections.middle(chart) for chart in (*charts.memory(reports), *charts.size(reports))]
-    inner = f'<div class="halves">{"".join(found)}</div>' if found else ""
+    parts = [sections.middle(chart) for chart in (*charts.memory(reports), *charts.size(reports))]
+    inner = f'<div class="halves">{"".join(parts)}</div>' if parts else ""
     return section("costs", "Memory and size", inner)
 
 
@@ -101,7 +101,7 @@ def _own(at: int, reports: Sequence[Report], called: Sequence[str]) -> str:
     def own(name: str, title: str, *parts: str, lead: str = "") -> str:
         return section(prefix + name, title + more, *parts, lead=lead)
 
-    made = [
+    blocks = [
         own("comparisons", "Comparisons", tables.comparisons(report), lead="Paired on the same rows, so rows that are "
             "hard for both cancel."),
         own("answers", "Answers", answers.section(report.answers), lead="What the student answers on the rows that "
@@ -121,4 +121,4 @@ def _own(at: int, reports: Sequence[Report], called: Sequence[str]) -> str:
         own("samples", "Samples", sections.samples(report)),
         own("provenance", "About this run", sections.provenance(report, charts.missing([report]))),
     ]  # fmt: skip
-    return "".join(made)
+    return "".join(blocks)

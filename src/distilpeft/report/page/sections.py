@@ -31,12 +31,12 @@ def verdict(report: Report) -> str:
 
 def _sentence(line: str) -> str:
     """`Deploy name: the rest` or `Title: name, the rest` as a card; anything else as a statement."""
-    found = re.fullmatch(r"(Deploy)( )(\S+)(: )(.+)", line) or re.fullmatch(
+    match = re.fullmatch(r"(Deploy)( )(\S+)(: )(.+)", line) or re.fullmatch(
         r"(Smallest|Best score)(: )(\S+)(, )(.+)", line
     )
-    if found is None:
+    if match is None:
         return f'<p class="statement">{escape(line)}</p>'
-    title, first, name, second, rest = map(escape, found.groups())
+    title, first, name, second, rest = map(escape, match.groups())
     return (
         f'<p class="card"><span class="kicker">{title}<span class="gone">{first}</span></span>'
         f'<strong>{name}</strong><span class="gone">{second}</span><span class="rest">{rest}</span></p>'
@@ -51,13 +51,13 @@ def chosen(report: Report) -> Model | None:
 
 
 def key_figures(report: Report) -> str:
-    """The chosen model beside its teacher, and what was found, in words."""
+    """The chosen model next to its teacher, and what was found, in words."""
     model, teacher = chosen(report), report.model("teacher")
     tiles = "".join(_tiles(model, teacher, report)) if model and teacher else ""
     title = f'<p class="lead">{escape(model.role)} compared with its teacher</p>' if model else ""
     lines = [line for line in text.findings(report) if line not in report.verdict.sentences]
-    found = f"<h3>What we found</h3>{notes(lines)}" if lines else ""
-    return f'{title}<div class="tiles">{tiles}</div>{doubts(report)}{found}'
+    findings = f"<h3>What we found</h3>{notes(lines)}" if lines else ""
+    return f'{title}<div class="tiles">{tiles}</div>{doubts(report)}{findings}'
 
 
 def deploying(report: Report) -> str:
@@ -67,11 +67,11 @@ def deploying(report: Report) -> str:
     if form is None:
         return ""
     folder, kind = f"exports/{form}", KINDS[report.task]
-    given = _inputs(report)
-    first = f"({', '.join(given)})" if len(given) > 1 else given[0]
+    inputs = _inputs(report)
+    first = f"({', '.join(inputs)})" if len(inputs) > 1 else inputs[0]
     call = f"complete({first}, 50)" if kind.is_language_model else f"answers([{first}])"
     code = (
-        f"distilpeft predict {folder} {' '.join(given)}\n\n"
+        f"distilpeft predict {folder} {' '.join(inputs)}\n\n"
         f'# from Python\nimport distilpeft\n\nmodel = distilpeft.Bundle("{folder}")\nprint(model.{call})'
     )
     lead = f"In the folder of this page. {folder}/README.md shows how to run it without distilpeft."
@@ -95,36 +95,36 @@ def doubts(report: Report) -> str:
 
 
 def _tiles(model: Model, teacher: Model, report: Report) -> list[str]:
-    metric, both = report.metric, (model, teacher)
-    own, other = (one.scores[metric].value if metric in one.scores else None for one in both)
-    tiles = [_tile(f"{spoken(metric)} ({report.split})", own, other, "", 4)]
+    metric, sides = report.metric, (model, teacher)
+    own, theirs = (side.scores[metric].value if metric in side.scores else None for side in sides)
+    tiles = [_tile(f"{spoken(metric)} ({report.split})", own, theirs, "", 4)]
     if model.kept is not None:
         tiles.append(_tile("kept of the teacher's score", model.kept * 100, None, "%", 3))
-    own, other = (one.latency_ms.p50 if one.latency_ms else None for one in both)
+    own, theirs = (side.latency_ms.p50 if side.latency_ms else None for side in sides)
     if own is not None:
         first = "first token, p50" if KINDS[report.task].is_language_model else "latency, p50"
-        tiles.append(_tile(first, own, other, "ms", 3))
+        tiles.append(_tile(first, own, theirs, "ms", 3))
     for title, pair in (
         ("size", (model.size_bytes, teacher.size_bytes)),
         ("peak memory", (model.memory_bytes, teacher.memory_bytes)),
     ):
-        own, other = ((one or 0) / 1e6 or None for one in pair)
+        own, theirs = ((size or 0) / 1e6 or None for size in pair)
         if own is not None:
-            tiles.append(_tile(title, own, other, "MB", 3))
+            tiles.append(_tile(title, own, theirs, "MB", 3))
     return tiles
 
 
-def _tile(title: str, own: float | None, other: float | None, unit: str, signs: int) -> str:
+def _tile(title: str, own: float | None, theirs: float | None, unit: str, signs: int) -> str:
     """One key figure, and the teacher's under it."""
-    beside = f"<small>teacher {number(other, signs)} {unit}</small>" if other is not None else ""
+    caption = f"<small>teacher {number(theirs, signs)} {unit}</small>" if theirs is not None else ""
     return (
         f'<div class="tile"><span class="kicker">{escape(title)}</span> '
-        f"<strong>{number(own, signs)}<i>{unit}</i></strong> {beside}</div>"
+        f"<strong>{number(own, signs)}<i>{unit}</i></strong> {caption}</div>"
     )
 
 
 def wide(chart: Chart) -> str:
-    """A chart over the whole width; narrow screens get a taller drawing, with a legend in place of names."""
+    """A chart over the full width; narrow screens get a taller drawing, with a legend in place of names."""
     plots = f'<div class="on-wide">{draw(chart, WIDE)}</div><div class="on-narrow">{draw(chart, TALL)}</div>'
     return _figure(chart, plots + _legend(chart), "wide")
 
@@ -171,39 +171,39 @@ def training(report: Report, prefix: str) -> str:
 def exports(report: Report) -> str:
     """Parity of the exports, and which ways of making them did not hold."""
     tried = [
-        f"{form}, {one.way}, was tried and did not hold: {'; '.join(one.faults)}"
-        for form, made in report.exports.items()
-        for one in made.tried
+        f"{form}, {attempt.way}, was tried and did not hold: {'; '.join(attempt.faults)}"
+        for form, export in report.exports.items()
+        for attempt in export.tried
     ]
     return tables.exports(report) + notes(tried)
 
 
 def soft_targets(report: Report) -> str:
-    """What soft targets on disk cost against the whole distribution."""
+    """What soft targets on disk cost compared with the whole distribution."""
     titles, *rows = text.audit_rows(report) or [()]
     return plain(titles, rows, "What soft targets on disk cost") if rows else ""
 
 
 def benchmark(report: Report) -> str:
     """Every cell of the benchmark, and what speaks against the figures."""
-    found = report.benchmark
-    if not found or not found.arms:
+    figures = report.benchmark
+    if not figures or not figures.arms:
         return ""
-    quiet = ", ".join(found.noise.unsteady)
-    lines = [*text.timing_notes(found), *([f"Not steady when measuring began: {quiet}."] if quiet else [])]
-    kind = "notes warn" if found.noise.noisy else "notes"
-    return notes(lines, kind) + tables.cells(found) + tables.processes(found)
+    quiet = ", ".join(figures.noise.unsteady)
+    lines = [*text.timing_notes(figures), *([f"Not steady when measuring began: {quiet}."] if quiet else [])]
+    kind = "notes warn" if figures.noise.noisy else "notes"
+    return notes(lines, kind) + tables.cells(figures) + tables.processes(figures)
 
 
 def samples(report: Report) -> str:
     """What teacher and student make of the same beginnings."""
     return "".join(
-        f'<div class="sample">{"".join(_said(role, text) for role, text in sample.lines())}</div>'
+        f'<div class="sample">{"".join(_turn(role, text) for role, text in sample.lines())}</div>'
         for sample in report.samples
     )
 
 
-def _said(role: str, text: str) -> str:
+def _turn(role: str, text: str) -> str:
     return f'<div><span class="kicker">{escape(role)}</span><pre>{escape(text)}</pre></div>'
 
 
@@ -212,11 +212,11 @@ def provenance(report: Report, missing: Sequence[str]) -> str:
     environment, timed = report.environment, report.benchmark
     seeds = report.seeds.seeds if report.seeds else (report.seed,)
     facts = [
-        ("seeds", ", ".join(_known(seed) for seed in seeds)),
-        ("trained on", f"{_known(environment.device)}, {text.counted(environment.threads, 'thread')}, "
+        ("seeds", ", ".join(_fact(seed) for seed in seeds)),
+        ("trained on", f"{_fact(environment.device)}, {text.counted(environment.threads, 'thread')}, "
                        f"{text.counted(environment.num_processes, 'process', 'processes')}"),
-        ("timed on", _known(timed.machine if timed else None)),
-        ("Python", _known(environment.python)),
+        ("timed on", _fact(timed.machine if timed else None)),
+        ("Python", _fact(environment.python)),
         *environment.versions.items(),
     ]  # fmt: skip
     silent = [*report.not_measured, *missing]
@@ -240,15 +240,15 @@ def _times(report: Report) -> str:
     return plain(("stage", "seconds", "share"), rows, "Where the time went") if rows else ""
 
 
-def _known(fact: object) -> str:
+def _fact(fact: object) -> str:
     return "–" if fact is None else str(fact)
 
 
-def _plain(found: object) -> Any:
+def _plain(node: object) -> Any:
     """What YAML can say, whatever it was."""
-    if isinstance(found, Mapping):
-        return {str(name): _plain(value) for name, value in found.items()}
-    if isinstance(found, list | tuple):
-        return [_plain(value) for value in found]
-    known = found is None or isinstance(found, bool | int | str) or (isinstance(found, float) and math.isfinite(found))
-    return found if known else str(found)
+    if isinstance(node, Mapping):
+        return {str(name): _plain(value) for name, value in node.items()}
+    if isinstance(node, list | tuple):
+        return [_plain(value) for value in node]
+    simple = node is None or isinstance(node, bool | int | str) or (isinstance(node, float) and math.isfinite(node))
+    return node if simple else str(node)

@@ -26,7 +26,7 @@ class Paper:
         width: of the view box.
         height: of the view box.
         font: the size of letters.
-        labels: whether names stand beside the points.
+        labels: whether names stand next to the points.
     """
 
     width: int = 440
@@ -161,12 +161,12 @@ def _bars(plot: _Plot, series: Series) -> str:
     gaps = [after - before for before, after in pairwise(places)]
     width = min(14.0, max(3.0, 0.8 * min(gaps, default=14.0)))
     base = plot.y(0.0)
-    drawn = "".join(
+    rects = "".join(
         f'<rect x="{plot.x(point.x) - width / 2:.1f}" y="{plot.y(point.y):.1f}" width="{width:.1f}" '
         f'height="{base - plot.y(point.y):.1f}"/>'
         for point in series.points
     )
-    return f'<g class="bars c{series.mark.colour if series.mark else 0}">{drawn}</g>'
+    return f'<g class="bars c{series.mark.colour if series.mark else 0}">{rects}</g>'
 
 
 def _ring(plot: _Plot, series: Series) -> str:
@@ -179,7 +179,7 @@ LAYERS: Mapping[str, Callable[[_Plot, Series], str]] = {
 
 
 def _labels(plot: _Plot) -> str:
-    """Names beside the points, with a line to those that are further off."""
+    """Names next to the points, with a line to those that are further off."""
     named = [series for series in plot.chart.series if series.kind == "points"]
     places = [(series.label, *plot.at(point)) for series in named for point in series.points]
     bounds = (plot.x.start + 2, plot.y.end, plot.paper.width - 2.0, plot.y.start - 2)
@@ -194,13 +194,13 @@ def _labels(plot: _Plot) -> str:
 
 def _lines(plot: _Plot) -> list[Box]:
     """Where error bars and the front run: labels had better keep off them."""
-    found = []
+    boxes = []
     for series in plot.chart.series:
         places = [plot.at(point) for point in series.points]
         for point, (x, _) in zip(series.points, places, strict=True):
             if point.low is not None and point.high is not None and series.kind == "points":
-                found.append((x - 4, plot.y(point.high), x + 4, plot.y(point.low)))
+                boxes.append((x - 4, plot.y(point.high), x + 4, plot.y(point.low)))
         if series.kind == "step":
             for (x, y), (x2, y2) in pairwise([*places, (plot.x.end, places[-1][1])]):
-                found += [(x, y - 1, x2, y + 1), (x2 - 1, min(y, y2), x2 + 1, max(y, y2))]
-    return found
+                boxes += [(x, y - 1, x2, y + 1), (x2 - 1, min(y, y2), x2 + 1, max(y, y2))]
+    return boxes

@@ -21,7 +21,7 @@ Made = tuple[Column, Callable[[Model], Cell]]
 
 
 def named(role: str, prefix: str = "", run: int = 0, badges: tuple[str, ...] = ()) -> Cell:
-    """A model's name beside its marker."""
+    """A model's name next to its marker."""
     return Cell(prefix + role, lead=swatch(mark(role, run)), badges=badges)
 
 
@@ -35,13 +35,13 @@ def share(value: float | None) -> Cell:
     return Cell("–") if value is None else Cell(f"{value:.1%}", value)
 
 
-def interval(found: Score | Ratio | None, digits: int = 4) -> Cell:
+def interval(score: Score | Ratio | None, digits: int = 4) -> Cell:
     """A figure with its interval below it."""
-    if not found:
+    if not score:
         return Cell("–")
-    low, high = found.low, found.high
+    low, high = score.low, score.high
     span = f"{low:.{digits - 1}f} to {high:.{digits - 1}f}" if low is not None and high is not None else ""
-    return Cell(f"{found.value:.{digits}f}", found.value, span)
+    return Cell(f"{score.value:.{digits}f}", score.value, span)
 
 
 def models(runs: Sequence[tuple[int, str, Report]], caption: str) -> str:
@@ -53,13 +53,13 @@ def models(runs: Sequence[tuple[int, str, Report]], caption: str) -> str:
     """
     first = runs[0][2]
     every = [model for _, _, report in runs for model in report.models]
-    made = [(column, cell) for column, cell in _model_columns(first) if any(cell(model).text != "–" for model in every)]
+    used = [(column, cell) for column, cell in _model_columns(first) if any(cell(model).text != "–" for model in every)]
     rows = [
-        [named(model.role, prefix, run, _badges(model.role, report)), *(cell(model) for _, cell in made)]
+        [named(model.role, prefix, run, _badges(model.role, report)), *(cell(model) for _, cell in used)]
         for run, prefix, report in runs
         for model in report.models
     ]
-    return table([Column("model", numeric=False), *(column for column, _ in made)], rows, caption, kind="models")
+    return table([Column("model", numeric=False), *(column for column, _ in used)], rows, caption, kind="models")
 
 
 def _badges(role: str, report: Report) -> tuple[str, ...]:
@@ -109,7 +109,7 @@ def _sense(metric: str) -> str:
 
 
 def _timed(of: Callable[[Latency], Figure | None]) -> Callable[[Model | Timed], Cell]:
-    return lambda one: figure(of(one.latency_ms) if one.latency_ms else None)
+    return lambda entry: figure(of(entry.latency_ms) if entry.latency_ms else None)
 
 
 def _per_token(decode: Decode | None) -> Figure | None:
@@ -140,11 +140,11 @@ def comparisons(report: Report) -> str:
     first = [pair for pair in report.comparisons if pair.role in shown and not is_identical(pair)]
     rest = [pair for pair in report.comparisons if pair not in first]
     caption = f"Differences in {spoken(report.metric)}"
-    made = table(columns, [_comparison(report, pair) for pair in first], caption) if first else ""
+    front = table(columns, [_comparison(report, pair) for pair in first], caption) if first else ""
     if not rest:
-        return made
+        return front
     others = table(columns, [_comparison(report, pair) for pair in rest], f"{caption}, other pairs")
-    return made + details("Other pairs", others, opened=not first)
+    return front + details("Other pairs", others, opened=not first)
 
 
 def _comparison(report: Report, pair: Comparison) -> list[Cell]:
@@ -153,7 +153,7 @@ def _comparison(report: Report, pair: Comparison) -> list[Cell]:
         reading = no_difference(report, pair)
     return [
         Cell(f"{pair.role} − {pair.against}"),
-        *(Cell(gap(pair.metric, one), one) for one in (pair.difference, pair.low, pair.high)),
+        *(Cell(gap(pair.metric, value), value) for value in (pair.difference, pair.low, pair.high)),
         figure(pair.p_value, signs=2), Cell(reading), figure(pair.wins), figure(pair.losses), figure(pair.num_rows),
         Cell({"mcnemar": "McNemar, exact", "bootstrap": "paired bootstrap"}.get(pair.test or "", "–")),
     ]  # fmt: skip
@@ -183,19 +183,19 @@ def exports(report: Report) -> str:
         Column("rows"), Column("way", numeric=False),
     ]  # fmt: skip
     rows = []
-    for form, made in report.exports.items():
-        parity = made.parity
+    for form, export in report.exports.items():
+        parity = export.parity
         rows.append([
-            named(export_role(form)), figure(made.size_bytes, MEGA), figure(parity.max_abs_diff, signs=2),
+            named(export_role(form)), figure(export.size_bytes, MEGA), figure(parity.max_abs_diff, signs=2),
             figure(parity.kl, signs=2), share(parity.top1_agreement), share(parity.metric_kept),
-            interval(made.speedup, 2), figure(parity.rows), Cell(made.way or "–"),
+            interval(export.speedup, 2), figure(parity.rows), Cell(export.way or "–"),
         ])  # fmt: skip
     return table(columns, rows, "Exports compared with the student") if rows else ""
 
 
-def cells(found: Benchmark) -> str:
+def cells(benchmark: Benchmark) -> str:
     """Every model on every device with every number of threads, batch size and length."""
-    timed = [(arm, cell) for arm in found.arms for cell in arm.cells]
+    timed = [(arm, cell) for arm in benchmark.arms for cell in arm.cells]
     columns: list[tuple[Column, Callable[[Arm, Timed], Cell]]] = [
         (Column("model", numeric=False), lambda arm, _: _arm(arm)),
         (Column("device", numeric=False), lambda arm, _: Cell(arm.device)),
@@ -207,7 +207,7 @@ def cells(found: Benchmark) -> str:
         (Column("tokens/s"), lambda _, cell: figure(cell.tokens_per_s)),
         (Column("ms/token p50"), lambda _, cell: figure(_per_token(cell.decode))),
         (Column("ms/token p95"), lambda _, cell: figure(cell.decode.ms_per_token.p95 if cell.decode else None)),
-        (Column(f"× {found.reference}"), lambda _, cell: interval(cell.ratio, 3)),
+        (Column(f"× {benchmark.reference}"), lambda _, cell: interval(cell.ratio, 3)),
         (Column("× decoding"), lambda _, cell: interval(cell.decode_ratio, 3)),
         (Column("J/row"), lambda _, cell: figure(cell.joules_per_row)),
         (Column("tokens/row"), lambda _, cell: figure(cell.mean_tokens)),
@@ -215,7 +215,7 @@ def cells(found: Benchmark) -> str:
         (Column("outliers"), lambda _, cell: figure(cell.outliers)),
         (Column("first call ms"), lambda _, cell: figure(cell.first_call_ms)),
     ]
-    filled = [(column, of) for column, of in columns if any(of(*one).text != "–" for one in timed)]
+    filled = [(column, of) for column, of in columns if any(of(*pair).text != "–" for pair in timed)]
     rows = [[of(arm, cell) for _, of in filled] for arm, cell in timed]
     return table([column for column, _ in filled], rows, "Latency and throughput") if rows else ""
 
@@ -228,7 +228,7 @@ def _latency_of(of: Callable[[Latency], Figure | None]) -> Callable[[Arm, Timed]
     return lambda _, cell: _timed(of)(cell)
 
 
-def processes(found: Benchmark) -> str:
+def processes(benchmark: Benchmark) -> str:
     """What the process of each model held."""
     columns = [
         Column("model", numeric=False), Column("device", numeric=False), Column("threads"), Column("load s"),
@@ -240,6 +240,6 @@ def processes(found: Benchmark) -> str:
             figure(arm.rss_start_bytes, MEGA), figure(arm.rss_loaded_bytes, MEGA), figure(arm.memory_bytes, MEGA),
             figure(arm.gpu_memory_bytes, MEGA),
         ]
-        for arm in found.arms
+        for arm in benchmark.arms
     ]  # fmt: skip
     return table(columns, rows, "Processes and their memory") if rows else ""
