@@ -164,8 +164,8 @@ class Run:
         """
         step = self.plan.find("distil", role)
         if step is None:
-            known = ", ".join(one.role for one in self.plan.own if one.stage == "distil")
-            raise InputError(f"student: this run has no {role!r}; its students are {known}")
+            roles = ", ".join(entry.role for entry in self.plan.own if entry.stage == "distil")
+            raise InputError(f"student: this run has no {role!r}; its students are {roles}")
         if not step.artifact.done:
             raise InputError(f"student: {role} is not trained yet; run it until distil")
         import transformers
@@ -191,10 +191,10 @@ class Run:
         from distilpeft.export.bundle import Bundle
 
         formats = self.plan.recipe.export.formats
-        asked = formats[0] if form is None else ALIASES.get(form, form)
-        if asked not in formats:
+        full_name = formats[0] if form is None else ALIASES.get(form, form)
+        if full_name not in formats:
             raise InputError(f"bundle: this run has no {form}; its exports are {', '.join(formats)}")
-        return Bundle(self.plan.artifact("bundle", asked).path / "model")
+        return Bundle(self.plan.artifact("bundle", full_name).path / "model")
 
 
 def run(
@@ -281,36 +281,36 @@ def clean(
         What was removed, or with `dry_run` would be.
 
     Raises:
-        InputError: a folder is no run's, nothing says what to keep in it, or somebody works on it.
+        InputError: a folder is not a run's, nothing says what to keep in it, or somebody works on it.
     """
     if keep not in ("all", "best"):
         raise InputError(f"--keep {keep}: all or best")
     scopes = _scopes(given, overrides, Path(runs), caches=caches, best_only=keep == "best")
-    found = [cleaning.look(scope) for scope in scopes]
-    if dry_run or (agree is not None and not agree(found)):
-        return [item for one in found for item in one.items] if dry_run else []
-    return cleaning.remove(found)
+    cleanings = [cleaning.look(scope) for scope in scopes]
+    if dry_run or (agree is not None and not agree(cleanings)):
+        return [item for entry in cleanings for item in entry.items] if dry_run else []
+    return cleaning.remove(cleanings)
 
 
 def _scopes(
-    given: Sequence[Given], overrides: Overrides, runs: Path, *, caches: bool, best_only: bool
+    targets: Sequence[Given], overrides: Overrides, runs: Path, *, caches: bool, best_only: bool
 ) -> list[cleaning.Scope]:
     """What is asked of each run's folder, whichever way and however often it was given."""
-    found: dict[Path, cleaning.Scope] = {}
-    for one in given:
-        plan = None if _is_folder(one) else make_plan(load_recipe(one, overrides), runs)
-        folder = Path(str(one)) if plan is None else plan.folder
+    scopes: dict[Path, cleaning.Scope] = {}
+    for target in targets:
+        plan = None if _is_folder(target) else make_plan(load_recipe(target, overrides), runs)
+        folder = Path(str(target)) if plan is None else plan.folder
         cleaning.check_run(folder)
-        asked = found.get(folder.resolve(), cleaning.Scope(folder, (), recorded=False))
-        found[folder.resolve()] = cleaning.Scope(
-            asked.run, asked.plans if plan is None else (*asked.plans, plan),
-            recorded=asked.recorded or plan is None, caches=caches, best_only=best_only,
+        scope = scopes.get(folder.resolve(), cleaning.Scope(folder, (), recorded=False))
+        scopes[folder.resolve()] = cleaning.Scope(
+            scope.run, scope.plans if plan is None else (*scope.plans, plan),
+            recorded=scope.recorded or plan is None, caches=caches, best_only=best_only,
         )  # fmt: skip
-    return list(found.values())
+    return list(scopes.values())
 
 
-def _is_folder(one: Given) -> bool:
-    return isinstance(one, str | Path) and Path(one).is_dir()
+def _is_folder(target: Given) -> bool:
+    return isinstance(target, str | Path) and Path(target).is_dir()
 
 
 def init(out: str | Path, data: str, *, task: str | None = None, overwrite: bool = False, **wishes: object) -> Recipe:
@@ -338,12 +338,12 @@ def init(out: str | Path, data: str, *, task: str | None = None, overwrite: bool
     unknown = sorted(set(wishes) - known)
     if unknown:
         raise InputError(f"init: unknown {unknown[0]!r}; known are {', '.join(sorted({*known, *keys}))}")
-    asked = Wishes(data, task, columns, **wishes)  # type: ignore[arg-type]
+    request = Wishes(data, task, columns, **wishes)  # type: ignore[arg-type]
     if overwrite and out.exists():
         with tempfile.TemporaryDirectory(dir=out.parent) as folder:  # the old one stays until there is a new one
             fresh = Path(folder) / out.name
-            first_recipe.write(fresh, asked, nobody)
+            first_recipe.write(fresh, request, nobody)
             fresh.replace(out)
     else:
-        first_recipe.write(out, asked, nobody)
+        first_recipe.write(out, request, nobody)
     return load_recipe(out)

@@ -33,8 +33,8 @@ def version() -> None:
     print(__version__)
 
 
-def _version(asked: bool) -> None:
-    if asked:
+def _version(value: bool) -> None:
+    if value:
         version()
         raise typer.Exit
 
@@ -59,10 +59,10 @@ def main() -> None:
         print(crash, file=sys.stderr)  # a traceback already
         sys.exit(1)
     except (Exception, KeyboardInterrupt, Terminated) as error:
-        found = outcome(error)
-        if found is None:
+        result = outcome(error)
+        if result is None:
             raise
-        message, code = found
+        message, code = result
         if message:
             print(" ".join(message.split()), file=sys.stderr)
         sys.exit(code)

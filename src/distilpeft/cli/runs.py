@@ -31,10 +31,10 @@ def run(
     from distilpeft.report import publish, text
 
     console = Console(quiet=not is_first_process())
-    found = api.run(recipe, overrides=overrides or (), runs=runs, until=until, quick=quick, console=console)
+    result = api.run(recipe, overrides=overrides or (), runs=runs, until=until, quick=quick, console=console)
     if until is None and is_first_process():
-        text.show(found.report, console)
-        console.print(f"Page: {found.folder / publish.PAGE}   Model: {found.folder / 'student'}", highlight=False)
+        text.show(result.report, console)
+        console.print(f"Page: {result.folder / publish.PAGE}   Model: {result.folder / 'student'}", highlight=False)
 
 
 @app.command("tune-lr")
@@ -52,10 +52,10 @@ def tune_lr(
         raise InputError(f"--stage {stage}: {' or '.join(TRAINING_STAGES)}")
     from distilpeft.tuning import tune_lr as tuning
 
-    found, files = tuning.run(recipe, overrides or [], runs, stage=stage, steps=steps, low=low, high=high)
-    typer.echo(f"{stage}: {found.words}; {', '.join(map(str, files))}")
-    if found.suggestion is not None:
-        typer.echo(f"suggestion: --set {stage}.optim.lr={found.suggestion:g}")
+    result, files = tuning.run(recipe, overrides or [], runs, stage=stage, steps=steps, low=low, high=high)
+    typer.echo(f"{stage}: {result.words}; {', '.join(map(str, files))}")
+    if result.suggestion is not None:
+        typer.echo(f"suggestion: --set {stage}.optim.lr={result.suggestion:g}")
 
 
 @app.command()
@@ -89,8 +89,8 @@ def sweep(
         from distilpeft.tuning import search as searcher
         from distilpeft.tuning import search_space
 
-        asked = search_space.make(recipe, search, over or [], overrides or [], runs, trials or 20, storage)
-        code = searcher.run(asked, console, jobs)
+        space = search_space.make(recipe, search, over or [], overrides or [], runs, trials or 20, storage)
+        code = searcher.run(space, console, jobs)
     elif trials is not None or storage is not None:
         raise InputError("--trials and --storage belong to a search; give --search KEY=LOW..HIGH")
     else:
@@ -120,8 +120,8 @@ def export(
 
     if not formats:
         raise InputError("--format: give at least one, such as --format onnx-int8")
-    given = build.load(run).given
-    plan = make_plan(with_formats(given, formats, overrides or []), run.resolve().parent)
+    recipe = build.load(run).given
+    plan = make_plan(with_formats(recipe, formats, overrides or []), run.resolve().parent)
     report = launch.complete(plan)
     if report is not None:
         console = Console()
@@ -169,16 +169,16 @@ def report_command(
 
     from distilpeft.report import build, publish, text
 
-    found = [build.load(run) for run in runs]
+    reports = [build.load(run) for run in runs]
     if as_json:
-        print(build.as_json(found))
-    elif len(found) == 1:
-        text.show(found[0], Console())
+        print(build.as_json(reports))
+    elif len(reports) == 1:
+        text.show(reports[0], Console())
         folder = out or runs[0]
         folder.mkdir(parents=True, exist_ok=True)
-        Console().print(f"Page: {publish.pages(folder, found)}", highlight=False)
+        Console().print(f"Page: {publish.pages(folder, reports)}", highlight=False)
     else:
-        publish.joint(found, out or Path("joint-report"), Console())
+        publish.joint(reports, out or Path("joint-report"), Console())
 
 
 @app.command()
@@ -194,6 +194,6 @@ def selftest(
     from distilpeft.training import selftest as proof
 
     gpus = len(gpu_names())
-    chosen = processes or sorted({1, gpus or 2})
-    if not proof.run(chosen, Console()):
+    counts = processes or sorted({1, gpus or 2})
+    if not proof.run(counts, Console()):
         raise typer.Exit(1)

@@ -30,11 +30,11 @@ def runs_command(
     from distilpeft import api
     from distilpeft.storage import overview
 
-    found = api.runs(runs)
+    states = api.runs(runs)
     if as_json:
-        print(json.dumps(overview.as_json(found, runs), indent=2, ensure_ascii=False))
+        print(json.dumps(overview.as_json(states, runs), indent=2, ensure_ascii=False))
     else:
-        overview.show(found, runs, Console())
+        overview.show(states, runs, Console())
 
 
 @app.command()
@@ -62,9 +62,9 @@ def clean(
 
     console = Console()
 
-    def agree(found: Sequence[Cleaning]) -> bool:
-        cleaning.show(found, console)
-        if dry_run or not any(one.items for one in found):
+    def agree(cleanings: Sequence[Cleaning]) -> bool:
+        cleaning.show(cleanings, console)
+        if dry_run or not any(entry.items for entry in cleanings):
             return False
         if yes:
             return True

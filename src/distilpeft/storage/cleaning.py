@@ -83,7 +83,7 @@ class Cleaning:
 
 
 def check_run(run: Path) -> None:
-    """Refuse a folder that is no run's, or is elsewhere.
+    """Refuse a folder that is not a run's, or is elsewhere.
 
     Raises:
         InputError: it is one.
@@ -121,8 +121,8 @@ def _judged(path: Path, current: Collection[str], *, caches: bool) -> tuple[str 
     if name == CACHE:
         return (TOKENS, True) if caches else (None, False)
     if is_partial(name):
-        made = name.removesuffix(PARTIAL)
-        resumes = made in current and not (path.with_name(made) / MANIFEST).is_file()
+        final = name.removesuffix(PARTIAL)
+        resumes = final in current and not (path.with_name(final) / MANIFEST).is_file()
         return (RESUMES, False) if resumes else (LEFT, True)
     if not is_artifact(name) or name in current:
         return None, False
@@ -132,17 +132,17 @@ def _judged(path: Path, current: Collection[str], *, caches: bool) -> tuple[str 
 def _current(scope: Scope) -> set[str]:
     """The names of all artifacts that something refers to."""
     run = scope.run
-    found: set[str] = {made.path.name for plan in scope.plans for made in plan.steps().values()}
+    names: set[str] = {artifact.path.name for plan in scope.plans for artifact in plan.steps().values()}
     recorded = records.plan_of(run) if scope.recorded else None
     if recorded is not None:
-        found |= recorded.artifacts
+        names |= recorded.artifacts
     if (run / build.REPORT).is_file():
-        found |= set(build.load(run).artifacts.values()) | _linked(run / publish.EXPORTS)
-    for one in records.comparisons_of(run):
-        found |= _of_comparison(one, best_only=scope.best_only)
-    if not found:
+        names |= set(build.load(run).artifacts.values()) | _linked(run / publish.EXPORTS)
+    for comparison in records.comparisons_of(run):
+        names |= _of_comparison(comparison, best_only=scope.best_only)
+    if not names:
         raise InputError(f"{run}: records no run, report or sweep that says what to keep; give the recipe")
-    return found
+    return names
 
 
 def _linked(exports: Path) -> set[str]:
@@ -151,30 +151,30 @@ def _linked(exports: Path) -> set[str]:
     return {link.readlink().parent.name for link in links if link.is_symlink()}
 
 
-def _of_comparison(one: records.Comparison, *, best_only: bool) -> set[str]:
-    names = {name for point in one.points for name in point.artifacts}
-    if not best_only or one.best is None:
+def _of_comparison(comparison: records.Comparison, *, best_only: bool) -> set[str]:
+    names = {name for point in comparison.points for name in point.artifacts}
+    if not best_only or comparison.best is None:
         return names
-    return {name for name in names if name in one.best.artifacts or stage_of(name) not in MODELS}
+    return {name for name in names if name in comparison.best.artifacts or stage_of(name) not in MODELS}
 
 
-def remove(found: Sequence[Cleaning]) -> list[Item]:
+def remove(cleanings: Sequence[Cleaning]) -> list[Item]:
     """Remove what was found, unless something refers to it by now; returns what was removed.
 
     Raises:
         InputError: somebody works on one of the runs; nothing is removed then.
     """
     removed, doomed = [], []
-    with contextlib.ExitStack() as held:
-        for one in found:
-            held.enter_context(_alone(one.scope.run))
-        for one in found:
-            still = {item.path for item in look(one.scope).items}
-            for item in one.items:
+    with contextlib.ExitStack() as stack:
+        for cleaning in cleanings:
+            stack.enter_context(_alone(cleaning.scope.run))
+        for cleaning in cleanings:
+            still = {item.path for item in look(cleaning.scope).items}
+            for item in cleaning.items:
                 if item.path in still:
                     removed.append(item)
                     doomed.append(_renamed(item.path))
-            fsync(one.scope.run)
+            fsync(cleaning.scope.run)
     for path in doomed:  # nobody looks there any more, so that others need not wait
         shutil.rmtree(path, ignore_errors=True)
     left = [path for path in doomed if path.exists()]
@@ -207,23 +207,23 @@ def _renamed(path: Path) -> Path:
     return path.rename(path.with_name(f"{path.name}.{secrets.token_hex(4)}{REMOVED}"))
 
 
-def show(found: Sequence[Cleaning], console: Console) -> None:
+def show(cleanings: Sequence[Cleaning], console: Console) -> None:
     """Print what will be removed, with sizes, and what stays."""
-    for one in found:
-        if one.items or one.kept:
-            console.print(f"{one.scope.run}:", highlight=False, soft_wrap=True)
-        if one.items:
+    for cleaning in cleanings:
+        if cleaning.items or cleaning.kept:
+            console.print(f"{cleaning.scope.run}:", highlight=False, soft_wrap=True)
+        if cleaning.items:
             table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
             table.add_column("remove", no_wrap=True)
             table.add_column("size", justify="right", no_wrap=True)
             table.add_column("why", overflow="fold")
-            for item in one.items:
+            for item in cleaning.items:
                 table.add_row(item.path.name, size_text(item.bytes), item.why)
             console.print(table)
-        for item in one.kept:
+        for item in cleaning.kept:
             line = f"kept: {item.path.name}, {size_text(item.bytes)}: {item.why}"
             console.print(line, highlight=False, soft_wrap=True)
-    items = [item for one in found for item in one.items]
+    items = [item for cleaning in cleanings for item in cleaning.items]
     console.print(f"to remove: {total(items)}" if items else "nothing to remove", highlight=False, soft_wrap=True)
 
 

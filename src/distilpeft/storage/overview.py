@@ -76,14 +76,14 @@ def find(runs: Path) -> list[RunState]:
 
 def _state(run: Path) -> RunState:
     report = _report(run)
-    wanted = _wanted(run, report)
-    names = names_in(run) if wanted is None else wanted
+    expected = _expected(run, report)
+    names = names_in(run) if expected is None else expected
     done = sum(is_artifact(name) and (run / name / MANIFEST).is_file() for name in names)
     student = report.model(STUDENT) if report else None
     size = usage(run)
     return RunState(
-        name=run.name, folder=str(run), done=done, steps=None if wanted is None else len(wanted),
-        finished=report is not None and wanted is not None and done == len(wanted),
+        name=run.name, folder=str(run), done=done, steps=None if expected is None else len(expected),
+        finished=report is not None and expected is not None and done == len(expected),
         working=tuple(dict.fromkeys(held_by_others(run).values())),
         metric=report.metric if report else None,
         score=float(student.scores[report.metric].value) if report and student else None,
@@ -99,42 +99,42 @@ def _report(run: Path) -> Report | None:
         return None
 
 
-def _wanted(run: Path, report: Report | None) -> frozenset[str] | None:
+def _expected(run: Path, report: Report | None) -> frozenset[str] | None:
     """The artifacts of the last run or report, and of sweeps that are not finished; None if nothing names any."""
     try:
         plan, comparisons = records.plan_of(run), records.comparisons_of(run)
     except InputError:
         plan, comparisons = None, []
-    found = set(plan.artifacts if plan else report.artifacts.values() if report else ())
-    for one in comparisons:
-        if not one.is_finished:
-            found |= {name for point in one.points for name in point.artifacts}
-    return frozenset(found) or None
+    names = set(plan.artifacts if plan else report.artifacts.values() if report else ())
+    for comparison in comparisons:
+        if not comparison.is_finished:
+            names |= {name for point in comparison.points for name in point.artifacts}
+    return frozenset(names) or None
 
 
-def as_json(found: Sequence[RunState], runs: Path) -> dict[str, Any]:
+def as_json(states: Sequence[RunState], runs: Path) -> dict[str, Any]:
     """The list for programs, with totals."""
     return {
-        "runs": [{**asdict(one), "working": list(one.working)} for one in found],
-        "bytes": sum(one.bytes for one in found),
+        "runs": [{**asdict(run), "working": list(run.working)} for run in states],
+        "bytes": sum(run.bytes for run in states),
         "free_bytes": shutil.disk_usage(runs).free,
     }
 
 
-def show(found: Sequence[RunState], runs: Path, console: Console) -> None:
+def show(states: Sequence[RunState], runs: Path, console: Console) -> None:
     """Print the list and its totals."""
-    if not found:
+    if not states:
         console.print(f"{runs}: no runs", highlight=False, soft_wrap=True)
         return
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     for title, right in (("run", False), ("state", False), ("student", True), ("deploy", False), ("size", True),
                          ("last change", False)):  # fmt: skip
         table.add_column(title, justify="right" if right else "left", overflow="fold", no_wrap=title != "state")
-    for one in found:
-        score = "-" if one.score is None else f"{one.metric} {one.score:.4f}"
-        when = datetime.fromisoformat(one.changed).strftime("%Y-%m-%d %H:%M")
-        table.add_row(one.name, one.state, score, one.deploy or "-", size_text(one.bytes), when)
+    for run in states:
+        score = "-" if run.score is None else f"{run.metric} {run.score:.4f}"
+        when = datetime.fromisoformat(run.changed).strftime("%Y-%m-%d %H:%M")
+        table.add_row(run.name, run.state, score, run.deploy or "-", size_text(run.bytes), when)
     console.print(table)
-    total, free = size_text(sum(one.bytes for one in found)), size_text(shutil.disk_usage(runs).free)
-    count = f"{len(found)} run{'s' if len(found) > 1 else ''}"
+    total, free = size_text(sum(run.bytes for run in states)), size_text(shutil.disk_usage(runs).free)
+    count = f"{len(states)} run{'s' if len(states) > 1 else ''}"
     console.print(f"{count}, {total}; {free} free on this disk", highlight=False, soft_wrap=True)

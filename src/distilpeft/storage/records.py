@@ -49,7 +49,7 @@ class Comparison:
 def save(file: Path, artifacts: Iterable[Artifact], values: Mapping[str, object] | None = None) -> None:
     """Write down what a plan leads to."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    names = sorted({made.path.name for made in artifacts})
+    names = sorted({artifact.path.name for artifact in artifacts})
     write_json(file, sealed({"artifacts": names, "values": dict(values or {})}))
 
 
@@ -68,12 +68,12 @@ def comparisons_of(run: Path) -> list[Comparison]:
     Raises:
         InputError: one cannot be read, or does not say what it refers to.
     """
-    found = []
+    comparisons = []
     for name in sorted(names_in(run)):
         folder = run / name
         if name.startswith(("sweep-", "search-")) and folder.is_dir() and not folder.is_symlink():
-            found.append(_comparison(folder))
-    return found
+            comparisons.append(_comparison(folder))
+    return comparisons
 
 
 def _comparison(folder: Path) -> Comparison:
@@ -92,12 +92,12 @@ def _comparison(folder: Path) -> Comparison:
 
 def _best_values(table: JsonObject) -> Mapping[str, object] | None:
     if "trials" in table:
-        found = [trial["values"] for trial in table["trials"] if trial["number"] == table["best"]]
-        return found[0] if found else None
+        best = [trial["values"] for trial in table["trials"] if trial["number"] == table["best"]]
+        return best[0] if best else None
     values: Mapping[str, object] = table["points"][table["best_by_validation"]]["values"]
     return values
 
 
 def _read(file: Path, advice: str) -> Record:
-    found = read_sealed(file, advice)
-    return Record(frozenset(found["artifacts"]), found["values"])
+    content = read_sealed(file, advice)
+    return Record(frozenset(content["artifacts"]), content["values"])
