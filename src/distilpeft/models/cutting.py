@@ -34,17 +34,17 @@ def keep_layers(model: PreTrainedModel, chosen: FromTeacher) -> None:
         _keep(model, chosen.of(depth), model.config, ("num_hidden_layers",))
         return
     nested = hasattr(model.config, "encoder")  # EncoderDecoderModel keeps a configuration for each
-    for side, other in (("encoder", "num_layers"), ("decoder", "num_decoder_layers")):
+    for side, key in (("encoder", "num_layers"), ("decoder", "num_decoder_layers")):
         config = getattr(model.config, side) if nested else model.config
-        wanted = ("num_hidden_layers",) if nested else (f"{side}_layers", other)
-        names = [name for name in wanted if name in config.to_dict()]
+        keys = ("num_hidden_layers",) if nested else (f"{side}_layers", key)
+        names = [name for name in keys if name in config.to_dict()]
         depth = getattr(config, names[0])
         _keep(getattr(model, f"get_{side}")(), chosen.of(depth, side=side), config, names)
 
 
 def _keep(model: PreTrainedModel, layers: tuple[int, ...], config: PretrainedConfig, names: Sequence[str]) -> None:
     """Keep these layers of one stack; `names` are those under which the configuration keeps their number."""
-    key, told, depth = "student.from_teacher", config.to_dict(), getattr(config, names[0])
+    key, settings, depth = "student.from_teacher", config.to_dict(), getattr(config, names[0])
     stacks = [(name, m) for name, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m) == depth]
     if len(stacks) != 1:
         raise InputError(f"{key}: {type(model).__name__} has {len(stacks)} stacks of {depth} layers; use student.model")
@@ -55,7 +55,7 @@ def _keep(model: PreTrainedModel, layers: tuple[int, ...], config: PretrainedCon
     kept = nn.ModuleList(stack[i] for i in layers)
     setattr(model.get_submodule(parent), child, kept)
     _number(kept)
-    for name, value in told.items():
+    for name, value in settings.items():
         if isinstance(value, list) and len(value) == depth:  # layer_types, no_rope_layers, ...: one entry per layer
             setattr(config, name, [value[i] for i in layers])
     for name in names:
@@ -82,28 +82,28 @@ def narrow(model: PreTrainedModel, width: int) -> None:
     if width > old:
         raise InputError(f"{key}: {width} are more than there are; {type(model).__name__} has {old or 'no known'}")
     for block in blocks(model):
-        layers = {path: one for path, one in block.named_modules() if isinstance(one, nn.Linear)}
-        into = {path: one for path, one in layers.items() if one.out_features == old and one.in_features != old}
-        out = {path: one for path, one in layers.items() if one.in_features == old and one.out_features != old}
+        layers = {path: fc for path, fc in block.named_modules() if isinstance(fc, nn.Linear)}
+        into = {path: fc for path, fc in layers.items() if fc.out_features == old and fc.in_features != old}
+        out = {path: fc for path, fc in layers.items() if fc.in_features == old and fc.out_features != old}
         if not (len(out) == 1 and 1 <= len(into) <= 2):
             raise InputError(f"{key}: the feed-forward part of {type(block).__name__} is not made of such layers")
-        lengths = [one.weight.norm(dim=1) for one in into.values()] + [one.weight.norm(dim=0) for one in out.values()]
+        lengths = [fc.weight.norm(dim=1) for fc in into.values()] + [fc.weight.norm(dim=0) for fc in out.values()]
         kept = torch.stack(lengths).log().sum(0).topk(width).indices.sort().values
-        for path, one in into.items():
-            bias = getattr(one, "bias", None)
-            block.set_submodule(path, _linear(one.weight[kept], None if bias is None else bias[kept]))
-        for path, one in out.items():
-            block.set_submodule(path, _linear(one.weight[:, kept], one.bias))
+        for path, fc in into.items():
+            bias = getattr(fc, "bias", None)
+            block.set_submodule(path, _linear(fc.weight[kept], None if bias is None else bias[kept]))
+        for path, fc in out.items():
+            block.set_submodule(path, _linear(fc.weight[:, kept], fc.bias))
     setattr(config, name, width)
 
 
 def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
-    made = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device=weight.device, dtype=weight.dtype)
+    copy = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device=weight.device, dtype=weight.dtype)
     with torch.no_grad():
-        made.weight.copy_(weight)
+        copy.weight.copy_(weight)
         if bias is not None:
-            made.bias.copy_(bias)
-    return made
+            copy.bias.copy_(bias)
+    return copy
 
 
 def _number(layers: nn.ModuleList) -> None:

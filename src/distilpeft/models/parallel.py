@@ -1,4 +1,4 @@
-"""How a model in training is spread over processes: whole in each (DDP), or in shards over all (FSDP2).
+"""How a model in training is spread over processes: complete in each (DDP), or in shards over all (FSDP2).
 
 Either way one module is wrapped, `Step`, whose forward calls a function of the model inside. So whatever weights the
 function uses, the head's in the fused loss as well, are gathered before and their gradients reduced after, tied ones
@@ -104,7 +104,7 @@ def _keep_the_rest(model: nn.Module, layers: list[nn.Module], device: torch.devi
 
 
 def kind(wrapped: nn.Module) -> Kind:
-    """Which strategy is really at work."""
+    """Which strategy is really in use."""
     if isinstance(wrapped, DistributedDataParallel):
         return "ddp"
     if isinstance(wrapped, FSDPModule):
@@ -133,7 +133,7 @@ def like(full: Tensor, parameter: Tensor) -> Tensor:
     full = full.to(parameter.device)
     if not isinstance(parameter, DTensor):
         return full
-    # every process has read the whole: nothing needs to be sent
+    # every process has read it all: nothing needs to be sent
     return distribute_tensor(full, parameter.device_mesh, parameter.placements, src_data_rank=None)
 
 
@@ -144,12 +144,12 @@ def norm_of(gradients: list[Tensor]) -> Tensor:
 
 def gather_weights(runtime: Runtime, model: nn.Module) -> dict[str, Tensor]:
     """What training changes, whole and on the CPU, in the main process; nothing in the others, which take part."""
-    found = {}
+    weights = {}
     for name, tensor in tuned(model).items():
         full = whole(tensor.detach())
         if runtime.is_main:
-            found[name] = full.cpu().contiguous()
-    return found
+            weights[name] = full.cpu().contiguous()
+    return weights
 
 
 def gather_optimizer(runtime: Runtime, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -157,14 +157,14 @@ def gather_optimizer(runtime: Runtime, optimizer: torch.optim.Optimizer) -> dict
 
     The rest of its state follows from the recipe and the step.
     """
-    found = {}
+    tensors = {}
     for index, state in optimizer.state_dict()["state"].items():
         for name, value in state.items():
             if isinstance(value, Tensor):
                 full = whole(value)
                 if runtime.is_main:
-                    found[f"{index}.{name}"] = full.cpu().contiguous()
-    return found
+                    tensors[f"{index}.{name}"] = full.cpu().contiguous()
+    return tensors
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, Tensor]) -> None:
@@ -188,15 +188,15 @@ def load_weights(model: nn.Module, weights: dict[str, Tensor]) -> None:
 
 def unshard(runtime: Runtime, model: nn.Module) -> None:
     """Put the model together again in the main process, on the CPU, to be saved; the others are left without one."""
-    made: dict[int, nn.Parameter] = {}
+    parameters: dict[int, nn.Parameter] = {}
     for module in model.modules():
         if isinstance(module, FSDPModule):  # a class that `fully_shard` made of this one's own
             module.__class__ = type(module).__bases__[1]
         for name, parameter in list(module.named_parameters(recurse=False)):
             if not isinstance(parameter, DTensor):
                 continue
-            if id(parameter) not in made:  # else it is tied
+            if id(parameter) not in parameters:  # else it is tied
                 full = whole(parameter.detach())
                 full = full.cpu() if runtime.is_main else full.new_empty(0)
-                made[id(parameter)] = nn.Parameter(full, requires_grad=parameter.requires_grad)
-            setattr(module, name, made[id(parameter)])
+                parameters[id(parameter)] = nn.Parameter(full, requires_grad=parameter.requires_grad)
+            setattr(module, name, parameters[id(parameter)])

@@ -33,7 +33,7 @@ def start_head(model: PreTrainedModel, bias_C: NDArray[np.float64]) -> None:
 
 
 def unfreeze(model: PreTrainedModel, architecture: Architecture) -> None:
-    """Let training change all weights but those that the architecture itself keeps as they are.
+    """Let training change all weights but those that the architecture itself keeps unchanged.
 
     Marian's sines and cosines of positions are parameters, for instance, and were never trained.
     """
@@ -51,22 +51,22 @@ def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
 
 def tuned(model: nn.Module) -> dict[str, Tensor]:
     """Everything that training changes, by name: the trainable parameters, and the running statistics of BatchNorms."""
-    found: dict[str, Tensor] = dict(trainable(model))
+    tensors: dict[str, Tensor] = dict(trainable(model))
     for prefix, module in model.named_modules():
         if isinstance(module, BatchNorm) and module.track_running_stats:
-            found |= {f"{prefix}.{name}": buffer for name, buffer in module.named_buffers(recurse=False)}
-    return found
+            tensors |= {f"{prefix}.{name}": buffer for name, buffer in module.named_buffers(recurse=False)}
+    return tensors
 
 
 def blocks(model: nn.Module) -> list[nn.Module]:
     """The layers of the model's stacks, outermost stacks only."""
-    found: list[nn.Module] = []
+    layers: list[nn.Module] = []
     inside: set[nn.Module] = set()
     for stack in model.modules():
         if isinstance(stack, nn.ModuleList) and len(stack) > 1 and stack not in inside:
             inside.update(stack.modules())
-            found += [block for block in stack if any(True for _ in block.parameters())]
-    return found
+            layers += [block for block in stack if any(True for _ in block.parameters())]
+    return layers
 
 
 def num_parameters(model: nn.Module) -> int:

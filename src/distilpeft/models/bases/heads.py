@@ -59,7 +59,7 @@ def _reorder(layer: nn.Linear, order: tuple[int, ...]) -> None:
 
 def _output_layer(model: nn.Module, heads: list[str], count: int) -> tuple[str, nn.Linear | None]:
     """The path of the linear layer that gives the answers, and the layer; None if that is not plain."""
-    found = []
+    candidates = []
     for head in dict.fromkeys(heads):  # PEFT adds to this list, also names that the model does not have
         layers = [
             (path, module)
@@ -67,8 +67,8 @@ def _output_layer(model: nn.Module, heads: list[str], count: int) -> tuple[str, 
             if isinstance(module, nn.Linear) and module.out_features == count and f"{path}.".startswith(f"{head}.")
         ]
         # The layer that answers comes after a dense one of the same width, an adapter's copy after the base's.
-        found += layers[-1:]
-    if len(found) != 1:
+        candidates += layers[-1:]
+    if len(candidates) != 1:
         return "", None
-    path, layer = found[0]
+    path, layer = candidates[0]
     return (path, layer) if layer.weight.is_floating_point() and "lora_" not in path else ("", None)
