@@ -152,8 +152,8 @@ def _as_groups(rows: datasets.Dataset, column: str) -> list[str]:
     feature, cells = rows.features[column], rows[column][:]
     if isinstance(feature, datasets.ClassLabel):
         cells = [None if cell is None else feature.int2str(cell) for cell in cells]
-    named = ["" if cell is None else str(cell).strip() for cell in cells]
-    return [name or "(none)" for name in named]
+    names = ["" if cell is None else str(cell).strip() for cell in cells]
+    return [name or "(none)" for name in names]
 
 
 def groups_of(rows: datasets.Dataset) -> NDArray[np.str_]:
@@ -225,15 +225,15 @@ def views_of(task: Task, splits: Mapping[str, datasets.Dataset], data: Data) -> 
     taught = datasets.concatenate_datasets(parts)
     seed = 0 if data.split is None else data.split.seed
     read = taught.select_columns([column for column in taught.column_names if column != LABEL])
-    made = task.views(read, data.views, seed)
-    if VIEW not in made.column_names:
-        known = {evened(text) for rows in (taught, *(splits[name] for name in SPLITS[1:])) for text in task.texts(rows)}
-        made = made.select([at for at, text in enumerate(task.texts(made)) if _is_new(evened(text), known)])
-    return _with_blanks(task, made)
+    views = task.views(read, data.views, seed)
+    if VIEW not in views.column_names:
+        texts = {evened(text) for rows in (taught, *(splits[name] for name in SPLITS[1:])) for text in task.texts(rows)}
+        views = views.select([at for at, text in enumerate(task.texts(views)) if _is_new(evened(text), texts)])
+    return _with_blanks(task, views)
 
 
 def _is_new(text: object, known: set[object]) -> bool:
     """Whether a text has not been seen; from now on it has."""
-    found = text not in known
+    is_new = text not in known
     known.add(text)
-    return found
+    return is_new

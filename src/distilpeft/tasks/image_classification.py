@@ -69,15 +69,15 @@ class ImageClassificationTask(SingleLabelTask):
 
     def encode(self, columns: Columns, tokenizer: InputReader, max_tokens: int) -> Columns:
         """Pixels and class ids; `tokenizer` is a `pictures.Reader`."""
-        found = [tokenizer.pixels(cell) for cell in columns[self.section.image]]
+        images = [tokenizer.pixels(cell) for cell in columns[self.section.image]]
         if VIEW in columns:
-            found = [self._varied(pixels, chances) for pixels, chances in zip(found, columns[VIEW], strict=True)]
+            images = [self._varied(pixels, chances) for pixels, chances in zip(images, columns[VIEW], strict=True)]
         return {
-            "pixels": [pixels.tobytes() for pixels in found],
-            "digest": [pictures.digest(pixels) for pixels in found],
+            "pixels": [pixels.tobytes() for pixels in images],
+            "digest": [pictures.digest(pixels) for pixels in images],
             "label": columns[LABEL],
-            "num_tokens": [1] * len(found),
-            "truncated": [False] * len(found),
+            "num_tokens": [1] * len(images),
+            "truncated": [False] * len(images),
         }
 
     def collate(self, columns: Columns, tokenizer: InputReader) -> Batch:
@@ -94,20 +94,20 @@ class ImageClassificationTask(SingleLabelTask):
         """Rows as an epoch of training sees them: a function of row and epoch, so that a teacher sees the same view."""
         if self.section.augment is None:
             return columns
-        found = []
+        images = []
         for row, cell in zip(row_ids, columns["pixels"], strict=True):
             pixels = np.frombuffer(cell, np.uint8).reshape(tokenizer.shape)
             chances = np.random.default_rng([epoch, row]).random(3).tolist()
-            found.append(self._varied(pixels, chances).tobytes())
-        return {**columns, "pixels": found}
+            images.append(self._varied(pixels, chances).tobytes())
+        return {**columns, "pixels": images}
 
     def views(self, rows: datasets.Dataset, settings: Views, seed: int) -> datasets.Dataset:
         """Copies of pictures with the random numbers by which `encode` changes them."""
         copies = [(row, view) for row in range(len(rows)) for view in range(settings.copies)]
-        numbers = [[one.random() for _ in range(3)] for one in (chances(seed, row, view) for row, view in copies)]
-        made = rows.select([row for row, _ in copies])
+        numbers = [[rng.random() for _ in range(3)] for rng in (chances(seed, row, view) for row, view in copies)]
+        views = rows.select([row for row, _ in copies])
         feature: Any = datasets.List(datasets.Value("float64"))
-        return made.add_column(VIEW, numbers, feature=feature, new_fingerprint=uuid.uuid4().hex)
+        return views.add_column(VIEW, numbers, feature=feature, new_fingerprint=uuid.uuid4().hex)
 
     def _varied(self, pixels: pictures.Pixels, chances: Sequence[float]) -> pictures.Pixels:
         augment = self.section.augment
@@ -126,7 +126,7 @@ def _picture_faults(rows: datasets.Dataset, column: str) -> Iterator[str | None]
 
 
 def _cells(rows: datasets.Dataset, column: str) -> Iterator[Any]:
-    """Pictures as they are stored, not decoded."""
+    """Pictures as stored, not decoded."""
     if isinstance(rows.features[column], datasets.Image):
         rows = rows.select_columns([column]).cast_column(column, datasets.Image(decode=False))
     return text_rows.cells(rows, column)

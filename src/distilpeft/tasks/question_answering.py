@@ -3,7 +3,7 @@
 A text that is longer than `data.max_tokens` is read in windows that overlap by `task.stride` tokens; a row after
 `encode` is a window, and the answer to a question is the best of its windows. Both distributions are over the text's
 tokens and the first one ([CLS], which stands for "not here"): the question's tokens and padding are masked, so padding
-is no part of any figure. Columns after `encode`: input_ids, num_tokens, truncated (the text took several windows),
+is not part of any figure. Columns after `encode`: input_ids, num_tokens, truncated (the text took several windows),
 token_types, label (tokens of start and end), first and last (of the text's tokens), starts and ends (characters of
 these), window (its number, from 0), context, answers.
 
@@ -97,19 +97,19 @@ class QuestionAnsweringTask(Task):
             text_rows.masked(columns[name], tokenizer) for name in (self.section.question, self.section.context)
         )
         questions = [text.strip() for text in questions]
-        taken = tokenizer(questions, truncation=False, verbose=False)["input_ids"]
-        longest = max(range(len(taken)), key=lambda at: len(taken[at]))
-        if len(taken[longest]) + self.section.stride + 2 >= limit:
+        ids = tokenizer(questions, truncation=False, verbose=False)["input_ids"]
+        longest = max(range(len(ids)), key=lambda at: len(ids[at]))
+        if len(ids[longest]) + self.section.stride + 2 >= limit:
             raise InputError(
                 f"data.max_tokens: {limit} tokens leave no room for windows that overlap by {self.section.stride} "
-                f"behind the question {questions[longest][:60]!r} of {len(taken[longest])} tokens"
+                f"behind the question {questions[longest][:60]!r} of {len(ids[longest])} tokens"
             )
         read = tokenizer(
             questions, contexts, truncation="only_second", max_length=limit, stride=self.section.stride,
             return_overflowing_tokens=True, return_offsets_mapping=True, return_token_type_ids=True,
         )  # fmt: skip
         own = ("label", "starts", "ends", "first", "last", "window", "context", "answers")
-        found: Columns = {name: [] for name in (*text_rows.BASE, *own)}
+        windows: Columns = {name: [] for name in (*text_rows.BASE, *own)}
         origins = read["overflow_to_sample_mapping"]
         cells = columns.get(self.section.answers, [None] * len(contexts))  # rows without a label have no such column
         for number, row in enumerate(origins):
@@ -117,18 +117,18 @@ class QuestionAnsweringTask(Task):
             first, last = places[0], places[-1]
             offsets = read["offset_mapping"][number][first : last + 1]
             answers = listed(cells[row], contexts[row]) or []
-            found["input_ids"].append(read["input_ids"][number])
-            found["num_tokens"].append(len(read["input_ids"][number]))
-            found["truncated"].append(origins.count(row) > 1)
-            found["label"].append(_tokens_of(answers, offsets, first))
-            found["starts"].append([start for start, _ in offsets])
-            found["ends"].append([end for _, end in offsets])
-            found["first"].append(first)
-            found["last"].append(last)
-            found["window"].append(sum(1 for earlier in origins[:number] if earlier == row))
-            found["context"].append(contexts[row])
-            found["answers"].append([text for text, _ in answers])
-        return {**found, "token_types": read["token_type_ids"]}
+            windows["input_ids"].append(read["input_ids"][number])
+            windows["num_tokens"].append(len(read["input_ids"][number]))
+            windows["truncated"].append(origins.count(row) > 1)
+            windows["label"].append(_tokens_of(answers, offsets, first))
+            windows["starts"].append([start for start, _ in offsets])
+            windows["ends"].append([end for _, end in offsets])
+            windows["first"].append(first)
+            windows["last"].append(last)
+            windows["window"].append(sum(1 for earlier in origins[:number] if earlier == row))
+            windows["context"].append(contexts[row])
+            windows["answers"].append([text for text, _ in answers])
+        return {**windows, "token_types": read["token_type_ids"]}
 
     def collate(self, columns: Columns, tokenizer: InputReader) -> Batch:
         """Pad to the longest row of the batch.
@@ -141,10 +141,10 @@ class QuestionAnsweringTask(Task):
         """
         import torch
 
-        given = {"input_ids": columns["input_ids"]}
+        cells = {"input_ids": columns["input_ids"]}
         if TYPES in tokenizer.model_input_names:
-            given[TYPES] = columns["token_types"]
-        inputs = dict(tokenizer.pad(given, padding_side="right", return_tensors="pt"))
+            cells[TYPES] = columns["token_types"]
+        inputs = dict(tokenizer.pad(cells, padding_side="right", return_tensors="pt"))
         size, width = inputs["input_ids"].shape
         places_S = torch.arange(width)
         first_B1, last_B1 = (torch.tensor(columns[name]).unsqueeze(-1) for name in ("first", "last"))
@@ -173,8 +173,8 @@ class QuestionAnsweringTask(Task):
         """The loss summed over starts and ends."""
         from distilpeft.distillation.losses import counted_sum
 
-        found = place_logits(model, batch)
-        return by_label(batch, loss, lambda own, rows: counted_sum(found, batch["labels_N"], dense(soft), own, rows))
+        ours = place_logits(model, batch)
+        return by_label(batch, loss, lambda own, rows: counted_sum(ours, batch["labels_N"], dense(soft), own, rows))
 
     def measure(self, model: nn.Module, batch: Batch, soft: Soft | None = None) -> Tensor:
         """What the scores of a row are computed from: logits of start and end of each token, [B, S * 2], then zeros."""
@@ -187,10 +187,10 @@ class QuestionAnsweringTask(Task):
 
     def metrics(self, values_RK: Values, rows: Rows) -> dict[str, float]:
         """All metrics: F1 over words and exact match by question, as SQuAD's script has them, and nats by window."""
-        found = answers_of(self.section, values_RK, rows)
+        answers = answers_of(self.section, values_RK, rows)
         return {
-            "f1": float(np.mean([f1(*one) for one in found])),
-            "exact_match": float(np.mean([exact(*one) for one in found])),
+            "f1": float(np.mean([f1(*pair) for pair in answers])),
+            "exact_match": float(np.mean([exact(*pair) for pair in answers])),
             "log_loss": float(_nats(values_RK, rows).mean()),
         }
 
@@ -198,11 +198,11 @@ class QuestionAnsweringTask(Task):
         """Metric → value, 95 % interval and number of questions."""
         from distilpeft.metrics.classification import scored
 
-        found = answers_of(self.section, values_RK, rows)
+        answers = answers_of(self.section, values_RK, rows)
         nats_R, window_R = _nats(values_RK, rows), rows.column("window")
         of_question_R = np.cumsum(window_R == 0) - 1
         nats_Q, windows_Q = np.bincount(of_question_R, nats_R), np.bincount(of_question_R)
-        f1_Q, exact_Q = (np.array([score(*one) for one in found]) for score in (f1, exact))
+        f1_Q, exact_Q = (np.array([score(*pair) for pair in answers]) for score in (f1, exact))
 
         def of(draw: NDArray[np.int64] | slice) -> dict[str, float]:
             return {
@@ -210,12 +210,12 @@ class QuestionAnsweringTask(Task):
                 "log_loss": float(nats_Q[draw].sum() / windows_Q[draw].sum()),
             }  # fmt: skip
 
-        return scored(of, names, len(found), BOUNDS)
+        return scored(of, names, len(answers), BOUNDS)
 
     def added(self, values_RK: Values, rows: Rows) -> tuple[Doubles, Doubles]:
         """What each question adds to the sum of F1, and to its denominator."""
-        found_Q = np.array([f1(*one) for one in answers_of(self.section, values_RK, rows)])
-        return found_Q, np.ones(len(found_Q))
+        f1_Q = np.array([f1(*pair) for pair in answers_of(self.section, values_RK, rows)])
+        return f1_Q, np.ones(len(f1_Q))
 
     def against_teacher(self, values_RK: Values, teacher_RK: Values, rows: Rows) -> dict[str, float]:
         """KL(teacher || model) in nats per start or end, and the share of both that are at the same token."""
@@ -234,15 +234,15 @@ class QuestionAnsweringTask(Task):
 
 
 def _fault(task: QuestionAnswering, context: Any, answers: object) -> str | None:
-    found = listed(answers, context) if isinstance(context, str) else []
-    if found is None:
+    spans = listed(answers, context) if isinstance(context, str) else []
+    if spans is None:
         return (
             f"column {task.answers!r} holds {str(answers)[:60]!r}; it wants text and answer_start of each answer, as "
             "SQuAD has them, or one answer as a text"
         )
-    if not found and not task.no_answer:
+    if not spans and not task.no_answer:
         return "the question has no answer; allow for such ones with task.no_answer: true"
-    for answer, start in found:
+    for answer, start in spans:
         if start < 0 or context[start : start + len(answer)] != answer or not answer.strip():
             where = "anywhere" if start < 0 else f"at character {start}"
             return f"the answer {answer[:60]!r} does not stand {where} in {task.context!r}"
@@ -263,11 +263,11 @@ def listed(cell: Any, context: str) -> list[tuple[str, int]] | None:
         if not isinstance(cell.get("text"), list) or not isinstance(cell.get("answer_start"), list):
             return None
         cell = [{"text": t, "answer_start": s} for t, s in zip(cell["text"], cell["answer_start"], strict=False)]
-    known = isinstance(cell, list) and all(
-        isinstance(one, dict) and isinstance(one.get("text"), str) and isinstance(one.get("answer_start"), int)
-        for one in cell
+    is_list = isinstance(cell, list) and all(
+        isinstance(entry, dict) and isinstance(entry.get("text"), str) and isinstance(entry.get("answer_start"), int)
+        for entry in cell
     )
-    return [(one["text"], one["answer_start"]) for one in cell] if known else None
+    return [(entry["text"], entry["answer_start"]) for entry in cell] if is_list else None
 
 
 def _tokens_of(answers: list[tuple[str, int]], offsets: list[tuple[int, int]], first: int) -> list[int]:
@@ -302,13 +302,13 @@ def answers_of(task: QuestionAnswering, values_RK: Values, rows: Rows) -> list[t
         if row["window"] == 0:
             questions.append([])
         questions[-1].append((values_K.reshape(-1, 2).T, row))
-    found = []
+    pairs = []
     for windows in questions:
         places = [(logits_2S, _inside(row, logits_2S.shape[-1])) for logits_2S, row in windows]
         chosen = choose(places, task.longest_answer, no_answer=task.no_answer)
-        told = "" if chosen is None else text_of(chosen[1], windows[chosen[0]][1])
-        found.append((told, windows[0][1]["answers"]))
-    return found
+        answer = "" if chosen is None else text_of(chosen[1], windows[chosen[0]][1])
+        pairs.append((answer, windows[0][1]["answers"]))
+    return pairs
 
 
 def _inside(row: dict[str, Any], width: int) -> NDArray[np.bool_]:
@@ -325,11 +325,11 @@ def text_of(span: Span, row: dict[str, Any]) -> str:
 
 def _nats(values_RK: Values, rows: Rows) -> Doubles:
     """Negative log-likelihood of start and end of each window, on average of the two."""
-    found = []
+    nats = []
     for values_K, row in zip(values_RK, _windows(rows), strict=True):
         allowed = np.r_[0, row["first"] : row["last"] + 1]
         logits_A2 = values_K.reshape(-1, 2)[allowed].astype(np.float64)
         at = [int(np.flatnonzero(allowed == place)[0]) for place in row["label"]]
         log_p_A2 = logits_A2 - np.logaddexp.reduce(logits_A2, axis=0)
-        found.append(-(log_p_A2[at[0], 0] + log_p_A2[at[1], 1]) / 2)
-    return np.array(found)
+        nats.append(-(log_p_A2[at[0], 0] + log_p_A2[at[1], 1]) / 2)
+    return np.array(nats)

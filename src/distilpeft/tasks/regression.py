@@ -79,8 +79,8 @@ class RegressionTask(Task):
 
     def nothing_to_learn(self, rows: datasets.Dataset) -> str | None:
         """Why nothing can be learnt from these training rows: all have one number."""
-        found = set(text_rows.cells(rows, LABEL))
-        return f"column {self.section.label!r} holds {found.pop()} in every row" if len(found) == 1 else None
+        numbers = set(text_rows.cells(rows, LABEL))
+        return f"column {self.section.label!r} holds {numbers.pop()} in every row" if len(numbers) == 1 else None
 
     def texts(self, rows: datasets.Dataset) -> Iterator[Text]:
         """The texts, or pairs of them."""
@@ -111,9 +111,9 @@ class RegressionTask(Task):
         """The loss summed over rows."""
         from distilpeft.distillation.losses import squared_sum
 
-        known = dense(soft)
-        found, theirs = measured(model, batch).squeeze(-1), None if known is None else known.squeeze(-1)
-        return by_label(batch, loss, lambda own, rows: squared_sum(found, batch["labels_N"], theirs, own, rows))
+        targets = dense(soft)
+        ours, theirs = measured(model, batch).squeeze(-1), None if targets is None else targets.squeeze(-1)
+        return by_label(batch, loss, lambda own, rows: squared_sum(ours, batch["labels_N"], theirs, own, rows))
 
     def measure(self, model: nn.Module, batch: Batch, soft: Soft | None = None) -> Tensor:
         """What the scores of a row are computed from: its number, [B, 1]."""
@@ -147,8 +147,8 @@ class RegressionTask(Task):
 
     def against_teacher(self, values_N1: Values, teacher_N1: Values, rows: Rows) -> dict[str, float]:
         """How far the numbers are from the teacher's: `rmse` and `pearson`."""
-        found = _metrics(values_N1[:, 0].astype(np.float64), teacher_N1[:, 0].astype(np.float64))
-        return {name: found[name] for name in ("rmse", "pearson")}
+        metrics = _metrics(values_N1[:, 0].astype(np.float64), teacher_N1[:, 0].astype(np.float64))
+        return {name: metrics[name] for name in ("rmse", "pearson")}
 
 
 def _metrics(values_N: Doubles, labels_N: Doubles) -> dict[str, float]:

@@ -71,8 +71,8 @@ class SingleLabelTask(Task):
         """The loss summed over rows."""
         from distilpeft.distillation.losses import counted_sum
 
-        found = logits(model, batch)
-        return by_label(batch, loss, lambda own, rows: counted_sum(found, batch["labels_N"], dense(soft), own, rows))
+        ours = logits(model, batch)
+        return by_label(batch, loss, lambda own, rows: counted_sum(ours, batch["labels_N"], dense(soft), own, rows))
 
     def measure(self, model: nn.Module, batch: Batch, soft: Soft | None = None) -> Tensor:
         """What the scores of a row are computed from: its logits, [B, C]."""

@@ -100,19 +100,19 @@ class TokenClassificationTask(Task):
         limit = min(max_tokens, tokenizer.model_max_length)
         full = tokenizer(joined, truncation=False, verbose=False)["input_ids"]
         read = tokenizer(joined, truncation=True, max_length=limit, return_offsets_mapping=True)
-        found: dict[str, list[Any]] = {name: [] for name in ("at", "label", "num_words")}
+        fields: dict[str, list[Any]] = {name: [] for name in ("at", "label", "num_words")}
         for words, ids, offsets in zip(rows, columns[LABEL], read["offset_mapping"], strict=True):
             ends = np.cumsum([len(word) + 1 for word in words]) - 1
             spans = [(int(end) - len(word), int(end)) for word, end in zip(words, ends, strict=True)]
             kept, at = first_tokens(spans, offsets)
-            found["at"].append(at)
-            found["label"].append([ids[w] for w in kept])
-            found["num_words"].append(len(kept))
+            fields["at"].append(at)
+            fields["label"].append([ids[w] for w in kept])
+            fields["num_words"].append(len(kept))
         return {
             "input_ids": read["input_ids"],
             "num_tokens": [len(ids) for ids in read["input_ids"]],
             "truncated": [len(ids) > limit for ids in full],
-            **found,
+            **fields,
         }
 
     def collate(self, columns: Columns, tokenizer: InputReader) -> Batch:
@@ -151,8 +151,8 @@ class TokenClassificationTask(Task):
         """The loss summed over words."""
         from distilpeft.distillation.losses import counted_sum
 
-        found = word_logits(model, batch)
-        return by_label(batch, loss, lambda own, rows: counted_sum(found, batch["labels_N"], dense(soft), own, rows))
+        ours = word_logits(model, batch)
+        return by_label(batch, loss, lambda own, rows: counted_sum(ours, batch["labels_N"], dense(soft), own, rows))
 
     def measure(self, model: nn.Module, batch: Batch, soft: Soft | None = None) -> Tensor:
         """The logits of a row's words, one after the other, [B, W * C]; then zeros."""
@@ -205,7 +205,7 @@ class TokenClassificationTask(Task):
     def _words(self, values_RK: Values, rows: Rows) -> tuple[Values, NDArray[np.int64]]:
         """Logits and tags of all words of all rows."""
         logits_NC = _flat(values_RK, rows.column("num_words").astype(np.int64), len(self.section.labels))
-        return logits_NC, np.concatenate([np.asarray(one, dtype=np.int64) for one in rows.column("label")])
+        return logits_NC, np.concatenate([np.asarray(ids, dtype=np.int64) for ids in rows.column("label")])
 
     def against_teacher(self, values_RK: Values, teacher_RK: Values, rows: Rows) -> dict[str, float]:
         """KL(teacher || model) in nats per word and the share of words with the same tag."""
@@ -257,25 +257,25 @@ def sums(task: TokenClassification, values_RK: Values, rows: Rows) -> Doubles:
 
     num_words_R = rows.column("num_words").astype(np.int64)
     log_p_NC = log_softmax(_flat(values_RK, num_words_R, len(task.labels)).astype(np.float64))
-    labels_N = np.concatenate([np.asarray(one, dtype=np.int64) for one in rows.column("label")])
-    rows_N, told_N = np.repeat(np.arange(len(num_words_R)), num_words_R), log_p_NC.argmax(-1)
-    right_N = (told_N == labels_N).astype(np.float64)
+    labels_N = np.concatenate([np.asarray(ids, dtype=np.int64) for ids in rows.column("label")])
+    rows_N, guess_N = np.repeat(np.arange(len(num_words_R)), num_words_R), log_p_NC.argmax(-1)
+    right_N = (guess_N == labels_N).astype(np.float64)
     sure_N = np.exp(log_p_NC.max(-1))
-    found_RK = np.zeros((len(num_words_R), len(SUMS)))
-    found_RK[:, 0] = num_words_R
+    sums_RK = np.zeros((len(num_words_R), len(SUMS)))
+    sums_RK[:, 0] = num_words_R
     nats_N = -log_p_NC[np.arange(len(labels_N)), labels_N]
     for column, values_N in ((1, right_N), (2, nats_N)):
-        found_RK[:, column] = np.bincount(rows_N, values_N, minlength=len(found_RK))
+        sums_RK[:, column] = np.bincount(rows_N, values_N, minlength=len(sums_RK))
     bins_N = len(SUMS) - BINS + np.minimum((sure_N * BINS).astype(int), BINS - 1)
-    np.add.at(found_RK, (rows_N, bins_N), sure_N - right_N)
+    np.add.at(sums_RK, (rows_N, bins_N), sure_N - right_N)
     ends_R = np.cumsum(num_words_R)
     for row, (start, end) in enumerate(zip(ends_R - num_words_R, ends_R, strict=True)):
-        there, told = (
+        gold, guess = (
             set(entities([task.labels[i] for i in ids_N[start:end]])) if end > start else set()
-            for ids_N in (labels_N, told_N)
+            for ids_N in (labels_N, guess_N)
         )
-        found_RK[row, 3:6] = len(there), len(told), len(there & told)
-    return found_RK
+        sums_RK[row, 3:6] = len(gold), len(guess), len(gold & guess)
+    return sums_RK
 
 
 def _metrics(sums_K: Doubles) -> dict[str, float]:

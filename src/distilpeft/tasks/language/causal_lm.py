@@ -152,7 +152,7 @@ class CausalLMTask(LanguageTask):
         import torch
         from transformers import GenerationConfig
 
-        found: list[Sample] = []
+        samples: list[Sample] = []
         for row in rows.dataset.select(range(min(count, len(rows.dataset)))):
             ids = row["input_ids"][: row["segments"][0]]
             first = next((i for i, flag in enumerate(row["target"]) if flag), 1)
@@ -167,8 +167,8 @@ class CausalLMTask(LanguageTask):
                     input_ids=prompt, attention_mask=torch.ones_like(prompt), generation_config=settings, use_cache=True
                 )
             tail = out[0, begin:].tolist()
-            found.append({"prompt": tokenizer.decode(ids[:begin]), "completion": tokenizer.decode(tail)})
-        return found
+            samples.append({"prompt": tokenizer.decode(ids[:begin]), "completion": tokenizer.decode(tail)})
+        return samples
 
 
 def _leak(model: PreTrainedModel, ids: Tensor) -> float:

@@ -42,7 +42,7 @@ class Chat:
         Raises:
             ChatFault: they do not.
         """
-        messages = _given(cell)
+        messages = _plain_data(cell)
         if not isinstance(messages, list) or not messages:
             raise ChatFault("holds no list of messages")
         chat = Chat([_message(message) for message in messages], tools_of(tools))
@@ -62,7 +62,7 @@ class Chat:
 
     def with_argument(self, name: str) -> Chat:
         """The same with one argument more in every tool call."""
-        messages = [_with_arguments(message, lambda given: {**given, name: ""}) for message in self.messages]
+        messages = [_with_arguments(message, lambda arguments: {**arguments, name: ""}) for message in self.messages]
         return replace(self, messages=messages)
 
 
@@ -82,7 +82,7 @@ def _with_arguments(message: Message, change: Callable[[Mapping[str, Any]], Any]
     return {**message, "tool_calls": calls}
 
 
-def _given(cell: object) -> Any:
+def _plain_data(cell: object) -> Any:
     """A cell as plain data: what JSON text says, or structures without the keys that Arrow fills in."""
     if not isinstance(cell, str):
         return _without_none(cell)
@@ -105,15 +105,15 @@ def tools_of(cell: object) -> list[Any] | None:
     Raises:
         ChatFault: it holds something else.
     """
-    tools = _given(cell)
+    tools = _plain_data(cell)
     if tools is None and isinstance(cell, str) and cell.strip() not in ("", "null"):
         raise ChatFault("its tools are not a JSON list")
     if tools is not None and not isinstance(tools, list):
         raise ChatFault("its tools are not a list")
-    found = [_given(tool) if isinstance(tool, str) else tool for tool in tools or ()]
-    if not all(isinstance(tool, Mapping) for tool in found):
+    objects = [_plain_data(tool) if isinstance(tool, str) else tool for tool in tools or ()]
+    if not all(isinstance(tool, Mapping) for tool in objects):
         raise ChatFault("its tools are not a list of objects, such as {type: function, function: {name: ...}}")
-    return found or None
+    return objects or None
 
 
 def _message(message: object) -> Message:
@@ -126,14 +126,14 @@ def _message(message: object) -> Message:
         raise ChatFault("holds messages with from and value (ShareGPT); rename them to role and content")
     if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
         raise ChatFault("holds a message without the texts role and content")
-    found = {key: value for key, value in message.items() if value is not None} | {"content": _content(message)}
-    if found.get("weight", 1) not in (0, 1):
-        raise ChatFault(f"holds the weight {found['weight']!r}; it is 0 (read only) or 1 (learnt)")
-    if "tool_calls" in found:
-        if not isinstance(found["tool_calls"], list):
+    fields = {key: value for key, value in message.items() if value is not None} | {"content": _content(message)}
+    if fields.get("weight", 1) not in (0, 1):
+        raise ChatFault(f"holds the weight {fields['weight']!r}; it is 0 (read only) or 1 (learnt)")
+    if "tool_calls" in fields:
+        if not isinstance(fields["tool_calls"], list):
             raise ChatFault("holds tool_calls that are not a list")
-        found["tool_calls"] = [_call(call) for call in found["tool_calls"]]
-    return found
+        fields["tool_calls"] = [_call(call) for call in fields["tool_calls"]]
+    return fields
 
 
 def _content(message: Mapping[str, Any]) -> str:
@@ -156,8 +156,8 @@ def _call(call: Any) -> dict[str, Any]:
     if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
         raise ChatFault("holds a tool call that names no function")
     arguments = function.get("arguments") or {}
-    found = _given(arguments) if isinstance(arguments, str) else arguments
-    if not isinstance(found, Mapping):
+    values = _plain_data(arguments) if isinstance(arguments, str) else arguments
+    if not isinstance(values, Mapping):
         raise ChatFault(f"holds a tool call whose arguments are not a JSON object: {str(arguments)[:SHOWN]!r}")
-    function = {**function, "arguments": found}
+    function = {**function, "arguments": values}
     return {**call, "function": function} if "function" in call else function

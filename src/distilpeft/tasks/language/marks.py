@@ -56,17 +56,17 @@ class Marked:
 
     def _message(self, index: int, message: Message) -> Message:
         is_read = message["role"] == "assistant" and not self.chat.learnt[index]  # its thoughts may be left out
-        found = dict(message)
+        copy = dict(message)
         for key in ("content", *SPOKEN):
             if not message.get(key) or (is_read and key in REASONING):
                 continue
             if key == "tool_calls":
-                found[key] = [self._call(call, self._without(index, key)) for call in message[key]]
+                copy[key] = [self._call(call, self._without(index, key)) for call in message[key]]
             elif key == "content":
-                found[key] = self._content(message, index, both_ends=not is_read)
+                copy[key] = self._content(message, index, both_ends=not is_read)
             else:
-                found[key] = self._value(f"its {key}", message[key], self._without(index, key))
-        return found
+                copy[key] = self._value(f"its {key}", message[key], self._without(index, key))
+        return copy
 
     def _content(self, message: Message, index: int, *, both_ends: bool) -> str:
         text = message["content"]
@@ -94,10 +94,10 @@ class Marked:
 
     def _tool(self, tool: Mapping[str, Any]) -> dict[str, Any]:
         function = tool.get("function", tool)
-        named = isinstance(function, Mapping) and isinstance(function.get("name"), str)
-        name = f"its tools: {function['name']!r}" if named else "its tools"
-        value = self._value(name, function["name"] if named else None, replace(self.chat, tools=None))
-        if not named:
+        has_name = isinstance(function, Mapping) and isinstance(function.get("name"), str)
+        name = f"its tools: {function['name']!r}" if has_name else "its tools"
+        value = self._value(name, function["name"] if has_name else None, replace(self.chat, tools=None))
+        if not has_name:
             return dict(tool)
         changed = {**function, "name": value}
         return {**tool, "function": changed} if "function" in tool else changed

@@ -96,14 +96,14 @@ class LanguageTask(Task):
         num_rows = len(wide_RK)
         even = np.full(num_rows, 1 / num_rows)
         draws = [self.of_sums(rng.multinomial(num_rows, even) @ wide_RK) for _ in range(RESAMPLES)]
-        found: dict[str, Score] = {}
+        scores: dict[str, Score] = {}
         for name in names:
             low, high = np.percentile([draw[name] for draw in draws], [2.5, 97.5])
-            found[name] = {
+            scores[name] = {
                 "value": value[name], "low": min(float(low), value[name]), "high": max(float(high), value[name]),
                 "num_rows": int(wide_RK[:, 0].sum()),
             }  # fmt: skip
-        return found
+        return scores
 
     def added(self, values_RK: Values, rows: Rows) -> tuple[Doubles, Doubles]:
         """What each row adds to the nats, and to the targets that they are divided by."""
@@ -115,8 +115,8 @@ class LanguageTask(Task):
 
         Both are in the values of a model that was measured next to the running teacher.
         """
-        found = self.metrics(values_RK, rows)
-        return None if np.isnan(found["kl"]) else {name: found[name] for name in AGAINST}
+        metrics = self.metrics(values_RK, rows)
+        return None if np.isnan(metrics["kl"]) else {name: metrics[name] for name in AGAINST}
 
 
 def bare(model: PreTrainedModel) -> Any:
@@ -137,11 +137,11 @@ def find_head(model: PreTrainedModel, hidden: Tensor, expected: Tensor) -> None:
     """
     from distilpeft.distillation.fused import Head
 
-    raw, found = model.get_output_embeddings()(hidden), []
+    raw, candidates = model.get_output_embeddings()(hidden), []
     for shape in _shapes(model, model.config.get_text_config(decoder=True)):
         shaped = _head(Head, model, shape).shape(raw).float()
-        found.append((float((shaped - expected).abs().max() / expected.abs().max().clamp(min=1e-6)), shape))
-    error, shape = min(found, key=lambda entry: entry[0])
+        candidates.append((float((shaped - expected).abs().max() / expected.abs().max().clamp(min=1e-6)), shape))
+    error, shape = min(candidates, key=lambda entry: entry[0])
     if not error < PROBE_TOLERANCE:
         raise GateError(
             f"{type(model).__name__}: its logits are not a scaled or capped linear function of its last hidden state "
@@ -185,15 +185,15 @@ def measured(states_NH: Tensor, model: PreTrainedModel, batch: Batch, soft: Runn
 
     from distilpeft.distillation.fused import linear_scores
 
-    found = linear_scores(states_NH, head_of(model), batch["labels_N"], soft)
+    scores = linear_scores(states_NH, head_of(model), batch["labels_N"], soft)
     num_rows = len(batch["num_bytes_B"])
-    zero_N = torch.zeros_like(found["nats"])
-    per_target = [torch.ones_like(zero_N), found["nats"], found["right"]]
-    per_target += [zero_N, found.get("kl", zero_N), found.get("agree", zero_N)]
+    zero_N = torch.zeros_like(scores["nats"])
+    per_target = [torch.ones_like(zero_N), scores["nats"], scores["right"]]
+    per_target += [zero_N, scores.get("kl", zero_N), scores.get("agree", zero_N)]
     values_BK = torch.zeros(num_rows, len(VALUES), device=zero_N.device)
     values_BK[:, : len(per_target)].index_add_(0, batch["rows_N"], torch.stack(per_target, dim=-1).float())
-    bins_N = len(per_target) + (found["confidence"] * BINS).long().clamp(max=BINS - 1)
-    gaps_N = (found["confidence"] - found["right"]).float()
+    bins_N = len(per_target) + (scores["confidence"] * BINS).long().clamp(max=BINS - 1)
+    gaps_N = (scores["confidence"] - scores["right"]).float()
     values_BK.index_put_((batch["rows_N"], bins_N), gaps_N, accumulate=True)
     values_BK[:, VALUES.index("bytes")] = batch["num_bytes_B"]
     return values_BK
@@ -220,9 +220,9 @@ def as_often(
     confidence = float(counts.max() / counts.sum())
 
     def gaps(count: int, right: int) -> list[float]:
-        found = [0.0] * BINS
-        found[min(int(confidence * BINS), BINS - 1)] = count * confidence - right
-        return found
+        bins = [0.0] * BINS
+        bins[min(int(confidence * BINS), BINS - 1)] = count * confidence - right
+        return bins
 
     return np.array(
         [

@@ -7,7 +7,7 @@ Columns after `encode`: input_ids (of the source), target_ids, reference (the ta
     K  what `measure` finds per row    R  rows
 
 Training is teacher-forced: every target token is predicted from the source and the right tokens before it. At the end
-models also write by themselves, and what they write is held against the references (`written`).
+models also write by themselves, and what they write is compared with the references (`written`).
 """
 
 from __future__ import annotations
@@ -81,19 +81,19 @@ class Seq2SeqTask(LanguageTask):
         read = tokenizer(
             text_target=references, truncation=True, max_length=most, return_offsets_mapping=tokenizer.is_fast
         )
-        wanted = read["input_ids"]
+        target_ids = read["input_ids"]
         learnt = [
             _learnt_part(text, row, read, tokenizer) if len(whole[row]) > most else text
             for row, text in enumerate(references)
         ]
         return {
             "input_ids": cut,
-            "target_ids": wanted,
+            "target_ids": target_ids,
             "reference": references,
-            "num_tokens": [len(one) + len(two) for one, two in zip(cut, wanted, strict=True)],
-            "num_targets": [len(ids) for ids in wanted],
+            "num_tokens": [len(source) + len(target) for source, target in zip(cut, target_ids, strict=True)],
+            "num_targets": [len(ids) for ids in target_ids],
             "num_bytes": [len(text.encode("utf-8", "replace")) for text in learnt],
-            "truncated": [len(one) > limit or len(two) > most for one, two in zip(full, whole, strict=True)],
+            "truncated": [len(a) > limit or len(b) > most for a, b in zip(full, whole, strict=True)],
         }
 
     def collate(self, columns: Columns, tokenizer: InputReader) -> Batch:
@@ -106,14 +106,14 @@ class Seq2SeqTask(LanguageTask):
         """
         import torch
 
-        found = tokenizer.pad({"input_ids": columns["input_ids"]}, return_tensors="pt")
+        padded = tokenizer.pad({"input_ids": columns["input_ids"]}, return_tensors="pt")
         width = max(map(len, columns["target_ids"]))
         targets_BT = np.full((len(columns["target_ids"]), width), NO_TARGET, dtype=np.int64)
         for b, ids in enumerate(columns["target_ids"]):
             targets_BT[b, : len(ids)] = ids
         at = np.flatnonzero(targets_BT != NO_TARGET)
         return {
-            "inputs": {name: found[name] for name in ("input_ids", "attention_mask")},
+            "inputs": {name: padded[name] for name in ("input_ids", "attention_mask")},
             "targets_BT": torch.from_numpy(targets_BT),
             "at_N": torch.from_numpy(at),
             "labels_N": torch.from_numpy(targets_BT.reshape(-1)[at]),
@@ -124,8 +124,8 @@ class Seq2SeqTask(LanguageTask):
 
     def inputs(self, model: PreTrainedModel, batch: Batch) -> dict[str, Tensor]:
         """What a collated batch holds, and `decoder_input_ids` [B, T], which start with the model's start token."""
-        begun = bare(model).prepare_decoder_input_ids_from_labels(labels=batch["targets_BT"])
-        return {**batch["inputs"], "decoder_input_ids": begun}
+        ids = bare(model).prepare_decoder_input_ids_from_labels(labels=batch["targets_BT"])
+        return {**batch["inputs"], "decoder_input_ids": ids}
 
     def prepare(self, model: PreTrainedModel) -> None:
         """Find out how the model turns its head's output into logits, and prove it on a probe.
@@ -168,12 +168,12 @@ class Seq2SeqTask(LanguageTask):
 
     def _states(self, model: PreTrainedModel, batch: Batch) -> Tensor:
         """The bare model's last hidden states at all target positions, [B, T, H]; no product with the vocabulary."""
-        given = self.inputs(model, batch)
-        if model.base_model is not model:  # BART, Marian, M2M100, ...: a body beside the head
-            states: Tensor = model.base_model(**given, use_cache=False).last_hidden_state
+        inputs = self.inputs(model, batch)
+        if model.base_model is not model:  # BART, Marian, M2M100, ...: a body next to the head
+            states: Tensor = model.base_model(**inputs, use_cache=False).last_hidden_state
             return states
         with _headless(model.get_output_embeddings()):  # T5 and EncoderDecoderModel: head and decoder are siblings
-            logits: Tensor = model(**given, use_cache=False).logits
+            logits: Tensor = model(**inputs, use_cache=False).logits
         return logits
 
     def majority_values(self, train: Rows, rows: Rows) -> Doubles:
@@ -193,50 +193,50 @@ class Seq2SeqTask(LanguageTask):
         from rouge_score.rouge_scorer import RougeScorer
         from sacrebleu.metrics import BLEU, CHRF
 
-        told = write(model, batch["inputs"], tokenizer, settings)
-        rouge, found = RougeScorer(list(ROUGE)), []
+        texts = write(model, batch["inputs"], tokenizer, settings)
+        rouge, rows = RougeScorer(list(ROUGE)), []
         bleu, chrf = BLEU(tokenize=self.section.tokenize), CHRF()
-        for text, reference in zip(told, batch["references"], strict=True):
+        for text, reference in zip(texts, batch["references"], strict=True):
             scored = rouge.score(reference, text)
-            counts = [one._extract_corpus_statistics([text], [[reference]])[0] for one in (bleu, chrf)]
-            found.append([1.0, *(scored[name].fmeasure for name in ROUGE), *counts[0], *counts[1]])
-        return torch.tensor(found, device=batch["targets_BT"].device)
+            counts = [metric._extract_corpus_statistics([text], [[reference]])[0] for metric in (bleu, chrf)]
+            rows.append([1.0, *(scored[name].fmeasure for name in ROUGE), *counts[0], *counts[1]])
+        return torch.tensor(rows, device=batch["targets_BT"].device)
 
     def of_sums(self, sums_K: Doubles) -> dict[str, float]:
         """All metrics of tokens; of written texts BLEU, chrF and ROUGE."""
-        found, more = super().of_sums(sums_K), sums_K[len(VALUES) :]
+        metrics, more = super().of_sums(sums_K), sums_K[len(VALUES) :]
         if not len(more):
-            return found
+            return metrics
         count, rouge, bleu, chrf = np.split(more, np.cumsum([1, len(ROUGE), BLEU_SUMS]))
-        found |= {name: float(value) / max(float(count[0]), 1.0) for name, value in zip(ROUGE, rouge, strict=True)}
+        metrics |= {name: float(value) / max(float(count[0]), 1.0) for name, value in zip(ROUGE, rouge, strict=True)}
         if count[0] == 0:
-            return {**found, "bleu": 0.0, "chrf": 0.0}
+            return {**metrics, "bleu": 0.0, "chrf": 0.0}
         from sacrebleu.metrics import BLEU, CHRF
 
-        found["bleu"] = float(BLEU()._compute_score_from_stats(bleu.astype(int).tolist()).score)
-        found["chrf"] = float(CHRF()._compute_score_from_stats(chrf.astype(int).tolist()).score)
-        return found
+        metrics["bleu"] = float(BLEU()._compute_score_from_stats(bleu.astype(int).tolist()).score)
+        metrics["chrf"] = float(CHRF()._compute_score_from_stats(chrf.astype(int).tolist()).score)
+        return metrics
 
     def scores(self, names: tuple[str, ...], values_RK: Values, rows: Rows) -> dict[str, Score]:
         """Metric → value, 95 % interval over rows, and number of targets; of written texts the number of texts."""
-        found = super().scores(names, values_RK, rows)
+        scores = super().scores(names, values_RK, rows)
         texts = int(values_RK[:, len(VALUES)].sum()) if values_RK.shape[1] > len(VALUES) else 0
-        for name in set(found) & {"bleu", "chrf", *ROUGE}:
-            found[name]["num_rows"] = texts
-        return found
+        for name in set(scores) & {"bleu", "chrf", *ROUGE}:
+            scores[name]["num_rows"] = texts
+        return scores
 
     def samples(
         self, model: PreTrainedModel, tokenizer: InputReader, rows: Rows, count: int, max_new_tokens: int
     ) -> list[Sample]:
         """What the model makes of the first rows' sources, the likeliest token each time."""
-        found: list[Sample] = []
+        samples: list[Sample] = []
         for row in range(min(count, len(rows.dataset))):
-            given = rows.load_batch(np.array([row]))["inputs"]
-            given = {name: tensor.to(model.device) for name, tensor in given.items()}
-            (text,) = write(model, given, tokenizer, Generate(max_new_tokens=max_new_tokens))
-            source = tokenizer.decode(given["input_ids"][0], skip_special_tokens=True)
-            found.append({"prompt": source, "completion": text})
-        return found
+            inputs = rows.load_batch(np.array([row]))["inputs"]
+            inputs = {name: tensor.to(model.device) for name, tensor in inputs.items()}
+            (text,) = write(model, inputs, tokenizer, Generate(max_new_tokens=max_new_tokens))
+            source = tokenizer.decode(inputs["input_ids"][0], skip_special_tokens=True)
+            samples.append({"prompt": source, "completion": text})
+        return samples
 
 
 def _learnt_part(text: str, row: int, read: BatchEncoding, tokenizer: InputReader) -> str:
@@ -245,8 +245,8 @@ def _learnt_part(text: str, row: int, read: BatchEncoding, tokenizer: InputReade
     Of a tokenizer without offsets (Marian's, ByT5's: written in Python) it is what the tokens decode to.
     """
     if not tokenizer.is_fast:
-        found: str = tokenizer.decode(read["input_ids"][row], skip_special_tokens=True)
-        return found
+        part: str = tokenizer.decode(read["input_ids"][row], skip_special_tokens=True)
+        return part
     return text[: max((end for _, end in read["offset_mapping"][row]), default=0)]
 
 
@@ -267,17 +267,17 @@ def write(model: PreTrainedModel, inputs: dict[str, Tensor], tokenizer: InputRea
     own = bare(model)
     with torch.no_grad():
         ids = own.generate(**inputs, generation_config=settings_of(own, settings))
-    found: list[str] = tokenizer.batch_decode(ids, skip_special_tokens=True)
-    return found
+    texts: list[str] = tokenizer.batch_decode(ids, skip_special_tokens=True)
+    return texts
 
 
 def settings_of(model: PreTrainedModel, settings: Generate) -> GenerationConfig:
     """The model's own generation settings, with the recipe's."""
     import copy
 
-    found = copy.deepcopy(model.generation_config)
-    asked = settings.model_dump(exclude={"rows"})
-    found.update(**asked, do_sample=False, max_length=None)
-    if found.decoder_start_token_id is None:
-        found.decoder_start_token_id = model.config.decoder_start_token_id
-    return found
+    config = copy.deepcopy(model.generation_config)
+    changes = settings.model_dump(exclude={"rows"})
+    config.update(**changes, do_sample=False, max_length=None)
+    if config.decoder_start_token_id is None:
+        config.decoder_start_token_id = model.config.decoder_start_token_id
+    return config

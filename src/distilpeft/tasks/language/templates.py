@@ -107,19 +107,19 @@ class Template:
         """
         marked = Marked(chat)
         try:
-            found = self.text(marked.probe())
+            rendering = self.text(marked.probe())
         except ChatFault:  # the template reads what the marks have changed
-            found = ""
+            rendering = ""
         bare = "".join(text.split())
         for thing in marked.things:
-            if not found or not thing.marks:
+            if not rendering or not thing.marks:
                 if not self._changes(text, thing.without):
                     raise self._left_out(thing.name)
                 continue
-            seen = [mark in found for mark in thing.marks]
-            if not any(seen):
+            hits = [mark in rendering for mark in thing.marks]
+            if not any(hits):
                 raise self._left_out(thing.name)
-            if not all(seen) and "".join(thing.text.split()) not in bare:
+            if not all(hits) and "".join(thing.text.split()) not in bare:
                 raise self._left_out(f"a part of {thing.text[:SHOWN]!r}")
 
     def _left_out(self, what: str) -> ChatFault:
@@ -135,7 +135,7 @@ class Template:
 
     @cached_property
     def _ends(self) -> tuple[str, ...]:
-        """What may end a turn: tokens that are no text, the end-of-turn tokens of Gemma and others among them."""
+        """What may end a turn: tokens that are not text, the end-of-turn tokens of Gemma and others among them."""
         return tuple(map(str, (*self.tokenizer.all_special_tokens, *self.tokenizer.get_added_vocab())))
 
     def _replies(self, chat: Chat, text: str) -> Iterator[tuple[int, int]]:
