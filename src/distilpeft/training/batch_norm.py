@@ -44,19 +44,19 @@ class SyncBatchNorm(_BatchNorm):
         if not self.training:
             return F.batch_norm(input, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
         wide = input.float() if input.dtype in (torch.float16, torch.bfloat16) else input
-        others = [dim for dim in range(wide.ndim) if dim != 1]
+        axes = [dim for dim in range(wide.ndim) if dim != 1]
         shape = [-1 if dim == 1 else 1 for dim in range(wide.ndim)]
         share = 0.0 if self.idle else 1.0
         count = wide.new_tensor([wide.numel() / wide.shape[1]])
-        sums: Tensor = _Sum.apply(share * torch.cat([wide.sum(others), count]))  # type: ignore[no-untyped-call]
+        sums: Tensor = _Sum.apply(share * torch.cat([wide.sum(axes), count]))  # type: ignore[no-untyped-call]
         num = sums[-1].detach()
         deviation = wide - (mean_C := sums[:-1] / num).view(shape)
-        squares: Tensor = _Sum.apply(share * deviation.square().sum(others))  # type: ignore[no-untyped-call]
+        squares: Tensor = _Sum.apply(share * deviation.square().sum(axes))  # type: ignore[no-untyped-call]
         self._track(mean_C.detach(), squares.detach() / (num - 1).clamp(min=1))
-        found = deviation * torch.rsqrt(squares / num + self.eps).view(shape)
+        output = deviation * torch.rsqrt(squares / num + self.eps).view(shape)
         if self.affine:
-            found = found * self.weight.view(shape) + self.bias.view(shape)
-        return found.to(input.dtype)
+            output = output * self.weight.view(shape) + self.bias.view(shape)
+        return output.to(input.dtype)
 
     def _track(self, mean_C: Tensor, variance_C: Tensor) -> None:
         """Move the running statistics, as torch does: the variance unbiased, no momentum = the mean of all batches."""
@@ -109,9 +109,9 @@ def convert(runtime: Runtime, model: nn.Module, kind: Kind) -> None:
                 raise InputError("fit.batch_norm: local is for parallel: ddp; use sync or frozen with fsdp2")
 
 
-def _as(made: type[_BatchNorm], layer: _BatchNorm) -> _BatchNorm:
+def _as(layer_type: type[_BatchNorm], layer: _BatchNorm) -> _BatchNorm:
     """The same parameters and statistics in a layer of another class."""
-    new = made(layer.num_features, layer.eps, layer.momentum, layer.affine, device="meta")
+    new = layer_type(layer.num_features, layer.eps, layer.momentum, layer.affine, device="meta")
     new.weight, new.bias = layer.weight, layer.bias
     new.running_mean, new.running_var = layer.running_mean, layer.running_var
     new.num_batches_tracked = layer.num_batches_tracked
@@ -135,17 +135,17 @@ class Statistics:
     """What BatchNorms that are in training have seen so far, to be put back after a step that does not count."""
 
     def __init__(self, model: nn.Module) -> None:
-        found = [layer for layer in model.modules() if isinstance(layer, _BatchNorm)]
-        moving = [layer for layer in found if not isinstance(layer, FrozenBatchNorm)]
-        self._kept = [(buffer, buffer.clone()) for layer in moving for buffer in layer.buffers()]
+        layers = [layer for layer in model.modules() if isinstance(layer, _BatchNorm)]
+        moving = [layer for layer in layers if not isinstance(layer, FrozenBatchNorm)]
+        self._copies = [(buffer, buffer.clone()) for layer in moving for buffer in layer.buffers()]
 
     @property
     def are_trained(self) -> bool:
         """Whether there are any."""
-        return bool(self._kept)
+        return bool(self._copies)
 
     def restore(self) -> None:
         """Put them back."""
         with torch.no_grad():
-            for buffer, before in self._kept:
+            for buffer, before in self._copies:
                 buffer.copy_(before)

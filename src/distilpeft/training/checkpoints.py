@@ -1,9 +1,9 @@
-"""Checkpoints of a training: folders `step-00000012/` that are whole, byte for byte, or do not count.
+"""Checkpoints of a training: folders `step-00000012/` that are complete, byte for byte, or do not count.
 
 `weights.safetensors`: what is trained.  `optimizer.safetensors`: its moments.  `train_log.jsonl`: a line for each step
 so far.  `state.json`: where the loop stands, the SHA-256 of all three, and a checksum of itself. Random numbers and the
-order of rows are functions of the seed and the step, so nothing else is needed. A checkpoint is written beside its
-place, fsynced and renamed; what a crash has left, or what has changed on disk since, is told and removed, and an
+order of rows are functions of the seed and the step, so nothing else is needed. A checkpoint is written next to its
+place, fsynced and renamed; what a crash has left, or what has changed on disk since, is reported and removed, and an
 earlier one takes its place.
 """
 
@@ -30,7 +30,7 @@ class Checkpoints:
 
     Args:
         folder: the stage's.
-        keep_last: how many of the newest stay, beside the best one.
+        keep_last: how many of the newest stay, besides the best one.
     """
 
     def __init__(self, folder: Path, keep_last: int = 1) -> None:
@@ -59,25 +59,25 @@ class Checkpoints:
             save_file(dict(values), fresh / name)
         shutil.copyfile(self.folder.parent / LOG, fresh / LOG)
         files = {name: digest_file(fresh / name) for name in (WEIGHTS, OPTIMIZER, LOG)}
-        told = {"format": FORMAT, "state": dict(state), "files": files}
-        write_json(fresh / STATE, sealed(told))
+        content = {"format": FORMAT, "state": dict(state), "files": files}
+        write_json(fresh / STATE, sealed(content))
         publish_folder(fresh, self.path(step), replace=True)
-        for other in self._all()[: -self._keep_last]:
-            if other != self.path(best_step):
-                shutil.rmtree(other)
+        for folder in self._all()[: -self._keep_last]:
+            if folder != self.path(best_step):
+                shutil.rmtree(folder)
 
     def newest(self, needs_best: bool, say: Callable[[str], None]) -> dict[str, Any] | None:
-        """The state of the newest whole checkpoint; all that is not whole is removed.
+        """The state of the newest complete checkpoint; all that is not complete is removed.
 
         Args:
-            needs_best: the best checkpoint has to be whole as well, since its weights will be what is kept.
-            say: told of a checkpoint that is damaged.
+            needs_best: the best checkpoint has to be complete as well, since its weights will be what is kept.
+            say: reports a damaged checkpoint.
 
         Raises:
             InputError: another version wrote it.
         """
-        for left in self.folder.glob("*.partial"):
-            shutil.rmtree(left)
+        for partial in self.folder.glob("*.partial"):
+            shutil.rmtree(partial)
         while whole := self._all():
             state = self._checked(whole[-1], say)
             if state is not None and needs_best and 0 < state["best_step"] < state["step"]:
@@ -92,8 +92,8 @@ class Checkpoints:
 
     def newest_step(self) -> int:
         """Steps of the newest checkpoint, unread; 0 without one."""
-        found = self._all()
-        return int(found[-1].name.rpartition("-")[2]) if found else 0
+        folders = self._all()
+        return int(folders[-1].name.rpartition("-")[2]) if folders else 0
 
     def weights(self, step: int) -> dict[str, Tensor]:
         """The weights of a checkpoint.
@@ -114,13 +114,13 @@ class Checkpoints:
 
     def _load(self, step: int, name: str) -> dict[str, Tensor]:
         self._verify(step, name)
-        found: dict[str, Tensor] = load_file(self.path(step) / name)
-        return found
+        tensors: dict[str, Tensor] = load_file(self.path(step) / name)
+        return tensors
 
     def _verify(self, step: int, name: str) -> None:
         file = self.path(step) / name
-        told = read_sealed(self.path(step) / STATE, f"delete {self.path(step)} to resume at an earlier state")
-        if not file.is_file() or digest_file(file) != told["files"][name]:
+        content = read_sealed(self.path(step) / STATE, f"delete {self.path(step)} to resume at an earlier state")
+        if not file.is_file() or digest_file(file) != content["files"][name]:
             raise InputError(f"{file}: missing or altered; run the same command to resume at an earlier state")
 
     def _all(self) -> list[Path]:
@@ -136,13 +136,13 @@ class Checkpoints:
 
     def _damaged(self, path: Path) -> list[str]:
         try:
-            told = read_sealed(path / STATE, "")
+            content = read_sealed(path / STATE, "")
         except InputError:
             return [STATE]
-        if told["format"] != FORMAT:
+        if content["format"] != FORMAT:
             raise InputError(
                 f"{path}: another version of distilpeft made this checkpoint; delete {self.folder.parent} to begin "
                 "again"
             )
-        files = told["files"].items()
+        files = content["files"].items()
         return [name for name, sums in files if not (path / name).is_file() or digest_file(path / name) != sums]

@@ -1,9 +1,9 @@
-"""What a student learns from inside its teacher, beside its soft targets: hidden states, and relations in attention.
+"""What a student learns from inside its teacher, besides its soft targets: hidden states, and relations in attention.
 
     B  rows    S  positions    W  width of a hidden state    A  relation heads    D  units of a head
 
 Each term is an average over a row's tokens, or is taken at each target token, so that it counts what the task's own
-loss counts and no more: padding, micro-batches and processes are no part of it. Teacher and student have to read the
+loss counts and no more: padding, micro-batches and processes are not part of it. Teacher and student have to read the
 same tokens in the same batch; the running teacher's pass is caught on the way (`soft` runs it), nothing is computed
 twice.
 """
@@ -43,28 +43,28 @@ class Taps:
     """Catches what some modules give, in their last forward pass."""
 
     def __init__(self, modules: Mapping[Key, nn.Module]) -> None:
-        self._found: dict[Key, Tensor] = {}
+        self._outputs: dict[Key, Tensor] = {}
         for key, module in modules.items():
             module.register_forward_hook(self._catcher(key))
 
     def _catcher(self, key: Key) -> Callable[[nn.Module, object, Tensor | tuple[Tensor, ...]], None]:
-        def catch(module: nn.Module, given: object, found: Tensor | tuple[Tensor, ...]) -> None:
-            del module, given
-            self._found[key] = found[0] if isinstance(found, tuple) else found
+        def catch(module: nn.Module, inputs: object, output: Tensor | tuple[Tensor, ...]) -> None:
+            del module, inputs
+            self._outputs[key] = output[0] if isinstance(output, tuple) else output
 
         return catch
 
     def take(self) -> dict[Key, Tensor]:
         """What was caught since the last time; nothing is kept."""
-        found, self._found = self._found, {}
-        return found
+        outputs, self._outputs = self._outputs, {}
+        return outputs
 
 
-def layer_map(asked: Mapping[int, int] | None, student: int, teacher: int, *, last: bool = False) -> dict[int, int]:
+def layer_map(layers: Mapping[int, int] | None, student: int, teacher: int, *, last: bool = False) -> dict[int, int]:
     """Layer of the student → layer of the teacher, from 0.
 
     Args:
-        asked: by the recipe; None spreads the student's layers over the teacher's, its last on the teacher's last.
+        layers: of the recipe; None spreads the student's layers over the teacher's, its last on the teacher's last.
         student: number of layers.
         teacher: number of layers.
         last: by default only the last pair.
@@ -73,11 +73,11 @@ def layer_map(asked: Mapping[int, int] | None, student: int, teacher: int, *, la
         InputError: a layer is not there.
     """
     for at, depth, who in ((0, student, "student"), (1, teacher, "teacher")):
-        beyond = [pair[at] for pair in (asked or {}).items() if pair[at] >= depth]
+        beyond = [pair[at] for pair in (layers or {}).items() if pair[at] >= depth]
         if beyond:
             raise InputError(f"distil.features: layer {beyond[0]} does not exist; the {who} has 0..{depth - 1}")
-    if asked is not None:
-        return dict(asked)
+    if layers is not None:
+        return dict(layers)
     return {n: (n + 1) * teacher // student - 1 for n in range(student - 1 if last else 0, student)}
 
 
@@ -102,28 +102,28 @@ class FeatureLoss:
         depths = [len(side) for side in sides]
         self._hidden: dict[int, int] = {}
         self._relations: dict[int, int] = {}
-        wanted: list[dict[Key, Any]] = [{}, {}]
+        parts: list[dict[Key, Any]] = [{}, {}]
         if settings.hidden is not None:
             self._hidden = layer_map(settings.hidden.layers, *depths)
-            for at, modules in enumerate(wanted):
+            for at, modules in enumerate(parts):
                 modules |= {("hidden", pair[at]): sides[at][pair[at]] for pair in self._hidden.items()}
             self._project(settings.hidden, student, teacher)
         if settings.relations is not None:
             self._relations = layer_map(settings.relations.layers, *depths, last=True)
-            for at, modules in enumerate(wanted):
+            for at, modules in enumerate(parts):
                 modules |= {
                     (what, pair[at]): attention_part(sides[at][pair[at]], what)
                     for pair in self._relations.items()
                     for what in settings.relations.of
                 }
             self._heads = settings.relations.heads or teacher.config.get_text_config().num_attention_heads
-            widths = {module.out_features for side in wanted for (what, _), module in side.items() if what != "hidden"}
+            widths = {module.out_features for side in parts for (what, _), module in side.items() if what != "hidden"}
             if any(width % self._heads for width in widths):
                 raise InputError(
                     f"distil.features.relations.heads: {self._heads} heads do not divide all of these widths: "
                     f"{', '.join(map(str, sorted(widths)))}"
                 )
-        self._ours, self._theirs = Taps(wanted[0]), Taps(wanted[1])
+        self._ours, self._theirs = Taps(parts[0]), Taps(parts[1])
 
     def _project(self, settings: HiddenStates, student: PreTrainedModel, teacher: PreTrainedModel) -> None:
         widths = [model.config.get_text_config().hidden_size for model in (student, teacher)]
@@ -149,15 +149,15 @@ class FeatureLoss:
         hidden, relations = self._settings.hidden, self._settings.relations
         if hidden is not None:
             projections = getattr(student, PROJECTIONS, {})
-            for one, two in self._hidden.items():
-                states = ours["hidden", one]
-                states = projections[str(one)](states) if projections else states
-                apart_BS = distance(states, theirs["hidden", two], hidden.loss)
+            for layer, target in self._hidden.items():
+                states = ours["hidden", layer]
+                states = projections[str(layer)](states) if projections else states
+                apart_BS = distance(states, theirs["hidden", target], hidden.loss)
                 total = total + hidden.weight / len(self._hidden) * (weight_BS * apart_BS).sum()
         if relations is not None:
-            for one, two in self._relations.items():
+            for layer, target in self._relations.items():
                 for what in relations.of:
-                    apart_BS = relation_kl(ours[what, one], theirs[what, two], mask_BS, self._heads)
+                    apart_BS = relation_kl(ours[what, layer], theirs[what, target], mask_BS, self._heads)
                     total = total + relations.weight / len(self._relations) * (weight_BS * apart_BS).sum()
         return total
 
@@ -176,10 +176,10 @@ def distance(student_BSW: Tensor, teacher_BSW: Tensor, loss: str) -> Tensor:
     `mse`: squared difference, the mean over units (TinyBERT, arXiv:1909.10351, equation 8). `cosine`: 1 less the cosine
     (DistilBERT, arXiv:1910.01108, section 3).
     """
-    one, two = student_BSW.float(), teacher_BSW.detach().float()
+    ours, theirs = student_BSW.float(), teacher_BSW.detach().float()
     if loss == "cosine":
-        return 1 - F.cosine_similarity(one, two, dim=-1)
-    return (one - two).square().mean(-1)
+        return 1 - F.cosine_similarity(ours, theirs, dim=-1)
+    return (ours - theirs).square().mean(-1)
 
 
 def relation_kl(student_BSW: Tensor, teacher_BSW: Tensor, mask_BS: Tensor, heads: int) -> Tensor:
@@ -207,17 +207,17 @@ def attention_part(block: nn.Module, what: str) -> nn.Module:
     Raises:
         InputError: there is none, or several.
     """
-    found: list[nn.Module] = [
+    layers: list[nn.Module] = [
         module
         for name, module in block.named_modules()
         if name.rpartition(".")[2] in NAMES[what] and (hasattr(module, "weight") or hasattr(module, "base_layer"))
     ]
-    if len(found) != 1:
+    if len(layers) != 1:
         raise InputError(
-            f"distil.features.relations.of: {type(block).__name__} has {len(found)} linear layers for the {what}; "
+            f"distil.features.relations.of: {type(block).__name__} has {len(layers)} linear layers for the {what}; "
             f"known are those called {', '.join(NAMES[what])}"
         )
-    return found[0]
+    return layers[0]
 
 
 def check(settings: Features, depths: Sequence[int], configs: Sequence[Any]) -> None:
@@ -246,7 +246,7 @@ def check(settings: Features, depths: Sequence[int], configs: Sequence[Any]) -> 
 
 
 def check_features(pair: Pair) -> None:
-    """Refuse a pair whose insides cannot be held against each other; loads no weights.
+    """Refuse a pair whose insides cannot be compared; loads no weights.
 
     Raises:
         InputError: they read other tokens, or have no such layers.
@@ -260,8 +260,8 @@ def check_features(pair: Pair) -> None:
         ours, theirs = (Vocabulary.of_tokenizer(source.name, reader.tokenizer) for source, reader in readers)
         check_same(theirs, ours, chat=recipe.needs_template)
     teacher, student = pair.configurations()
-    configs = [one.get_text_config() for one in (student, teacher)]
-    depths = [one.num_hidden_layers for one in configs]
+    configs = [config.get_text_config() for config in (student, teacher)]
+    depths = [config.num_hidden_layers for config in configs]
     if recipe.student.from_teacher is not None:
         depths[0] = len(recipe.student.from_teacher.of(depths[1]))
     check(settings, depths, configs)

@@ -34,12 +34,12 @@ def values_of(
     """Numbers [N, K] that `measure` finds in the first `limit` rows of a split (default: all), by row id."""
     num_rows = min(limit or len(rows.lengths_N), len(rows.lengths_N))
     order = length_order(rows.lengths_N, 0, num_rows)
-    found = predict(
+    ordered_NK = predict(
         runtime, model, order, rows.load_batch, measure,
         micro_batch_size=micro_batch_size, precision=precision, bar=bar,
     )  # fmt: skip
-    values_NK = np.empty_like(found)
-    values_NK[order] = found
+    values_NK = np.empty_like(ordered_NK)
+    values_NK[order] = ordered_NK
     return values_NK
 
 
@@ -104,8 +104,8 @@ def validator(
         )  # fmt: skip
         if not np.isfinite(values_NK).all():
             return {"finite": 0.0}
-        found = {"finite": 1.0, **context.task.metrics(values_NK, rows)}
-        return found if soft else {name: found[name] for name in ("finite", *context.recipe.kind.metrics)}
+        metrics = {"finite": 1.0, **context.task.metrics(values_NK, rows)}
+        return metrics if soft else {name: metrics[name] for name in ("finite", *context.recipe.kind.metrics)}
 
     return validate
 
@@ -143,15 +143,15 @@ def predict(
     parts = list(chunks(np.arange(len(row_ids_N)), micro_batch_size))
     mine = parts[accelerator.process_index :: accelerator.num_processes]
     idle = math.ceil(len(parts) / accelerator.num_processes) - len(mine)
-    found: list[Tensor] = []
+    outputs: list[Tensor] = []
     try:
         for turn, positions in enumerate([*mine, *parts[:1] * idle]):
             runtime.leave_if_asked(turn)
             batch = send_to_device(load_batch(row_ids_N[positions]), runtime.device)
             with torch.no_grad(), runtime.autocast(precision):
                 values = measure(model, batch) if sharded is None else model(measure, batch)
-            if len(found) < len(mine):
-                found.append(values.float())
+            if len(outputs) < len(mine):
+                outputs.append(values.float())
             if bar is not None:
                 bar.advance(len(positions) * accelerator.num_processes)
     finally:
@@ -159,9 +159,9 @@ def predict(
         if sharded is not None:
             sharded.reshard()  # without gradients, what is in no block stays gathered
     if accelerator.num_processes == 1:
-        width = max(values.shape[-1] for values in found)
-        return torch.cat([_widened(values, width) for values in found]).cpu().numpy()
-    return _joined(runtime, found, mine, len(row_ids_N))
+        width = max(values.shape[-1] for values in outputs)
+        return torch.cat([_widened(values, width) for values in outputs]).cpu().numpy()
+    return _joined(runtime, outputs, mine, len(row_ids_N))
 
 
 def _widened(values_BK: Tensor, width: int) -> Tensor:
@@ -169,12 +169,12 @@ def _widened(values_BK: Tensor, width: int) -> Tensor:
     return torch.nn.functional.pad(values_BK, (0, width - values_BK.shape[-1]))
 
 
-def _joined(runtime: Runtime, found: list[Tensor], mine: list[NDArray[np.int64]], num_rows: int) -> NDArray[np.float32]:
+def _joined(runtime: Runtime, parts: list[Tensor], mine: list[NDArray[np.int64]], num_rows: int) -> NDArray[np.float32]:
     """Put every process's rows into one array: each writes its own rows, the rest are zeros, and all are added."""
-    width = torch.tensor(max((part.shape[-1] for part in found), default=0), device=runtime.device)
+    width = torch.tensor(max((part.shape[-1] for part in parts), default=0), device=runtime.device)
     num_values = int(runtime.accelerator.gather(width.reshape(1)).max())
     values_NK = torch.zeros(num_rows, num_values, device=runtime.device)
-    for positions, part in zip(mine, found, strict=True):
+    for positions, part in zip(mine, parts, strict=True):
         values_NK[torch.from_numpy(positions)] = _widened(part, num_values)
     total: Tensor = runtime.accelerator.reduce(values_NK, "sum")
     return total.cpu().numpy()

@@ -74,37 +74,37 @@ def run(processes: Sequence[int], console: Console) -> bool:
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise GateError("selftest starts its own processes: run it without a launcher, with --processes N")
     references = {optimizer: reference(optimizer) for optimizer in OPTIMIZERS}
-    found: list[Split] = []
+    splits: list[Split] = []
     for count in processes:
         console.print(f"{count} process{'es' if count > 1 else ''}: {len(MICRO_BATCH_SIZES) * len(OPTIMIZERS)} splits")
         traces = _launched(count) if count > 1 else traces_here(1)
         for (micro_batch_size, optimizer), trace in traces.items():
             errors = [_error(trace, references[optimizer], column) for column in (0, 1)]
-            found.append(Split(count, micro_batch_size, optimizer, *errors))
-    _show(found, console)
-    return all(split.good for split in found)
+            splits.append(Split(count, micro_batch_size, optimizer, *errors))
+    _show(splits, console)
+    return all(split.good for split in splits)
 
 
 def _error(trace: Trace, expected: Trace, column: int) -> float:
     assert len(trace) == len(expected)
     pairs = zip(trace, expected, strict=True)
-    return max(abs(one[column] - two[column]) / abs(two[column]) for one, two in pairs)
+    return max(abs(step[column] - exact[column]) / abs(exact[column]) for step, exact in pairs)
 
 
-def _show(found: Sequence[Split], console: Console) -> None:
+def _show(splits: Sequence[Split], console: Console) -> None:
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     for title in ("processes", "micro-batch", "accumulation", "optimizer", "loss", "grad_norm", ""):
         table.add_column(title, justify="left" if title in ("optimizer", "") else "right")
-    for split in found:
+    for split in splits:
         share = -(-BATCH // split.processes)
         cells = (split.processes, split.micro_batch_size, -(-share // split.micro_batch_size), split.optimizer)
         errors = (f"{split.loss_error:.1e}", f"{split.grad_norm_error:.1e}")
         table.add_row(*map(str, cells), *errors, "ok" if split.good else "WRONG")
     console.print(table)
-    bad = sum(not split.good for split in found)
+    bad = sum(not split.good for split in splits)
     console.print(
         f"Largest relative difference from the float64 full batch over {EPOCHS * -(-NUM_ROWS // BATCH)} steps; "
-        f"allowed {TOLERANCE:.0e}. {len(found) - bad} of {len(found)} splits are right.",
+        f"allowed {TOLERANCE:.0e}. {len(splits) - bad} of {len(splits)} splits are right.",
         highlight=False,
     )
 
@@ -112,30 +112,30 @@ def _show(found: Sequence[Split], console: Console) -> None:
 def rows() -> dict[str, list[Any]]:
     """Ragged rows of one to three documents; every seventh has no target at all."""
     rng = np.random.default_rng(11)
-    made: dict[str, list[Any]] = {name: [] for name in ("input_ids", "target", "segments", "num_bytes")}
+    columns: dict[str, list[Any]] = {name: [] for name in ("input_ids", "target", "segments", "num_bytes")}
     for row in range(NUM_ROWS):
         segments = [int(size) for size in rng.integers(2, 12, size=rng.integers(1, 4))]
         total = sum(segments)
         target = rng.random(total) < (0.0 if row % 7 == 6 else rng.uniform(0.2, 1.0))
         target[np.cumsum([0, *segments[:-1]])] = False
-        made["input_ids"].append(rng.integers(1, VOCABULARY, total).tolist())
-        made["target"].append(target.tolist())
-        made["segments"].append(segments)
-        made["num_bytes"].append(total)
-    return made
+        columns["input_ids"].append(rng.integers(1, VOCABULARY, total).tolist())
+        columns["target"].append(target.tolist())
+        columns["segments"].append(segments)
+        columns["num_bytes"].append(total)
+    return columns
 
 
 def models() -> tuple[Any, Any]:
     """Student and teacher. GPT-2, because its layers compute nothing in float32 when its weights are float64."""
-    made = []
+    pair = []
     for seed, width in ((1, 32), (2, 48)):
         torch.manual_seed(seed)
         config = transformers.GPT2Config(
             vocab_size=VOCABULARY, n_positions=64, n_embd=width, n_layer=2, n_head=4, initializer_range=0.2,
             resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, bos_token_id=0, eos_token_id=0,
         )  # fmt: skip
-        made.append(transformers.GPT2LMHeadModel(config))
-    return made[0], made[1].requires_grad_(False).eval()
+        pair.append(transformers.GPT2LMHeadModel(config))
+    return pair[0], pair[1].requires_grad_(False).eval()
 
 
 @functools.cache
@@ -232,19 +232,19 @@ def _launched(processes: int) -> dict[tuple[int, str], Trace]:
         out = Path(folder) / "traces.json"
         launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
         command = [*launcher, "-m", "distilpeft.training.selftest", str(processes), str(out)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode != 0 or not out.is_file():
-            reason = done.stderr.strip().splitlines()[-1:] or ["no message"]
+        process = subprocess.run(command, capture_output=True, text=True, check=False)
+        if process.returncode != 0 or not out.is_file():
+            reason = process.stderr.strip().splitlines()[-1:] or ["no message"]
             raise GateError(f"selftest: {processes} processes could not run: {reason[0]}")
-        found = json.loads(out.read_text(encoding="utf-8"))
-    return {(line["micro_batch_size"], line["optimizer"]): [tuple(step) for step in line["trace"]] for line in found}
+        lines = json.loads(out.read_text(encoding="utf-8"))
+    return {(line["micro_batch_size"], line["optimizer"]): [tuple(step) for step in line["trace"]] for line in lines}
 
 
 def _worker(processes: int, out: Path) -> None:
     """One of several processes; the main one writes what was found."""
-    found = traces_here(processes)
+    cases = traces_here(processes)
     if int(os.environ["RANK"]) == 0:
-        lines = [{"micro_batch_size": size, "optimizer": kind, "trace": trace} for (size, kind), trace in found.items()]
+        lines = [{"micro_batch_size": size, "optimizer": kind, "trace": trace} for (size, kind), trace in cases.items()]
         out.write_text(json.dumps(lines), encoding="utf-8")
 
 

@@ -196,13 +196,13 @@ def _count(
     size = micro_batch_size or work.fit.micro_batch_size
     shares = micro_batches(batch, size, accelerator.process_index, accelerator.num_processes)
     loaded = [load(ids) if len(ids) else None for ids in shares]
-    found = [micro for micro in loaded if micro is not None]
-    mine = [sum(map(work.count_rows, found)), int(runtime.stop_requested)]
+    micros = [micro for micro in loaded if micro is not None]
+    mine = [sum(map(work.count_rows, micros)), int(runtime.stop_requested)]
     if work.count_labelled is not None:
-        mine.append(sum(map(work.count_labelled, found)))
+        mine.append(sum(map(work.count_labelled, micros)))
     total: Tensor = accelerator.reduce(torch.tensor(mine, device=runtime.device), "sum")
     if work.count_labelled is not None:
-        for micro in found:
+        for micro in micros:
             micro["label_scale"] = total[0] / total[2].clamp(min=1).double()
     return loaded, total
 
@@ -254,7 +254,7 @@ def _tell_not_finite(
     """
     wrapped.eval()
     with torch.no_grad():
-        losses_N = [float(wrapped(work.loss_sum, send_to_device(one, runtime.device))) for one in rows]
+        losses_N = [float(wrapped(work.loss_sum, send_to_device(row, runtime.device))) for row in rows]
     bad = batch[~np.isfinite(losses_N)]
     whose = f"training rows {listed(bad)}" if len(bad) else f"no single row of {listed(batch)}, but their gradient"
     whose = f"every row of {listed(batch)}" if len(bad) == len(batch) > 1 else whose
@@ -263,9 +263,9 @@ def _tell_not_finite(
         runtime.say(f"  {message}; it is skipped")
         return
     newest = Checkpoints(work.folder).newest_step()
-    kept = f"the last good checkpoint is of step {newest}" if newest else "there is no checkpoint yet"
+    last = f"the last good checkpoint is of step {newest}" if newest else "there is no checkpoint yet"
     raise GateError(
-        f"{message}; {kept}. Try a lower lr, precision: fp32, or without such rows; fit.on_nonfinite: skip leaves such "
+        f"{message}; {last}. Try a lower lr, precision: fp32, or without such rows; fit.on_nonfinite: skip leaves such "
         "steps out"
     )
 
@@ -297,5 +297,5 @@ def _check_gradients(runtime: Runtime, wrapped: nn.Module, label: str, *, first:
 
 def listed(rows_N: NDArray[np.int64]) -> str:
     """Row ids for a message: the first ten, and how many there are."""
-    shown = ", ".join(map(str, rows_N[:10]))
-    return shown + (f", ... ({len(rows_N)} rows)" if len(rows_N) > 10 else "")
+    ids = ", ".join(map(str, rows_N[:10]))
+    return ids + (f", ... ({len(rows_N)} rows)" if len(rows_N) > 10 else "")

@@ -1,6 +1,6 @@
 """Experiment trackers, through Accelerate's: loss, grad_norm and lr of every step, and the validations of a training.
 
-What they show is on disk anyhow (`train_log.jsonl`, the manifests), so a tracker that fails is told once and left out:
+What they show is on disk anyway (`train_log.jsonl`, the manifests), so a failing tracker is reported once and dropped:
 a server that is down must not cost a training. Only the recipe's own settings are sent, and only by trackers that the
 recipe names.
 """
@@ -26,15 +26,15 @@ FOLDER = "tracking"
 
 
 @contextmanager
-def tracked(runtime: Runtime, recipe: Recipe, made: Artifact) -> Iterator[Track]:
-    """The recipe's trackers for the training that `made` will hold, each as a run `<stage>-<key>`.
+def tracked(runtime: Runtime, recipe: Recipe, artifact: Artifact) -> Iterator[Track]:
+    """The recipe's trackers for the training that `artifact` will hold, each as a run `<stage>-<key>`.
 
     Yields:
         What takes a step and its figures. Trackers start with the first of these, so that a resumed training goes on
         at its own step.
     """
     # Accelerator.end_training would end the trackers, but the process group with them: each is ended by itself.
-    trackers = [_Tracker(name, runtime, recipe, made) for name in recipe.tracking] if runtime.is_main else []
+    trackers = [_Tracker(name, runtime, recipe, artifact) for name in recipe.tracking] if runtime.is_main else []
 
     def track(step: int, figures: Mapping[str, float]) -> None:
         for tracker in trackers:
@@ -50,8 +50,8 @@ def tracked(runtime: Runtime, recipe: Recipe, made: Artifact) -> Iterator[Track]
 class _Tracker:
     """One tracker, until it fails."""
 
-    def __init__(self, name: str, runtime: Runtime, recipe: Recipe, made: Artifact) -> None:
-        self._name, self._runtime, self._recipe, self._made = name, runtime, recipe, made
+    def __init__(self, name: str, runtime: Runtime, recipe: Recipe, artifact: Artifact) -> None:
+        self._name, self._runtime, self._recipe, self._artifact = name, runtime, recipe, artifact
         self._inner: Any = None
         self._failed = False
 
@@ -60,7 +60,7 @@ class _Tracker:
 
         def send() -> None:
             if self._inner is None:
-                self._inner = _start(self._name, self._recipe, self._made, step)
+                self._inner = _start(self._name, self._recipe, self._artifact, step)
             self._inner.log(dict(figures), step=step)
 
         self._try(send)
@@ -83,10 +83,10 @@ class _Tracker:
             )
 
 
-def _start(name: str, recipe: Recipe, made: Artifact, step: int) -> Any:
-    """A running tracker of Accelerate's, with the recipe's settings told."""
-    project, run = recipe.name, made.path.name
-    folder = made.path.parent / FOLDER / name
+def _start(name: str, recipe: Recipe, artifact: Artifact, step: int) -> Any:
+    """A running tracker of Accelerate's, with the recipe's settings recorded."""
+    project, run = recipe.name, artifact.path.name
+    folder = artifact.path.parent / FOLDER / name
     folder.mkdir(parents=True, exist_ok=True)
     settings = recipe.model_dump(mode="json", exclude_unset=True)
     kind = LOGGER_TYPE_TO_CLASS[name]

@@ -79,7 +79,7 @@ def train(runtime: Runtime, model: nn.Module, work: Work) -> Figures:
     """Train until the recipe's end, resuming from the newest checkpoint in `work.folder`; changes `model` in place.
 
     Returns:
-        Figures: steps, rows, seconds, rows_per_s, the strategy that was at work, best step and value, all validations,
+        Figures: steps, rows, seconds, rows_per_s, the strategy that was in use, best step and value, all validations,
         `kept`, the one of the weights that are kept: the best or the last, as `fit.keep` says; `skipped_steps` that
         were not finite, `loss_spikes`, see `guards.Spikes`. The main process's model holds the weights; the others' is
         of no use any more if it was sharded.
@@ -135,7 +135,7 @@ def train(runtime: Runtime, model: nn.Module, work: Work) -> Figures:
         "precision": state.precision,
         "parallel": strategy,
         "kept_step": kept_step,
-        "kept": next(one for one in state.validations if one["step"] == kept_step),
+        "kept": next(entry for entry in state.validations if entry["step"] == kept_step),
         "best_value": state.best_value,
         "validations": state.validations,
         "skipped_steps": state.skipped_steps,
@@ -210,18 +210,18 @@ def _halve(runtime: Runtime, wrapped: nn.Module, optimizer: torch.optim.Optimize
     if runtime.device.type == "cuda":
         torch.cuda.empty_cache()
     size = state.micro_batch_size or min(work.fit.micro_batch_size, work.fit.batch_size)
-    here = f"{work.label}: step {state.step + 1}: out of memory with micro-batches of {size}"
+    what = f"{work.label}: step {state.step + 1}: out of memory with micro-batches of {size}"
     if size == 1:
-        raise InputError(f"{here} row; try gradient_checkpointing: true, a smaller data.max_tokens or precision: bf16")
+        raise InputError(f"{what} row; try gradient_checkpointing: true, a smaller data.max_tokens or precision: bf16")
     alone = runtime.accelerator.num_processes == 1
     if not alone or batch_norm.Statistics(wrapped).are_trained:
         why = "batch statistics depend on it" if alone else "this cannot be done while other processes wait"
         raise InputError(
-            f"{here}; set fit.micro_batch_size to {size // 2} ({why}). Run the same command to resume at "
+            f"{what}; set fit.micro_batch_size to {size // 2} ({why}). Run the same command to resume at "
             "the last checkpoint"
         )
     state.micro_batch_size = size // 2
-    runtime.say(f"  {here}; retrying with {size // 2}; the weights are the same up to rounding")
+    runtime.say(f"  {what}; retrying with {size // 2}; the weights are the same up to rounding")
 
 
 def _adapt_scale(state: State, *, skipped: bool) -> None:
@@ -299,14 +299,14 @@ def _save(
 def _resume(
     runtime: Runtime, work: Work, model: nn.Module, optimizer: torch.optim.Optimizer, checkpoints: Checkpoints
 ) -> State:
-    """Load the newest whole checkpoint, or start."""
+    """Load the newest complete checkpoint, or start."""
     precision = runtime.resolve_precision(work.fit.precision)
-    found = runtime.on_main(lambda: checkpoints.newest(work.fit.keep == "best", runtime.say))
-    if found is None:
+    content = runtime.on_main(lambda: checkpoints.newest(work.fit.keep == "best", runtime.say))
+    if content is None:
         if runtime.is_main:
             (work.folder / LOG).unlink(missing_ok=True)
         return State(precision=precision, loss_scale=FIRST_SCALE if precision == "fp16" else 1.0)
-    state = State(**{**found, "micro_batch_size": None})  # memory may be another now
+    state = State(**{**content, "micro_batch_size": None})  # memory may be another now
     newest = checkpoints.path(state.step)
     if state.precision != precision:
         raise InputError(
@@ -314,10 +314,10 @@ def _resume(
             f"set the precision in the recipe, or delete {work.folder} to begin again"
         )
     weights = checkpoints.weights(state.step)
-    other = sorted(weights.keys() ^ tuned(model).keys())
-    if other:
+    names = sorted(weights.keys() ^ tuned(model).keys())
+    if names:
         raise InputError(
-            f"{newest}: holds other weights than are trained now, such as {other[0]}: another version of distilpeft "
+            f"{newest}: holds other weights than are trained now, such as {names[0]}: another version of distilpeft "
             f"made it; delete {work.folder} to begin again"
         )
     load_weights(model, weights)
@@ -338,9 +338,9 @@ def _log(runtime: Runtime, work: Work, line: dict[str, object]) -> None:
 
 def _track(work: Work, figures: Mapping[str, Any], kind: str) -> None:
     if work.track is not None:
-        known = {name: value for name, value in figures.items() if name != "step" and value is not None}
-        named = {f"{kind}/{name}": float(value) for name, value in known.items()}
-        work.track(int(figures["step"]), named)
+        numbers = {name: value for name, value in figures.items() if name != "step" and value is not None}
+        metrics = {f"{kind}/{name}": float(value) for name, value in numbers.items()}
+        work.track(int(figures["step"]), metrics)
 
 
 def _losses(folder: Path) -> list[float | None]:
