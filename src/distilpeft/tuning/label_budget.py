@@ -42,7 +42,7 @@ def budget(points: Sequence[Point]) -> list[dict[str, Any]]:
 
 
 def _entry(labels: int, report: Report) -> dict[str, Any]:
-    over = {} if report.seeds is None else {one.role: one for one in report.seeds.models}
+    over = {} if report.seeds is None else {model.role: model for model in report.seeds.models}
     scores = {}
     for role in NAMES:
         model = report.model(role)
@@ -53,22 +53,22 @@ def _entry(labels: int, report: Report) -> dict[str, Any]:
         if role in over:
             values = over[role].values
             scores[role] = {"value": over[role].mean, "low": min(values), "high": max(values)}
-    other = verdict.on_labels(report)
-    lead = verdict.lead(report, STUDENT, other)
-    found = None
+    against = verdict.on_labels(report)
+    lead = verdict.lead(report, STUDENT, against)
+    entry = None
     if lead is not None:
-        found = {"against": other, "value": lead.value, "low": lead.low, "high": lead.high}
-    return {"labels": labels, "scores": scores, "lead": found}
+        entry = {"against": against, "value": lead.value, "low": lead.low, "high": lead.high}
+    return {"labels": labels, "scores": scores, "lead": entry}
 
 
 def fades(entries: Sequence[Mapping[str, Any]]) -> int | None:
     """From how many labels on the student is not ahead of labels alone beyond chance; None if it is to the end."""
-    found = None
+    count = None
     for entry in reversed(entries):
         if entry["lead"] is None or entry["lead"]["low"] > 0:
             break
-        found = int(entry["labels"])
-    return found
+        count = int(entry["labels"])
+    return count
 
 
 def markdown(entries: Sequence[Mapping[str, Any]], metric: str) -> list[str]:

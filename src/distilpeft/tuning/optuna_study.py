@@ -112,7 +112,7 @@ class Study:
             raise InputError(f"--storage {where}: cannot be used: {' '.join(str(error).split())[:300]}") from None
 
     def counted(self) -> list[FrozenTrial]:
-        """All trials but those that died and were begun again."""
+        """All trials but those that died and were restarted."""
         trials = self._study.get_trials(deepcopy=False)
         again = {trial.user_attrs.get("again") for trial in trials}
         return [trial for trial in trials if trial.number not in again]
@@ -125,11 +125,11 @@ class Study:
     def next(self) -> Trial | str:
         """A trial to make, `WAIT` while the last ones are being made in this folder, or `FINISHED`."""
         with self._lock("study").held():
-            for one in self.counted():
-                if self._is_ours(one) and self._has_died(one):
+            for trial in self.counted():
+                if self._is_ours(trial) and self._has_died(trial):
                     # in this order: killed in between, it is not counted twice, and not lost
-                    self._study.enqueue_trial(one.params, user_attrs={**one.user_attrs, "again": one.number})
-                    self._study.tell(one.number, state=self._optuna.trial.TrialState.FAIL)
+                    self._study.enqueue_trial(trial.params, user_attrs={**trial.user_attrs, "again": trial.number})
+                    self._study.tell(trial.number, state=self._optuna.trial.TrialState.FAIL)
             trials = self.counted()
             if len(trials) < self._search.trials or any(map(self._is_waiting, trials)):
                 return self._ask(len(trials))
@@ -156,17 +156,17 @@ class Study:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             self._study.sampler = optuna.samplers.TPESampler(seed=search.corner.recipe.seed + count, constant_liar=True)
-        found = self._study.ask({key: _distribution(optuna, one) for key, one in search.space.items()})
-        found.set_user_attr("folder", self._folder)
-        lock = self._lock(f"trial-{found.number}")
+        trial = self._study.ask({key: _distribution(optuna, axis) for key, axis in search.space.items()})
+        trial.set_user_attr("folder", self._folder)
+        lock = self._lock(f"trial-{trial.number}")
         lock.acquire()
-        return Trial(self.values(found), found, lock)
+        return Trial(self.values(trial), trial, lock)
 
     def values(self, trial: FrozenTrial) -> dict[str, object]:
         """A trial's values for the recipe."""
         return {
-            key: trial.params[key] if isinstance(one, Range) else json.loads(trial.params[key])
-            for key, one in self._search.space.items()
+            key: trial.params[key] if isinstance(axis, Range) else json.loads(trial.params[key])
+            for key, axis in self._search.space.items()
         }
 
     def tell(self, trial: Trial, outcome: Outcome) -> None:
@@ -183,8 +183,8 @@ class Study:
         """The best trial that came to its end, or None."""
         state = self._optuna.trial.TrialState
         sign = 1 if self._search.monitor in LOWER_IS_BETTER else -1
-        ended = [one for one in self.counted() if one.state == state.COMPLETE]
-        return min(ended, key=lambda one: sign * one.value, default=None)
+        ended = [trial for trial in self.counted() if trial.state == state.COMPLETE]
+        return min(ended, key=lambda trial: sign * trial.value, default=None)
 
 
 def _optuna() -> ModuleType:
@@ -220,13 +220,13 @@ class _JournalLock:
         self._lock.release()
 
 
-def _distribution(optuna: ModuleType, one: Range | tuple[object, ...]) -> BaseDistribution:
-    if not isinstance(one, Range):
-        return optuna.distributions.CategoricalDistribution([json.dumps(value) for value in one])
-    if one.whole:
-        return optuna.distributions.IntDistribution(int(one.low), int(one.high), log=one.log)
-    return optuna.distributions.FloatDistribution(one.low, one.high, log=one.log)
+def _distribution(optuna: ModuleType, axis: Range | tuple[object, ...]) -> BaseDistribution:
+    if not isinstance(axis, Range):
+        return optuna.distributions.CategoricalDistribution([json.dumps(value) for value in axis])
+    if axis.whole:
+        return optuna.distributions.IntDistribution(int(axis.low), int(axis.high), log=axis.log)
+    return optuna.distributions.FloatDistribution(axis.low, axis.high, log=axis.log)
 
 
 def _encoded(space: Space, values: Mapping[str, object]) -> dict[str, object]:
-    return {key: values[key] if isinstance(one, Range) else json.dumps(values[key]) for key, one in space.items()}
+    return {key: values[key] if isinstance(axis, Range) else json.dumps(values[key]) for key, axis in space.items()}

@@ -167,7 +167,7 @@ def _make_trials(search: Search, runtime: Runtime) -> Study | None:
         trial = turn if isinstance(turn, Trial) else None
         try:
             name = f"trial {trial.number + 1}" if trial else ""
-            runtime.say(f"{name} (of {search.trials}): {_shown(values)}")
+            runtime.say(f"{name} (of {search.trials}): {_line(values)}")
             if trial:
                 _record(search, trial.number, values)
             outcome = _try(search, runtime, values, trial)
@@ -189,7 +189,7 @@ def _try(search: Search, runtime: Runtime, values: Mapping[str, object], trial: 
     from distilpeft.pipeline.jobs import Job
 
     plan = search.plan(values, "distil.gate=warn")  # what a trial is for is its student alone
-    made = plan.weights_of(STUDENT).artifact
+    artifact = plan.weights_of(STUDENT).artifact
 
     def watch(share: float, value: float) -> None:
         if runtime.from_main(int(trial is not None and trial.is_hopeless(share, value))):
@@ -201,21 +201,21 @@ def _try(search: Search, runtime: Runtime, values: Mapping[str, object], trial: 
         stopped = chain.do(jobs, runtime, watch)
     except Pruned:
         if runtime.is_main:
-            _drop(plan, made)
+            _drop(plan, artifact)
         return Outcome()
-    shared = {step.artifact.path for step in search.corner.own} - {made.path}
+    shared = {step.artifact.path for step in search.corner.own} - {artifact.path}
     for path, error in stopped.items():
         if path in shared:  # the teacher of all trials
             raise error
         return Outcome(stopped=str(error))
-    return Outcome(made.figures()["best_value"])
+    return Outcome(artifact.figures()["best_value"])
 
 
-def _drop(plan: Plan, made: Artifact) -> None:
-    """Delete what was given up, unless somebody else has begun to go on with it."""
-    lock = Lock(plan.folder, made.path.name)
+def _drop(plan: Plan, artifact: Artifact) -> None:
+    """Delete what was given up, unless somebody else has resumed it."""
+    lock = Lock(plan.folder, artifact.path.name)
     if lock.acquire():
-        shutil.rmtree(made.partial, ignore_errors=True)
+        shutil.rmtree(artifact.partial, ignore_errors=True)
         lock.release()
 
 
@@ -225,7 +225,7 @@ def table(search: Search, study: Study) -> dict[str, Any]:
     return {
         "recipe": search.corner.recipe.name,
         "monitor": search.monitor,
-        "space": {key: vars(one) if isinstance(one, Range) else list(one) for key, one in search.space.items()},
+        "space": {key: vars(axis) if isinstance(axis, Range) else list(axis) for key, axis in search.space.items()},
         "trials": [_row(search, study, trial) for trial in study.counted()],
         "best": best.number if best is not None else None,
     }
@@ -235,10 +235,10 @@ def _row(search: Search, study: Study, trial: FrozenTrial) -> dict[str, Any]:
     stopped = trial.user_attrs.get("stopped")
     state = "stopped" if stopped else {"COMPLETE": "done", "PRUNED": "given up"}.get(trial.state.name, "elsewhere")
     values = study.values(trial) if trial.params else {}
-    made = search.plan(values).weights_of(STUDENT).artifact if values else None
+    artifact = search.plan(values).weights_of(STUDENT).artifact if values else None
     seconds = trial.duration.total_seconds() if trial.duration else None
-    if made is not None and state == "done" and made.done:  # the training alone: the first trial waits for the teacher
-        seconds = made.figures()["seconds"]
+    if artifact is not None and state == "done" and artifact.done:
+        seconds = artifact.figures()["seconds"]  # the training alone: the first trial waits for the teacher
     return {
         "number": trial.number,
         "state": state,
@@ -248,7 +248,7 @@ def _row(search: Search, study: Study, trial: FrozenTrial) -> dict[str, Any]:
         "validations": {str(step / THOUSANDTHS): value for step, value in trial.intermediate_values.items()},
         "seconds": round(seconds, 1) if seconds is not None else None,
         "stopped": stopped,
-        "artifact": made.path.name if made is not None else None,
+        "artifact": artifact.path.name if artifact is not None else None,
     }
 
 
@@ -264,7 +264,7 @@ def cells(joint: Mapping[str, Any]) -> list[tuple[str, ...]]:
     return [
         (
             str(row["number"] + 1),
-            _shown(row["values"], last=True) + (" (the recipe's own)" if row["own"] else ""),
+            _line(row["values"], last=True) + (" (the recipe's own)" if row["own"] else ""),
             f"{row['validation']:.4f}" if row["validation"] is not None else "-",
             row["state"] if row["state"] != "given up" else f"given up at {_progress(row):.0%}",
             f"{row['seconds']:.0f}" if row["seconds"] is not None else "-",
@@ -277,7 +277,7 @@ def _progress(row: Mapping[str, Any]) -> float:
     return max(map(float, row["validations"]), default=0.0)
 
 
-def _shown(values: Mapping[str, object], *, last: bool = False) -> str:
+def _line(values: Mapping[str, object], *, last: bool = False) -> str:
     """Values in a line; `last`: by the last part of their keys."""
     return ", ".join(
         f"{key.rpartition('.')[2] if last else key}={f'{value:.4g}' if isinstance(value, float) else short(value)}"
@@ -289,16 +289,16 @@ def sentences(joint: Mapping[str, Any]) -> list[str]:
     """What the table means."""
     states = [row["state"] for row in joint["trials"]]
     kinds = [(state, states.count(state)) for state in ("done", "given up", "stopped", "elsewhere")]
-    found = [f"{len(states)} trials: " + ", ".join(f"{count} {state}" for state, count in kinds if count) + "."]
+    lines = [f"{len(states)} trials: " + ", ".join(f"{count} {state}" for state, count in kinds if count) + "."]
     best = next((row for row in joint["trials"] if row["number"] == joint["best"]), None)
     if best is None:
-        return [*found, "None came to its end."]
-    settings = " ".join(f"--set '{one}'" for one in settings_of(best["values"]))
-    found.append(f"Best by validation {joint['monitor']}: {best['validation']:.4f}, as a run with {settings}")
+        return [*lines, "None came to its end."]
+    settings = " ".join(f"--set '{setting}'" for setting in settings_of(best["values"]))
+    lines.append(f"Best by validation {joint['monitor']}: {best['validation']:.4f}, as a run with {settings}")
     own = next((row for row in joint["trials"] if row["own"] and row["validation"] is not None), None)
     if own is not None and own is not best:
-        found.append(f"The recipe's own settings have {own['validation']:.4f}.")
-    return [*found, "The test rows picked nothing."]
+        lines.append(f"The recipe's own settings have {own['validation']:.4f}.")
+    return [*lines, "The test rows picked nothing."]
 
 
 def markdown(joint: Mapping[str, Any]) -> str:
@@ -310,12 +310,12 @@ def markdown(joint: Mapping[str, Any]) -> str:
 
 def show(joint: Mapping[str, Any], console: Console) -> None:
     """Print the table and what it means."""
-    shown = Table(title=f"search of {joint['recipe']}", title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    grid = Table(title=f"search of {joint['recipe']}", title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for title in TITLES:
         left = title in ("settings", "state")
-        shown.add_column(title, justify="left" if left else "right", overflow="fold", no_wrap=title != "settings")
+        grid.add_column(title, justify="left" if left else "right", overflow="fold", no_wrap=title != "settings")
     for number, row in enumerate(cells(joint)):
-        shown.add_row(*row, style="bold" if number == 0 and joint["best"] is not None else None)
-    console.print(shown)
+        grid.add_row(*row, style="bold" if number == 0 and joint["best"] is not None else None)
+    console.print(grid)
     for line in sentences(joint):
         console.print(line, highlight=False, soft_wrap=True)

@@ -47,7 +47,7 @@ class Search:
         runs: the folder of all runs.
         space: the settings.
         trials: how many there are to be, of all processes together.
-        storage: a database's URL or a journal file; None: a journal beside the results.
+        storage: a database's URL or a journal file; None: a journal next to the results.
         corner: the plan of one end of the space, for what all trials have in common.
     """
 
@@ -67,7 +67,7 @@ class Search:
     @property
     def key(self) -> str:
         """Names the search by its space and by what its students depend on."""
-        space = {key: vars(one) if isinstance(one, Range) else list(one) for key, one in self.space.items()}
+        space = {key: vars(axis) if isinstance(axis, Range) else list(axis) for key, axis in self.space.items()}
         return digest_json([space, self.corner.weights_of(STUDENT).key, self.monitor])[:12]
 
     @property
@@ -107,7 +107,7 @@ def make(
     space = dict(options)
     if len(space) < len(options):
         raise InputError("--search: a key is given twice")
-    ends = {key: (one.low, one.high) if isinstance(one, Range) else one for key, one in space.items()}
+    ends = {key: (axis.low, axis.high) if isinstance(axis, Range) else axis for key, axis in space.items()}
     first = {key: values[0] for key, values in ends.items()}
     tried = [first, *({**first, key: value} for key, values in ends.items() for value in values[1:])]
     recipes = []
@@ -124,14 +124,14 @@ def make(
     settings = (*overrides, *shared)
     with named("--search", first):
         corner = make_plan(load_recipe(recipe, [*settings, *settings_of(first)]), runs)
-    found = Search(recipe, settings, runs, space, trials, storage, corner)
-    seen: dict[str, Mapping[str, object]] = {}
+    search = Search(recipe, settings, runs, space, trials, storage, corner)
+    points: dict[str, Mapping[str, object]] = {}
     for values in tried:
-        key = found.plan(values).weights_of(STUDENT).key
-        if key in seen:
-            raise InputError(f"--search, at {label_of(values)}: trains the same student as at {label_of(seen[key])}")
-        seen[key] = values
-    return found
+        key = search.plan(values).weights_of(STUDENT).key
+        if key in points:
+            raise InputError(f"--search, at {label_of(values)}: trains the same student as at {label_of(points[key])}")
+        points[key] = values
+    return search
 
 
 def _parse_values(text: str) -> tuple[str, tuple[object, ...]]:
@@ -140,46 +140,46 @@ def _parse_values(text: str) -> tuple[str, tuple[object, ...]]:
 
 
 def _parse_range(text: str, base: Recipe) -> tuple[str, Range]:
-    here = f"--search {text}"
-    key, found, ends = text.partition("=")
+    flag = f"--search {text}"
+    key, sep, ends = text.partition("=")
     ends, _, scale = ends.partition(":")
     low, dots, high = ends.partition("..")
-    if not (found and key and dots and low and high) or scale not in ("", "log"):
-        raise InputError(f"{here}: write it as key=low..high or key=low..high:log; values to choose from go to --over")
-    numbers = parse_values(f"{low},{high}", here)
-    if len(numbers) != len("ab") or any(isinstance(one, bool) or not isinstance(one, int | float) for one in numbers):
-        raise InputError(f"{here}: both ends have to be numbers")
+    if not (sep and key and dots and low and high) or scale not in ("", "log"):
+        raise InputError(f"{flag}: write it as key=low..high or key=low..high:log; values to choose from go to --over")
+    numbers = parse_values(f"{low},{high}", flag)
+    if len(numbers) != len("ab") or any(isinstance(end, bool) or not isinstance(end, int | float) for end in numbers):
+        raise InputError(f"{flag}: both ends have to be numbers")
     if not numbers[0] < numbers[1]:
-        raise InputError(f"{here}: the first number has to be the smaller one")
+        raise InputError(f"{flag}: the first number has to be the smaller one")
     if scale == "log" and numbers[0] <= 0:
-        raise InputError(f"{here}: a logarithmic range begins above 0")
-    known = _value_at(base, key)
-    whole = isinstance(known, int) or (known is None and all(isinstance(one, int) for one in numbers))
-    if whole and not all(isinstance(one, int) for one in numbers):
-        raise InputError(f"{here}: {key} is a whole number; write both ends without a point")
+        raise InputError(f"{flag}: a logarithmic range begins above 0")
+    value = _value_at(base, key)
+    whole = isinstance(value, int) or (value is None and all(isinstance(end, int) for end in numbers))
+    if whole and not all(isinstance(end, int) for end in numbers):
+        raise InputError(f"{flag}: {key} is a whole number; write both ends without a point")
     return key, Range(numbers[0], numbers[1], scale == "log", whole)
 
 
 def _value_at(recipe: Recipe, key: str) -> object:
     """The recipe's own value of a key, or None."""
-    found: Any = recipe.model_dump(mode="json")
+    value: Any = recipe.model_dump(mode="json")
     for part in key.split("."):
-        found = found.get(part) if isinstance(found, dict) else None
-    return found
+        value = value.get(part) if isinstance(value, dict) else None
+    return value
 
 
 def own_values(search: Search) -> dict[str, object] | None:
     """The recipe's own values, which are tried first, if they are in the space."""
     base = load_recipe(search.recipe, search.overrides)
-    found: dict[str, object] = {}
-    for key, one in search.space.items():
+    values: dict[str, object] = {}
+    for key, axis in search.space.items():
         value = _value_at(base, key)
-        if isinstance(one, Range):
-            if not isinstance(value, int | float) or not one.low <= value <= one.high:
+        if isinstance(axis, Range):
+            if not isinstance(value, int | float) or not axis.low <= value <= axis.high:
                 return None
-            found[key] = value
-        elif value in one:
-            found[key] = one[one.index(value)]  # 1 for 1.0: as it is written in the option
+            values[key] = value
+        elif value in axis:
+            values[key] = axis[axis.index(value)]  # 1 for 1.0: as written in the option
         else:
             return None
-    return found
+    return values

@@ -37,7 +37,7 @@ class Point:
 def short(value: object) -> str:
     """A value in a table."""
     if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{key}: {short(one)}" for key, one in value.items()) + "}"
+        return "{" + ", ".join(f"{key}: {short(item)}" for key, item in value.items()) + "}"
     return "[" + ", ".join(map(short, value)) + "]" if isinstance(value, list | tuple) else str(value)
 
 
@@ -51,7 +51,7 @@ def points(recipe: Path, over: Sequence[str], overrides: Sequence[str], runs: Pa
         runs: the folder of all runs.
 
     Raises:
-        InputError: an option cannot be read, or a point is no good recipe; the option is named.
+        InputError: an option cannot be read, or a point is not a valid recipe; the option is named.
     """
     swept = dict(parse_over(text) for text in over)
     if len(swept) < len(over):
@@ -61,17 +61,17 @@ def points(recipe: Path, over: Sequence[str], overrides: Sequence[str], runs: Pa
     values = [dict(zip(swept, combined, strict=True)) for combined in itertools.product(*swept.values())]
     settings = [[*overrides, *settings_of(point)] for point in values]
     recipes = []
-    for point, given in zip(values, settings, strict=True):
+    for point, options in zip(values, settings, strict=True):
         with named("--over", point):
-            recipes.append(load_recipe(recipe, given))
+            recipes.append(load_recipe(recipe, options))
     refuse_incomparable("--over", values, recipes)
     shared = shared_temperatures(recipes)
-    found = []
-    for point, given, own in zip(values, settings, recipes, strict=True):
-        whole = [*given, *shared] if shared and _keeps_some(own) else given
+    result = []
+    for point, options, own in zip(values, settings, recipes, strict=True):
+        whole = [*options, *shared] if shared and _keeps_some(own) else options
         with named("--over", point):
-            found.append(Point(point, make_plan(load_recipe(recipe, whole), runs)))
-    return found
+            result.append(Point(point, make_plan(load_recipe(recipe, whole), runs)))
+    return result
 
 
 @contextmanager
@@ -99,22 +99,22 @@ def refuse_incomparable(option: str, values: Sequence[Mapping[str, object]], rec
     Raises:
         InputError: there are some; `option` is what to call them by.
     """
-    seen: list[tuple[Mapping[str, object], dict[str, Any]]] = []
+    pairs: list[tuple[Mapping[str, object], dict[str, Any]]] = []
     for point, recipe in zip(values, recipes, strict=True):
         whole = recipe.model_dump()
-        same = next((other for other, known in seen if known == whole), None)
+        same = next((earlier for earlier, content in pairs if content == whole), None)
         if same is not None:
             raise InputError(
                 f"{option}, at {label_of(point)}: the same recipe as at {label_of(same)}; one key hides another"
             )
-        seen.append((point, whole))
-    for what, found in (
+        pairs.append((point, whole))
+    for what, kinds in (
         ("distil.fit.monitor", {recipe.monitor(recipe.distil.fit) for recipe in recipes}),
         ("evaluate.split", {recipe.evaluate.split for recipe in recipes}),
         ("task.kind", {recipe.task.kind for recipe in recipes}),
     ):
-        if len(found) > 1:
-            raise InputError(f"{option}: {what} is {' or '.join(sorted(found))}, and such points cannot be compared")
+        if len(kinds) > 1:
+            raise InputError(f"{option}: {what} is {' or '.join(sorted(kinds))}, and such points cannot be compared")
 
 
 def parse_over(text: str) -> tuple[str, list[object]]:
@@ -123,21 +123,21 @@ def parse_over(text: str) -> tuple[str, list[object]]:
     Raises:
         InputError: it cannot be read.
     """
-    key, found, values = text.partition("=")
-    here = f"--over {text}"
-    if not found or not key or not values.strip():
-        raise InputError(f"{here}: write it as key=value,value")
+    key, sep, values = text.partition("=")
+    flag = f"--over {text}"
+    if not sep or not key or not values.strip():
+        raise InputError(f"{flag}: write it as key=value,value")
     if key == "name":
-        raise InputError(f"{here}: the points of a sweep share one folder, which the name is")
-    parsed = parse_values(values, here)
+        raise InputError(f"{flag}: the points of a sweep share one folder, which the name is")
+    parsed = parse_values(values, flag)
     try:
         json.dumps(parsed)
     except TypeError as error:  # YAML has dates and sets, recipes do not
-        raise InputError(f"{here}: no recipe holds such a value: {error}") from None
+        raise InputError(f"{flag}: no recipe holds such a value: {error}") from None
     if key == "student":
         parsed = [{"model": value} if isinstance(value, str) else value for value in parsed]
     if any(value == other for value, other in itertools.combinations(parsed, 2)):
-        raise InputError(f"{here}: a value is given twice")
+        raise InputError(f"{flag}: a value is given twice")
     return key, parsed
 
 
@@ -150,5 +150,5 @@ def _keeps_some(recipe: Recipe) -> bool:
 
 def shared_temperatures(recipes: Sequence[Recipe]) -> list[str]:
     """What to set so that one cache serves every temperature of the sweep."""
-    found = sorted({recipe.distil.temperature for recipe in recipes if _keeps_some(recipe)})
-    return settings_of({"targets.temperatures": found}) if len(found) > 1 else []
+    temperatures = sorted({recipe.distil.temperature for recipe in recipes if _keeps_some(recipe)})
+    return settings_of({"targets.temperatures": temperatures}) if len(temperatures) > 1 else []

@@ -38,7 +38,7 @@ def table(
         marks = pareto([row[cost] for row in rows], scores, lower_is_better=metric in LOWER_IS_BETTER)
         for row, mark in zip(rows, marks, strict=True):
             row[front] = mark
-    every = [made.path.name for point in points for made in point.plan.steps().values()]
+    every = [artifact.path.name for point in points for artifact in point.plan.steps().values()]
     return {
         "recipe": recipe.name,
         "task": recipe.task.kind,
@@ -80,22 +80,22 @@ def _row(point: Point) -> dict[str, Any]:
 
 def _others(points: Sequence[Point], every: Sequence[Point]) -> list[dict[str, Any]]:
     """Teachers, and students that show where a gain comes from, each once with the values that set it apart."""
-    found: dict[str, dict[str, Any]] = {}
+    entries: dict[str, dict[str, Any]] = {}
     for point in points:
         students = [(role, point.plan.find("distil", role)) for role in (CE_ONLY, *CONTROLS)]
         for role, trained in ((TEACHER, point.plan.find("teacher")), *students):
-            if trained is None or trained.artifact.path.name in found:
+            if trained is None or trained.artifact.path.name in entries:
                 continue
-            steps = [(one, one.plan.find(trained.stage, trained.role)) for one in every]
-            users = [one for one, step in steps if step is not None and step.key == trained.key]
+            steps = [(peer, peer.plan.find(trained.stage, trained.role)) for peer in every]
+            users = [peer for peer, step in steps if step is not None and step.key == trained.key]
             scored = point.plan.artifact("evaluate", role).figures()
             timed = summary(point.plan.artifact("benchmark").figures(), role) or {}
-            found[trained.artifact.path.name] = {
+            entries[trained.artifact.path.name] = {
                 "role": role,
                 "values": {
                     key: value
                     for key, value in point.values.items()
-                    if len(users) < len(every) and all(one.values[key] == value for one in users)
+                    if len(users) < len(every) and all(peer.values[key] == value for peer in users)
                 },
                 "score": scored["scores"][point.plan.recipe.kind.main],
                 "against_teacher": scored.get("against_teacher"),
@@ -104,7 +104,7 @@ def _others(points: Sequence[Point], every: Sequence[Point]) -> list[dict[str, A
                 "latency_ms": timed["latency_ms"]["p50"] if timed else None,
                 "seconds": trained.artifact.figures()["seconds"],
             }
-    return list(found.values())
+    return list(entries.values())
 
 
 def pareto(costs: Sequence[float], scores: Sequence[float], *, lower_is_better: bool) -> list[bool]:
@@ -116,20 +116,20 @@ def pareto(costs: Sequence[float], scores: Sequence[float], *, lower_is_better: 
 
 def sentences(joint: Mapping[str, Any]) -> list[str]:
     """What the table means."""
-    made, best = joint["artifacts"], joint["points"][joint["best_by_validation"]]
+    counts, best = joint["artifacts"], joint["points"][joint["best_by_validation"]]
     seconds = sum(row["seconds"] for row in joint["others"] if row["role"] == TEACHER)
-    shared = [f"{_counted(joint['teachers'], 'teacher')} ({seconds:.0f} s)"]
+    shared = [f"{_count(joint['teachers'], 'teacher')} ({seconds:.0f} s)"]
     if joint["caches"]:
-        shared.append(f"{_counted(joint['caches'], 'cache')} of soft targets")
+        shared.append(f"{_count(joint['caches'], 'cache')} of soft targets")
     fair = f" The {joint['split']} rows picked nothing." if joint["split"] != "validation" else ""
     return [
-        f"{_counted(len(joint['points']), 'point')} made {made['made']} artifacts instead of "
-        f"{made['without_sharing']}: {', '.join(shared)}.",
+        f"{_count(len(joint['points']), 'point')} made {counts['made']} artifacts instead of "
+        f"{counts['without_sharing']}: {', '.join(shared)}.",
         f"Best by validation {best['monitor']} ({best['validation']:.4f}): {label_of(best['values'])}.{fair}",
     ]
 
 
-def _counted(count: int, noun: str) -> str:
+def _count(count: int, noun: str) -> str:
     return f"one {noun}" if count == 1 else f"{count} {noun}s"
 
 
@@ -151,7 +151,7 @@ def cells(joint: Mapping[str, Any]) -> list[tuple[str, ...]]:
         values = ", ".join(f"{key.rpartition('.')[2]}={short(value)}" for key, value in row["values"].items())
         marks = [word for name, word in (("latency", "speed"), ("size", "size")) if row.get(f"pareto_{name}")]
         score, against = row["score"], row["against_teacher"]
-        found = (
+        texts = (
             " ".join(part for part in (row.get("role", ""), values) if part),
             f"{row['validation']:.4f}" if "validation" in row else "-",
             f"{score['value']:.4f} ({score['low']:.2f}-{score['high']:.2f})",
@@ -162,7 +162,7 @@ def cells(joint: Mapping[str, Any]) -> list[tuple[str, ...]]:
             f"{row['seconds']:.0f}",
             "+".join(marks) or "-",
         )
-        rows.append(tuple(cell for title, cell in zip(COLUMNS, found, strict=True) if title in titles))
+        rows.append(tuple(cell for title, cell in zip(COLUMNS, texts, strict=True) if title in titles))
     return rows
 
 
@@ -178,15 +178,15 @@ def markdown(joint: Mapping[str, Any]) -> str:
 
 def show(joint: Mapping[str, Any], console: Console) -> None:
     """Print the table and what it means."""
-    shown = Table(title=f"sweep of {joint['recipe']}", title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    grid = Table(title=f"sweep of {joint['recipe']}", title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     titles = columns(joint)
     shown_columns = [index for index, title in enumerate(titles) if title in ON_TERMINAL]
     for index in shown_columns:
         left: Any = {"justify": "left", "overflow": "fold", "min_width": 13}
-        shown.add_column(titles[index], **(left if index == 0 else {"justify": "right", "no_wrap": True}))
+        grid.add_column(titles[index], **(left if index == 0 else {"justify": "right", "no_wrap": True}))
     for number, row in enumerate(cells(joint)):
         style = "bold" if number == joint["best_by_validation"] else None
-        shown.add_row(*(row[index] for index in shown_columns), style=style)
-    console.print(shown)
+        grid.add_row(*(row[index] for index in shown_columns), style=style)
+    console.print(grid)
     for line in sentences(joint):
         console.print(line, highlight=False)

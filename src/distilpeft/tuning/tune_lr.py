@@ -62,12 +62,12 @@ class Found:
 def smoothed(losses: Sequence[float]) -> list[float]:
     """The mean over as many steps before as after: a running mean would lag, and show the lowest loss too late."""
     wide = len(losses) // WINDOW
-    found = []
+    means = []
     for step in range(len(losses)):
         around = min(wide, step, len(losses) - 1 - step)
         part = losses[step - around : step + around + 1]
-        found.append(sum(part) / len(part))
-    return found
+        means.append(sum(part) / len(part))
+    return means
 
 
 def read(rates: Sequence[float], losses: Sequence[float]) -> Found:
@@ -137,23 +137,23 @@ def run(
     plan = make_plan(load_recipe(path, [*overrides, *changes]), runs)
     step = plan.weights_of(TEACHER if stage == "teacher" else STUDENT)
     before = plan.needs(step)
-    made = step.artifact
+    artifact = step.artifact
     try:
-        if not made.done:
+        if not artifact.done:
             launch.on_devices(plan.recipe.devices, launch.make, (plan, [*before, step]), plan.folder)
     except GateError:
         # of this stage, after some steps: the loss was no number at last, the test's natural end
-        if not all(one.artifact.done for one in before) or not _log(made):
+        if not all(need.artifact.done for need in before) or not _log(artifact):
             raise
-    lines = _log(made)
-    found = read([line["lr"] for line in lines], [line["loss"] for line in lines])
-    for folder in (made.path, made.partial):
+    lines = _log(artifact)
+    finding = read([line["lr"] for line in lines], [line["loss"] for line in lines])
+    for folder in (artifact.path, artifact.partial):
         shutil.rmtree(folder, ignore_errors=True)
-    return found, save(found, stage, plan.folder)
+    return finding, save(finding, stage, plan.folder)
 
 
-def _log(made: Artifact) -> list[dict[str, Any]]:
-    for folder in (made.path, made.partial):
+def _log(artifact: Artifact) -> list[dict[str, Any]]:
+    for folder in (artifact.path, artifact.partial):
         file = folder / "train_log.jsonl"
         if file.is_file():
             lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
@@ -161,18 +161,18 @@ def _log(made: Artifact) -> list[dict[str, Any]]:
     return []
 
 
-def save(found: Found, stage: str, folder: Path) -> list[Path]:
+def save(finding: Found, stage: str, folder: Path) -> list[Path]:
     """Write the figures, and a plot where matplotlib is installed."""
     file = folder / f"tune-lr-{stage}.json"
-    write_json(file, {"lr": list(found.rates), "loss": list(found.losses), "smooth": list(found.smooth),
-                      "suggestion": found.suggestion, "words": found.words})  # fmt: skip
-    shown = tuple(Point(rate, loss) for rate, loss in zip(found.rates, found.smooth, strict=True))
-    raw = tuple(Point(rate, loss) for rate, loss in zip(found.rates, found.losses, strict=True))
-    best = (Point(found.rates[found.steepest], found.smooth[found.steepest]),)
+    write_json(file, {"lr": list(finding.rates), "loss": list(finding.losses), "smooth": list(finding.smooth),
+                      "suggestion": finding.suggestion, "words": finding.words})  # fmt: skip
+    points = tuple(Point(rate, loss) for rate, loss in zip(finding.rates, finding.smooth, strict=True))
+    raw = tuple(Point(rate, loss) for rate, loss in zip(finding.rates, finding.losses, strict=True))
+    best = (Point(finding.rates[finding.steepest], finding.smooth[finding.steepest]),)
     chart = Chart(
         f"tune-lr-{stage}", f"{stage}: loss while the learning rate rises", Axis("learning rate", log=True),
-        Axis("loss"), (Series("each step", raw, None, "guide"), Series(stage, shown, mark(stage), "line"),
+        Axis("loss"), (Series("each step", raw, None, "guide"), Series(stage, points, mark(stage), "line"),
                        Series("suggested", best, None, "ring")),
-        ("lr", "loss"), tuple((number(point.x), number(point.y)) for point in shown),
+        ("lr", "loss"), tuple((number(point.x), number(point.y)) for point in points),
     )  # fmt: skip
     return [*plot_files.draw([chart], folder), file]
