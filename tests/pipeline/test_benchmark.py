@@ -58,6 +58,9 @@ def test_every_model_is_timed_in_every_cell(finished):
         assert [(cell["batch_size"], cell["length"]) for cell in arm["cells"]] == [(1, "data"), (4, "data")]
         for cell in arm["cells"]:
             assert len(cell["round_ms"]) == found["rounds"] == 3
+            text = cell["from_text"]
+            together = cell["latency_ms"]["mean"] + text["encode_ms"]["mean"]
+            assert text["latency_ms"]["mean"] == pytest.approx(together, abs=0.003)
             assert 0 < cell["latency_ms"]["p50"] <= cell["latency_ms"]["p95"] <= cell["latency_ms"]["max"]
             assert (cell["ratio"] is None) == (arm["role"] == "student")
             assert 3 < cell["mean_tokens"] <= 16

@@ -243,7 +243,8 @@ def _warm(arm: TimedModel, arms: list[TimedModel], settings: Settings, tell: Tel
         arm.told = arm.ask({"do": "load"})
         for cell in range(len(settings.cells)):
             warm = arm.ask({"do": "warm", "cell": cell})
-            arm.cells.append({**warm, "rounds": [], "lengths": [], "decode": [], "joules": 0.0, "tokens": 0})
+            empty: dict[str, Any] = {name: [] for name in ("rounds", "lengths", "decode", "encode")}
+            arm.cells.append({**warm, **empty, "joules": 0.0, "tokens": 0})
         arm.told |= arm.ask({"do": "memory"})  # before weights are moved about, which takes more
     except BaseException:
         arm.close()
@@ -340,6 +341,7 @@ def _turn(arm: TimedModel, cell: int, turn: int, meter: Meter) -> None:
     record["rounds"].append(answer["seconds"])
     record["lengths"].append(answer["lengths"])
     record["decode"].append(answer["decode_s"])
+    record["encode"].append(answer["encode_s"])
     record["tokens"] += answer["tokens"]
     if before is not None:
         # Calls that do not count also took energy: the share of those that do is taken for the share of the time.

@@ -16,6 +16,8 @@ import resource
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -23,6 +25,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from distilpeft.export.bundle import padded
 from distilpeft.export.runtimes import DECODER, PIXELS, Array, Runner, TransformersRunner, open_runner
 
 WARM_CALLS, WARM_S, WARM_BAND = 30, 5.0, 0.05
@@ -40,13 +43,14 @@ class Rows:
 
     Args:
         file: an .npz of `ids`, all rows behind each other, `ends` of each, and `pad`, the id to pad with; or of
-            `pixel_values`.
+            `pixel_values`. Next to it may be a .json with the rows' texts and the tokenizer, see `write_words`.
         left: pad before the row, as generation does.
     """
 
     def __init__(self, file: Path, *, left: bool) -> None:
         arrays = np.load(file, allow_pickle=False)
         self._pictures: NDArray[np.float32] | None = arrays.get(PIXELS)
+        self._file = file.with_suffix(".json")
         if self._pictures is not None:
             return
         self._ids: NDArray[np.int64] = arrays["ids"]
@@ -67,11 +71,60 @@ class Rows:
             ids_BS[at, part], mask_BS[at, part] = row, 1
         return {"input_ids": ids_BS, "attention_mask": mask_BS}
 
+    @cached_property
+    def words(self) -> Words | None:
+        """The texts, read when they are first asked for: a model's memory has been measured before."""
+        return Words.read(self._file) if self._file.is_file() else None
+
+    def encode(self, size: int, seed: Sequence[int]) -> float:
+        """Seconds to encode and pad the texts of the rows that `batch` gives as they are."""
+        assert self.words is not None
+        picked = np.random.default_rng(seed).integers(0, len(self._ends), size)
+        texts = [self.words.texts[row] for row in picked]
+        begin = time.perf_counter()
+        padded(self.words.tokenizer.encode_batch_fast(texts), self._pad, typed=self.words.typed)
+        return time.perf_counter() - begin
+
     def _row(self, row: int, length: int | str) -> NDArray[np.int64]:
         start = int(self._ends[row - 1]) if row else 0
         if length == "data":
             return self._ids[start : self._ends[row]]
         return np.take(self._ids, range(start, start + int(length)), mode="wrap")
+
+
+@dataclass(frozen=True)
+class Words:
+    """The texts of rows, or pairs of them, and the tokenizer that reads them.
+
+    Attributes:
+        texts: in the order of the rows.
+        tokenizer: of the library tokenizers, cutting texts as in training.
+        typed: whether the model tells two texts apart by their type.
+    """
+
+    texts: list[str | tuple[str, str]]
+    tokenizer: Any
+    typed: bool
+
+    @classmethod
+    def read(cls, file: Path) -> Words:
+        """From what `write` has written."""
+        from tokenizers import Tokenizer
+
+        content = json.loads(file.read_text(encoding="utf-8"))
+        tokenizer = Tokenizer.from_str(content["tokenizer"])
+        tokenizer.no_padding()
+        tokenizer.enable_truncation(content["max_tokens"])
+        texts = [text if isinstance(text, str) else (text[0], text[1]) for text in content["texts"]]
+        return cls(texts, tokenizer, content["typed"])
+
+
+def write_words(
+    rows: Path, texts: Sequence[str | tuple[str, str]], tokenizer: str, max_tokens: int, *, typed: bool
+) -> None:
+    """Put the texts of rows, and the tokenizer.json as text, next to the rows' file."""
+    content = {"texts": list(texts), "tokenizer": tokenizer, "max_tokens": max_tokens, "typed": typed}
+    rows.with_suffix(".json").write_text(json.dumps(content), encoding="utf-8")
 
 
 class Timed:
@@ -137,8 +190,11 @@ class Timed:
         timings = [self._call(cell, (turn, cell, number)) for number in range(calls)]
         batches = [self._batch(cell, (turn, cell, number)) for number in range(calls)]
         masks = [batch.get("attention_mask", np.ones((self._cells[cell][0], 1), np.int64)) for batch in batches]
+        size, length = self._cells[cell]
+        encodes = length == "data" and self._rows.words is not None
         return {
             "seconds": [total for total, _ in timings], "decode_s": [s for _, rest in timings for s in rest],
+            "encode_s": [self._rows.encode(size, (turn, cell, number)) for number in range(calls * encodes)],
             "lengths": [mask_BS.shape[1] for mask_BS in masks], "tokens": sum(int(mask_BS.sum()) for mask_BS in masks),
         }  # fmt: skip
 

@@ -45,6 +45,20 @@ def _cell(size: int, length: int | str, cell: Mapping[str, Any], base: Mapping[s
         "ratio": _ratio(base, cell) if base is not None else None,
         "decode_ratio": _decode_ratio(base, cell) if base is not None and decode else None,
         "joules_per_row": round(cell["joules"] / (len(seconds) * size), 5) if cell["joules"] else None,
+        "from_text": _from_text(cell, size) if any(cell["encode"]) else None,
+    }
+
+
+def _from_text(cell: Mapping[str, Any], size: int) -> dict[str, Any]:
+    """Encoding the texts, and latency and throughput of encoding, padding and the pass together, call by call."""
+    both = [
+        [encode + run for encode, run in zip(*turn, strict=True)]
+        for turn in zip(cell["encode"], cell["rounds"], strict=True)
+    ]
+    return {
+        "encode_ms": _quantiles([time for turn in cell["encode"] for time in turn]),
+        "latency_ms": _quantiles([time for turn in both for time in turn]),
+        "rows_per_s": round(size / median(median(turn) for turn in both), 3),
     }
 
 

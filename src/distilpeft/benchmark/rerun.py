@@ -21,8 +21,9 @@ from rich.table import Table
 from distilpeft.benchmark import measure, subjects
 from distilpeft.benchmark import subjects as subjects_
 from distilpeft.benchmark.measure import Subject
+from distilpeft.benchmark.model_process import write_words
 from distilpeft.errors import InputError
-from distilpeft.export.bundle import Bundle
+from distilpeft.export.bundle import TOKENIZER, Bundle
 from distilpeft.export.manifest import MANIFEST, read_manifest
 from distilpeft.machine.files import write_json
 from distilpeft.machine.locks import in_use
@@ -32,6 +33,7 @@ from distilpeft.models.vocabulary import pair_of
 from distilpeft.planning.plan import Plan, make_plan
 from distilpeft.planning.roles import STUDENT
 from distilpeft.recipe import Recipe
+from distilpeft.recipe.task import Embedding, Texts
 from distilpeft.recipe.yaml_file import with_benchmark
 from distilpeft.report import build, text
 from distilpeft.report.figures import Benchmark
@@ -101,6 +103,10 @@ class Target:
         (name,) = self.scores
         file = scratch / f"{len(list(scratch.iterdir()))}.npz"
         subjects.save_rows(file, rows, deployed.manifest["pad_token_id"])
+        manifest = deployed.manifest
+        if texts is not None and isinstance(self.recipe.task, Texts | Embedding):
+            tokenizer = (self.path / TOKENIZER).read_text(encoding="utf-8")
+            write_words(file, texts, tokenizer, manifest["max_tokens"], typed=manifest.get("typed", False))
         return Subject(deployed.manifest["format"], self.path.resolve(), None, file, label=name)
 
 
@@ -216,7 +222,9 @@ def rows(result: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
     language = measured["new_tokens"] is not None
     more = ("ms/token",) if language else ()
     several = len({(arm["device"], arm["threads"]) for arm in measured["arms"]}) > 1
-    yield ("model", "rows", "ms p50/p95", *more, "rows/s", "x (95 %)", "memory", "load", "score")
+    encoded = any(cell.get("from_text") for arm in measured["arms"] for cell in arm["cells"])
+    text_titles = ("ms from text", "rows/s from text") if encoded else ()
+    yield ("model", "rows", "ms p50/p95", *more, "rows/s", *text_titles, "x (95 %)", "memory", "load", "score")
     for arm in measured["arms"]:
         score = result["scores"].get(arm["role"])
         for cell in arm["cells"]:
@@ -227,11 +235,19 @@ def rows(result: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
                 f"{cell['latency_ms']['p50']:.1f}/{cell['latency_ms']['p95']:.1f}",
                 *([f"{decode['ms_per_token']['p50']:.2f}"] if decode else []),
                 f"{cell['rows_per_s']:.3g}",
+                *(_from_text(cell.get("from_text")) if encoded else ()),
                 f"{ratio['value']:.2f} ({ratio['low']:.2f}-{ratio['high']:.2f})" if ratio else "1",
                 f"{arm['memory_bytes'] / 1e6:.0f}MB",
                 f"{arm['load_s']:.1f}s",
                 f"{score:.4f}" if score is not None else "-",
             )
+
+
+def _from_text(figures: Mapping[str, Any] | None) -> tuple[str, str]:
+    """Latency and throughput of rows that begin as text."""
+    if figures is None:
+        return "-", "-"
+    return f"{figures['latency_ms']['p50']:.2f}", f"{figures['rows_per_s']:.3g}"
 
 
 def show(result: Mapping[str, Any], console: Console) -> None:

@@ -9,10 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distilpeft.benchmark import measure
+from distilpeft.benchmark.model_process import write_words
+from distilpeft.export.formats.student import is_typed
 from distilpeft.export.runtimes import PIXELS
 from distilpeft.models.pair import MODEL, Pair
 from distilpeft.planning.roles import TEACHERS, format_of
 from distilpeft.recipe import Recipe
+from distilpeft.recipe.task import Embedding, Texts
 from distilpeft.tasks.rows import RowReader, TaskData
 
 MOST_ROWS, MOST_PICTURES = 512, 64
@@ -49,7 +52,7 @@ def subjects(pair: Pair, data: TaskData, folders: Mapping[str, Path], scratch: P
 
 
 def _write_rows(recipe: Recipe, data: TaskData, reader: RowReader, file: Path) -> None:
-    """Some rows of the evaluation split as one model's token ids; the same rows for every model."""
+    """Some rows of the evaluation split as one model's token ids, with their texts; the same rows for every model."""
     split = data.tokens(recipe.evaluate.split, reader)
     rows = split.dataset
     picks = np.random.default_rng(0).permutation(len(rows))[:MOST_ROWS]
@@ -62,6 +65,11 @@ def _write_rows(recipe: Recipe, data: TaskData, reader: RowReader, file: Path) -
         ends = np.cumsum(row["segments"])[:-1].tolist() if "segments" in row else []  # of texts packed into a row
         pieces += np.split(np.asarray(row["input_ids"], np.int64), ends)
     save_rows(file, pieces, reader.tokenizer.pad_token_id)
+    core = getattr(reader.tokenizer, "backend_tokenizer", None)
+    if isinstance(recipe.task, Texts | Embedding) and core is not None and all(map(len, pieces)):
+        texts = [text for text in data.texts_of(recipe.evaluate.split, picks) if isinstance(text, str | tuple)]
+        typed = is_typed(recipe, reader.tokenizer)
+        write_words(file, texts, core.to_str(), recipe.data.max_tokens, typed=typed)
 
 
 def save_rows(file: Path, rows: Sequence[NDArray[np.int64]], pad: int | None) -> None:

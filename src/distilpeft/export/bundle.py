@@ -67,6 +67,26 @@ def tagged(
     return {"entities": found, "words": words}
 
 
+def padded(rows: Sequence[Any], pad: int, *, typed: bool) -> dict[str, NDArray[np.int64]]:
+    """Encoded texts as a model's inputs, [B, S], padded on the right.
+
+    Args:
+        rows: what `tokenizers` made of each text.
+        pad: the id to pad with.
+        typed: whether the model tells two texts apart by their type.
+    """
+    lengths_B = np.fromiter(map(len, rows), np.int64, len(rows))
+    mask_BS = np.arange(lengths_B.max()) < lengths_B[:, None]
+
+    def filled(lists: Iterable[list[int]], value: int) -> NDArray[np.int64]:
+        array_BS = np.full(mask_BS.shape, value, np.int64)
+        array_BS[mask_BS] = np.fromiter(chain.from_iterable(lists), np.int64, int(lengths_B.sum()))
+        return array_BS
+
+    inputs = {"input_ids": filled((row.ids for row in rows), pad), "attention_mask": mask_BS.astype(np.int64)}
+    return inputs | ({"token_type_ids": filled((row.type_ids for row in rows), 0)} if typed else {})
+
+
 class Bundle:
     """An exported folder, its tokenizer read, its model loaded when it is first asked.
 
@@ -165,20 +185,7 @@ class Bundle:
 
     def _logits(self, rows: Sequence[Any]) -> NDArray[np.float64]:
         """Outputs [B, C]; of words [B, S, C]; of answers' starts and ends [B, 2, S]."""
-        lengths_B = np.fromiter(map(len, rows), np.int64, len(rows))
-        mask_BS = np.arange(lengths_B.max()) < lengths_B[:, None]
-
-        def padded(lists: Iterable[list[int]], value: int) -> NDArray[np.int64]:
-            found_BS = np.full(mask_BS.shape, value, np.int64)
-            found_BS[mask_BS] = np.fromiter(chain.from_iterable(lists), np.int64, int(lengths_B.sum()))
-            return found_BS
-
-        inputs = {
-            "input_ids": padded((row.ids for row in rows), self.manifest["pad_token_id"] or 0),
-            "attention_mask": mask_BS.astype(np.int64),
-        }
-        if self.manifest.get("typed"):
-            inputs["token_type_ids"] = padded((row.type_ids for row in rows), 0)
+        inputs = padded(rows, self.manifest["pad_token_id"] or 0, typed=self.manifest.get("typed", False))
         return np.asarray(self.runner.run(inputs)[0], dtype=np.float64)
 
     def complete(self, prompt: str, max_new_tokens: int) -> str:

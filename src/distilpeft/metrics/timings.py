@@ -48,9 +48,19 @@ def summary(figures: Mapping[str, Any], role: str) -> dict[str, Any] | None:
         "latency_batch_size": single["batch_size"],
         "ratio": single["ratio"],
         "decode": single["decode"],
+        **_from_text(single, many),
         "throughput_rows_per_s": many["rows_per_s"],
         "tokens_per_s": many["tokens_per_s"],
         "batch_size": many["batch_size"],
         "num_parameters": arm["num_parameters"],
         "size_bytes": arm["size_bytes"],
+    }
+
+
+def _from_text(single: Mapping[str, Any], many: Mapping[str, Any]) -> dict[str, Any]:
+    """The same figures with the texts' encoding, where that was measured."""
+    one, most = single.get("from_text"), many.get("from_text")
+    return {
+        "text_latency_ms": None if one is None else one["latency_ms"],
+        "text_rows_per_s": None if most is None else most["rows_per_s"],
     }

@@ -38,7 +38,8 @@ from distilpeft.report.text import markdown
 
 REPORT = "report.json"
 ORDER = (MAJORITY, UNTRAINED, CE_ONLY, CE_LONG, LABELLED, HARD, STUDENT, TEACHER, FULL, MERGED)
-TIMED = ("throughput_rows_per_s", "tokens_per_s", "decode", "memory_bytes", "gpu_memory_bytes", "load_s")
+TIMED = ("throughput_rows_per_s", "tokens_per_s", "text_latency_ms", "text_rows_per_s", "decode", "memory_bytes",
+         "gpu_memory_bytes", "load_s")  # fmt: skip
 TRAINING = ("steps", "rows", "seconds", "rows_per_s", "precision", "kept_step", "validations", "skipped_steps",
             "loss_spikes")  # fmt: skip
 

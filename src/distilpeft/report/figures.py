@@ -66,6 +66,14 @@ class Decode(Part):
     tokens_per_s: Figure | None = None
 
 
+class FromText(Part):
+    """What rows cost that begin as text: encoding and padding them, and the model's pass."""
+
+    encode_ms: Latency
+    latency_ms: Latency
+    rows_per_s: Figure
+
+
 class Cell(Part):
     """What was measured for one batch size and one length."""
 
@@ -86,6 +94,7 @@ class Cell(Part):
     ratio: Ratio | None = None
     decode_ratio: Ratio | None = None
     joules_per_row: Figure | None = None
+    from_text: FromText | None = None
 
 
 class Arm(Part):

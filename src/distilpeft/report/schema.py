@@ -109,6 +109,11 @@ class Model(Part):
     )
     throughput_rows_per_s: Figure | None = Field(None, description=_RATE)
     tokens_per_s: Figure | None = Field(None, description=_RATE)
+    text_latency_ms: Latency | None = Field(
+        None, description="the same as `latency_ms` for rows that begin as text: with encoding and padding; of texts, "
+        "pairs of them and vectors",
+    )  # fmt: skip
+    text_rows_per_s: Figure | None = Field(None, description=f"with encoding and padding, {_RATE}")
     decode: Decode | None = Field(
         None, description="causal_lm, seq2seq: the tokens after the first, of the smallest batch"
     )

@@ -41,7 +41,13 @@ def columns(report: Report) -> tuple[str, ...]:
     main, *others = KINDS[report.task].scored
     kl = ("KL",) if KINDS[report.task].is_language_model else ()
     titles = tuple(TITLES[name] for name in others)
-    return ("model", f"{TITLES[main]} (95 %)", *kl, "params", "size", "ms p50/p95", "memory", "rows/s", *titles)
+    text = ("ms from text",) if _begins_as_text(report) else ()
+    return ("model", f"{TITLES[main]} (95 %)", *kl, "params", "size", "ms p50/p95", "memory", "rows/s", *text, *titles)
+
+
+def _begins_as_text(report: Report) -> bool:
+    """Whether rows were also timed with the encoding of their texts."""
+    return any(model.text_latency_ms for model in report.models)
 
 
 def table_rows(report: Report) -> list[tuple[str, ...]]:
@@ -57,6 +63,7 @@ def table_rows(report: Report) -> list[tuple[str, ...]]:
             _pair(model.latency_ms),
             f"{_short(model.memory_bytes / 1e6)}MB" if model.memory_bytes else "-",
             f"{model.throughput_rows_per_s:.0f}" if model.throughput_rows_per_s else "-",
+            *([_pair(model.text_latency_ms)] if _begins_as_text(report) else []),
             *(_value(model.scores.get(name)) for name in others),
         )
         for model in report.models

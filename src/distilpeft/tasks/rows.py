@@ -190,6 +190,10 @@ class TaskData:
         """The first texts of a split, or pairs of them, as its rows hold them."""
         return list(self.task.texts(self.first_rows(split, count)))
 
+    def texts_of(self, split: str, rows: Sequence[int] | NDArray[np.int64]) -> list[Text]:
+        """The texts of these rows, or pairs of them, as the data hold them."""
+        return list(self.task.texts(self._splits[split].select(rows)))
+
     def groups(self) -> NDArray[np.str_] | None:
         """The group of each row that models are judged on; None if the recipe asks for none."""
         column = self.recipe.evaluate.groups

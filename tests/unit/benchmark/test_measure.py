@@ -15,11 +15,12 @@ from unittest import mock
 
 import numpy as np
 import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers
 
 from distilpeft.benchmark import measure as timing
 from distilpeft.benchmark import ratios
 from distilpeft.benchmark.measure import Settings, Subject, TimedModelError, measure
-from distilpeft.benchmark.model_process import Rows
+from distilpeft.benchmark.model_process import Rows, write_words
 from distilpeft.benchmark.ratios import ratio
 from distilpeft.errors import InputError
 from distilpeft.metrics import timings
@@ -81,6 +82,7 @@ class Made:
                 return {
                     "seconds": [seconds] * calls,
                     "decode_s": [],
+                    "encode_s": [],
                     "lengths": [length] * calls,
                     "tokens": 12 * size * calls,
                 }
@@ -280,13 +282,28 @@ def test_a_p99_is_told_only_of_enough_calls():
 
 def test_strange_calls_stay_in_and_are_counted():
     kept = {
-        "rounds": [[0.01, 0.011, 0.0105], [0.01, 0.5, 0.0102]], "decode": [[], []], "tokens": 60, "joules": 0.6,
+        "rounds": [[0.01, 0.011, 0.0105], [0.01, 0.5, 0.0102]], "decode": [[], []], "encode": [[], []], "tokens": 60,
+        "joules": 0.6,
         "warmup_calls": 6, "stable": True, "first_s": 0.1, "memory_bytes": 5,
     }  # fmt: skip
     cell = ratios._cell(1, "data", kept, None)
     assert (cell["outliers"], cell["num_calls"], cell["latency_ms"]["max"]) == (1, 6, 500.0)
     assert cell["mean_tokens"] == 10
     assert cell["joules_per_row"] == pytest.approx(0.1)
+
+
+def test_encoding_a_text_is_added_call_by_call():
+    kept = {
+        "rounds": [[0.010, 0.020], [0.030, 0.010]], "encode": [[0.001, 0.003], [0.005, 0.001]], "decode": [[], []],
+        "tokens": 60, "joules": 0.0, "warmup_calls": 6, "stable": True, "first_s": 0.1, "memory_bytes": 5,
+    }  # fmt: skip
+    cell = ratios._cell(4, "data", kept, None)
+    assert cell["latency_ms"]["max"] == 30.0, "the pass alone stays what it is"
+    assert (cell["from_text"]["encode_ms"]["mean"], cell["from_text"]["encode_ms"]["max"]) == (2.5, 5.0)
+    assert cell["from_text"]["latency_ms"]["mean"] == pytest.approx((11 + 23 + 35 + 11) / 4)
+    # medians of the rounds: of 11 and 23, and of 35 and 11
+    assert cell["from_text"]["rows_per_s"] == pytest.approx(4 / 0.020)
+    assert ratios._cell(4, "data", {**kept, "encode": [[], []]}, None)["from_text"] is None
 
 
 def test_the_ratio_is_a_median_over_rounds_with_an_interval_that_holds_it():
@@ -307,8 +324,8 @@ def test_long_rows_of_one_model_are_compared_with_the_same_rows_of_the_other():
 
 def test_prompts_and_tokens_after_them_are_told_apart():
     kept = {
-        "rounds": [[0.1]] * 3, "lengths": [[9]] * 3, "decode": [[0.01, 0.02]] * 3, "tokens": 90, "joules": 0.0,
-        "warmup_calls": 6, "stable": True, "first_s": 0.1, "memory_bytes": 5,
+        "rounds": [[0.1]] * 3, "lengths": [[9]] * 3, "decode": [[0.01, 0.02]] * 3, "encode": [[]] * 3,
+        "tokens": 90, "joules": 0.0, "warmup_calls": 6, "stable": True, "first_s": 0.1, "memory_bytes": 5,
     }  # fmt: skip
     base = {**kept, "decode": [[0.03, 0.06]] * 3}
     cell = ratios._cell(2, "data", kept, base)
@@ -400,3 +417,15 @@ class TestRows:
     def test_the_same_seed_picks_the_same_rows(self, file):
         one, two = (Rows(file, left=False).batch(4, "data", (3, 1, 0)) for _ in range(2))
         assert one["input_ids"].tolist() == two["input_ids"].tolist()
+
+    def test_texts_are_encoded_as_the_rows_are(self, file):
+        words = {"a": 5, "b": 6, "c": 7, "d": 8, "e": 9, "f": 3, "[UNK]": 1}
+        core = Tokenizer(models.WordLevel(words, unk_token="[UNK]"))
+        core.pre_tokenizer = pre_tokenizers.Whitespace()
+        write_words(file, ["a b", "c d e", "f"], core.to_str(), 2, typed=False)
+        rows = Rows(file, left=False)
+        assert [row.ids for row in rows.words.tokenizer.encode_batch(rows.words.texts)] == [[5, 6], [7, 8], [3]]
+        assert rows.encode(3, (0,)) > 0
+
+    def test_rows_without_texts_have_none(self, file):
+        assert Rows(file, left=False).words is None

@@ -83,6 +83,11 @@ def _model_columns(report: Report) -> list[Made]:
     columns += [
         (Column("ms/token", "decoding, p50"), lambda model: figure(_per_token(model.decode))),
         (Column("rows/s", "largest batch"), lambda model: figure(model.throughput_rows_per_s)),
+        (
+            Column("ms from text", "p50 with encoding, at batch 1"),
+            lambda model: figure(model.text_latency_ms.p50 if model.text_latency_ms else None),
+        ),
+        (Column("rows/s from text", "largest batch, with encoding"), lambda model: figure(model.text_rows_per_s)),
         (Column("tokens/s", "largest batch"), lambda model: figure(model.tokens_per_s)),
         (Column("size MB"), lambda model: figure(model.size_bytes or None, MEGA)),
         (Column("memory MB", "the most that a fresh process held"), lambda model: figure(model.memory_bytes, MEGA)),
