@@ -13,6 +13,7 @@ from rich.console import Console
 from distilpeft.errors import InputError
 from distilpeft.export import card
 from distilpeft.export.card_code import snippet
+from distilpeft.recipe.export import FORMS
 from distilpeft.recipe.yaml_file import load_recipe
 from distilpeft.report import advice, build, verdict
 from distilpeft.report import text as text_
@@ -308,6 +309,7 @@ def rendered(*overrides, form="safetensors", teacher_ms=None, noise=()):
     told = {
         "task": "text_classification",
         "format": form,
+        "file": FORMS[form].file,
         "labels": ["bad", "good"],
         "max_tokens": 16,
         "pad_token_id": 7,
@@ -315,7 +317,7 @@ def rendered(*overrides, form="safetensors", teacher_ms=None, noise=()):
     latencies = {"student": timed, f"export:{form}": {**timed, "noise": noise}}
     if teacher_ms is not None:
         latencies["teacher"] = {**timed, "latency_ms": {"p50": teacher_ms}}
-    return card.render(recipe, told, figures, latencies, export)
+    return card.render(recipe, told, figures, latencies, {form: export})
 
 
 @pytest.mark.usefixtures("workplace")
@@ -435,7 +437,7 @@ def test_the_markdown_says_what_soft_targets_on_disk_cost():
 def test_the_code_of_a_model_that_may_find_no_answer_says_so(form):
     told = {
         "task": "question_answering", "format": form, "max_tokens": 16, "stride": 4, "longest_answer": 3,
-        "typed": True, "pair": True,
+        "typed": True, "pair": True, "file": FORMS[form].file,
     }  # fmt: skip
     for no_answer in (True, False):
         code = snippet({**told, "no_answer": no_answer})

@@ -56,8 +56,8 @@ def test_a_picture_is_read_as_transformers_reads_it(tmp_path, name, size):
 def test_the_code_of_a_graphs_card_reads_it_so_too(tmp_path, name):
     ours, image = reader(tmp_path, PROCESSORS[name]), picture(60, 44)
     image.save(tmp_path / "a.png")
-    told = {"format": "onnx", "task": "image_classification", "labels": ["cat"], "pictures": ours.settings,
-            "shape": ours.shape}  # fmt: skip
+    told = {"format": "onnx", "file": "onnx/model.onnx", "task": "image_classification", "labels": ["cat"],
+            "pictures": ours.settings, "shape": ours.shape}  # fmt: skip
     code = snippet(told).split("```python\n")[1].partition("session =")[0]
     code = code.replace('["a.png", "b.png"]', repr([str(tmp_path / "a.png")]))
     space: dict = {}
