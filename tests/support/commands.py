@@ -38,7 +38,7 @@ from distilpeft import cli
 from distilpeft.benchmark import measure
 from distilpeft.export import gate
 from distilpeft.export.formats import onnx_graph
-from distilpeft.report import plot_files
+from distilpeft.report.plots import plot_files
 from support import tiny, tiny_lm
 
 TESTS = Path(__file__).parents[1]
@@ -168,7 +168,7 @@ def call(argv: Sequence[str], *, own_process: bool = False, apart: bool = False,
         patches.enter_context(mock.patch("distilpeft.export.formats.onnx_graph.write", write_graph))
         patches.enter_context(mock.patch("multiprocessing.get_context", forks))
         patches.enter_context(
-            mock.patch("distilpeft.report.plot_files.available", return_value=False)
+            mock.patch("distilpeft.report.plots.plot_files.available", return_value=False)
         )  # seconds for each run
         for name, value in BRIEF if brief else BRIEF[:1]:
             patches.enter_context(mock.patch(name, value))

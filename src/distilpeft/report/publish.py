@@ -15,8 +15,9 @@ from rich.table import Table
 from distilpeft.machine.files import replace_link, write_json, write_text
 from distilpeft.machine.locks import Lock
 from distilpeft.planning.plan import Plan
-from distilpeft.report import build, charts, plot_files, text
+from distilpeft.report import build, text
 from distilpeft.report.page import page
+from distilpeft.report.plots import charts, plot_files
 from distilpeft.report.schema import Report
 
 PAGE, PLOTS, EXPORTS = "report.html", "plots", "exports"

@@ -9,10 +9,11 @@ from typing import Any
 from distilpeft.machine import markdown as md
 from distilpeft.planning.roles import CE_LONG, CE_ONLY, HARD, LABELLED, STUDENT, TEACHER
 from distilpeft.recipe.task import gap, gap_unit
-from distilpeft.report import build, plot_files, verdict
-from distilpeft.report.charts import Axis, Chart, Series
-from distilpeft.report.charts import Point as Dot
-from distilpeft.report.markers import mark
+from distilpeft.report import build, verdict
+from distilpeft.report.plots import plot_files
+from distilpeft.report.plots.charts import Axis, Chart, Series
+from distilpeft.report.plots.charts import Point as Dot
+from distilpeft.report.plots.markers import mark
 from distilpeft.report.schema import Report
 from distilpeft.tuning.sweep_points import Point
 

@@ -25,9 +25,9 @@ from distilpeft.planning.plan import make_plan
 from distilpeft.planning.roles import STUDENT, TEACHER
 from distilpeft.recipe import Recipe
 from distilpeft.recipe.yaml_file import load_recipe
-from distilpeft.report import plot_files
-from distilpeft.report.charts import Axis, Chart, Point, Series, number
-from distilpeft.report.markers import mark
+from distilpeft.report.plots import plot_files
+from distilpeft.report.plots.charts import Axis, Chart, Point, Series, number
+from distilpeft.report.plots.markers import mark
 
 WINDOW = 20
 """A twentieth of the steps on either side is averaged over."""

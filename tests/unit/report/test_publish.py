@@ -14,7 +14,8 @@ from support import reports
 
 from distilpeft import cli
 from distilpeft.machine.files import sealed
-from distilpeft.report import plot_files, publish
+from distilpeft.report import publish
+from distilpeft.report.plots import plot_files
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from distilpeft.report import plot_files
+from distilpeft.report.plots import plot_files
 from distilpeft.tuning import label_budget
 
 

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from html import escape
 from importlib import resources
 
-from distilpeft.report import charts, text, training_charts
+from distilpeft.report import text
 from distilpeft.report.page import answers, sections, tables
 from distilpeft.report.page.markup import section
+from distilpeft.report.plots import charts, training_charts
 from distilpeft.report.schema import Report
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"

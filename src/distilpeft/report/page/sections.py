@@ -12,11 +12,12 @@ import yaml
 
 from distilpeft.planning.roles import format_of
 from distilpeft.recipe.task import KINDS
-from distilpeft.report import text, training_charts
-from distilpeft.report.charts import Chart, number, spoken
+from distilpeft.report import text
 from distilpeft.report.page import tables
 from distilpeft.report.page.markup import details, listed, notes, plain
 from distilpeft.report.page.svg import Paper, draw, swatch
+from distilpeft.report.plots import training_charts
+from distilpeft.report.plots.charts import Chart, number, spoken
 from distilpeft.report.schema import Model, Report
 
 WIDE, TALL = Paper(1000, 500, 14, labels=True), Paper(380, 400, 13)

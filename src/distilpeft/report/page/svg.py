@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from html import escape
 from itertools import pairwise
 
-from distilpeft.report.charts import Chart, Point, Series
-from distilpeft.report.markers import Mark
 from distilpeft.report.page.scales import LETTER, Box, Scale, place, scale, tick_text
+from distilpeft.report.plots.charts import Chart, Point, Series
+from distilpeft.report.plots.markers import Mark
 
 MOST_STOPS = 40
 """So many points of a line can be pointed at; more would lie on top of each other."""

@@ -7,12 +7,12 @@ from collections.abc import Callable, Sequence
 from distilpeft.planning.roles import STUDENT, export_role
 from distilpeft.recipe.task import KINDS, LOWER_IS_BETTER, gap, gap_unit
 from distilpeft.report import text
-from distilpeft.report.charts import number, spoken
 from distilpeft.report.figures import Arm, Benchmark, Decode, Figure, Latency, Ratio, Score
 from distilpeft.report.figures import Cell as Timed
-from distilpeft.report.markers import mark
 from distilpeft.report.page.markup import Cell, Column, details, plain, table
 from distilpeft.report.page.svg import swatch
+from distilpeft.report.plots.charts import number, spoken
+from distilpeft.report.plots.markers import mark
 from distilpeft.report.schema import Comparison, Model, Report
 from distilpeft.report.verdict import SIGNIFICANT, is_identical, no_difference
 

@@ -13,7 +13,7 @@ from typing import Literal, TypeGuard
 from distilpeft.planning.roles import MAJORITY, UNTRAINED
 from distilpeft.recipe.task import KINDS, LOWER_IS_BETTER
 from distilpeft.report.figures import Figure
-from distilpeft.report.markers import Mark, mark
+from distilpeft.report.plots.markers import Mark, mark
 from distilpeft.report.schema import Model, Report
 
 

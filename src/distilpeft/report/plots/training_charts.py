@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 from distilpeft.planning.roles import MAJORITY, TEACHER, UNTRAINED, short_name, trained_role
 from distilpeft.recipe.task import LOWER_IS_BETTER
-from distilpeft.report.charts import Axis, Chart, Point, Series, finite, number, spoken
 from distilpeft.report.figures import Figure
-from distilpeft.report.markers import mark
+from distilpeft.report.plots.charts import Axis, Chart, Point, Series, finite, number, spoken
+from distilpeft.report.plots.markers import mark
 from distilpeft.report.schema import Calibration, Curve, Report, Training
 
 MOST_ROWS = 40

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from distilpeft.report import charts, training_charts
-from distilpeft.report.charts import Chart, Series
-from distilpeft.report.markers import COLOURS, SHAPES, Mark
+from distilpeft.report.plots import charts, training_charts
+from distilpeft.report.plots.charts import Chart, Series
+from distilpeft.report.plots.markers import COLOURS, SHAPES, Mark
 from distilpeft.report.schema import Report
 
 DPI, SIZE_IN = 160, (7.2, 4.6)

@@ -8,9 +8,9 @@ from unittest import mock
 import pytest
 from support import reports
 
-from distilpeft.report import plot_files
-from distilpeft.report.charts import Axis, Chart, Point, Series
-from distilpeft.report.markers import mark
+from distilpeft.report.plots import plot_files
+from distilpeft.report.plots.charts import Axis, Chart, Point, Series
+from distilpeft.report.plots.markers import mark
 
 
 @pytest.mark.thorough

@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 from support import reports
 
 from distilpeft.recipe.export import FORMS
-from distilpeft.report import charts, training_charts
-from distilpeft.report.charts import Point, front
-from distilpeft.report.markers import ROLES, mark
 from distilpeft.report.page import scales
+from distilpeft.report.plots import charts, training_charts
+from distilpeft.report.plots.charts import Point, front
+from distilpeft.report.plots.markers import ROLES, mark
 from distilpeft.report.schema import Calibration
 
 PLACES = st.lists(st.tuples(st.integers(1, 9), st.integers(1, 9)), min_size=1, max_size=12)
