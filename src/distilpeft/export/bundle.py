@@ -38,14 +38,14 @@ def answer(manifest: ExportManifest, logits_C: NDArray[np.float64]) -> dict[str,
     labels = manifest["labels"]
     if manifest["task"] == "multi_label_classification":
         chances_C = softmax(np.stack([np.zeros_like(logits_C), logits_C], axis=-1))[:, 1]
-        chosen: dict[str, Any] = {
+        prediction: dict[str, Any] = {
             "labels": [name for name, chance in zip(labels, chances_C, strict=True) if chance > 0.5]
         }
     else:
         chances_C = softmax(logits_C)
-        chosen = {"label": labels[int(chances_C.argmax())]}
-    named = {name: round(float(chance), 6) for name, chance in zip(labels, chances_C, strict=True)}
-    return {**chosen, "probabilities": named}
+        prediction = {"label": labels[int(chances_C.argmax())]}
+    probabilities = {name: round(float(chance), 6) for name, chance in zip(labels, chances_C, strict=True)}
+    return {**prediction, "probabilities": probabilities}
 
 
 def tagged(
@@ -56,15 +56,15 @@ def tagged(
     Words beyond what the model reads have the tag null.
     """
     spans = spans_of(text)
-    kept, at = first_tokens(spans, offsets_S)
-    told = dict(zip(kept, (labels[i] for i in logits_SC[at].argmax(-1)), strict=True))
-    words = [{"word": text[start:end], "tag": told.get(n)} for n, (start, end) in enumerate(spans)]
-    found = [
-        {"type": kind, "text": text[spans[kept[first]][0] : spans[kept[last]][1]],
-         "start": spans[kept[first]][0], "end": spans[kept[last]][1]}
-        for kind, first, last in entities([told[word] for word in kept])
+    word_ids, at = first_tokens(spans, offsets_S)
+    tags = dict(zip(word_ids, (labels[i] for i in logits_SC[at].argmax(-1)), strict=True))
+    words = [{"word": text[start:end], "tag": tags.get(n)} for n, (start, end) in enumerate(spans)]
+    mentions = [
+        {"type": kind, "text": text[spans[word_ids[first]][0] : spans[word_ids[last]][1]],
+         "start": spans[word_ids[first]][0], "end": spans[word_ids[last]][1]}
+        for kind, first, last in entities([tags[word] for word in word_ids])
     ]  # fmt: skip
-    return {"entities": found, "words": words}
+    return {"entities": mentions, "words": words}
 
 
 def padded(rows: Sequence[Any], pad: int, *, typed: bool) -> dict[str, NDArray[np.int64]]:
@@ -98,7 +98,7 @@ class Bundle:
         num_cut: texts so far that were longer than the model takes and were cut as in training.
 
     Raises:
-        InputError: it is no exported folder, has no tokenizer.json, or a file but its card was altered.
+        InputError: it is not an exported folder, has no tokenizer.json, or a file but its card was altered.
     """
 
     def __init__(self, folder: Path | str, threads: int = 0) -> None:
@@ -138,7 +138,7 @@ class Bundle:
 
     def encode(self, texts: Sequence[Text]) -> list[list[int]]:
         """Token ids, as in training: with special tokens, a classifier's cut to `max_tokens`."""
-        return [found.ids for found in self._words.encode_batch_fast(list(texts))]
+        return [row.ids for row in self._words.encode_batch_fast(list(texts))]
 
     def answers(self, texts: Sequence[Text]) -> list[dict[str, Any]]:
         """What a model says of each text: see `answer` and `tagged`; of each question and text, see `_find`.
@@ -171,12 +171,14 @@ class Bundle:
         rows = [first, *first.overflowing]
         logits_R2S = self._logits(rows)
         width = logits_R2S.shape[-1]
-        inside = [np.array([one == 1 for one in row.sequence_ids] + [False] * (width - len(row.ids))) for row in rows]
-        told = self.manifest
-        chosen = choose(zip(logits_R2S, inside, strict=True), told["longest_answer"], no_answer=bool(told["no_answer"]))
-        if chosen is None:
+        inside = [np.array([i == 1 for i in row.sequence_ids] + [False] * (width - len(row.ids))) for row in rows]
+        manifest = self.manifest
+        best = choose(
+            zip(logits_R2S, inside, strict=True), manifest["longest_answer"], no_answer=bool(manifest["no_answer"])
+        )
+        if best is None:
             return {"answer": None, "start": None, "end": None, "score": None}
-        number, span = chosen
+        number, span = best
         start, end = rows[number].offsets[span.start][0], rows[number].offsets[span.end][1]
         allowed_S = inside[number] | (np.arange(width) == 0)
         chances = [softmax(np.where(allowed_S, logits_S, -np.inf)) for logits_S in logits_R2S[number]]
@@ -198,11 +200,11 @@ class Bundle:
         ids = self._chat(prompt) if self.manifest["chat"] else self.encode([prompt])[0]
         if isinstance(self.runner, TransformersRunner) and self.runner.start is not None:
             return str(self._words.decode(self.runner.write(ids, max_new_tokens)))
-        found = generate(self.runner, ids, max_new_tokens, self.manifest["eos_token_ids"])
-        return str(self._words.decode(found))
+        new_ids = generate(self.runner, ids, max_new_tokens, self.manifest["eos_token_ids"])
+        return str(self._words.decode(new_ids))
 
     def _chat(self, prompt: str) -> list[int]:
-        """The prompt as a user's turn, by the chat template that lies beside the model."""
+        """The prompt as a user's turn, by the chat template next to the model."""
         import transformers
 
         tokenizer = transformers.AutoTokenizer.from_pretrained(str(self.folder))

@@ -45,26 +45,26 @@ LIBRARIES = {
 
 
 def render(
-    recipe: Recipe, told: ExportManifest, figures: Mapping[str, Any], timed: Mapping[str, Any],
+    recipe: Recipe, manifest: ExportManifest, figures: Mapping[str, Any], timed: Mapping[str, Any],
     exports: Mapping[str, Any],
 ) -> str:  # fmt: skip
     """The card as Markdown with hub metadata.
 
     Args:
         recipe: the run.
-        told: the manifest: its `format` and how to open it; of several forms the first one's, with `forms`.
+        manifest: the manifest: its `format` and how to open it; of several forms the first one's, with `forms`.
         figures: evaluation figures by role (`scores`, maybe `against_teacher`).
         timed: benchmark figures by role.
         exports: form → the export's own figures: `parity`, `size_bytes`, maybe `way`.
     """
-    own = export_role(told["format"])
-    main, written = recipe.kind.main, recipe.kind.generation_metrics[:2]
+    own = export_role(manifest["format"])
+    main, extra = recipe.kind.main, recipe.kind.generation_metrics[:2]
     num_rows = figures[own]["scores"][main]["num_rows"]
     what = _what(recipe)
     unit = recipe.kind.unit
     text = f"""# {recipe.name}
 
-{_price(recipe, figures, timed, own, exports[told["format"]]["size_bytes"])}
+{_price(recipe, figures, timed, own, exports[manifest["format"]]["size_bytes"])}
 
 A compact {md.plain(what)}, distilled by distilpeft from a larger teacher; as {", ".join(exports)}.
 
@@ -72,21 +72,21 @@ A compact {md.plain(what)}, distilled by distilpeft from a larger teacher; as {"
 
 In this folder:
 
-{_use(told)}
+{_use(manifest)}
 
 ## Scores and latency
 
 On {num_rows} {recipe.evaluate.split} {unit}; latency of one row{_where(timed)}.{_doubt(timed)}
 
-| model | {" | ".join((f"{main} (95 % interval)", *written))} | weights | size | latency p50 |
-{"| --- " * (5 + len(written))}|
-{_table(figures, timed, exports, main, written)}
+| model | {" | ".join((f"{main} (95 % interval)", *extra))} | weights | size | latency p50 |
+{"| --- " * (5 + len(extra))}|
+{_table(figures, timed, exports, main, extra)}
 
 {_groups(recipe, figures, own)}{_proof(recipe, exports)}
 
 ## How it was made
 
-{_made(recipe)}
+{_origin(recipe)}
 
 ## Intended use and limits
 
@@ -100,35 +100,35 @@ On {num_rows} {recipe.evaluate.split} {unit}; latency of one row{_where(timed)}.
     return f"---\n{yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True)}---\n\n{text}"
 
 
-def _use(told: ExportManifest) -> str:
+def _use(manifest: ExportManifest) -> str:
     """Code for each runtime that opens a file of the folder, and for JavaScript."""
-    forms = told.get("forms", {told["format"]: told["file"]})
+    forms = manifest.get("forms", {manifest["format"]: manifest["file"]})
     ways: dict[str, str] = {}
     for form, file in forms.items():
-        one: ExportManifest = {**told, "format": form, "file": file}
-        ways.setdefault(FORMS[form].runtime, snippet(one))
-    return "\n\n".join([*ways.values(), *javascript(told["task"], forms, pair=told.get("pair", False))])
+        variant: ExportManifest = {**manifest, "format": form, "file": file}
+        ways.setdefault(FORMS[form].runtime, snippet(variant))
+    return "\n\n".join([*ways.values(), *javascript(manifest["task"], forms, pair=manifest.get("pair", False))])
 
 
 def _metadata(recipe: Recipe, forms: Sequence[str], scores: Mapping[str, Any]) -> dict[str, Any]:
-    found: dict[str, Any] = {"license": recipe.export.license} if recipe.export.license else {}
+    metadata: dict[str, Any] = {"license": recipe.export.license} if recipe.export.license else {}
     form = forms[0]
     library = "gguf" if form.startswith("gguf") else LIBRARIES[FORMS[form].runtime]
-    found |= {"library_name": library, "pipeline_tag": recipe.kind.pipeline}
-    found["tags"] = ["distilpeft", "knowledge-distillation", *forms]
+    metadata |= {"library_name": library, "pipeline_tag": recipe.kind.pipeline}
+    metadata["tags"] = ["distilpeft", "knowledge-distillation", *forms]
     base = teacher_of(recipe)
     if base.path is None:
-        found["base_model"] = base.name
+        metadata["base_model"] = base.name
     sources = _sources(recipe)
     hub = [source.name for source in sources if source.path is None]
     if hub:
-        found["datasets"] = hub
-    found["metrics"] = list(scores)
+        metadata["datasets"] = hub
+    metadata["metrics"] = list(scores)
     task = {"type": recipe.kind.pipeline}
-    data = {"name": _shown(sources[0]), "type": hub[0] if hub else "local", "split": recipe.evaluate.split}
+    data = {"name": _name(sources[0]), "type": hub[0] if hub else "local", "split": recipe.evaluate.split}
     metrics = [{"type": name, "value": round(score["value"], 6)} for name, score in scores.items()]
-    found["model-index"] = [{"name": recipe.name, "results": [{"task": task, "dataset": data, "metrics": metrics}]}]
-    return found
+    metadata["model-index"] = [{"name": recipe.name, "results": [{"task": task, "dataset": data, "metrics": metrics}]}]
+    return metadata
 
 
 def _price(
@@ -165,7 +165,7 @@ def _table(
     figures: Mapping[str, Any], timed: Mapping[str, Any], exports: Mapping[str, Any], main: str, more: Sequence[str]
 ) -> str:
     lines: list[str] = []
-    for role, found in figures.items():
+    for role, results in figures.items():
         if role == "majority":
             continue
         time = timed.get(role, {})
@@ -175,8 +175,8 @@ def _table(
         size_bytes = time.get("size_bytes") if own is None else own["size_bytes"]
         cells = (
             name,
-            _score(found, main),
-            *(f"{found['scores'][name]['value']:.1f}" for name in more if name in found["scores"]),
+            _score(results, main),
+            *(f"{results['scores'][name]['value']:.1f}" for name in more if name in results["scores"]),
             f"{weights / 1e6:.1f}M" if weights else "-",
             f"{size_bytes / 1e6:.1f} MB" if size_bytes else "-",
             f"{time['latency_ms']['p50']:.2f} ms" if time else "-",
@@ -198,7 +198,7 @@ def _groups(recipe: Recipe, figures: Mapping[str, Any], own: str) -> str:
         teacher, score = figures["teacher"]["groups"][group][main], scores[main]
         lost = score["value"] - teacher["value"]
         worse += [group] if sign * (lost - overall) < -margin else []
-        scored = (f"{one['value']:.4f}" for one in (teacher, score))
+        scored = (f"{side['value']:.4f}" for side in (teacher, score))
         lines.append((group, str(score["num_rows"]), *scored, gap(main, lost)))
     summary = (
         f"Distilling cost {md.plain(', '.join(worse))} more than {margin * 100:g} points beyond the rest."
@@ -209,18 +209,18 @@ def _groups(recipe: Recipe, figures: Mapping[str, Any], own: str) -> str:
 
 
 def _where(timed: Mapping[str, Any]) -> str:
-    found: Mapping[str, Any] = next(iter(timed.values()), {})
+    timing: Mapping[str, Any] = next(iter(timed.values()), {})
     return (
-        f" on {md.plain(found['machine'])}, {found['threads']} thread{'s' * (found['threads'] != 1)}"
-        if "machine" in found
+        f" on {md.plain(timing['machine'])}, {timing['threads']} thread{'s' * (timing['threads'] != 1)}"
+        if "machine" in timing
         else ""
     )
 
 
 def _doubt(timed: Mapping[str, Any]) -> str:
     """What speaks against the latencies."""
-    found: Mapping[str, Any] = next(iter(timed.values()), {})
-    why = "; ".join(found.get("noise", ()))
+    timing: Mapping[str, Any] = next(iter(timed.values()), {})
+    why = "; ".join(timing.get("noise", ()))
     return f" The machine was noisy while latencies were measured: {md.plain(why)}." if why else ""
 
 
@@ -239,20 +239,20 @@ def _parity(recipe: Recipe, what: str, export: Mapping[str, Any]) -> str:
 def _compared(recipe: Recipe, what: str, export: Mapping[str, Any]) -> str:
     parity = export["parity"]
     way = f" (int8: {export['way']})" if "way" in export else ""
-    held = (
+    intro = (
         f"Before it counted, {what}{way} was opened in a process of its own and compared with the student on "
         f"{parity['rows']} other held-out rows"
     )
     if not recipe.kind.has_labels:
-        return f"{held}: the mean cosine to the student's vectors is {parity['metric_export']:.6f}."
+        return f"{intro}: the mean cosine to the student's vectors is {parity['metric_export']:.6f}."
     if "top1_agreement" not in parity:  # numbers on a scale
         return (
-            f"{held}: a number differs by at most {parity['max_abs_diff']:.2g} standard deviations of the labels, the "
+            f"{intro}: a number differs by at most {parity['max_abs_diff']:.2g} standard deviations of the labels, the "
             f"root mean squared error of both is {np.sqrt(parity['metric_student']):.4f} and "
             f"{np.sqrt(parity['metric_export']):.4f} of them."
         )
     return (
-        f"{held}: a logit differs by at most {parity['max_abs_diff']:.2g}, KL {parity['kl']:.2g} nats, same answer on "
+        f"{intro}: a logit differs by at most {parity['max_abs_diff']:.2g}, KL {parity['kl']:.2g} nats, same answer on "
         f"{parity['top1_agreement']:.2%}, {parity['metric_kept']:.2%} of the score."
     )
 
@@ -266,7 +266,7 @@ def _what(recipe: Recipe) -> str:
     if isinstance(task, TokenClassification):
         return f"tagger of words ({', '.join(f'{i} = {name}' for i, name in enumerate(task.labels))})"
     if isinstance(task, Regression):
-        return f"model that gives {_read(task)} a number ({task.label})"
+        return f"model that gives {_inputs(task)} a number ({task.label})"
     if isinstance(task, ImageClassification):
         return f"classifier of pictures ({', '.join(f'{i} = {name}' for i, name in enumerate(task.labels))})"
     if isinstance(task, Embedding):
@@ -275,25 +275,25 @@ def _what(recipe: Recipe) -> str:
         return f"model that writes {task.target} out of {task.source}"
     labels = ", ".join(f"{i} = {name}" for i, name in enumerate(task.labels))
     several = "several classes for each: " if isinstance(task, MultiLabelClassification) else ""
-    return f"classifier of {_read(task)} ({several}{labels})"
+    return f"classifier of {_inputs(task)} ({several}{labels})"
 
 
-def _read(task: Texts) -> str:
+def _inputs(task: Texts) -> str:
     return "texts" if task.pair is None else "pairs of texts"
 
 
-def _made(recipe: Recipe) -> str:
+def _origin(recipe: Recipe) -> str:
     lora = recipe.teacher.adapter
     tuned = f"tuned with LoRA rank {lora.rank}" if lora else "tuned with all weights"
     if recipe.teacher.fit is None:
         tuned = "as it is"
     teacher = teacher_of(recipe)
-    data = ", ".join(md.code(_shown(source)) for source in _sources(recipe))
+    data = ", ".join(md.code(_name(source)) for source in _sources(recipe))
     cut = "" if recipe.kind.reads_images else f", texts cut to {recipe.data.max_tokens} tokens"
     adapter = f" with the adapter {md.code(teacher.adapter.name)}" if teacher.adapter is not None else ""
-    stored = stored_form(teacher)
-    quantized = str(stored) if stored is not None and stored.stays_packed else recipe.teacher.quantize
-    return f"""- Teacher: {md.code(_shown(teacher))}{adapter}, quantized: {quantized}, {tuned}.
+    form = stored_form(teacher)
+    quantized = str(form) if form is not None and form.stays_packed else recipe.teacher.quantize
+    return f"""- Teacher: {md.code(_name(teacher))}{adapter}, quantized: {quantized}, {tuned}.
 - Student: {_student(recipe)}.
 - Loss: {_loss(recipe)}.
 - Data: {data}{cut}, seed {recipe.seed}."""
@@ -319,13 +319,13 @@ def _loss(recipe: Recipe) -> str:
 
 USES: dict[str, Callable[[Any], str]] = {
     "text_classification": lambda task: (
-        f"It sorts {_read(task)} into {', '.join(task.labels)}, and gives each one of these, fitting or not."
+        f"It sorts {_inputs(task)} into {', '.join(task.labels)}, and gives each one of these, fitting or not."
     ),
     "image_classification": lambda task: (
         f"It sorts pictures into {', '.join(task.labels)}, and gives each one of these, fitting or not."
     ),
     "multi_label_classification": lambda task: (
-        f"It says of {_read(task)} which of {', '.join(task.labels)} they are, by itself for each; maybe of none."
+        f"It says of {_inputs(task)} which of {', '.join(task.labels)} they are, by itself for each; maybe of none."
     ),
     "token_classification": lambda task: (
         f"It tags the words of texts, their parts between spaces, as {', '.join(task.labels)}."
@@ -335,7 +335,7 @@ USES: dict[str, Callable[[Any], str]] = {
         f"{'or says that there is none' if task.no_answer else 'and always gives one, right or not'}."
     ),
     "regression": lambda task: (
-        f"It gives {_read(task)} a number, {task.label}, and knows neither bounds nor how sure it is."
+        f"It gives {_inputs(task)} a number, {task.label}, and knows neither bounds nor how sure it is."
     ),
     "embedding": lambda _: (
         "It gives texts vectors; texts that its teacher finds alike get a high cosine. Compare its vectors only."
@@ -368,26 +368,26 @@ def _sources(recipe: Recipe) -> list[Source]:
 
 def _licences(recipe: Recipe) -> str:
     teacher = teacher_of(recipe)
-    lines = [f"- Teacher's base {md.code(_shown(teacher))}: {_told(teacher)}."]
+    lines = [f"- Teacher's base {md.code(_name(teacher))}: {_licence(teacher)}."]
     if recipe.student.model is not None and student_of(recipe).name != teacher.name:
-        lines.append(f"- Student's base {md.code(_shown(student_of(recipe)))}: {_told(student_of(recipe))}.")
-    lines += [f"- Data {md.code(_shown(source))}: {_told(source)}." for source in _sources(recipe)]
+        lines.append(f"- Student's base {md.code(_name(student_of(recipe)))}: {_licence(student_of(recipe))}.")
+    lines += [f"- Data {md.code(_name(source))}: {_licence(source)}." for source in _sources(recipe)]
     own = (
         f"This model: {md.plain(recipe.export.license)}." if recipe.export.license else "They apply to this model too."
     )
     return "\n".join([*lines, "", own])
 
 
-def _shown(source: Source) -> str:
+def _name(source: Source) -> str:
     return Path(source.name).name if source.path is not None and ":" not in source.name else source.name
 
 
-def _told(source: Source) -> str:
-    found = licence_of(source)
+def _licence(source: Source) -> str:
+    licence = licence_of(source)
     if source.path is None:
         page = f"see https://huggingface.co/{source.name}"
-        return f"{md.plain(found)}, {page}" if found else page
-    return md.plain(found) if found else "its files name none; ask where they come from"
+        return f"{md.plain(licence)}, {page}" if licence else page
+    return md.plain(licence) if licence else "its files name none; ask where they come from"
 
 
 def _divergence(recipe: Recipe) -> str:
@@ -404,8 +404,8 @@ def _divergence(recipe: Recipe) -> str:
     return names[divergence.kind]
 
 
-def _score(found: Mapping[str, Any], name: str) -> str:
-    score = found["scores"][name]
+def _score(results: Mapping[str, Any], name: str) -> str:
+    score = results["scores"][name]
     return f"{score['value']:.4f} ({score['low']:.4f} to {score['high']:.4f})"
 
 

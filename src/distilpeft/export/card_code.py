@@ -97,7 +97,7 @@ _CLASSIFY = """from transformers import pipeline
 
 texts = {texts}
 classify = pipeline("{pipeline}", model="."{options})
-print(classify({given}{cut}))"""
+print(classify({inputs}{cut}))"""
 _WRITE = """from transformers import pipeline
 
 write = pipeline("text-generation", model=".")
@@ -220,157 +220,167 @@ def javascript(task: str, forms: Mapping[str, str], *, pair: bool) -> list[str]:
     return [_JAVASCRIPT.format(pipeline=KINDS[task].pipeline, dtype=dtype, texts=_TEXTS)]
 
 
-def snippet(told: ExportManifest) -> str:
+def snippet(manifest: ExportManifest) -> str:
     """The code, with its language and what to install, in Markdown.
 
     Args:
-        told: the export's manifest.
+        manifest: the export's manifest.
     """
-    form, language = told["format"], KINDS[told["task"]].is_language_model
+    form, language = manifest["format"], KINDS[manifest["task"]].is_language_model
     runtime = FORMS[form].runtime
     if form.startswith("gguf"):
-        return f'```sh\nllama-cli -m {told["file"]} -p "Once upon a time"\n```'
+        return f'```sh\nllama-cli -m {manifest["file"]} -p "Once upon a time"\n```'
     if runtime == "model2vec":
-        return f"```python\n# pip install model2vec\n{_model2vec(told)}\n```"
-    if "ignored_ids" in told and runtime == "transformers":
-        return f"```python\n# pip install safetensors tokenizers torch\n{_static(told)}\n```"
+        return f"```python\n# pip install model2vec\n{_model2vec(manifest)}\n```"
+    if "ignored_ids" in manifest and runtime == "transformers":
+        return f"```python\n# pip install safetensors tokenizers torch\n{_static(manifest)}\n```"
     if runtime == "transformers":
         needs = {"bnb-nf4": ", accelerate and bitsandbytes", "torchao-int8": ", accelerate and torchao"}.get(form, "")
-        if "pictures" in told:
+        if "pictures" in manifest:
             needs += ", pillow (and torchvision, if it asks for it)"
             code = _LOOK.format(pictures=_PICTURES)
-        elif "pooling" in told:
-            code = _EMBED.format(max_tokens=told["max_tokens"], vector=_VECTOR[told["pooling"]])
-        elif KINDS[told["task"]].reads_first:
-            code = _TRANSLATE.format(prefix=told["prefix"])
+        elif "pooling" in manifest:
+            code = _EMBED.format(max_tokens=manifest["max_tokens"], vector=_VECTOR[manifest["pooling"]])
+        elif KINDS[manifest["task"]].reads_first:
+            code = _TRANSLATE.format(prefix=manifest["prefix"])
         else:
-            code = _WRITE if language else _find(told) if "stride" in told else _classify(told)
+            code = _WRITE if language else _find(manifest) if "stride" in manifest else _classify(manifest)
         return f"```python\n# needs transformers{needs}\n{code}\n```"
-    kind = KINDS[told["task"]]
+    kind = KINDS[manifest["task"]]
     make = (
         _see if kind.reads_images
         else _answer if kind.reads_first
         else _language if language
-        else _finder if "stride" in told
+        else _finder if "stride" in manifest
         else _classifier
     )  # fmt: skip
-    code = make(told, runtime)
-    return f"```python\n# pip install {runtime} {'pillow' if 'pictures' in told else 'tokenizers'}\n{code}\n```"
+    code = make(manifest, runtime)
+    return f"```python\n# pip install {runtime} {'pillow' if 'pictures' in manifest else 'tokenizers'}\n{code}\n```"
 
 
-def _static(told: ExportManifest) -> str:
+def _static(manifest: ExportManifest) -> str:
     """A static student by hand: transformers does not know the architecture."""
-    vectors = not KINDS[told["task"]].has_labels
+    vectors = not KINDS[manifest["task"]].has_labels
     return _STATIC.format(
-        texts=_PAIRS if told.get("pair") else _TEXTS, labels=f"\nlabels = {told['labels']}" if "labels" in told else "",
-        max_tokens=told["max_tokens"], body="" if vectors else "static.",
-        vectors=_STATIC_PAIRS if told.get("pair") else _STATIC_VECTORS, head="" if vectors else _STATIC_HEAD,
-        show="print(torch.nn.functional.normalize(logits, dim=-1))" if vectors else _SHOW[told["task"]],
+        texts=_PAIRS if manifest.get("pair") else _TEXTS,
+        labels=f"\nlabels = {manifest['labels']}" if "labels" in manifest else "",
+        max_tokens=manifest["max_tokens"], body="" if vectors else "static.",
+        vectors=_STATIC_PAIRS if manifest.get("pair") else _STATIC_VECTORS, head="" if vectors else _STATIC_HEAD,
+        show="print(torch.nn.functional.normalize(logits, dim=-1))" if vectors else _SHOW[manifest["task"]],
     )  # fmt: skip
 
 
-def _model2vec(told: ExportManifest) -> str:
-    if not KINDS[told["task"]].has_labels:
+def _model2vec(manifest: ExportManifest) -> str:
+    if not KINDS[manifest["task"]].has_labels:
         return _MODEL2VEC.format(module="", name="StaticModel", texts=_TEXTS, ask="encode(texts, normalize=True)")
     return _MODEL2VEC.format(module=".inference", name="StaticModelPipeline", texts=_TEXTS, ask="predict(texts)")
 
 
-def _find(told: ExportManifest) -> str:
+def _find(manifest: ExportManifest) -> str:
     """Through a model of transformers, which has no pipeline for it any more."""
     answer = "text[offsets[s][0] : offsets[e][1]]"
-    if told["no_answer"]:
+    if manifest["no_answer"]:
         answer = f'"no answer" if found.start_logits[0, 0] + found.end_logits[0, 0] > score else {answer}'
-    return _FIND.format(longest_answer=told["longest_answer"], answer=answer)
+    return _FIND.format(longest_answer=manifest["longest_answer"], answer=answer)
 
 
-def _classify(told: ExportManifest) -> str:
+def _classify(manifest: ExportManifest) -> str:
     """Through the pipeline of transformers."""
-    given = '[{"text": one, "text_pair": two} for one, two in texts]' if told.get("pair") else "texts"
+    inputs = '[{"text": one, "text_pair": two} for one, two in texts]' if manifest.get("pair") else "texts"
     options = {
         "multi_label_classification": ", top_k=None", "regression": ', function_to_apply="none"',
         "token_classification": ', aggregation_strategy="first"',
     }  # fmt: skip
-    texts = _PAIRS if told.get("pair") else _TEXTS
-    pipeline = KINDS[told["task"]].pipeline
-    cut = "" if told["task"] == "token_classification" else ", truncation=True"  # there by itself, here only if asked
-    return _CLASSIFY.format(texts=texts, given=given, cut=cut, pipeline=pipeline, options=options.get(told["task"], ""))
+    texts = _PAIRS if manifest.get("pair") else _TEXTS
+    pipeline = KINDS[manifest["task"]].pipeline
+    cut = (
+        "" if manifest["task"] == "token_classification" else ", truncation=True"
+    )  # there by itself, here only if asked
+    return _CLASSIFY.format(
+        texts=texts, inputs=inputs, cut=cut, pipeline=pipeline, options=options.get(manifest["task"], "")
+    )
 
 
-def _runs(told: ExportManifest) -> tuple[str, str]:
+def _runs(manifest: ExportManifest) -> tuple[str, str]:
     """Opening a graph of classes, and asking it."""
-    runtime = FORMS[told["format"]].runtime
+    runtime = FORMS[manifest["format"]].runtime
     feed = "{name: np.array(value) for name, value in inputs.items()}"
     runs = {
         "onnxruntime": f'logits = session.run(["logits"], {feed})[0]',
         "openvino": f'logits = model({feed})["logits"]',
     }
-    return _OPEN[runtime].format(file=told["file"]), runs[runtime]
+    return _OPEN[runtime].format(file=manifest["file"]), runs[runtime]
 
 
-def _finder(told: ExportManifest, runtime: str) -> str:
-    opened, run = _runs(told)
-    known = {name: told[name] for name in ("max_tokens", "stride", "longest_answer")}
-    types = _TYPES_OF_ONE if told.get("typed") else ""
+def _finder(manifest: ExportManifest, runtime: str) -> str:
+    opened, run = _runs(manifest)
+    settings = {name: manifest[name] for name in ("max_tokens", "stride", "longest_answer")}
+    types = _TYPES_OF_ONE if manifest.get("typed") else ""
     begin, nothing, answer = 'best = (-np.inf, "")', "", "best[1]"
-    if told["no_answer"]:
+    if manifest["no_answer"]:
         begin = 'best, nothing = (-np.inf, ""), np.inf'
         nothing = "\n    nothing = min(nothing, float(logits[0, :, 0].sum()))  # [CLS]: it is not in this window"
         answer = '"no answer" if nothing > best[0] else best[1]'
     return _FINDER.format(
-        runtime=runtime, open=opened, begin=begin, run=run, types=types, nothing=nothing, answer=answer, **known
+        runtime=runtime, open=opened, begin=begin, run=run, types=types, nothing=nothing, answer=answer, **settings
     )
 
 
-def _classifier(told: ExportManifest, runtime: str) -> str:
-    labels = f"\nlabels = {told['labels']}" if "labels" in told else ""
-    imports = "re\n\nimport numpy as np" if told["task"] == "token_classification" else "numpy as np"
+def _classifier(manifest: ExportManifest, runtime: str) -> str:
+    labels = f"\nlabels = {manifest['labels']}" if "labels" in manifest else ""
+    imports = "re\n\nimport numpy as np" if manifest["task"] == "token_classification" else "numpy as np"
     return _CLASSIFIER.format(
-        imports=f"import {imports}\nimport {runtime}", run="\n".join(_runs(told)), pad=told["pad_token_id"] or 0,
-        texts=_PAIRS if told.get("pair") else _TEXTS, types=_TYPES if told.get("typed") else "", labels=labels,
-        max_tokens=told["max_tokens"], show=_SHOW[told["task"]],
+        imports=f"import {imports}\nimport {runtime}", run="\n".join(_runs(manifest)),
+        pad=manifest["pad_token_id"] or 0,
+        texts=_PAIRS if manifest.get("pair") else _TEXTS, types=_TYPES if manifest.get("typed") else "", labels=labels,
+        max_tokens=manifest["max_tokens"], show=_SHOW[manifest["task"]],
     )  # fmt: skip
 
 
-def _see(told: ExportManifest, runtime: str) -> str:
+def _see(manifest: ExportManifest, runtime: str) -> str:
     """Pictures into a graph, as `pictures.Reader` reads them."""
-    opened, run = _runs(told)
-    settings = told["pictures"]
+    opened, run = _runs(manifest)
+    settings = manifest["pictures"]
     scale = f" * {settings.get('rescale_factor', 1 / 255)!r}" if settings.get("do_rescale", True) else ""
-    known = settings.get("do_normalize", True) and settings.get("image_mean") is not None
-    normalize = _NORMALIZE.format(mean=settings["image_mean"], std=settings["image_std"]) if known else ""
+    has_mean = settings.get("do_normalize", True) and settings.get("image_mean") is not None
+    normalize = _NORMALIZE.format(mean=settings["image_mean"], std=settings["image_std"]) if has_mean else ""
     return _SEE.format(
-        runtime=runtime, open=opened, run=run, labels=told["labels"], pictures=_PICTURES, scale=scale,
-        resize=_resize(settings, told["shape"]), normalize=normalize,
+        runtime=runtime, open=opened, run=run, labels=manifest["labels"], pictures=_PICTURES, scale=scale,
+        resize=_resize(settings, manifest["shape"]), normalize=normalize,
         order="pixels[::-1]" if settings.get("do_flip_channel_order") else "pixels",
     )  # fmt: skip
 
 
 def _resize(settings: Mapping[str, Any], shape: Sequence[int]) -> str:
     """Resizing and cropping, in code."""
-    size, resample, found = settings.get("size") or {}, settings.get("resample", 2), ""
+    size, resample, code = settings.get("size") or {}, settings.get("resample", 2), ""
     short = size.get("shortest_edge", 0)
     cropped = "crop_pct" in settings and 0 < short < 384
     if settings.get("do_resize", True):
         short = int(short / settings["crop_pct"]) if cropped else short
         to = (size["width"], size["height"]) if "height" in size else (short, short)
         plain = "height" in size or ("crop_pct" in settings and not cropped)
-        found = f".resize({to}, {resample})" if plain else _SHORTEST.format(short=short, resample=resample)
+        code = f".resize({to}, {resample})" if plain else _SHORTEST.format(short=short, resample=resample)
     if settings.get("do_center_crop") or cropped:
-        found += _CROP.format(height=shape[1], width=shape[2])
-    return found
+        code += _CROP.format(height=shape[1], width=shape[2])
+    return code
 
 
-def _answer(told: ExportManifest, runtime: str) -> str:
-    opened, run = _runs(told)
+def _answer(manifest: ExportManifest, runtime: str) -> str:
+    opened, run = _runs(manifest)
     return _ANSWER.format(
-        runtime=runtime, open=opened, run=run, start=told["decoder_start_token_id"], most=told["max_new_tokens"],
-        ends=told["eos_token_ids"], prefix=told["prefix"], max_tokens=told["max_tokens"],
+        runtime=runtime, open=opened, run=run, start=manifest["decoder_start_token_id"],
+        most=manifest["max_new_tokens"], ends=manifest["eos_token_ids"], prefix=manifest["prefix"],
+        max_tokens=manifest["max_tokens"],
     )  # fmt: skip
 
 
-def _language(told: ExportManifest, runtime: str) -> str:
+def _language(manifest: ExportManifest, runtime: str) -> str:
     past = {"onnxruntime": _ONNX_PAST, "openvino": _OPENVINO_PAST}
     runs = {"onnxruntime": "session.run(None, feed | past)", "openvino": "model(feed | past).to_tuple()"}
     return _LANGUAGE.format(
-        imports=f"import {runtime}", ends=told["eos_token_ids"], open=_runs(told)[0] + past[runtime], run=runs[runtime]
+        imports=f"import {runtime}",
+        ends=manifest["eos_token_ids"],
+        open=_runs(manifest)[0] + past[runtime],
+        run=runs[runtime],
     )

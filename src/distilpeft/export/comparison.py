@@ -50,16 +50,16 @@ class Call:
 
 def faults(figures: Mapping[str, Any], limits: Limits) -> list[str]:
     """What is beyond its limit, in words that name the recipe's key."""
-    found = []
+    messages = []
     for name, word in (("max_abs_diff", "a logit differs by"), ("kl", "KL to the student is")):
         limit = getattr(limits, name)
         if limit is not None and not figures[name] <= limit:
-            found.append(f"{word} {figures[name]:.3g} ({name} allows {limit:.3g})")
+            messages.append(f"{word} {figures[name]:.3g} ({name} allows {limit:.3g})")
     for name, word in (("top1_agreement", "same answer on only"), ("metric_kept", "keeps only")):
         limit = getattr(limits, name)
         if limit is not None and not figures[name] >= limit:
-            found.append(f"{word} {figures[name]:.2%} ({name} asks for {limit:.2%})")
-    return found
+            messages.append(f"{word} {figures[name]:.2%} ({name} asks for {limit:.2%})")
+    return messages
 
 
 @dataclass
@@ -77,39 +77,39 @@ class Verdict:
     worst: list[tuple[int, float, float]] = field(default_factory=list)
 
     def __str__(self) -> str:
-        told = "; ".join(self.faults)
+        reasons = "; ".join(self.faults)
         rows = ", ".join(f"{row} (logit off by {gap:.3g}, KL {kl:.3g})" for row, gap, kl in self.worst)
-        return f"{told}. Validation rows that differ most: {rows}" if rows else told
+        return f"{reasons}. Validation rows that differ most: {rows}" if rows else reasons
 
 
 Answers = Callable[[Array, Array], tuple[Array, Array]]
 """Outputs and labels of a model's positions → a distribution's logits, or a number, and the right one; see tasks."""
 
 
-def compare(calls: Sequence[Call], told: Path, family: str, answers: Answers) -> Verdict:
+def compare(calls: Sequence[Call], folder: Path, family: str, answers: Answers) -> Verdict:
     """The figures of `Gate.check` that come from logits; calls through the cache count for difference and KL only.
 
     Args:
         calls: with the student's logits.
-        told: folder of the export's, N.npy.
+        folder: folder of the export's, N.npy.
         family: what answers are, see `Kind.family`: the metric is the share of right ones, nats per token of
             `language`, the root mean squared error of `values`.
         answers: the task's.
     """
     sums = _Compared(family, spread(calls) if family == "values" else 1.0)
     for number, call in enumerate(calls):
-        found_NV = np.load(told / f"{number}.npy", allow_pickle=False)
-        if found_NV.shape != call.logits_NV.shape:
-            return Verdict({}, [f"gives logits of shape {found_NV.shape}, the student of {call.logits_NV.shape}"])
-        if not np.isfinite(found_NV).all():
-            bad = call.rows_N[~np.isfinite(found_NV).all(-1)]
+        theirs_NV = np.load(folder / f"{number}.npy", allow_pickle=False)
+        if theirs_NV.shape != call.logits_NV.shape:
+            return Verdict({}, [f"gives logits of shape {theirs_NV.shape}, the student of {call.logits_NV.shape}"])
+        if not np.isfinite(theirs_NV).all():
+            bad = call.rows_N[~np.isfinite(theirs_NV).all(-1)]
             return Verdict({}, [f"gives logits that are not finite, such as for validation row {bad[0]}"])
-        one_MV, labels_M = answers(call.masked(call.logits_NV), call.labels_N)
-        two_MV, _ = answers(call.masked(found_NV), call.labels_N)
-        rows_M = np.repeat(call.rows_N, len(one_MV) // len(call.rows_N))  # several answers of a position
-        for start in range(0, len(one_MV), BLOCK):
+        ours_MV, labels_M = answers(call.masked(call.logits_NV), call.labels_N)
+        theirs_MV, _ = answers(call.masked(theirs_NV), call.labels_N)
+        rows_M = np.repeat(call.rows_N, len(ours_MV) // len(call.rows_N))  # several answers of a position
+        for start in range(0, len(ours_MV), BLOCK):
             part = slice(start, start + BLOCK)
-            sums.add(one_MV[part], two_MV[part], labels_M[part], rows_M[part], whole=call.cut is None)
+            sums.add(ours_MV[part], theirs_MV[part], labels_M[part], rows_M[part], whole=call.cut is None)
     return sums.verdict()
 
 
@@ -118,15 +118,15 @@ def spread(calls: Sequence[Call]) -> float:
     return float(np.concatenate([call.labels_N for call in calls]).std()) or 1.0
 
 
-def _divergence(family: str, one_NV: Array, two_NV: Array) -> NDArray[np.float64]:
-    """KL(one ‖ two) of each answer, in nats; of numbers that of normal distributions of width 1 around them.
+def _divergence(family: str, ours_NV: Array, theirs_NV: Array) -> NDArray[np.float64]:
+    """KL(ours ‖ theirs) of each answer, in nats; of numbers that of normal distributions of width 1 around them.
 
-    Of vectors likewise: since their length is 1, it is 1 less their cosine.
+    The same for vectors: since their length is 1, it is 1 minus their cosine.
     """
     if family in UNRANKED:
-        half_N: NDArray[np.float64] = 0.5 * np.square(one_NV.astype(np.float64) - two_NV).sum(-1)
+        half_N: NDArray[np.float64] = 0.5 * np.square(ours_NV.astype(np.float64) - theirs_NV).sum(-1)
         return half_N
-    return divergence(log_softmax(one_NV), log_softmax(two_NV))
+    return divergence(log_softmax(ours_NV), log_softmax(theirs_NV))
 
 
 class _Compared:
@@ -142,21 +142,21 @@ class _Compared:
         self._theirs: list[NDArray[np.float64]] = []
 
     def add(
-        self, one_NV: Array, two_NV: Array, labels_N: Array, rows_N: NDArray[np.int64], *,
+        self, ours_NV: Array, theirs_NV: Array, labels_N: Array, rows_N: NDArray[np.int64], *,
         whole: bool,
     ) -> None:  # fmt: skip
         """Compare some answers of a call; `whole`: it did not go through the cache."""
-        one_NV, two_NV = (array.astype(np.float64) / self._unit for array in (one_NV, two_NV))
-        self._gaps.append(np.abs(one_NV - two_NV).max(-1))
-        self._kl.append(_divergence(self._family, one_NV, two_NV))
+        ours_NV, theirs_NV = (array.astype(np.float64) / self._unit for array in (ours_NV, theirs_NV))
+        self._gaps.append(np.abs(ours_NV - theirs_NV).max(-1))
+        self._kl.append(_divergence(self._family, ours_NV, theirs_NV))
         self._rows.append(rows_N)
         if whole and self._family == "vectors":
-            self._ours.append(np.ones(len(one_NV)))
-            self._theirs.append((one_NV * two_NV).sum(-1))
+            self._ours.append(np.ones(len(ours_NV)))
+            self._theirs.append((ours_NV * theirs_NV).sum(-1))
         elif whole:
-            self._agree.append(one_NV.argmax(-1) == two_NV.argmax(-1))
-            self._ours.append(self._measure(one_NV, labels_N))
-            self._theirs.append(self._measure(two_NV, labels_N))
+            self._agree.append(ours_NV.argmax(-1) == theirs_NV.argmax(-1))
+            self._ours.append(self._measure(ours_NV, labels_N))
+            self._theirs.append(self._measure(theirs_NV, labels_N))
 
     def _measure(self, answers_NV: NDArray[np.float64], labels_N: Array) -> NDArray[np.float64]:
         if self._family == "values":
@@ -168,7 +168,7 @@ class _Compared:
         right_N: NDArray[np.float64] = (answers_NV.argmax(-1) == labels_N).astype(np.float64)
         return right_N
 
-    def _kept(self, student: float, export: float) -> float:
+    def _retention(self, student: float, export: float) -> float:
         """How much of the student's metric the export keeps."""
         if self._family == "values":
             return float(np.sqrt(student / export)) if export else 1.0
@@ -189,7 +189,7 @@ class _Compared:
             **agree,
             "metric_student": student,
             "metric_export": export,
-            "metric_kept": self._kept(student, export),
+            "metric_kept": self._retention(student, export),
         }
         worst: dict[int, tuple[int, float, float]] = {}
         for at in np.lexsort((gap_N, kl_N))[::-1]:

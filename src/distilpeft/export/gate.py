@@ -61,7 +61,7 @@ NUM_PROMPTS, PROMPT_TOKENS = 2, 16
 
 
 class Gate:
-    """The student's answers, computed once, to hold exports against.
+    """The student's answers, computed once, to compare exports with.
 
     Args:
         context: the run, with the recipe's `export` section.
@@ -83,7 +83,7 @@ class Gate:
         self._ids = list(tokenizer(self._texts)["input_ids"]) if self._caches else _first_rows(rows, self._texts)
         self._tokens: dict[str, int] = {} if self._reader else tokenizer.get_vocab()
         self.prompts = self._prompts()
-        self._told = [generate(self._runner, ids, NEW_TOKENS, ()) for ids in self.prompts]
+        self._continuations = [generate(self._runner, ids, NEW_TOKENS, ()) for ids in self.prompts]
 
     def _calls(self, rows: Tokens, width: int) -> list[Call]:
         """Batches of the first rows, until there are enough positions with `width` logits each."""
@@ -122,13 +122,13 @@ class Gate:
         if not self._language:
             return []
         rows = [call.inputs for call in self.calls if call.cut is None]
-        found = [row["input_ids"][0][row["attention_mask"][0] == 1 if "attention_mask" in row else ...].tolist()
-                 for row in rows]  # fmt: skip
-        found = found if not self._caches else [ids[:PROMPT_TOKENS] for ids in found]
-        return found[:NUM_PROMPTS]
+        prompts = [row["input_ids"][0][row["attention_mask"][0] == 1 if "attention_mask" in row else ...].tolist()
+                   for row in rows]  # fmt: skip
+        prompts = prompts if not self._caches else [ids[:PROMPT_TOKENS] for ids in prompts]
+        return prompts[:NUM_PROMPTS]
 
     def check(self, folder: Path, limits: Limits, *, exact: bool) -> Verdict:
-        """Hold an exported folder against the student.
+        """Compare an exported folder with the student.
 
         Args:
             folder: the files, with manifest.json.
@@ -152,14 +152,14 @@ class Gate:
                 raise InputError(f"export: {fault}")
             if failure is not None:
                 return Verdict({}, [f"its runtime cannot open or run it: {failure}"])
-            told = json.loads((Path(scratch) / "tokens.json").read_text(encoding="utf-8"))
+            continuations = json.loads((Path(scratch) / "tokens.json").read_text(encoding="utf-8"))
             verdict = compare(self.calls, Path(scratch), self._family, self._answers)
             if (Path(scratch) / TEXTS).is_file():
                 verdict.faults += self._text_faults(Path(scratch), limits)
         if verdict.figures:
             verdict.faults += faults(verdict.figures, limits)
         if self._language:
-            same = [_common(one, two) for one, two in zip(self._told, told, strict=True)]
+            same = [_common(ours, theirs) for ours, theirs in zip(self._continuations, continuations, strict=True)]
             verdict.figures |= {"same_tokens": min(same, default=0), "new_tokens": NEW_TOKENS}
             if exact and min(same, default=NEW_TOKENS) < NEW_TOKENS:
                 verdict.faults.append(f"writes another token than the student after {min(same)} of {NEW_TOKENS}")
@@ -168,20 +168,20 @@ class Gate:
 
     def distance(self, runner: Runner) -> float:
         """Mean KL(student ‖ model) over the first calls: for comparing, not for judging."""
-        found = []
+        divergences = []
         for call in [call for call in self.calls if call.cut is None][:DISTANCE_CALLS]:
             logits = runner.run(call.inputs)[0]
-            told_NV = logits.reshape(-1, logits.shape[-1])[call.at_N]
-            one_NV, two_NV = (
-                self._answers(call.masked(array), call.labels_N)[0] for array in (call.logits_NV, told_NV)
+            logits_NV = logits.reshape(-1, logits.shape[-1])[call.at_N]
+            ours_NV, theirs_NV = (
+                self._answers(call.masked(array), call.labels_N)[0] for array in (call.logits_NV, logits_NV)
             )
-            for start in range(0, len(two_NV), BLOCK):
+            for start in range(0, len(theirs_NV), BLOCK):
                 part = slice(start, start + BLOCK)
-                found.append(_divergence(self._family, one_NV[part], two_NV[part]))
-        return float(np.concatenate(found).mean())
+                divergences.append(_divergence(self._family, ours_NV[part], theirs_NV[part]))
+        return float(np.concatenate(divergences).mean())
 
     def batching(self, runner: Runner) -> dict[str, Any] | None:
-        """What the answers of an int8 graph owe to the rows beside them, whose values share the range of activations.
+        """How the answers of an int8 graph depend on other rows of the batch, which share the range of activations.
 
         Returns:
             `rows`, compared alone and in padded batches of `batch_size`; `max_abs_diff` of a logit, of numbers in
@@ -191,15 +191,19 @@ class Gate:
         if self._language:
             return None
         ids = np.arange(min(len(self._rows.lengths_N), self._gate_rows, BATCHED_ROWS))
-        found = []
+        arrays = []
         for size in (1, BATCH):
             calls = [self._call(self._rows, part, runner) for part in chunks(ids, size)]
             answers = [self._answers(call.masked(call.logits_NV), call.labels_N)[0] for call in calls]
-            found.append(np.concatenate([answer.astype(np.float64) for answer in answers]))
-        one_MV, two_MV = found
-        ranked = {} if self._family in UNRANKED else {"changed": float((one_MV.argmax(-1) != two_MV.argmax(-1)).mean())}
+            arrays.append(np.concatenate([answer.astype(np.float64) for answer in answers]))
+        alone_MV, batched_MV = arrays
+        ranked = (
+            {}
+            if self._family in UNRANKED
+            else {"changed": float((alone_MV.argmax(-1) != batched_MV.argmax(-1)).mean())}
+        )
         unit = spread(self.calls) if self._family == "values" else 1.0
-        gap = float(np.abs(one_MV - two_MV).max()) / unit
+        gap = float(np.abs(alone_MV - batched_MV).max()) / unit
         return {"rows": len(ids), "batch_size": BATCH, "max_abs_diff": gap, **ranked}
 
     def _ask(self, folder: Path, scratch: Path) -> str | None:
@@ -224,15 +228,15 @@ class Gate:
             "model2vec": (_unit(own), _unit(texts)) if self._family == "vectors" else (own / unit, texts / unit),
             "sentence-transformers": (_unit(vectors), _unit(others)),
         }
-        found = []
-        for library, (one, two) in pairs.items():
-            gap_T = np.abs(one.astype(np.float64) - two).max(-1)
+        messages = []
+        for library, (ours, theirs) in pairs.items():
+            gap_T = np.abs(ours.astype(np.float64) - theirs).max(-1)
             if limits.max_abs_diff is not None and not gap_T.max() <= limits.max_abs_diff:
-                found.append(
+                messages.append(
                     f"{library} reads validation row {gap_T.argmax()} differently: off by {gap_T.max():.3g} "
                     f"(max_abs_diff allows {limits.max_abs_diff:.3g})"
                 )
-        return found
+        return messages
 
     def _logits(self, ids: Sequence[int]) -> Array:
         """The student's answer to one row."""
@@ -240,29 +244,29 @@ class Gate:
         return self._runner.run({"input_ids": ids_BS, "attention_mask": np.ones_like(ids_BS)})[0]
 
     def _misread(self, folder: Path) -> list[str]:
-        """Whether the exported tokenizer reads text, or pictures, otherwise than the student's."""
+        """Whether the exported tokenizer reads text, or pictures, differently from the student's."""
         deployed = Bundle(folder)
         if self._reader is not None:
             same = deployed.reader is not None and deployed.reader.settings == self._reader.settings
             return [] if same else ["its preprocessor_config.json is not the student's"]
-        found = []
+        messages = []
         reading = deployed.encode(cast("list[str | tuple[str, str]]", self._texts))
-        wrong = [row for row, (one, two) in enumerate(zip(reading, self._ids, strict=True)) if one != two]
+        wrong = [row for row, (theirs, ours) in enumerate(zip(reading, self._ids, strict=True)) if theirs != ours]
         if wrong:
-            found.append(f"its tokenizer encodes {len(wrong)} texts differently, such as validation row {wrong[0]}")
+            messages.append(f"its tokenizer encodes {len(wrong)} texts differently, such as validation row {wrong[0]}")
         file = deployed.manifest["file"]
         if file.endswith(".gguf"):
             inside = gguf_tokens(folder / file)
-            other = [(token, at) for token, at in self._tokens.items() if inside[at : at + 1] != [token]]
-            if other:
-                found.append(f"the file's token {other[0][1]} is not the tokenizer's {other[0][0]!r}")
-        return found
+            mismatches = [(token, at) for token, at in self._tokens.items() if inside[at : at + 1] != [token]]
+            if mismatches:
+                messages.append(f"the file's token {mismatches[0][1]} is not the tokenizer's {mismatches[0][0]!r}")
+        return messages
 
 
 def _unit(vectors_ND: Array) -> Array:
     """Vectors of length 1; those of no length stay."""
-    found: Array = vectors_ND / np.maximum(np.linalg.norm(vectors_ND, axis=-1, keepdims=True), 1e-12)
-    return found
+    units_ND: Array = vectors_ND / np.maximum(np.linalg.norm(vectors_ND, axis=-1, keepdims=True), 1e-12)
+    return units_ND
 
 
 def _first_rows(rows: Tokens, texts: Sequence[Any]) -> list[list[int]]:
@@ -276,24 +280,26 @@ def _first_rows(rows: Tokens, texts: Sequence[Any]) -> list[list[int]]:
 def gguf_tokens(file: Path) -> list[str]:
     """The token of each id in a GGUF file, by the package's own reader.
 
-    transformers' reader would not do: it takes the tokenizer.json that lies beside the file.
+    transformers' reader would not do: it takes the tokenizer.json next to the file.
     """
     import gguf
 
-    found: list[str] = gguf.GGUFReader(file).fields["tokenizer.ggml.tokens"].contents()
-    return found
+    tokens: list[str] = gguf.GGUFReader(file).fields["tokenizer.ggml.tokens"].contents()
+    return tokens
 
 
 def answered(folder: Path, calls: Path, out: Path) -> str | None:
     """Answer calls in a process of its own; its last words if it failed."""
     command = [sys.executable, "-m", "distilpeft.export.gate_process", str(folder), str(calls), str(out)]
-    done = subprocess.run(command, env=alone(), capture_output=True, text=True, check=False)
-    if done.returncode == 0:
+    process = subprocess.run(command, env=alone(), capture_output=True, text=True, check=False)
+    if process.returncode == 0:
         return None
-    lines = done.stderr.strip().splitlines()
-    return " ".join((lines[-1] if lines else f"exit code {done.returncode}").split())[:300]
+    lines = process.stderr.strip().splitlines()
+    return " ".join((lines[-1] if lines else f"exit code {process.returncode}").split())[:300]
 
 
-def _common(one: Sequence[int], two: Sequence[int]) -> int:
+def _common(ours: Sequence[int], theirs: Sequence[int]) -> int:
     """Tokens that two continuations have in common at their beginning."""
-    return next((at for at, (a, b) in enumerate(zip(one, two, strict=False)) if a != b), min(len(one), len(two)))
+    return next(
+        (at for at, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b), min(len(ours), len(theirs))
+    )

@@ -45,18 +45,18 @@ def answer(folder: Path, calls: Path, out: Path) -> None:
     """
     threads = int(os.environ.get("OMP_NUM_THREADS", "0"))
     runner = open_runner(folder, threads)
-    asked = np.load(calls, allow_pickle=False)
-    numbers = sorted({int(name.split(".")[0]) for name in asked.files if name[0].isdecimal()})
+    arrays = np.load(calls, allow_pickle=False)
+    numbers = sorted({int(name.split(".")[0]) for name in arrays.files if name[0].isdecimal()})
     for number in numbers:
-        call = {name.partition(".")[2]: asked[name] for name in asked.files if name.split(".")[0] == str(number)}
+        call = {name.partition(".")[2]: arrays[name] for name in arrays.files if name.split(".")[0] == str(number)}
         at, cut = call.pop("at"), call.pop("cut", None)
         logits = runner.run(call)[0] if cut is None else through_cache(runner, call, int(cut))
         np.save(out / f"{number}.npy", logits.reshape(-1, logits.shape[-1])[at], allow_pickle=False)
-    prompts = [asked[name].tolist() for name in asked.files if name.startswith("prompt.")]
-    told = [generate(runner, ids, int(asked["new_tokens"]), ()) for ids in prompts]
+    prompts = [arrays[name].tolist() for name in arrays.files if name.startswith("prompt.")]
+    continuations = [generate(runner, ids, int(arrays["new_tokens"]), ()) for ids in prompts]
     if (calls.parent / TEXTS).is_file():
         _read_texts(folder, json.loads((calls.parent / TEXTS).read_text(encoding="utf-8"))["texts"], out)
-    (out / "tokens.json").write_text(json.dumps(told), encoding="utf-8")
+    (out / "tokens.json").write_text(json.dumps(continuations), encoding="utf-8")
 
 
 def _read_texts(folder: Path, texts: list[str], out: Path) -> None:
@@ -69,12 +69,12 @@ def _read_texts(folder: Path, texts: list[str], out: Path) -> None:
 
     model, head = open_model2vec(folder)
     vectors_TD = model.encode(texts)
-    found = {
+    outputs = {
         "texts": vectors_TD if head is None else head.predict_regression(vectors_TD),
         "vectors": vectors_TD,
         "others": SentenceTransformer(str(folder), device="cpu").encode(texts),
     }
-    for name, array in found.items():
+    for name, array in outputs.items():
         np.save(out / f"{name}.npy", array, allow_pickle=False)
 
 

@@ -57,16 +57,16 @@ def read_manifest(folder: Path) -> ExportManifest:
     """What an exported folder says of itself.
 
     Raises:
-        InputError: it is none, or of a form that this version does not know.
+        InputError: it is not one, or of a form that this version does not know.
     """
     if not (folder / MANIFEST).is_file():
         raise InputError(
             f"{folder}: no exported model here (no {MANIFEST}); give a folder such as runs/quickstart/student"
         )
-    found = read_sealed(folder / MANIFEST, "export it again")
-    if found.get("format") not in FORMS:
-        raise InputError(f"{folder / MANIFEST}: format {found.get('format')!r} is none of {', '.join(FORMS)}")
-    return cast("ExportManifest", found)
+    manifest = read_sealed(folder / MANIFEST, "export it again")
+    if manifest.get("format") not in FORMS:
+        raise InputError(f"{folder / MANIFEST}: format {manifest.get('format')!r} is none of {', '.join(FORMS)}")
+    return cast("ExportManifest", manifest)
 
 
 def check_files(folder: Path, manifest: ExportManifest, *leave: str) -> None:

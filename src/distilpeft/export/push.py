@@ -24,7 +24,7 @@ def push(folder: Path, repo: str, console: Console, *, private: bool, dry_run: b
         dry_run: check everything, say what would be uploaded, and upload nothing.
 
     Raises:
-        InputError: the bundle is not whole, its card is not valid, the hub cannot be reached or refuses.
+        InputError: the bundle is not complete, its card is not valid, the hub cannot be reached or refuses.
     """
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HFValidationError
@@ -46,12 +46,12 @@ def push(folder: Path, repo: str, console: Console, *, private: bool, dry_run: b
     api = HfApi()
     try:
         api.create_repo(repo, private=private, exist_ok=True)
-        done = api.upload_folder(
+        commit = api.upload_folder(
             repo_id=repo, folder_path=folder, allow_patterns=list(files), commit_message="Upload by distilpeft"
         )
     except (OSError, ValueError) as error:  # what huggingface_hub raises for the network, a token, a right
         raise InputError(f"{repo}: the hub rejected the upload: {' '.join(str(error).split())[:300]}") from None
-    console.print(f"done: {done.commit_url}", highlight=False)
+    console.print(f"done: {commit.commit_url}", highlight=False)
 
 
 def checked_files(folder: Path) -> dict[str, int]:
@@ -64,8 +64,8 @@ def checked_files(folder: Path) -> dict[str, int]:
     if "files" not in manifest:
         raise InputError(f"{folder}: an export before its bundle was made; give a folder below runs/NAME/exports")
     listed = manifest["files"]
-    found = {file.relative_to(folder).as_posix() for file in files_below(folder)} - {MANIFEST}
-    for name in sorted(found - set(listed)):
+    names = {file.relative_to(folder).as_posix() for file in files_below(folder)} - {MANIFEST}
+    for name in sorted(names - set(listed)):
         raise InputError(f"{folder / name}: not of this bundle; move it elsewhere")
     check_files(folder, manifest)
     return {name: int(recorded["bytes"]) for name, recorded in listed.items()} | {
@@ -82,8 +82,8 @@ def check_card(path: Path) -> None:
     from huggingface_hub import ModelCard
 
     try:
-        found = ModelCard.load(path).data
+        metadata = ModelCard.load(path).data
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path}: its metadata is not a hub card's: {' '.join(str(error).split())[:200]}") from None
-    if not found.pipeline_tag or not found.eval_results:
+    if not metadata.pipeline_tag or not metadata.eval_results:
         raise InputError(f"{path}: its metadata has no pipeline_tag or no scores")

@@ -45,7 +45,7 @@ class Runner(Protocol):
 
     Attributes:
         start: the token that answers begin with, of a model that reads a whole source first; else None. Such a model
-            takes `decoder_input_ids` [B, T] with the source, and in later calls only new ones, beside the source's
+            takes `decoder_input_ids` [B, T] with the source, and in later calls only new ones, with the source's
             mask; its logits are of these.
     """
 
@@ -96,23 +96,23 @@ class GraphRunner:
 
     def _answer(self, inputs: Inputs, cache: Any) -> tuple[Array, Any]:
         """Such a graph keeps nothing: what came before is its cache, and goes in again."""
-        given = dict(inputs)
+        context = dict(inputs)
         if cache is not None:
-            given |= {"input_ids": cache["input_ids"], DECODER: np.concatenate([cache[DECODER], inputs[DECODER]], 1)}
-        (logits,) = self._compute(self.feed(given))
-        return np.asarray(logits, dtype=np.float32)[:, -inputs[DECODER].shape[1] :], given
+            context |= {"input_ids": cache["input_ids"], DECODER: np.concatenate([cache[DECODER], inputs[DECODER]], 1)}
+        (logits,) = self._compute(self.feed(context))
+        return np.asarray(logits, dtype=np.float32)[:, -inputs[DECODER].shape[1] :], context
 
     def feed(self, inputs: Inputs, cache: Any = None) -> dict[str, Array]:
         """What the graph itself takes: the inputs, and a cache even if it is empty."""
         if PIXELS in inputs:
             return {PIXELS: inputs[PIXELS]}
-        found = {name: inputs[name] for name in ("input_ids", "attention_mask", DECODER) if name in inputs}
+        feed = {name: inputs[name] for name in ("input_ids", "attention_mask", DECODER) if name in inputs}
         if self._typed:
-            found[TYPES] = inputs.get(TYPES, np.zeros_like(found["input_ids"]))
-        rows = len(found["input_ids"])
+            feed[TYPES] = inputs.get(TYPES, np.zeros_like(feed["input_ids"]))
+        rows = len(feed["input_ids"])
         for at, (name, (heads, units), dtype) in enumerate(self._caches):
-            found[name] = np.zeros((rows, heads, 0, units), dtype) if cache is None else cache[at]
-        return found
+            feed[name] = np.zeros((rows, heads, 0, units), dtype) if cache is None else cache[at]
+        return feed
 
 
 def open_onnx(file: Path, threads: int = 0, start: int | None = None) -> GraphRunner:
@@ -128,21 +128,21 @@ def open_onnx(file: Path, threads: int = 0, start: int | None = None) -> GraphRu
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
-    wanted = ("CUDAExecutionProvider", "CPUExecutionProvider")
-    providers = [name for name in wanted if name in onnxruntime.get_available_providers()]
+    candidates = ("CUDAExecutionProvider", "CPUExecutionProvider")
+    providers = [name for name in candidates if name in onnxruntime.get_available_providers()]
     session = onnxruntime.InferenceSession(str(file), options, providers=providers)
     dtypes = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
     caches = [
-        (one.name, (one.shape[1], one.shape[3]), dtypes[one.type])
-        for one in session.get_inputs()
-        if one.name.startswith(PAST)
+        (node.name, (node.shape[1], node.shape[3]), dtypes[node.type])
+        for node in session.get_inputs()
+        if node.name.startswith(PAST)
     ]
-    typed = any(one.name == TYPES for one in session.get_inputs())
-    width = _known(session.get_outputs()[0].shape[-1])
+    typed = any(node.name == TYPES for node in session.get_inputs())
+    width = _static_size(session.get_outputs()[0].shape[-1])
     return GraphRunner(lambda feed: session.run(None, feed), caches, width, typed=typed, start=start)
 
 
-def _known(size: object) -> int:
+def _static_size(size: object) -> int:
     """A dimension of a graph; 1 for one that depends on the input, such as an answer's start among the tokens."""
     return size if isinstance(size, int) else 1
 
@@ -156,17 +156,17 @@ def _openvino_runner(file: Path, threads: int, start: int | None) -> GraphRunner
         settings["INFERENCE_NUM_THREADS"] = threads
     model = openvino.Core().compile_model(str(file), "CPU", settings)
     caches = [
-        (one.get_any_name(), (shape[1].get_length(), shape[3].get_length()), np.float32)
-        for one in model.inputs
-        for shape in [one.get_partial_shape()]
-        if one.get_any_name().startswith(PAST)
+        (port.get_any_name(), (shape[1].get_length(), shape[3].get_length()), np.float32)
+        for port in model.inputs
+        for shape in [port.get_partial_shape()]
+        if port.get_any_name().startswith(PAST)
     ]
 
     def compute(feed: dict[str, Array]) -> list[Array]:
-        found = model(feed)
-        return [np.array(found[output]) for output in model.outputs]
+        outputs = model(feed)
+        return [np.array(outputs[output]) for output in model.outputs]
 
-    typed = any(one.get_any_name() == TYPES for one in model.inputs)
+    typed = any(port.get_any_name() == TYPES for port in model.inputs)
     last = model.outputs[0].get_partial_shape()[-1]
     return GraphRunner(compute, caches, last.get_length() if last.is_static else 1, typed=typed, start=start)
 
@@ -216,13 +216,15 @@ class TransformersRunner:
         """Copy the weights to another place in the processor's memory; on a GPU they stay."""
         import torch
 
-        tensors = [one for one in (*self.model.parameters(), *self.model.buffers()) if one.device.type == "cpu"]
-        total = sum(one.numel() * one.element_size() for one in tensors)
+        tensors = [
+            tensor for tensor in (*self.model.parameters(), *self.model.buffers()) if tensor.device.type == "cpu"
+        ]
+        total = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
         # What was freed last is given out first: without something in between the same pages would come back.
         between = torch.ones(int(np.random.default_rng().integers(0, 2 * total + 1)), dtype=torch.uint8)
-        copies = [one.data.clone() for one in tensors]
-        for one, copy in zip(tensors, copies, strict=True):
-            one.data = copy
+        copies = [tensor.data.clone() for tensor in tensors]
+        for tensor, copy in zip(tensors, copies, strict=True):
+            tensor.data = copy
         del between
 
     def write(self, ids: Sequence[int], max_new_tokens: int) -> list[int]:
@@ -231,11 +233,11 @@ class TransformersRunner:
 
         source = torch.tensor([list(ids)], device=self.model.device)
         with torch.inference_mode():
-            found = self.model.generate(
+            sequences = self.model.generate(
                 input_ids=source, attention_mask=torch.ones_like(source), max_new_tokens=max_new_tokens, max_length=None
             )
-        told: list[int] = found[0].tolist()
-        return told
+        tokens: list[int] = sequences[0].tolist()
+        return tokens
 
     def run(self, inputs: Inputs, cache: Any = None, *, last: bool = False) -> tuple[Array, Any]:
         """See `Runner`."""
@@ -248,14 +250,14 @@ class TransformersRunner:
         if self.start is not None and cache is not None:
             options["encoder_outputs"], options["past_key_values"] = cache
         with torch.inference_mode():
-            found = self.model(**tensors, **options)
+            output = self.model(**tensors, **options)
         if self.start is not None:
-            source = options.get("encoder_outputs", (found.encoder_last_hidden_state,))
-            return found.logits.float().cpu().numpy(), (source, found.past_key_values)
+            source = options.get("encoder_outputs", (output.encoder_last_hidden_state,))
+            return output.logits.float().cpu().numpy(), (source, output.past_key_values)
         pooling = getattr(self._bare, "pooling", None)
         if pooling is not None:
-            return pooled(found, tensors["attention_mask"], pooling).float().cpu().numpy(), None
-        return logits_of(found).float().cpu().numpy(), getattr(found, "past_key_values", None)
+            return pooled(output, tensors["attention_mask"], pooling).float().cpu().numpy(), None
+        return logits_of(output).float().cpu().numpy(), getattr(output, "past_key_values", None)
 
 
 def open_runner(folder: Path, threads: int = 0) -> Runner:
@@ -266,7 +268,7 @@ def open_runner(folder: Path, threads: int = 0) -> Runner:
         threads: of the runtime; 0 leaves the choice to it.
 
     Raises:
-        InputError: it is no exported folder, or what it needs is not installed.
+        InputError: it is not an exported folder, or what it needs is not installed.
     """
     manifest = read_manifest(folder)
     form = FORMS[manifest["format"]]
@@ -303,10 +305,10 @@ def _unpacked(runner: GraphRunner, inputs: Inputs) -> Array:
     for (row, start), after in zip(starts, [*starts[1:], (-1, 0)], strict=True):
         end = after[1] if after[0] == row else width
         part = ids_BS[row : row + 1, start:end]
-        found, _ = runner.run({"input_ids": part, "attention_mask": np.ones_like(part)})
+        logits, _ = runner.run({"input_ids": part, "attention_mask": np.ones_like(part)})
         if logits_BSV is None:
-            logits_BSV = np.zeros((*ids_BS.shape, found.shape[-1]), np.float32)
-        logits_BSV[row, start:end] = found[0]
+            logits_BSV = np.zeros((*ids_BS.shape, logits.shape[-1]), np.float32)
+        logits_BSV[row, start:end] = logits[0]
     assert logits_BSV is not None, "a row has a first position"
     return logits_BSV
 
@@ -316,7 +318,7 @@ def load_exported(folder: Path, manifest: ExportManifest, device: torch.device) 
     import torch
     import transformers
 
-    from distilpeft.models.static import architecture as _static  # noqa: F401 - tells the Auto classes of it
+    from distilpeft.models.static import architecture as _static  # noqa: F401 - registers it with the Auto classes
 
     file = manifest["file"]
     options: dict[str, Any] = {"dtype": "auto", "device_map": {"": device}}

@@ -64,35 +64,35 @@ def _weights(file: Path) -> list[NDArray[Any]]:
     graph = onnx.load(str(file)).graph
     constants = {tensor.name: tensor for tensor in graph.initializer}
     sources = {node.output[0]: node.input[0] for node in graph.node if node.op_type == "DequantizeLinear"}
-    found = []
+    weights = []
     for node in graph.node:
         if node.op_type in ("MatMulInteger", "MatMul", "Gemm"):
             tensor = constants.get(sources.get(node.input[1], node.input[1]))
             if tensor is not None and tensor.data_type == onnx.TensorProto.INT8:
-                found.append(onnx.numpy_helper.to_array(tensor))
-    return found
+                weights.append(onnx.numpy_helper.to_array(tensor))
+    return weights
 
 
 def _in_double(node: Any) -> list[Any]:
     """MatMulInteger as: subtract the zero points, multiply, all in double precision; its output is int32 as before."""
     import onnx
 
-    made, sides = [], []
+    nodes, sides = [], []
     for side, name in enumerate(node.input[:2]):
         parts = [name, *node.input[side + 2 : side + 3]]
         wide = [f"{node.output[0]}_{side}_{at}" for at in range(len(parts))]
-        made += [
+        nodes += [
             onnx.helper.make_node("Cast", [part], [new], to=onnx.TensorProto.DOUBLE)
             for part, new in zip(parts, wide, strict=True)
         ]
         sides.append(wide[0])
         if len(wide) > 1:
             sides[-1] = f"{node.output[0]}_{side}"
-            made.append(onnx.helper.make_node("Sub", wide, [sides[-1]]))
+            nodes.append(onnx.helper.make_node("Sub", wide, [sides[-1]]))
     product = f"{node.output[0]}_product"
-    made.append(onnx.helper.make_node("MatMul", sides, [product]))
-    made.append(onnx.helper.make_node("Cast", [product], [node.output[0]], to=onnx.TensorProto.INT32))
-    return made
+    nodes.append(onnx.helper.make_node("MatMul", sides, [product]))
+    nodes.append(onnx.helper.make_node("Cast", [product], [node.output[0]], to=onnx.TensorProto.INT32))
+    return nodes
 
 
 def _dequantized(node: Any, constants: dict[str, Any]) -> NDArray[np.float32]:
@@ -106,5 +106,5 @@ def _dequantized(node: Any, constants: dict[str, Any]) -> NDArray[np.float32]:
         return values.reshape(shape) if values.size > 1 else values.reshape(())
 
     lowered = weight.astype(np.float32) - (along(zero[0]).astype(np.float32) if zero else 0)
-    made: NDArray[np.float32] = (lowered * along(scale)).astype(np.float32)
-    return made
+    product: NDArray[np.float32] = (lowered * along(scale)).astype(np.float32)
+    return product

@@ -4,8 +4,8 @@ torch.export traces the model as it is, so the graph is the student's own arithm
 `attention_mask`, the mask over cached and new positions, and for pairs of texts `token_type_ids`, where the model tells
 them apart by those; positions are counted from the mask, so padding on either side is right. A language model also
 takes `past_key_values.N.key|value` (of no positions, at first) and gives `present.N.key|value` behind `logits`: the
-names that ONNX tools for language models know. An encoder-decoder takes `decoder_input_ids` beside its source, and has
-no cache: source and answer so far go in anew for each token.
+names that ONNX tools for language models know. An encoder-decoder takes `decoder_input_ids` alongside its source, and
+has no cache: source and answer so far go in again for each token.
 
     B  rows    P  cached positions    S  new positions
 """
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
 EXTERNAL_BYTES = 1_500_000_000
-"""A graph whose weights are larger keeps them in a file beside it: protobuf files end at 2 GB."""
+"""A graph whose weights are larger keeps them in a file next to it: protobuf files end at 2 GB."""
 
 
 def fault(config: PretrainedConfig) -> str | None:
@@ -49,13 +49,13 @@ def write(
 
     Args:
         model: in eval mode; it is cast to `dtype` in place.
-        file: to be made; large weights go beside it.
+        file: to be made; large weights go next to it.
         caching: whether it is a language model that goes on with a text.
         typed: whether a classifier takes token_type_ids.
         reads_first: whether it is an encoder-decoder: the graph takes source and `decoder_input_ids`, without a cache.
         shape: channels, height and width of the pictures that it takes instead of texts.
         pooling: how its hidden states become one vector, of a model that gives those.
-        dtype: of weights and cache; logits are float32 anyhow.
+        dtype: of weights and cache; logits are always float32.
 
     Raises:
         InputError: torch.onnx cannot export this architecture.
@@ -107,11 +107,11 @@ class _Classifier(nn.Module):
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None) -> Tensor:
         types = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
-        found = self.model(input_ids=input_ids, attention_mask=attention_mask, **types)
+        output = self.model(input_ids=input_ids, attention_mask=attention_mask, **types)
         if self.pooling is not None:
-            vectors: Tensor = pooled(found, attention_mask, self.pooling)
+            vectors: Tensor = pooled(output, attention_mask, self.pooling)
             return vectors.float()
-        logits: Tensor = logits_of(found)
+        logits: Tensor = logits_of(output)
         return logits.float()
 
 
@@ -180,12 +180,12 @@ class _Language(nn.Module):
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, past: list[tuple[Tensor, Tensor]]) -> list[Tensor]:
         positions_BS = (attention_mask.cumsum(-1) - 1).clamp(min=0)[:, -input_ids.shape[1] :]
-        found = self.model(
+        output = self.model(
             input_ids=input_ids, attention_mask=attention_mask, position_ids=positions_BS,
             past_key_values=DynamicCache(past), use_cache=True,
         )  # fmt: skip
-        cache = [side for layer in found.past_key_values.layers for side in (layer.keys, layer.values)]
-        return [found.logits.float(), *cache]
+        cache = [side for layer in output.past_key_values.layers for side in (layer.keys, layer.values)]
+        return [output.logits.float(), *cache]
 
 
 def _strip(model: PreTrainedModel) -> None:
