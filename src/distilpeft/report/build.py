@@ -46,22 +46,22 @@ TRAINING = ("steps", "rows", "seconds", "rows_per_s", "precision", "kept_step", 
 
 def build(plan: Plan) -> Report:
     """Join the figures of a finished run."""
-    figures = {step: made.figures() for step, made in plan.artifacts.items()}
+    figures = {step: artifact.figures() for step, artifact in plan.artifacts.items()}
     recipe, tuned, trained = plan.recipe, figures["teacher"], figures[step_name("distil", STUDENT)]
     views = trained.get("view_rows", 0)
     kind, main = recipe.task.kind, recipe.kind.main
     roles = sorted(plan.roles(), key=lambda role: ORDER.index(role) if role in ORDER else len(ORDER))
     score = {role: figures[f"evaluate/{role}"]["scores"][main]["value"] for role in roles}
-    kept = {role: verdict.kept(kind, score[role], score[TEACHER]) for role in roles}
+    shares = {role: verdict.kept(kind, score[role], score[TEACHER]) for role in roles}
     report = Report(
         recipe=recipe.name,
         seed=recipe.seed,
         split=recipe.evaluate.split,
-        models=tuple(_model(role, figures, kept[role]) for role in roles),
+        models=tuple(_model(role, figures, shares[role]) for role in roles),
         exports={form: _export(form, figures) for form in recipe.export.formats},
         task=kind,
         metric=main,
-        student_vs_teacher=kept[STUDENT],
+        student_vs_teacher=shares[STUDENT],
         quantization_cost=_quantization_cost(plan, figures, main),
         merging_cost=figures[f"evaluate/{MERGED}"]["against_teacher"] if f"evaluate/{MERGED}" in figures else None,
         rows=Rows(
@@ -84,28 +84,30 @@ def build(plan: Plan) -> Report:
         soft_targets=_soft_targets(figures),
         **{name: trained[name] for name in ("vocabulary",) if name in trained},
         training={
-            step: {name: made[name] for name in TRAINING} for step, made in figures.items() if "rows_per_s" in made
+            step: {name: result[name] for name in TRAINING}
+            for step, result in figures.items()
+            if "rows_per_s" in result
         },
         settings=recipe.model_dump(mode="json"),
         given=recipe.model_dump(mode="json", exclude_unset=True),
         environment=plan.artifacts[f"distil/{STUDENT}"].manifest()["environment"],
-        artifacts={step: made.path.name for step, made in plan.steps().items()},
+        artifacts={step: artifact.path.name for step, artifact in plan.steps().items()},
         seconds=_seconds(plan),
     )
     report = report.model_copy(update={"ce_gap_closed": verdict.gap_closed(report)})
-    found = {"verdict": advice.verdict(report), "not_measured": tuple(verdict.not_measured(report))}
-    return report.model_copy(update=found)
+    update = {"verdict": advice.verdict(report), "not_measured": tuple(verdict.not_measured(report))}
+    return report.model_copy(update=update)
 
 
 def _seconds(plan: Plan) -> dict[str, float]:
     """Stage → how long its steps took, of all seeds."""
     spent: dict[str, float] = {}
-    for made in plan.steps().values():
-        spent[made.stage] = round(spent.get(made.stage, 0.0) + made.manifest().get("seconds", 0.0), 2)
+    for artifact in plan.steps().values():
+        spent[artifact.stage] = round(spent.get(artifact.stage, 0.0) + artifact.manifest().get("seconds", 0.0), 2)
     return spent
 
 
-def _model(role: str, figures: dict[str, Any], kept: float | None) -> Model:
+def _model(role: str, figures: dict[str, Any], share: float | None) -> Model:
     scored = figures[f"evaluate/{role}"]
     timed, student = (summary(figures["benchmark"], name) or {} for name in (role, STUDENT))
     form = format_of(role)
@@ -120,16 +122,16 @@ def _model(role: str, figures: dict[str, Any], kept: float | None) -> Model:
         calibration=figures["compare"]["calibration"].get(role),
         latency_ms=timed.get("latency_ms"),
         **{name: timed.get(name) for name in TIMED},
-        kept=kept,
+        kept=share,
     )
 
 
 def _export(form: str, figures: dict[str, Any]) -> Export:
     """What one form's gate found, how large it is, and how much faster than the student."""
-    made = figures[step_name("export", form)]
+    own = figures[step_name("export", form)]
     timed = summary(figures["benchmark"], export_role(form))
-    kept = ("parity", "limits", "worst", "size_bytes", "way", "tried", "processors", "batching", "exact_sums")
-    return Export(**{name: made[name] for name in kept if name in made}, speedup=timed["ratio"] if timed else None)
+    names = ("parity", "limits", "worst", "size_bytes", "way", "tried", "processors", "batching", "exact_sums")
+    return Export(**{name: own[name] for name in names if name in own}, speedup=timed["ratio"] if timed else None)
 
 
 def _quantization_cost(plan: Plan, figures: dict[str, Any], main: str) -> QuantizationCost | None:
@@ -151,16 +153,18 @@ def _soft_targets(figures: dict[str, Any]) -> SoftTargets | None:
     """What is kept of the teacher's distributions, and what that costs."""
     if "targets" not in figures:
         return None
-    made = figures["targets"]
-    return SoftTargets(layout=made["layout"], why=made["why"], measured=made["measured"], audit=figures.get("audit"))
+    targets = figures["targets"]
+    return SoftTargets(
+        layout=targets["layout"], why=targets["why"], measured=targets["measured"], audit=figures.get("audit")
+    )
 
 
 def _samples(figures: dict[str, Any]) -> tuple[Sample, ...]:
     """What teacher and student make of the same beginnings, side by side."""
-    told = {role: figures[f"evaluate/{role}"].get("samples", []) for role in (TEACHER, STUDENT)}
+    samples = {role: figures[f"evaluate/{role}"].get("samples", []) for role in (TEACHER, STUDENT)}
     return tuple(
-        Sample(prompt=one["prompt"], teacher=one["completion"], student=two["completion"])
-        for one, two in zip(told[TEACHER], told[STUDENT], strict=False)
+        Sample(prompt=teacher["prompt"], teacher=teacher["completion"], student=student["completion"])
+        for teacher, student in zip(samples[TEACHER], samples[STUDENT], strict=False)
     )
 
 
@@ -179,17 +183,17 @@ def load(run: Path) -> Report:
     file = run / REPORT
     if not file.is_file():
         raise InputError(f"{run}: no {REPORT} here; give a run's folder, such as runs/quickstart, once it is finished")
-    found = read_sealed(file, "run the recipe again")
+    content = read_sealed(file, "run the recipe again")
     try:
-        report = Report.model_validate(found)
+        report = Report.model_validate(content)
     except ValidationError:
         report = None
-    if report is None or "verdict" not in found:
+    if report is None or "verdict" not in content:
         raise InputError(f"{file}: written by another version of distilpeft; run the recipe again")
     return report
 
 
 def as_json(reports: Sequence[Report]) -> str:
     """One report, or several, as JSON text."""
-    found = [report.as_json() for report in reports]
-    return json.dumps(found[0] if len(found) == 1 else found, indent=2, ensure_ascii=False)
+    contents = [report.as_json() for report in reports]
+    return json.dumps(contents[0] if len(contents) == 1 else contents, indent=2, ensure_ascii=False)

@@ -28,7 +28,7 @@ TITLES = {
     "bleu": "BLEU", "chrf": "chrF", "rouge1": "ROUGE-1", "rouge2": "ROUGE-2", "rougeL": "ROUGE-L",
 }  # fmt: skip
 MANY = 0.2
-"""Share of slow turns from which on it is told."""
+"""Share of slow rounds from which on it is reported."""
 OVER_SEEDS = (
     "Differences, in points for scores that are shares: of each seed with the p-value of its paired test; then their "
     "mean with a 95 % interval over rows and seeds."
@@ -72,8 +72,8 @@ def table_rows(report: Report) -> list[tuple[str, ...]]:
 
 def findings(report: Report) -> list[str]:
     """What a run found out about its models."""
-    found = [*report.verdict.sentences, *_kept(report), *_gap(report), *_compared(report)]
-    return [*found, *verdict.losing(report)]
+    lines = [*report.verdict.sentences, *_retention(report), *_gap(report), *_compared(report)]
+    return [*lines, *verdict.losing(report)]
 
 
 def remarks(report: Report) -> list[str]:
@@ -94,7 +94,7 @@ def remarks(report: Report) -> list[str]:
             f"Merging its adapter into the dequantized base, which the student is cut from: {_apart(merging, report)}."
         )
     cut = [] if report.vocabulary is None else report.vocabulary.sentences(report.split)
-    return [*lines, *cut, *_stored(report), *_chosen(report), *_trained(report)]
+    return [*lines, *cut, *_soft_targets(report), *_int8(report), *_trained(report)]
 
 
 def _gap(report: Report) -> list[str]:
@@ -137,8 +137,8 @@ def _disturbed(report: Report) -> list[str]:
             lines.append(f"{step}: {trained.skipped_steps} of {trained.steps} steps were not finite and were left out.")
         jumps = trained.loss_spikes
         if jumps:
-            shown = ", ".join(map(str, jumps[:5])) + (", ..." if len(jumps) > 5 else "")
-            lines.append(f"{step}: the loss jumped at step {shown} ({len(jumps)} in all); see its curve.")
+            steps = ", ".join(map(str, jumps[:5])) + (", ..." if len(jumps) > 5 else "")
+            lines.append(f"{step}: the loss jumped at step {steps} ({len(jumps)} in all); see its curve.")
     return lines
 
 
@@ -161,44 +161,44 @@ def _compared(report: Report) -> list[str]:
 
 def seed_rows(report: Report) -> list[tuple[str, ...]]:
     """The main score of every seed, cell by cell; the first row holds the titles."""
-    found = report.seeds
-    if found is None:
+    seeds = report.seeds
+    if seeds is None:
         return []
-    metric, unit = found.metric, gap_unit(found.metric)
-    titles: tuple[str, ...] = ("model", *(f"seed {seed}" for seed in found.seeds), "mean ± sd")
+    metric, unit = seeds.metric, gap_unit(seeds.metric)
+    titles: tuple[str, ...] = ("model", *(f"seed {seed}" for seed in seeds.seeds), "mean ± sd")
     rows = [
         (model.role, *(f"{value:.4f}" for value in model.values), f"{model.mean:.4f} ± {model.sd:.4f}")
-        for model in found.models
+        for model in seeds.models
     ]
     gaps = [
         (
             f"{pair.role} − {pair.against}{',' * bool(unit)}{unit}",
-            *(f"{gap(metric, one)} (p {p:.2g})" for one, p in zip(pair.differences, pair.p_values, strict=True)),
+            *(f"{gap(metric, delta)} (p {p:.2g})" for delta, p in zip(pair.differences, pair.p_values, strict=True)),
             f"{gap(metric, pair.mean)} ({gap(metric, pair.low)} to {gap(metric, pair.high)})",
         )
-        for pair in found.comparisons
+        for pair in seeds.comparisons
     ]
     return [titles, *rows, *gaps]
 
 
 def group_rows(report: Report) -> list[tuple[str, ...]]:
     """The main score in each group, cell by cell; the first row holds the titles."""
-    found, metric = report.groups, report.metric
-    if found is None:
+    groups, metric = report.groups, report.metric
+    if groups is None:
         return []
-    roles = [role for role in (TEACHER, CE_ONLY, STUDENT) if role in found.scores]
+    roles = [role for role in (TEACHER, CE_ONLY, STUDENT) if role in groups.scores]
     unit = gap_unit(metric)
-    titles = (found.column, "rows", *roles, f"{STUDENT} − {TEACHER}{',' * bool(unit)}{unit}", "more than on all rows")
+    titles = (groups.column, "rows", *roles, f"{STUDENT} − {TEACHER}{',' * bool(unit)}{unit}", "more than on all rows")
     return [titles] + [
         (
-            one.group,
-            str(one.num_rows),
-            *(_interval(found.scores[role][one.group][metric]) for role in roles),
-            f"{gap(metric, one.difference)} ({gap(metric, one.low)} to {gap(metric, one.high)})",
-            gap(metric, one.beyond),
+            row.group,
+            str(row.num_rows),
+            *(_interval(groups.scores[role][row.group][metric]) for role in roles),
+            f"{gap(metric, row.difference)} ({gap(metric, row.low)} to {gap(metric, row.high)})",
+            gap(metric, row.beyond),
         )
-        for one in found.gaps
-        if one.role == STUDENT
+        for row in groups.gaps
+        if row.role == STUDENT
     ]
 
 
@@ -226,14 +226,16 @@ def form_name(form: AuditForm) -> str:
     return form.kind if form.kind == "full" else f"{form.kind} {form.count}"
 
 
-def _apart(found: AgainstTeacher | QuantizationCost, report: Report) -> str:
+def _apart(distance: AgainstTeacher | QuantizationCost, report: Report) -> str:
     """How far a model is from the teacher, in words."""
-    if found.similarity is not None:
-        return f"similarity {found.similarity:.4f}, {found.neighbours or 0:.2%} of the nearest neighbours the same"
-    if found.kl is None:
-        return f"its numbers are {found.rmse:.2g} apart (RMSE), correlation {found.pearson:.6f}"
+    if distance.similarity is not None:
+        return (
+            f"similarity {distance.similarity:.4f}, {distance.neighbours or 0:.2%} of the nearest neighbours the same"
+        )
+    if distance.kl is None:
+        return f"its numbers are {distance.rmse:.2g} apart (RMSE), correlation {distance.pearson:.6f}"
     unit = KINDS[report.task].unit
-    return f"KL {max(found.kl, 0):.2g} nats, same answer on {found.top1_agreement:.2%} of {unit}"
+    return f"KL {max(distance.kl, 0):.2g} nats, same answer on {distance.top1_agreement:.2%} of {unit}"
 
 
 def _few(amount: float | None) -> str:
@@ -241,27 +243,27 @@ def _few(amount: float | None) -> str:
     return "-" if amount is None else f"{amount:.1f}" if amount < 100 else f"{amount:,.0f}"
 
 
-def _stored(report: Report) -> list[str]:
+def _soft_targets(report: Report) -> list[str]:
     """What was kept of the teacher's distributions."""
-    found = report.soft_targets
-    if found is None or not KINDS[report.task].is_language_model:
+    targets = report.soft_targets
+    if targets is None or not KINDS[report.task].is_language_model:
         return []
-    measured = found.measured
+    cost = targets.measured
     return [
-        f"Soft targets on disk ({found.why}): {_few(measured.bytes_per_token)} bytes per token, "
-        f"{measured.bytes / 1e6:.1f} MB; {_few(measured.ids_per_token)} ids hold "
-        f"{measured.captured_mass:.1%} of the teacher's probability."
+        f"Soft targets on disk ({targets.why}): {_few(cost.bytes_per_token)} bytes per token, "
+        f"{cost.bytes / 1e6:.1f} MB; {_few(cost.ids_per_token)} ids hold "
+        f"{cost.captured_mass:.1%} of the teacher's probability."
     ]
 
 
-def _chosen(report: Report) -> list[str]:
+def _int8(report: Report) -> list[str]:
     """How int8 was made, and what did not hold."""
     lines = []
-    for form, made in report.exports.items():
-        if made.way is not None:
-            failed = ", then ".join(one.way for one in made.tried)
+    for form, export in report.exports.items():
+        if export.way is not None:
+            failed = ", then ".join(attempt.way for attempt in export.tried)
             rest = f"; tried before, and too far off: {failed}." if failed else ", the first way tried."
-            lines.append(" ".join([f"{form}: {made.way} holds{rest}", *conditions(made.as_json())]))
+            lines.append(" ".join([f"{form}: {export.way} holds{rest}", *conditions(export.as_json())]))
     return lines
 
 
@@ -279,18 +281,20 @@ def export_rows(report: Report) -> list[tuple[str, ...]]:
     return [titles] + [
         (
             form,
-            f"{made.size_bytes / 1e6:.1f}MB",
-            f"{made.parity.max_abs_diff:.2g}",
-            f"{made.parity.kl:.2g}",
-            f"{made.parity.top1_agreement:.2%}" if made.parity.top1_agreement is not None else "-",
-            f"{made.parity.metric_kept:.2%}",
-            f"{made.speedup.value:.2f} ({made.speedup.low:.2f}-{made.speedup.high:.2f})" if made.speedup else "-",
+            f"{export.size_bytes / 1e6:.1f}MB",
+            f"{export.parity.max_abs_diff:.2g}",
+            f"{export.parity.kl:.2g}",
+            f"{export.parity.top1_agreement:.2%}" if export.parity.top1_agreement is not None else "-",
+            f"{export.parity.metric_kept:.2%}",
+            f"{export.speedup.value:.2f} ({export.speedup.low:.2f}-{export.speedup.high:.2f})"
+            if export.speedup
+            else "-",
         )
-        for form, made in report.exports.items()
+        for form, export in report.exports.items()
     ]
 
 
-def _kept(report: Report) -> list[str]:
+def _retention(report: Report) -> list[str]:
     """How near the student came to the teacher."""
     student, untrained = report.model(STUDENT), report.model(UNTRAINED)
     assert student is not None, "every run has a student"
@@ -308,7 +312,9 @@ def _kept(report: Report) -> list[str]:
         f"On average the student gives the right token {share:.1%} of the probability that the "
         f"teacher gives it ({scored} tokens, geometric mean)."
     ]
-    before, after = (one.against_teacher.kl if one and one.against_teacher else None for one in (untrained, student))
+    before, after = (
+        model.against_teacher.kl if model and model.against_teacher else None for model in (untrained, student)
+    )
     if before is not None and after is not None:
         factor = f", {before / after:.1f} x less" if after > 0 else ""
         lines.append(f"KL to the teacher: {before:.3f} nats per token untrained, {after:.3f} distilled{factor}.")
@@ -337,11 +343,11 @@ def markdown(report: Report) -> str:
               "the student on validation rows; x: latency of the student in PyTorch at batch 1 over "
               "its own, with a 95 % interval.", ""]  # fmt: skip
     lines += md.table(export_rows(report))
-    tried = [(form, one) for form, made in report.exports.items() for one in made.tried]
+    tried = [(form, one) for form, export in report.exports.items() for one in export.tried]
     lines += ["", *_listed([f"{form}, {one.way}: {'; '.join(one.faults)}" for form, one in tried])] if tried else []
     for sample in report.samples:
         lines += ["", "### Sample", "", *(f"- {role}: {md.code(text)}" for role, text in sample.lines())]
-    lines += ["", "## About this run", "", *_listed(remarks(report)), "", *_measured(report)]
+    lines += ["", "## About this run", "", *_listed(remarks(report)), "", *_measurement(report)]
     return "\n".join(lines) + "\n"
 
 
@@ -350,31 +356,31 @@ def _listed(lines: Sequence[str]) -> list[str]:
     return [f"- {md.plain(line)}" for line in lines]
 
 
-def _measured(report: Report) -> list[str]:
+def _measurement(report: Report) -> list[str]:
     """Where the figures were measured, and which were not."""
     environment = report.environment
     versions = ", ".join(f"{name} {version}" for name, version in environment.versions.items())
     where = f"{environment.device}, {counted(environment.threads, 'thread')}"
     notes = [how_timed(report.benchmark), *untimed(report.benchmark)] if report.benchmark else []
-    measured = [f"Measured on {where}; Python {environment.python}, {versions}.", "", *notes, ""]
-    return [md.plain(line) for line in (*measured, f"Not measured: {'; '.join(report.not_measured)}.")]
+    lines = [f"Measured on {where}; Python {environment.python}, {versions}.", "", *notes, ""]
+    return [md.plain(line) for line in (*lines, f"Not measured: {'; '.join(report.not_measured)}.")]
 
 
-def timing_notes(found: Benchmark) -> list[str]:
+def timing_notes(benchmark: Benchmark) -> list[str]:
     """How latency was measured, what speaks against it, and what was not timed."""
-    return [how_timed(found), *doubts(found), *untimed(found)]
+    return [how_timed(benchmark), *doubts(benchmark), *untimed(benchmark)]
 
 
-def how_timed(found: Benchmark) -> str:
+def how_timed(benchmark: Benchmark) -> str:
     """How latency, throughput and memory were measured."""
-    arm = found.main_arm(found.reference)
+    arm = benchmark.main_arm(benchmark.reference)
     assert arm is not None, "ratios are over the reference"
     sizes = [cell.batch_size for cell in arm.cells]
-    language = found.new_tokens is not None
+    language = benchmark.new_tokens is not None
     most = max(len(cell.round_ms) for cell in arm.cells)
-    rounds = f"{found.rounds} to {most}" if most > found.rounds else str(most)
+    rounds = f"{benchmark.rounds} to {most}" if most > benchmark.rounds else str(most)
     unit = "the first token after a prompt" if language else "a pass"
-    twice = found.noise.same_model_ratio
+    twice = benchmark.noise.same_model_ratio
     alike = f"; two models of the same architecture differed by {abs(twice - 1):.1%}" if twice is not None else ""
     return (
         f"Latency: {unit} over {counted(min(sizes), 'row')}; throughput: {counted(max(sizes), 'row')} at once. "
@@ -388,16 +394,16 @@ def counted(count: int | None, noun: str, plural: str = "") -> str:
     return f"{'–' if count is None else count} {noun if count == 1 else plural or f'{noun}s'}"
 
 
-def untimed(found: Benchmark | None) -> list[str]:
+def untimed(benchmark: Benchmark | None) -> list[str]:
     """The models that could not be timed, and why."""
-    return [f"{one.role} was not timed: {one.why}." for one in found.skipped] if found else []
+    return [f"{model.role} was not timed: {model.why}." for model in benchmark.skipped] if benchmark else []
 
 
-def doubts(found: Benchmark | None) -> list[str]:
+def doubts(benchmark: Benchmark | None) -> list[str]:
     """What speaks against the latencies, to be read next to them."""
-    if found is None:
+    if benchmark is None:
         return []
-    noise, lines = found.noise, []
+    noise, lines = benchmark.noise, []
     if noise.disturbed > MANY:
         lines.append(
             f"In {noise.disturbed:.0%} of rounds a model ran at least 20% slower than usual. Latencies include those "
@@ -421,9 +427,9 @@ def show(report: Report, console: Console) -> None:
     for row in table_rows(report):
         table.add_row(*row[:width], style="bold" if row[0] == STUDENT else None)
     console.print(table)
-    found = [*doubts(report.benchmark), *findings(report)]
+    lines = [*doubts(report.benchmark), *findings(report)]
     # how latencies were measured is in the files
-    for line in [*found, "", "About this run:", *remarks(report), *untimed(report.benchmark)]:
+    for line in [*lines, "", "About this run:", *remarks(report), *untimed(report.benchmark)]:
         console.print(line, highlight=False, markup=False)
 
 
@@ -433,10 +439,10 @@ def _interval(score: Score) -> str:
     return value if score.low is None else f"{value} ({score.low:.{digits}f}-{score.high:.{digits}f})"
 
 
-def _against(found: AgainstTeacher | None) -> str:
-    if found is None or found.kl is None:
+def _against(distance: AgainstTeacher | None) -> str:
+    if distance is None or distance.kl is None:
         return "-"
-    return f"{found.kl:.4f}" if found.kl < 10 else f"{found.kl:.3f}"
+    return f"{distance.kl:.4f}" if distance.kl < 10 else f"{distance.kl:.3f}"
 
 
 def _value(score: Score | None) -> str:

@@ -423,13 +423,13 @@ def test_the_markdown_says_what_soft_targets_on_disk_cost():
     assert first[:3] == ("sampled 50 (in use)", "57.2", "+0.0012 ± 0.0010")
     assert second[0] == "top_k 16"
     assert len(titles) == len(first)
-    (said,) = text_._stored(found)
+    (said,) = text_._soft_targets(found)
     assert "57.2 bytes per token, 5.0 MB; 12.3 ids hold 91.0% of" in said
     full = {
         **soft_targets,
         "measured": {**soft_targets["measured"], "bytes_per_token": 196608.6, "ids_per_token": 49152},
     }
-    (said,) = text_._stored(small(task="causal_lm", soft_targets=full))
+    (said,) = text_._soft_targets(small(task="causal_lm", soft_targets=full))
     assert "196,609 bytes per token, 5.0 MB; 49,152 ids hold 91.0% of" in said
 
 
