@@ -83,13 +83,13 @@ FORMS: dict[str, Form] = {
 HUB = "hub"
 """The name of the bundle that holds several forms in one folder, as model hubs do."""
 _TOGETHER = ("safetensors", "onnx", "onnx-int8", "onnx-fp16")
-"""Forms whose files have different names, with the same tokenizer and configuration beside them."""
+"""Forms whose files have different names, with the same tokenizer and configuration next to them."""
 
 
 def together(formats: Sequence[str]) -> tuple[str, ...]:
     """Those of a run's forms that one folder can hold; none if that is fewer than two."""
-    found = tuple(form for form in formats if form in _TOGETHER)
-    return found if len(found) > 1 else ()
+    forms = tuple(form for form in formats if form in _TOGETHER)
+    return forms if len(forms) > 1 else ()
 
 
 def form_name(name: object) -> object:
@@ -98,11 +98,11 @@ def form_name(name: object) -> object:
     Raises:
         ValueError: there is none of that name.
     """
-    found = ALIASES.get(name, name) if isinstance(name, str) else name
-    if isinstance(found, str) and found not in FORMS:
-        close = difflib.get_close_matches(found, FORMS, n=1)
-        raise ValueError(f"unknown format {found!r}; " + (f"did you mean {close[0]}?" if close else ", ".join(FORMS)))
-    return found
+    full = ALIASES.get(name, name) if isinstance(name, str) else name
+    if isinstance(full, str) and full not in FORMS:
+        close = difflib.get_close_matches(full, FORMS, n=1)
+        raise ValueError(f"unknown format {full!r}; " + (f"did you mean {close[0]}?" if close else ", ".join(FORMS)))
+    return full
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ class Limits:
         max_abs_diff: of a logit, or of a unit of a vector of length 1; of numbers on a scale in standard deviations of
             the labels.
         kl: KL(student ‖ export), nats per row or token, on average; of numbers half the squared difference in standard
-            deviations, which is the KL of normal distributions around them; of vectors 1 less the cosine.
+            deviations, which is the KL of normal distributions around them; of vectors 1 minus the cosine.
         top1_agreement: share of rows or tokens with the same top class or token, at least.
         metric_kept: share of the student's accuracy, at least; of language models exp(−more nats per token), of numbers
             the student's root mean squared error over the export's; of vectors the mean cosine to the student's.
@@ -131,20 +131,20 @@ def conditions(figures: Mapping[str, Any]) -> list[str]:
     Args:
         figures: of an export, maybe with `processors`, `exact_sums` and `batching`.
     """
-    found = []
+    sentences = []
     if (where := figures.get("processors")) == "any":
-        found.append("Its sums fit into 16 bits, so its figures hold on every processor.")
+        sentences.append("Its sums fit into 16 bits, so its figures hold on every processor.")
     elif where is not None:
-        found.append(f"Its figures hold on {where}; export.portable: true makes a file for every processor.")
+        sentences.append(f"Its figures hold on {where}; export.portable: true makes a file for every processor.")
     if exact := figures.get("exact_sums"):
-        found.append(f"Computed with exact sums, too: KL to the student {exact['kl']:.2g} nats.")
+        sentences.append(f"Computed with exact sums, too: KL to the student {exact['kl']:.2g} nats.")
     if batching := figures.get("batching"):
         changed = f"{batching['changed']:.1%} of answers and " if "changed" in batching else ""
-        found.append(
+        sentences.append(
             f"Padded batches of {batching['batch_size']} change {changed}a logit by at most "
             f"{batching['max_abs_diff']:.2g}, compared with one row at a time ({batching['rows']} rows)."
         )
-    return found
+    return sentences
 
 
 LIMITS: dict[tuple[str, Exactness], Limits] = {

@@ -94,8 +94,8 @@ class Recipe(Section):
     def limits(self, form: str) -> Limits:
         """What an export must hold: the recipe's own limits over the form's."""
         own = self.export.tolerance.get(form)  # type: ignore[call-overload]
-        asked = {name: value for name, value in own if value is not None} if own else {}
-        return replace(LIMITS[self.kind.family, self.exactness(form)], **asked)
+        limits = {name: value for name, value in own if value is not None} if own else {}
+        return replace(LIMITS[self.kind.family, self.exactness(form)], **limits)
 
     def monitor(self, fit: Fit) -> str:
         """The validation metric that picks the checkpoint."""
@@ -104,25 +104,25 @@ class Recipe(Section):
 
 def sections_of(annotation: Any) -> list[type[BaseModel]]:
     """The sections that a field may hold."""
-    found = [part for part in (annotation, *get_args(annotation)) if isinstance(part, type)]
-    return [part for part in found if issubclass(part, BaseModel)]
+    types = [part for part in (annotation, *get_args(annotation)) if isinstance(part, type)]
+    return [part for part in types if issubclass(part, BaseModel)]
 
 
 def result_settings(section: BaseModel) -> dict[str, Any]:
     """The section as plain data without the fields that cannot change a result (for artifact keys)."""
-    kept: dict[str, Any] = {}
+    settings: dict[str, Any] = {}
     for name, field in type(section).model_fields.items():
         extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
         value = getattr(section, name)
         if extra.get("not_in_key") or (extra.get("in_key_if_given") and value == field.default):
             continue
-        kept[name] = result_settings(value) if isinstance(value, BaseModel) else value
-    return kept
+        settings[name] = result_settings(value) if isinstance(value, BaseModel) else value
+    return settings
 
 
 def cross_faults(recipe: Recipe) -> Iterator[tuple[tuple[str, ...], str]]:
     """What is wrong between sections, each fault with the key that it is placed at."""
-    known = recipe.kind.metrics
+    metrics = recipe.kind.metrics
     judged = recipe.kind.scored
     for name in recipe.evaluate.metrics or ():
         if name not in judged and not (recipe.kind.hub_metrics and name.startswith("hub:")):
@@ -130,7 +130,7 @@ def cross_faults(recipe: Recipe) -> Iterator[tuple[tuple[str, ...], str]]:
             yield ("evaluate", "metrics"), f"{name!r} is none of {', '.join(judged)}{hub}"
     for section, fit in (("teacher", recipe.teacher.fit), ("distil", recipe.distil.fit)):
         live = recipe.kind.is_language_model and recipe.targets.mode == "online" and recipe.distil.alpha > 0
-        allowed = (*known, "kl") if section == "distil" and live else known
+        allowed = (*metrics, "kl") if section == "distil" and live else metrics
         if fit is not None and fit.monitor is not None and fit.monitor not in allowed:
             why = (
                 " (kl is measured where targets.mode is online)" if fit.monitor == "kl" and section == "distil" else ""
@@ -338,7 +338,7 @@ def _target_faults(recipe: Recipe) -> Iterator[tuple[tuple[str, ...], str]]:
         return
     at = targets.temperatures
     if at is not None and distil.temperature not in at:
-        listed = ", ".join(f"{one:g}" for one in at)
+        listed = ", ".join(f"{value:g}" for value in at)
         yield ("targets", "temperatures"), f"distil.temperature is {distil.temperature:g}, but only {listed} are listed"
     fault = format_fault(targets.format, distil)
     if fault is not None and targets.source is None:

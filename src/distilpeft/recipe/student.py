@@ -12,7 +12,7 @@ from distilpeft.recipe.training import Lora
 
 
 def spread(depth: int, count: int) -> tuple[int, ...]:
-    """`count` of so many layers, evenly, from the first to the last; of one, the first."""
+    """`count` of `depth` layers, evenly spaced from the first to the last; of one, the first."""
     return tuple(round(at * (depth - 1) / (count - 1)) for at in range(count)) if count > 1 else (0,)
 
 
@@ -51,10 +51,10 @@ class FromTeacher(Section):
         return layers
 
     def of(self, depth: int, side: str = "encoder") -> tuple[int, ...]:
-        """The indices, of a teacher of so many layers; `side` is `decoder` for those of a decoder beside an encoder.
+        """The indices, for a teacher of `depth` layers; `side` is `decoder` for those of a decoder next to an encoder.
 
         Raises:
-            InputError: it has not so many.
+            InputError: it has fewer.
         """
         if side == "decoder" and self.decoder is not None:
             way = "first" if self.first else "last" if self.last else "spread"
@@ -73,12 +73,12 @@ class FromTeacher(Section):
     def __str__(self) -> str:
         """In words."""
         if self.layers:
-            found = f"layers {', '.join(map(str, self.layers))}"
+            words = f"layers {', '.join(map(str, self.layers))}"
         elif self.spread:
-            found = f"{self.spread} layers, spread evenly,"
+            words = f"{self.spread} layers, spread evenly,"
         else:
-            found = f"the first {self.first} layers" if self.first else f"the last {self.last} layers"
-        return found if self.ffn is None else f"{found} with {self.ffn} feed-forward units"
+            words = f"the first {self.first} layers" if self.first else f"the last {self.last} layers"
+        return words if self.ffn is None else f"{words} with {self.ffn} feed-forward units"
 
 
 class FromConfig(Section):
