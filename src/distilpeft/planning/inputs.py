@@ -80,12 +80,12 @@ def head_key(recipe: Recipe, source: Source) -> dict[str, str]:
 
 def student_ids(recipe: Recipe) -> dict[str, object]:
     """What the soft targets of a language model depend on because they are over ids that its student has, too."""
-    found: dict[str, object] = {}
+    settings: dict[str, object] = {}
     if recipe.student.vocabulary is not None:
         own = digest(student_of(recipe)) if recipe.student.model is not None else None
-        found["kept"] = {**result_settings(recipe.student.vocabulary), "of": own, "by": recipe.student.tokenizer}
+        settings["kept"] = {**result_settings(recipe.student.vocabulary), "of": own, "by": recipe.student.tokenizer}
     narrower = _narrower_vocabulary(recipe)
-    return found if narrower is None else {**found, "vocabulary": narrower}
+    return settings if narrower is None else {**settings, "vocabulary": narrower}
 
 
 def _narrower_vocabulary(recipe: Recipe) -> int | None:
@@ -102,8 +102,8 @@ def _narrower_vocabulary(recipe: Recipe) -> int | None:
 
 def _student_ids(recipe: Recipe) -> int | None:
     """The ids of the student's output, as far as its files say."""
-    made = recipe.student.from_config
-    changed = made.overrides.get("vocab_size") if made is not None else None
+    config = recipe.student.from_config
+    changed = config.overrides.get("vocab_size") if config is not None else None
     return changed if isinstance(changed, int) else _num_ids(student_of(recipe))
 
 
@@ -115,8 +115,8 @@ def _num_ids(source: Source) -> int | None:
         config = published[0] if published else None
     else:
         config = model_config(source)
-    found = ((config or {}).get("text_config") or config or {}).get("vocab_size")
-    return found if isinstance(found, int) else None
+    count = ((config or {}).get("text_config") or config or {}).get("vocab_size")
+    return count if isinstance(count, int) else None
 
 
 def check_tokens(recipe: Recipe) -> None:
@@ -124,15 +124,15 @@ def check_tokens(recipe: Recipe) -> None:
     if not recipe.kind.same_tokens or recipe.student.model is None:
         return
     sources = (teacher_of(recipe).reader, student_of(recipe).reader)
-    found = [
+    vocabularies = [
         Vocabulary.of_folder(source.name, folder)
         for source in sources
         if (folder := model_folder(source)) is not None and folder.is_dir()
     ]
-    if len(found) == len(sources) and found[0] is not None and found[1] is not None:
-        check_same(found[0], found[1], chat=False, tokens_only=True)
+    if len(vocabularies) == len(sources) and vocabularies[0] is not None and vocabularies[1] is not None:
+        check_same(vocabularies[0], vocabularies[1], chat=False, tokens_only=True)
         if recipe.needs_template and recipe.student.tokenizer != "teacher":
-            check_templates(found[0], found[1])
+            check_templates(vocabularies[0], vocabularies[1])
 
 
 def _check_lora(lora: Lora | None, source: Source, section: str) -> None:
@@ -143,10 +143,10 @@ def _check_lora(lora: Lora | None, source: Source, section: str) -> None:
     modules = {name.rpartition(".")[0] for name in shapes}
     for target in lora.target_modules:
         if not any(name == target or name.endswith(f".{target}") for name in modules):
-            known = sorted({m.rpartition(".")[2] for m in modules if len(shapes.get(f"{m}.weight", ())) == 2})
+            matrices = sorted({m.rpartition(".")[2] for m in modules if len(shapes.get(f"{m}.weight", ())) == 2})
             raise InputError(
                 f"{section}.lora.target_modules: {source.name} has no module {target!r}; "
-                f"its matrices are {', '.join(known)}"
+                f"its matrices are {', '.join(matrices)}"
             )
 
 
@@ -160,7 +160,7 @@ def source_of_targets(recipe: Recipe, source: str) -> str:
     fault = format_fault(layout["kind"], recipe.distil)
     temperature = recipe.distil.temperature
     if layout["kind"] != "full" and temperature not in layout["temperatures"]:
-        listed = ", ".join(f"{one:g}" for one in layout["temperatures"])
+        listed = ", ".join(f"{value:g}" for value in layout["temperatures"])
         fault = f"its targets are for temperature {listed}, but distil.temperature is {temperature:g}"
     student_ids = _student_ids(recipe) if recipe.kind.is_language_model else None
     if fault is None and student_ids is not None:

@@ -61,10 +61,10 @@ class Machine:
         Raises:
             InputError: it cannot be read.
         """
-        found = re.fullmatch(r"(\d+)x(\d+(?:\.\d+)?)GB", text, re.IGNORECASE)
-        if found is None or int(found[1]) == 0 or float(found[2]) == 0:
+        match = re.fullmatch(r"(\d+)x(\d+(?:\.\d+)?)GB", text, re.IGNORECASE)
+        if match is None or int(match[1]) == 0 or float(match[2]) == 0:
             raise InputError(f"--on {text}: give a number of devices and the memory of each, such as 8x80GB")
-        return cls(int(found[1]), float(found[2]) * 1e9)
+        return cls(int(match[1]), float(match[2]) * 1e9)
 
     def __str__(self) -> str:
         return f"{self.count} x {self.memory_bytes / 1e9:.0f} GB"
@@ -144,12 +144,12 @@ def _maps(config: Mapping[str, Any]) -> int:
     if not isinstance(widths, list) or not isinstance(depths, list) or not isinstance(first, int):
         return 0
     side = PICTURE // 2
-    found = first * side**2
+    total = first * side**2
     for stage, (width, depth) in enumerate(zip(widths, depths, strict=True)):
         points = (side // 2 ** (stage + 1)) ** 2
         each = 2 if config.get("layer_type") == "basic" else 1.5  # two narrow convolutions, and a wide one
-        found += int(each * depth * width * points)
-    return found
+        total += int(each * depth * width * points)
+    return total
 
 
 GATED = ("llama", "modernbert", "qwen2", "qwen3", "mistral", "gemma", "gemma2", "gemma3", "phi3", "smollm3")
@@ -186,7 +186,7 @@ class MemoryModel:
         batch_size: rows of a step.
         half: products in two bytes.
         language: the fused loss, over `shape.vocabulary`.
-        teacher: the one that runs beside it, and the bytes of its weights: (all, those in layers).
+        teacher: the one that runs alongside it, and the bytes of its weights: (all, those in layers).
         adapted: widths of the inputs of all linear layers with an adapter; 0 without.
         adapter_dropout: whether these inputs have dropout.
     """
@@ -207,7 +207,7 @@ class MemoryModel:
         shape, tokens = self.shape, way.micro_batch_size * self.tokens
         shards = machine.count if way.parallel == "fsdp2" else 1
         gradients = 4.0 * self.tuned / shards
-        found = {
+        parts = {
             "weights": self.weight_bytes / shards,
             "moments": 8.0 * self.tuned / shards,
             "autocast": 2.0 * min(self.tuned, shape.linear) if self.half else 0.0,
@@ -217,11 +217,11 @@ class MemoryModel:
             "context": CONTEXT_BYTES if machine.kind == "GPU" else 0.0,
         }
         accumulates = self.batch_size > way.micro_batch_size * machine.count
-        hidden = 0.0 if accumulates else found["activations"] + found["logits"]
-        found["gradients"] = max(0.0, gradients - hidden)
+        hidden = 0.0 if accumulates else parts["activations"] + parts["logits"]
+        parts["gradients"] = max(0.0, gradients - hidden)
         if shards > 1:
-            found["weights"] += 8.0 * (2 * shape.layer + shape.rest)
-        return found
+            parts["weights"] += 8.0 * (2 * shape.layer + shape.rest)
+        return parts
 
     def _activations(self, way: Placement, tokens: int, machine: Machine) -> float:
         """Bytes kept for the backward pass."""
@@ -272,9 +272,10 @@ class MemoryModel:
         if self.teacher is None or way.mode == "cached":
             return 0.0
         shape, whole, in_layers = self.teacher
-        one = in_layers / max(shape.layers, 1)
-        kept = {"replicated": in_layers, "offloaded": one, "sharded": in_layers / machine.count + 2 * one}[way.place]
-        return whole - in_layers + kept + forward(shape, tokens, half=self.half)
+        layer = in_layers / max(shape.layers, 1)
+        sharded = in_layers / machine.count + 2 * layer
+        here = {"replicated": in_layers, "offloaded": layer, "sharded": sharded}[way.place]
+        return whole - in_layers + here + forward(shape, tokens, half=self.half)
 
     def total(self, way: Placement, machine: Machine) -> float:
         """Bytes on each device."""
@@ -345,7 +346,7 @@ def variants(own: Placement, machine: Machine, places: tuple[str, ...]) -> list[
         return [own]
     if own.mode == "give":
         return [replace(own, place=place) for place in places]
-    found = [replace(own, mode="cached", parallel=parallel) for parallel in strategies]
-    return found + [
+    cached = [replace(own, mode="cached", parallel=parallel) for parallel in strategies]
+    return cached + [
         replace(own, mode="online", parallel=parallel, place=place) for parallel in strategies for place in places
     ]

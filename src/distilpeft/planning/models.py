@@ -60,13 +60,13 @@ def settled(recipe: Recipe) -> Recipe:
 
 def _quantize(recipe: Recipe, source: Source, stored: Stored) -> Literal["nf4", "int8", "none"]:
     """What `teacher.quantize` is for weights that were quantized before they were saved."""
-    given = recipe.teacher.quantize if "quantize" in recipe.teacher.model_fields_set else None
+    form = recipe.teacher.quantize if "quantize" in recipe.teacher.model_fields_set else None
     own = stored.form or "none"
-    if given in (None, own, "none"):
-        return "none" if given == "none" else own
+    if form in (None, own, "none"):
+        return "none" if form == "none" else own
     ways = f"write {own} to use them unchanged, or none to dequantize them" if stored.form else "leave it out"
     raise InputError(
-        f"teacher.quantize: {given}, but the weights of {source.title} were quantized with {stored} before they were "
+        f"teacher.quantize: {form}, but the weights of {source.title} were quantized with {stored} before they were "
         f"saved; {ways}"
     )
 
@@ -184,10 +184,10 @@ def _check_head_as_is(recipe: Recipe, source: Source) -> None:
 
 
 def _check_positions(recipe: Recipe, reading: Reading) -> None:
-    for key, wanted, most in _long_texts(recipe, reading):
-        if wanted > most:
+    for key, tokens, most in _long_texts(recipe, reading):
+        if tokens > most:
             raise InputError(
-                f"{key}: {wanted} tokens are more than the {most} positions of {reading.model.title}; set it to at "
+                f"{key}: {tokens} tokens are more than the {most} positions of {reading.model.title}; set it to at "
                 f"most {most}, or take a model for longer texts"
             )
 
@@ -207,13 +207,13 @@ def _long_texts(recipe: Recipe, reading: Reading, *, hard: bool = True) -> Itera
 def _lengths(recipe: Recipe) -> list[tuple[str, Side, int, bool]]:
     """Recipe key, side of an encoder-decoder, tokens, and whether the tokenizer's own limit cuts them, too."""
     longest = recipe.data.max_tokens
-    found: list[tuple[str, Side, int, bool]] = [("data.max_tokens", "encoder", longest, True)]
+    sizes: list[tuple[str, Side, int, bool]] = [("data.max_tokens", "encoder", longest, True)]
     if isinstance(recipe.task, Seq2Seq):
         own = recipe.task.max_target_tokens
-        found.append(("data.max_tokens" if own is None else "task.max_target_tokens", "decoder", own or longest, True))
-        written = recipe.evaluate.generate.max_new_tokens
-        found.append(("evaluate.generate.max_new_tokens", "decoder", written, False))
-    return found
+        sizes.append(("data.max_tokens" if own is None else "task.max_target_tokens", "decoder", own or longest, True))
+        new_tokens = recipe.evaluate.generate.max_new_tokens
+        sizes.append(("evaluate.generate.max_new_tokens", "decoder", new_tokens, False))
+    return sizes
 
 
 def _check_vocabulary(reading: Reading) -> None:
@@ -268,9 +268,9 @@ def model_lines(recipe: Recipe) -> list[str]:
         lines.append(_head_line(recipe, "student.model", student))
     for reading in readings(recipe) if not recipe.kind.reads_images else ():
         lines += [
-            f"{reading.key}: {wanted} tokens ({key}) are more than {reading.model.title} was made for, {most}"
-            for key, wanted, most in _long_texts(recipe, reading, hard=False)
-            if wanted > most
+            f"{reading.key}: {tokens} tokens ({key}) are more than {reading.model.title} was made for, {most}"
+            for key, tokens, most in _long_texts(recipe, reading, hard=False)
+            if tokens > most
         ]
     return [line for line in lines if line is not None]
 
@@ -301,8 +301,8 @@ def _adapter_line(recipe: Recipe, key: str, source: Source) -> str | None:
 def _problem_line(recipe: Recipe, source: Source) -> str | None:
     """A teacher's head that was trained for another kind of classes gives logits that mean something else."""
     own = (model_config(source) or {}).get("problem_type")
-    wanted = PROBLEMS.get(recipe.task.kind)
-    if recipe.teacher.fit is not None or wanted is None or own not in PROBLEMS.values() or own == wanted:
+    problem = PROBLEMS.get(recipe.task.kind)
+    if recipe.teacher.fit is not None or problem is None or own not in PROBLEMS.values() or own == problem:
         return None
     return f"teacher.model: its head was trained for {own}, which this task is not; consider tuning it"
 

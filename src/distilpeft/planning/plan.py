@@ -149,24 +149,26 @@ class Plan:
 
         A student waits for `lead` only if the recipe stops there.
         """
-        earlier = [one for one in self.own[: self.own.index(step)] if one.stage != step.stage or one.role == TEACHER]
+        earlier = [
+            other for other in self.own[: self.own.index(step)] if other.stage != step.stage or other.role == TEACHER
+        ]
         if step.stage == "distil" and (step.role != STUDENT or self.recipe.distil.gate != "stop"):
-            return [one for one in earlier if one.stage != "lead"]
+            return [other for other in earlier if other.stage != "lead"]
         return earlier
 
     def missing(self) -> list[str]:
         """Steps still to be done; those of repeats after their seed."""
-        return [step for step, made in self.steps().items() if not made.done]
+        return [step for step, output in self.steps().items() if not output.done]
 
     def steps(self) -> dict[str, Artifact]:
         """Everything that the run makes, each once; steps of repeats are called `seed N: STEP`."""
-        found = dict(self.artifacts)
-        own = {made.path for made in found.values()}
+        outputs = dict(self.artifacts)
+        own = {output.path for output in outputs.values()}
         for seed, plan in self.repeats.items():
-            more = {f"seed {seed}: {step}": made for step, made in plan.artifacts.items() if made.path not in own}
-            own |= {made.path for made in more.values()}
-            found |= more
-        return found
+            more = {f"seed {seed}: {step}": output for step, output in plan.artifacts.items() if output.path not in own}
+            own |= {output.path for output in more.values()}
+            outputs |= more
+        return outputs
 
 
 def make_plan(recipe: Recipe, runs: Path) -> Plan:
@@ -197,8 +199,8 @@ class _Naming:
     @property
     def unlabelled(self) -> dict[str, str]:
         """The input of every step that reads rows without labels, if there are any."""
-        found = unlabelled_digest(self.recipe.data)
-        return {} if found is None else {"unlabelled": found}
+        key = unlabelled_digest(self.recipe.data)
+        return {} if key is None else {"unlabelled": key}
 
     @property
     def counted(self) -> dict[str, str]:
@@ -207,8 +209,8 @@ class _Naming:
 
     def step(self, stage: str, settings: Mapping[str, object], inputs: Mapping[str, str], role: str = "") -> Step:
         """A step whose artifact is named by these settings and inputs, and by the rows."""
-        named = {"data": self.data_digest, **inputs}
-        return Step(artifact(self.folder, stage, FORMAT, digest_settings(settings), named), role)
+        all_inputs = {"data": self.data_digest, **inputs}
+        return Step(artifact(self.folder, stage, FORMAT, digest_settings(settings), all_inputs), role)
 
 
 @dataclass(frozen=True)
@@ -298,10 +300,10 @@ def _soft_inputs(recipe: Recipe, teacher: Step, targets: list[Step]) -> dict[str
 def _students(names: _Naming, origin: Mapping[str, str], soft: Mapping[str, str]) -> list[Step]:
     """The student, and those that it is compared with."""
     recipe = names.recipe
-    asked = {STUDENT, *_controls(recipe)}
+    roles = {STUDENT, *_controls(recipe)}
     if recipe.distil.ce_only_baseline and recipe.kind.has_labels:
-        asked.add(CE_ONLY)
-    return [_student(names, origin, soft, role) for role in ARMS if role in asked]
+        roles.add(CE_ONLY)
+    return [_student(names, origin, soft, role) for role in ARMS if role in roles]
 
 
 def _student(names: _Naming, origin: Mapping[str, str], soft: Mapping[str, str], role: str) -> Step:
@@ -356,14 +358,14 @@ def _audit(names: _Naming, student: Step, targets: list[Step]) -> list[Step]:
 
 def _teacher_forms(recipe: Recipe, teacher: Step) -> list[_Model]:
     """The teacher, and what its short cuts are compared with: unquantized, and merged as the student is cut from it."""
-    found = [_Model(TEACHER, {"model": teacher.key})]
+    models = [_Model(TEACHER, {"model": teacher.key})]
     quantized, base = recipe.teacher.quantize != "none", teacher_of(recipe)
     full = base.path is None or stored_form(base) is None  # else its files hold nothing better
     if recipe.evaluate.teacher_full_precision and quantized and full:
-        found.append(_Model(FULL, {"model": teacher.key, "quantize": "none"}))
+        models.append(_Model(FULL, {"model": teacher.key, "quantize": "none"}))
     if recipe.student.from_teacher and recipe.teacher.adapter and quantized:
-        found.append(_Model(MERGED, {"model": teacher.key, "merged": "dequantized"}))
-    return found
+        models.append(_Model(MERGED, {"model": teacher.key, "merged": "dequantized"}))
+    return models
 
 
 def _evaluations(names: _Naming, models: list[_Model]) -> list[Step]:
@@ -396,22 +398,22 @@ def _benchmark(names: _Naming, models: list[_Model]) -> Step:
     return names.step("benchmark", settings, inputs)
 
 
-def _bundle(names: _Naming, export: Step, shown: list[Step]) -> Step:
+def _bundle(names: _Naming, export: Step, steps: list[Step]) -> Step:
     """An export with a card, which shows the figures of these steps."""
     recipe = names.recipe
     settings = {"name": recipe.name, "license": recipe.export.license}
-    figures = digest_json({step.name: step.key for step in shown})
+    figures = digest_json({step.name: step.key for step in steps})
     return names.step("bundle", settings, {"files": export.key, "figures": figures}, export.role)
 
 
-def _hub(names: _Naming, pairs: Sequence[tuple[Step, Step]], shown: list[Step]) -> list[Step]:
+def _hub(names: _Naming, pairs: Sequence[tuple[Step, Step]], steps: list[Step]) -> list[Step]:
     """The bundle of all exports that one folder can hold, if there are several."""
     recipe = names.recipe
     joined = [pair for pair in pairs if pair[0].role in together(recipe.export.formats)]
     if not joined:
         return []
     settings = {"name": recipe.name, "license": recipe.export.license, "forms": [export.role for export, _ in joined]}
-    figures = digest_json({step.name: step.key for step in [*shown, *(evaluation for _, evaluation in joined)]})
+    figures = digest_json({step.name: step.key for step in [*steps, *(evaluation for _, evaluation in joined)]})
     inputs = {export.role: export.key for export, _ in joined}
     return [names.step("bundle", settings, {**inputs, "figures": figures}, HUB)]
 
@@ -448,8 +450,8 @@ def _target_settings(recipe: Recipe) -> dict[str, object]:
     settings: dict[str, object] = {"precision": targets.precision}
     if not recipe.kind.is_language_model:
         return settings
-    read = {"auto": ("k", "draws"), "top_k": ("k",), "sampled": ("draws",), "full": ()}[targets.format]
-    settings |= {name: getattr(targets, name) for name in ("format", "value_bits", *read)}
+    names = {"auto": ("k", "draws"), "top_k": ("k",), "sampled": ("draws",), "full": ()}[targets.format]
+    settings |= {name: getattr(targets, name) for name in ("format", "value_bits", *names)}
     if targets.format != "full":
         settings["temperatures"] = targets.temperatures or (recipe.distil.temperature,)
     settings |= student_ids(recipe)

@@ -50,11 +50,11 @@ def _summary(plan: Plan, listed: Sequence[Stage]) -> str:
     name = f"{plan.recipe.name}: {every - missing} of {every} steps are done"
     if not missing:
         return f"{name}; nothing is left to do."
-    left = [row for row in listed if not row.is_done]
-    times = [row.duration for row in left]
-    known = [time.seconds for time in times if time is not None]
-    time = f"about {spoken(sum(known))}" if len(known) == len(times) else "an unknown time"
-    memory, disk = _total((row.memory for row in left), max), _total((row.disk for row in left), sum)
+    remaining = [row for row in listed if not row.is_done]
+    times = [row.duration for row in remaining]
+    seconds = [time.seconds for time in times if time is not None]
+    time = f"about {spoken(sum(seconds))}" if len(seconds) == len(times) else "an unknown time"
+    memory, disk = _total((row.memory for row in remaining), max), _total((row.disk for row in remaining), sum)
     fetched = [size for _, size in downloads(plan.recipe)]
     network = f"downloads {_total(fetched, sum).replace('-', 'nothing')}"
     where = place(machine_here(plan.recipe))
@@ -62,18 +62,20 @@ def _summary(plan: Plan, listed: Sequence[Stage]) -> str:
 
 
 def _total(counts: Iterable[float | None], of: Callable[[list[float]], float]) -> str:
-    found = list(counts)
-    known = [count for count in found if count is not None]
-    return in_bytes(of(known) if known else 0) if len(known) == len(found) else "?"
+    numbers = list(counts)
+    values = [count for count in numbers if count is not None]
+    return in_bytes(of(values) if values else 0) if len(values) == len(numbers) else "?"
 
 
 def downloads(recipe: Recipe) -> list[tuple[Source, float | None]]:
     """What a run fetches from the hub, and bytes, about; None where the size is not known here."""
-    models = dict.fromkeys(one.base for one in (teacher_of(recipe), student_of(recipe)))
-    found: list[tuple[Source, float | None]] = [(one, _bytes(size_of(one))) for one in models if _is_fetched(one)]
+    models = dict.fromkeys(model.base for model in (teacher_of(recipe), student_of(recipe)))
+    sizes: list[tuple[Source, float | None]] = [
+        (model, _bytes(size_of(model))) for model in models if _is_fetched(model)
+    ]
     sections = [recipe.data, *([] if recipe.data.unlabelled is None else [recipe.data.unlabelled])]
     rows = {source for section in sections for source in data_sources(section).values()}
-    return [*found, *((source, None) for source in rows if source.path is None)]
+    return [*sizes, *((source, None) for source in rows if source.path is None)]
 
 
 def _is_fetched(source: Source) -> bool:
@@ -103,17 +105,17 @@ def _models(recipe: Recipe, kept: Kept | None) -> list[str]:
         lines.append(f"student: {recipe.student.model}, {_weights(student)}, {origin(student_of(recipe))}")
     else:
         static = recipe.student.static
-        made = "layers of the teacher" if recipe.student.from_teacher is not None else "random weights"
-        lines.append(f"student: {made if static is None else static}, {_weights(student)}")
+        start = "layers of the teacher" if recipe.student.from_teacher is not None else "random weights"
+        lines.append(f"student: {start if static is None else static}, {_weights(student)}")
     return lines if recipe.student.vocabulary is None else [*lines, _vocabulary(kept, student_size(recipe), student)]
 
 
-def _vocabulary(kept: Kept | None, whole: Size | None, left: Size | None) -> str:
+def _vocabulary(kept: Kept | None, whole: Size | None, cut: Size | None) -> str:
     """What is kept of the student's vocabulary, and what that saves."""
     key = "student.vocabulary"
     if kept is None:
         return f"{key}: counted in a run; the rows or the tokenizer's file are not here"
-    saved = "" if whole is None or left is None else f", {in_bytes(4 * (whole.total - left.total))} less in float32"
+    saved = "" if whole is None or cut is None else f", {in_bytes(4 * (whole.total - cut.total))} less in float32"
     return f"{key}: keeps about {kept.count:,} of {kept.of:,} tokens{saved} (counted in {kept.rows:,} rows)"
 
 
@@ -129,11 +131,11 @@ def _millions(count: int) -> str:
 def origin(source: Source) -> str:
     """Licence, and where a model is."""
     licence = licence_of(source)
-    named = "no licence named" if licence is None else licence
+    terms = "no licence named" if licence is None else licence
     size = size_of(source)
     if _is_fetched(source):
-        return f"{named}, to be downloaded" + ("" if size is None else f" (about {in_bytes(_bytes(size))})")
+        return f"{terms}, to be downloaded" + ("" if size is None else f" (about {in_bytes(_bytes(size))})")
     if is_gguf(source) and model_folder(source) is None:
-        kept = "" if size is None else f" ({in_bytes(size.total * 4)})"
-        return f"{named}, on this machine; a run converts the GGUF file once{kept}"
-    return f"{named}, on this machine"
+        note = "" if size is None else f" ({in_bytes(size.total * 4)})"
+        return f"{terms}, on this machine; a run converts the GGUF file once{note}"
+    return f"{terms}, on this machine"
