@@ -100,7 +100,7 @@ def make(plan: Plan, steps: Sequence[Step]) -> None:
 
 
 def runtime_of(recipe: Recipe, label: str = "") -> Runtime:
-    """The machine as the recipe wants it used; several processes are told."""
+    """The machine as the recipe wants it used; says so if there are several processes."""
     runtime = Runtime(label, devices=recipe.devices, parallel=recipe.parallel, deterministic=recipe.deterministic)
     count = runtime.accelerator.num_processes
     if count > 1:
@@ -122,7 +122,7 @@ def do(
     Any number of processes, on this machine or on others that share the folder, may be given the same jobs. Each takes
     the first one that is free and has all that it needs, under a lock of its own, and waits while there is none. So a
     process that dies loses nothing but its own step since the last checkpoint, and another one takes it up.
-    Latency is measured last and then told, by one process at a time on each machine.
+    Latency is measured last and then reported, by one process at a time on each machine.
 
     Args:
         jobs: in the order in which they are to be done.
@@ -131,11 +131,11 @@ def do(
         failed: what the figures have stopped before.
 
     Returns:
-        What the figures have stopped, now and before: path → why. No other job of its plans was begun after it.
+        What the figures have stopped, now and before: path → why. No other job of its plans was started after it.
     """
-    with contextlib.ExitStack() as held:
+    with contextlib.ExitStack() as locks:
         for folder in {job.plan.folder for job in jobs} if runtime.is_main else ():
-            held.enter_context(in_use(folder))
+            locks.enter_context(in_use(folder))
         return _do(jobs, runtime, watch, dict(failed or {}))
 
 
@@ -196,7 +196,7 @@ class StepRunner:
         elsewhere = plan.recipe.targets.source
         if elsewhere is not None and plan.recipe.distil.alpha > 0:
             open_targets(pair, self._data, Path(elsewhere).expanduser(), None).verify()
-        self._held: tuple[str, Loaded] | None = None
+        self._loaded: tuple[str, Loaded] | None = None
         self._live: Loaded | None = None  # the teacher, while other models are compared with it token by token
 
     def _check_models(self, pair: Pair) -> None:
@@ -242,7 +242,7 @@ class StepRunner:
         if stage == "bundle":
             return self._bundle(role, out)
         if stage == "compare":
-            evaluated = {one: self.plan.artifact("evaluate", one) for one in self.plan.roles()}
+            evaluated = {name: self.plan.artifact("evaluate", name) for name in self.plan.roles()}
             return self._runtime.on_main(lambda: compare.run(context, evaluated, out))
         return self._evaluate(role, out)
 
@@ -270,8 +270,8 @@ class StepRunner:
         return evaluate.run(self.context, loaded=loaded, teacher=live, reference=reference, role=role, out=out)
 
     def _benchmark(self) -> Figures:
-        """All models beside each other, in the main process's children."""
-        self._held = self._live = None  # they would only take memory
+        """All models side by side, in the main process's children."""
+        self._loaded = self._live = None  # they would only take memory
         gc.collect()
         torch.cuda.empty_cache()
         folders = {role: self._verified(self.plan.weights_of(role)).path for role in self.plan.timed()}
@@ -291,8 +291,8 @@ class StepRunner:
         forms = together(plan.recipe.export.formats) if name == HUB else (name,)
         roles = [role for role in plan.roles() if format_of(role) in (None, *forms)]
         figures = {role: plan.artifact("evaluate", role).figures() for role in roles}
-        measured = plan.artifact("benchmark").figures()
-        timed = {role: found for role in roles if (found := summary(measured, role)) is not None}
+        timings = plan.artifact("benchmark").figures()
+        timed = {role: timing for role in roles if (timing := summary(timings, role)) is not None}
         exports = {form: self._verified(plan.step("export", form)) for form in forms}
         keys = {
             "teacher": plan.step("teacher").key,
@@ -318,10 +318,10 @@ class StepRunner:
         """The frozen model of a role."""
         if role == MAJORITY:
             return None
-        if self._held is None or self._held[0] != role:
-            self._held = None  # let go of the last model before the next one is loaded
-            self._held = (role, self._load_role(role))
-        return self._held[1]
+        if self._loaded is None or self._loaded[0] != role:
+            self._loaded = None  # let go of the last model before the next one is loaded
+            self._loaded = (role, self._load_role(role))
+        return self._loaded[1]
 
     def _teacher(self) -> Loaded:
         if self._live is None:

@@ -34,7 +34,7 @@ def run(
         recipe: the run.
         exports: form → its verified artifact. The first one is what `predict` opens, and what the manifest describes.
         figures: evaluation figures by role: the models of the run, and each export as `export:FORM`.
-        timed: benchmark figures likewise.
+        timed: benchmark figures, also by role.
         keys: of the artifacts that it comes from, for the record.
         out: where it goes.
 
@@ -55,8 +55,8 @@ def run(
     described = manifests[form]
     if len(exports) > 1:
         described = {**described, "file": FORMS[form].file, "forms": {name: FORMS[name].file for name in exports}}
-    made = {name: export.figures() for name, export in exports.items()}
-    write_text(folder / "README.md", card.render(recipe, described, figures, timed, made))
+    export_figures = {name: export.figures() for name, export in exports.items()}
+    write_text(folder / "README.md", card.render(recipe, described, figures, timed, export_figures))
     files = {
         file.relative_to(folder).as_posix(): {"bytes": file.stat().st_size, "sha256": digest_file(file)}
         for file in files_below(folder)
@@ -71,8 +71,8 @@ def run(
             "given": recipe.model_dump(mode="json", exclude_unset=True),
             "artifacts": {**keys, "export": exports[form].key},
         },
-        "parity": made[form]["parity"],
-        "limits": made[form]["limits"],
+        "parity": export_figures[form]["parity"],
+        "limits": export_figures[form]["limits"],
         "scores": figures[own]["scores"],
         "student_scores": figures[recipe.export.of]["scores"],
         "metric": recipe.kind.main,
@@ -83,8 +83,8 @@ def run(
 
 
 def _manifest(export: Artifact) -> ExportManifest:
-    found = read_sealed(export.path / MODEL / MANIFEST, f"delete {export.path} to make it again")
-    return cast("ExportManifest", found)
+    manifest = read_sealed(export.path / MODEL / MANIFEST, f"delete {export.path} to make it again")
+    return cast("ExportManifest", manifest)
 
 
 def _gather(export: Artifact, described: ExportManifest, folder: Path, *, renamed: bool) -> None:

@@ -1,4 +1,4 @@
-"""Write the student as files that run without us, and hold them against it before they count.
+"""Write the student as files that run without us, and compare them with it before they count.
 
 Leaves: `model/`, the files of one form, configuration, tokenizer, and manifest.json, which says how to open it.
 """
@@ -101,7 +101,7 @@ def _export(context: Context, form: str, loaded: Loaded, student: Artifact, out:
 
 
 def _describe(context: Context, loaded: Loaded, form: str, folder: Path) -> None:
-    """Everything beside the model: configuration, tokenizer, and how to open it."""
+    """Everything next to the model: configuration, tokenizer, and how to open it."""
     recipe, tokenizer, model, task = context.recipe, loaded.tokenizer, loaded.model, context.recipe.task
     model.config.save_pretrained(str(folder))
     _describe_writing(recipe, model, folder)
@@ -134,25 +134,25 @@ def _describe_writing(recipe: Recipe, model: PreTrainedModel, folder: Path) -> N
 def _own_facts(recipe: Recipe, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     """What only some tasks need, to run without us."""
     task = recipe.task
-    told: dict[str, Any] = {"labels": list(task.labels)} if hasattr(task, "labels") else {}
-    told |= {"ignored_ids": list(model.config.ignored_ids)} if recipe.student.static is not None else {}
+    facts: dict[str, Any] = {"labels": list(task.labels)} if hasattr(task, "labels") else {}
+    facts |= {"ignored_ids": list(model.config.ignored_ids)} if recipe.student.static is not None else {}
     if isinstance(task, QuestionAnswering):
-        told |= {name: getattr(task, name) for name in ("no_answer", "stride", "longest_answer")}
+        facts |= {name: getattr(task, name) for name in ("no_answer", "stride", "longest_answer")}
     if recipe.reads_pairs:
-        told |= {"pair": True, "typed": is_typed(recipe, tokenizer)}
+        facts |= {"pair": True, "typed": is_typed(recipe, tokenizer)}
     if recipe.kind.is_language_model:
         ends = model.generation_config.eos_token_id
         ends = [tokenizer.eos_token_id] if ends is None else ends
-        told["eos_token_ids"] = [end for end in (ends if isinstance(ends, list) else [ends]) if end is not None]
-        told["chat"] = recipe.needs_template
+        facts["eos_token_ids"] = [end for end in (ends if isinstance(ends, list) else [ends]) if end is not None]
+        facts["chat"] = recipe.needs_template
     if isinstance(tokenizer, Reader):
-        told |= {"pictures": dict(tokenizer.settings), "shape": tokenizer.shape}
+        facts |= {"pictures": dict(tokenizer.settings), "shape": tokenizer.shape}
     if isinstance(task, Embedding):
-        told["pooling"] = model.pooling
+        facts["pooling"] = model.pooling
     if isinstance(task, Seq2Seq):
-        told |= {START: model.config.decoder_start_token_id, "prefix": task.prefix}
-        told["max_new_tokens"] = recipe.evaluate.generate.max_new_tokens
-    return told
+        facts |= {START: model.config.decoder_start_token_id, "prefix": task.prefix}
+        facts["max_new_tokens"] = recipe.evaluate.generate.max_new_tokens
+    return facts
 
 
 def _int8(context: Context, loaded: Loaded, gate: Gate, folder: Path) -> tuple[Verdict, dict[str, Any]]:
@@ -229,8 +229,8 @@ def _calibration(context: Context, loaded: Loaded, graph: Path) -> Iterator[Inpu
     picked = np.random.default_rng(recipe.seed).choice(len(rows.lengths_N), count, replace=False)
     runner = open_onnx(graph)
     for ids in chunks(picked, CALIBRATION_BATCH):
-        given = context.task.inputs(loaded.model, rows.load_batch(ids))
-        inputs = {name: tensor.numpy() for name, tensor in given.items()}
+        tensors = context.task.inputs(loaded.model, rows.load_batch(ids))
+        inputs = {name: tensor.numpy() for name, tensor in tensors.items()}
         if "input_ids" in inputs:  # packed rows have no mask
             inputs.setdefault("attention_mask", np.ones_like(inputs["input_ids"]))
         yield runner.feed(inputs)
