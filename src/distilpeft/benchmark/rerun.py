@@ -1,7 +1,7 @@
-"""`distilpeft benchmark`: measure finished runs and exported folders again, beside each other, as often as asked.
+"""`distilpeft benchmark`: measure finished runs and exported folders again, side by side, as often as asked.
 
 The models of all targets take turns in one measurement, so runs and bundles can be compared with each other. With
-`repeats` the whole is done again in fresh processes, and how far the ratios of the repeats are apart is told.
+`repeats` all of it is done again in fresh processes, and how far the ratios of the repeats are apart is reported.
 """
 
 from __future__ import annotations
@@ -54,18 +54,18 @@ class Target:
         self.path, self._label = path, label
         self.plan: Plan | None = None
         if (path / build.REPORT).is_file():
-            told = build.load(path)
-            self.recipe = with_benchmark(told.given, overrides)
+            report = build.load(path)
+            self.recipe = with_benchmark(report.given, overrides)
             self.plan = make_plan(self.recipe, path.resolve().parent)
             self._check_finished(self.plan)
-            self.scores = {self._named(one.role): one.scores[told.metric].value for one in told.models}
+            self.scores = {self._name(model.role): model.scores[report.metric].value for model in report.models}
         elif (path / MANIFEST).is_file():
             manifest = read_manifest(path)
             if "provenance" not in manifest:
                 raise InputError(f"{path}: not a complete bundle; give a folder such as runs/NAME/exports/FORM")
             self.recipe = with_benchmark(manifest["provenance"]["given"], overrides)
             name = manifest["format"]
-            self.scores = {self._named(name): manifest["scores"][self.recipe.kind.main]["value"]}
+            self.scores = {self._name(name): manifest["scores"][self.recipe.kind.main]["value"]}
         else:
             raise InputError(f"{path}: neither a finished run nor an exported folder (no report.json, no {MANIFEST})")
 
@@ -74,7 +74,7 @@ class Target:
         if lacking:
             raise InputError(f"{self.path}: {lacking[0].name} is not done; run the recipe again")
 
-    def _named(self, role: str) -> str:
+    def _name(self, role: str) -> str:
         return f"{self._label}/{role}" if self._label else role
 
     def subjects(self, scratch: Path, texts: Sequence[str] | None) -> list[Subject]:
@@ -89,8 +89,8 @@ class Target:
         check_lengths(pair)
         folders = {role: step.artifact.path for role, step in steps.items()}
         return [
-            replace(one, label=self._named(one.role), twin=self._named(one.twin) if one.twin else None)
-            for one in subjects.subjects(pair, data, folders, scratch)
+            replace(subject, label=self._name(subject.role), twin=self._name(subject.twin) if subject.twin else None)
+            for subject in subjects.subjects(pair, data, folders, scratch)
         ]
 
     def _bundle(self, scratch: Path, texts: Sequence[str] | None) -> Subject:
@@ -135,23 +135,23 @@ def run(
     lines = _lines(texts) if texts is not None else None
     runtime = Runtime()
     scores = {name: value for target in targets for name, value in target.scores.items()}
-    measured = []
-    with tempfile.TemporaryDirectory() as scratch, contextlib.ExitStack() as held:
+    measurements = []
+    with tempfile.TemporaryDirectory() as scratch, contextlib.ExitStack() as locks:
         for folder in {target.plan.folder for target in targets if target.plan is not None}:
-            held.enter_context(in_use(folder))
-        subjects = [one for target in targets for one in target.subjects(Path(scratch), lines)]
-        names = [one.name for one in subjects]
-        reference = next((one.name for one in subjects if one.role == STUDENT), names[0])
-        wanted = subjects_.wanted(recipe, runtime.device.type)
+            locks.enter_context(in_use(folder))
+        subjects = [subject for target in targets for subject in target.subjects(Path(scratch), lines)]
+        names = [subject.name for subject in subjects]
+        reference = next((subject.name for subject in subjects if subject.role == STUDENT), names[0])
+        settings = subjects_.wanted(recipe, runtime.device.type)
         for repeat in range(repeats):
             if repeats > 1:
                 runtime.say(f"repeat {repeat + 1} of {repeats}")
-            measured.append(measure.measure(subjects, wanted, reference, runtime.say, runtime.bar))
-    result = {"targets": [str(path) for path in paths], "scores": scores, "agreement": agreement(measured),
+            measurements.append(measure.measure(subjects, settings, reference, runtime.say, runtime.bar))
+    result = {"targets": [str(path) for path in paths], "scores": scores, "agreement": agreement(measurements),
               "settings": recipe.benchmark.model_dump(mode="json"), "environment": runtime.environment(),
-              "repeats": measured}  # fmt: skip
+              "repeats": measurements}  # fmt: skip
     show(result, console)
-    place = out or next((one.path / "benchmark.json" for one in targets if one.plan is not None), None)
+    place = out or next((target.path / "benchmark.json" for target in targets if target.plan is not None), None)
     if place is not None:
         place.parent.mkdir(parents=True, exist_ok=True)
         write_json(place, result)
@@ -167,7 +167,7 @@ def _settings(targets: Sequence[Target], texts: Path | None) -> Recipe:
                              f"{recipe.task.kind}; measure them apart")  # fmt: skip
     bare = [target for target in targets if target.plan is None]
     if bare and texts is None and "data" in recipe.benchmark.lengths:
-        lengths = tuple(one for one in recipe.benchmark.lengths if one != "data") or (recipe.data.max_tokens,)
+        lengths = tuple(length for length in recipe.benchmark.lengths if length != "data") or (recipe.data.max_tokens,)
         settings = recipe.benchmark.model_copy(update={"lengths": lengths})
         return recipe.model_copy(update={"benchmark": settings})
     return recipe
@@ -175,38 +175,38 @@ def _settings(targets: Sequence[Target], texts: Path | None) -> Recipe:
 
 def _lines(file: Path) -> list[str]:
     try:
-        found = [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+        lines = [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
     except UnicodeDecodeError as error:
         raise InputError(f"{file}: not UTF-8 text (byte {error.start})") from None
     except OSError as error:
         raise InputError(f"--input {file}: {error.strerror or error}") from None
-    if not found:
+    if not lines:
         raise InputError(f"{file}: holds no text")
-    return found[:NUM_TEXTS]
+    return lines[:NUM_TEXTS]
 
 
-def agreement(measured: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
-    """How far the repeats are apart: per arm and cell the largest over the smallest ratio, less one."""
-    if len(measured) < 2:
+def agreement(repeats: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """How far the repeats are apart: per arm and cell the largest over the smallest ratio, minus 1."""
+    if len(repeats) < 2:
         return None
-    found: dict[str, float] = {}
-    for name in _cells(measured[0]):
-        ratios = [cells[name]["ratio"]["value"] for one in measured if name in (cells := _cells(one))]
-        found[name] = round(max(ratios) / min(ratios) - 1, 4)
-    worst = max(found, key=lambda name: found[name])
+    apart: dict[str, float] = {}
+    for name in _cells(repeats[0]):
+        ratios = [cells[name]["ratio"]["value"] for repeat in repeats if name in (cells := _cells(repeat))]
+        apart[name] = round(max(ratios) / min(ratios) - 1, 4)
+    worst = max(apart, key=lambda name: apart[name])
     return {
-        "apart": found,
+        "apart": apart,
         "worst": worst,
-        "largest": found[worst],
-        "median": round(float(np.median(list(found.values()))), 4),
+        "largest": apart[worst],
+        "median": round(float(np.median(list(apart.values()))), 4),
     }
 
 
-def _cells(measured: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+def _cells(measurement: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     """The cells that have a ratio, by a name that tells their setting."""
     return {
         f"{_setting(arm)} {cell['batch_size']}x{cell['length']}": cell
-        for arm in measured["arms"]
+        for arm in measurement["arms"]
         for cell in arm["cells"]
         if cell["ratio"] is not None
     }
@@ -218,14 +218,14 @@ def _setting(arm: Mapping[str, Any]) -> str:
 
 def rows(result: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
     """The table of the last repeat, cell by cell; the first row holds the titles."""
-    measured = result["repeats"][-1]
-    language = measured["new_tokens"] is not None
+    measurement = result["repeats"][-1]
+    language = measurement["new_tokens"] is not None
     more = ("ms/token",) if language else ()
-    several = len({(arm["device"], arm["threads"]) for arm in measured["arms"]}) > 1
-    encoded = any(cell.get("from_text") for arm in measured["arms"] for cell in arm["cells"])
+    several = len({(arm["device"], arm["threads"]) for arm in measurement["arms"]}) > 1
+    encoded = any(cell.get("from_text") for arm in measurement["arms"] for cell in arm["cells"])
     text_titles = ("ms from text", "rows/s from text") if encoded else ()
     yield ("model", "rows", "ms p50/p95", *more, "rows/s", *text_titles, "x (95 %)", "memory", "load", "score")
-    for arm in measured["arms"]:
+    for arm in measurement["arms"]:
         score = result["scores"].get(arm["role"])
         for cell in arm["cells"]:
             ratio, decode = cell["ratio"], cell["decode"]
@@ -252,11 +252,11 @@ def _from_text(figures: Mapping[str, Any] | None) -> tuple[str, str]:
 
 def show(result: Mapping[str, Any], console: Console) -> None:
     """Print the table, and what speaks against it."""
-    titles, *found = rows(result)
+    titles, *body = rows(result)
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     for index, title in enumerate(titles):
         table.add_column(title, justify="left" if index < 2 else "right", no_wrap=True)
-    for row in found:
+    for row in body:
         table.add_row(*row)
     wide = Console(file=console.file, width=max(console.width, WIDE))  # a narrow one would cut figures off
     wide.print(table)
