@@ -62,20 +62,20 @@ def pieces_of(model: JsonObject) -> dict[str, int]:
 
 def merges_of(model: JsonObject) -> list[Merge]:
     """The merges of a BPE model in their order; older files have each as one text."""
-    found = (merge.split(" ", 1) if isinstance(merge, str) else merge for merge in model["merges"])
-    return [(first, second) for first, second in found]
+    pairs = (merge.split(" ", 1) if isinstance(merge, str) else merge for merge in model["merges"])
+    return [(first, second) for first, second in pairs]
 
 
 def kept_ids(
-    spec: JsonObject, counts_V: NDArray[np.int64], named: Collection[int], wanted: Vocabulary
+    spec: JsonObject, counts_V: NDArray[np.int64], extra: Collection[int], settings: Vocabulary
 ) -> NDArray[np.int64]:
     """The ids to keep, ascending.
 
     Args:
         spec: the tokenizer's tokenizer.json.
         counts_V: how often each id occurs in the texts.
-        named: ids that are kept whether they occur or not, such as special tokens.
-        wanted: what the recipe asks for.
+        extra: ids that are kept whether they occur or not, such as special tokens.
+        settings: what the recipe asks for.
 
     Raises:
         InputError: the tokens that have to be kept are more than the recipe allows.
@@ -83,44 +83,44 @@ def kept_ids(
     model = spec["model"]
     pieces = pieces_of(model)
     used = {piece: int(counts_V[index]) for piece, index in pieces.items() if index < len(counts_V) and counts_V[index]}
-    always = {token["id"] for token in spec["added_tokens"]} | set(named)
+    always = {token["id"] for token in spec["added_tokens"]} | set(extra)
     always |= {pieces[piece] for piece in _fallbacks(spec, pieces, used)}
-    if wanted.max_size is not None and len(always) > wanted.max_size:
+    if settings.max_size is not None and len(always) > settings.max_size:
         raise InputError(
-            f"student.vocabulary.max_size: {wanted.max_size} tokens are not enough for special tokens and single "
+            f"student.vocabulary.max_size: {settings.max_size} tokens are not enough for special tokens and single "
             f"characters alone, which are {len(always)}; raise it"
         )
     ways = _Merges(model, pieces) if model["type"] == "BPE" else None
-    kept = set(always)
+    ids = set(always)
     for piece in sorted(used, key=lambda piece: (-used[piece], pieces[piece])):
-        if used[piece] < wanted.min_count:
+        if used[piece] < settings.min_count:
             break
-        more = {pieces[part] for part in ((piece,) if ways is None else ways.parts(piece))} - kept
-        if wanted.max_size is not None and len(kept) + len(more) > wanted.max_size:
+        more = {pieces[part] for part in ((piece,) if ways is None else ways.parts(piece))} - ids
+        if settings.max_size is not None and len(ids) + len(more) > settings.max_size:
             break
-        kept |= more
-    return np.array(sorted(kept), dtype=np.int64)
+        ids |= more
+    return np.array(sorted(ids), dtype=np.int64)
 
 
 def _fallbacks(spec: JsonObject, pieces: Mapping[str, int], used: Collection[str]) -> set[str]:
     """Pieces of which any text can be made, as far as the original could."""
     model = spec["model"]
-    found = {token for token in (model.get("unk_token"),) if token in pieces}
+    fallbacks = {token for token in (model.get("unk_token"),) if token in pieces}
     if model["type"] == "Unigram":
         scores = [score for _, score in model["vocab"]]
         names = [piece for piece, _ in model["vocab"]]
-        found.add(names[int(np.argmin(scores))])  # what an unknown character costs follows from it
+        fallbacks.add(names[int(np.argmin(scores))])  # what an unknown character costs follows from it
         if model.get("unk_id") is not None:
-            found.add(names[model["unk_id"]])
+            fallbacks.add(names[model["unk_id"]])
     if model["type"] == "WordLevel":
-        return found
+        return fallbacks
     if model.get("byte_fallback"):
-        found |= {f"<0x{byte:02X}>" for byte in range(256)} & pieces.keys()
+        fallbacks |= {f"<0x{byte:02X}>" for byte in range(256)} & pieces.keys()
     if _reads_bytes(spec):
         from tokenizers.pre_tokenizers import ByteLevel
 
-        return found | (set(ByteLevel.alphabet()) & pieces.keys())
-    return found | _letters(model, pieces, used)
+        return fallbacks | (set(ByteLevel.alphabet()) & pieces.keys())
+    return fallbacks | _letters(model, pieces, used)
 
 
 def _reads_bytes(spec: JsonObject) -> bool:
@@ -166,34 +166,34 @@ class _Merges:
         self._ways: dict[str, list[Merge]] = {}
         for merge in self._ranks:
             self._ways.setdefault(joined(merge, self._prefix), []).append(merge)
-        self._known: dict[str, frozenset[str]] = {}
+        self._parts: dict[str, frozenset[str]] = {}
 
     def parts(self, piece: str) -> frozenset[str]:
         """The piece, and all that is merged on the way to it."""
-        if piece not in self._known:
+        if piece not in self._parts:
             ways = self._ways.get(piece, [])
             if len(ways) > 1:  # mostly there is one
-                self._known[piece] = self._walked(piece)
+                self._parts[piece] = self._walk(piece)
             else:
                 halves = [half for merge in ways for half in merge]
-                self._known[piece] = frozenset({piece}).union(*map(self.parts, halves))
-        return self._known[piece]
+                self._parts[piece] = frozenset({piece}).union(*map(self.parts, halves))
+        return self._parts[piece]
 
-    def _walked(self, piece: str) -> frozenset[str]:
+    def _walk(self, piece: str) -> frozenset[str]:
         """The same, by merging.
 
         A piece that no merges lead to stands alone: whole words may be taken without merging (`ignore_merges`).
         """
         symbols = self._symbols(piece)
-        found = {piece, *symbols}
+        parts = {piece, *symbols}
         while len(symbols) > 1:
             ranked = [(self._ranks[pair], at) for at, pair in enumerate(pairwise(symbols)) if pair in self._ranks]
             if not ranked:
                 return frozenset({piece})
             _, at = min(ranked)
             symbols[at : at + 2] = [joined((symbols[at], symbols[at + 1]), self._prefix)]
-            found.add(symbols[at])
-        return frozenset(found) if symbols == [piece] and found <= self._pieces.keys() else frozenset({piece})
+            parts.add(symbols[at])
+        return frozenset(parts) if symbols == [piece] and parts <= self._pieces.keys() else frozenset({piece})
 
     def _symbols(self, piece: str) -> list[str]:
         """The characters that a piece begins as."""

@@ -1,4 +1,4 @@
-"""A tokenizer's tokenizer.json with some of its tokens only, numbered anew from 0 in their order. Torch-free."""
+"""A tokenizer's tokenizer.json with some of its tokens only, renumbered from 0 in their order. Torch-free."""
 
 from __future__ import annotations
 
@@ -32,24 +32,24 @@ def cut(spec: JsonObject, kept_K: NDArray[np.int64], name: str) -> JsonObject:
     Raises:
         InputError: the library gives other ids to the tokens that are left.
     """
-    new, found = numbers(kept_K), copy.deepcopy(spec)
-    found["model"] = _model(found["model"], new)
-    found["added_tokens"] = [{**token, "id": new[token["id"]]} for token in found["added_tokens"]]
-    found["post_processor"] = _framing(found["post_processor"], new)
+    new, result = numbers(kept_K), copy.deepcopy(spec)
+    result["model"] = _model(result["model"], new)
+    result["added_tokens"] = [{**token, "id": new[token["id"]]} for token in result["added_tokens"]]
+    result["post_processor"] = _framing(result["post_processor"], new)
     expected = {
         token: new[index]
         for token, index in Tokenizer.from_str(json.dumps(spec)).get_vocab(with_added_tokens=True).items()
         if index in new
     }
     try:
-        ids = Tokenizer.from_str(json.dumps(found)).get_vocab(with_added_tokens=True)
+        ids = Tokenizer.from_str(json.dumps(result)).get_vocab(with_added_tokens=True)
     except Exception as error:  # tokenizers raises nothing narrower
         ids, reason = None, " ".join(str(error).split())[:200]
     else:
         reason = "its ids would have gaps"
     if ids != expected:
         raise InputError(f"student.vocabulary: the tokenizer of {name} cannot be cut: {reason}")
-    return found
+    return result
 
 
 def _model(model: JsonObject, new: Mapping[int, int]) -> JsonObject:

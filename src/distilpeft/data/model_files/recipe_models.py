@@ -23,8 +23,8 @@ TEXT_COLUMNS = (
 
 def teacher_of(recipe: Recipe) -> Source:
     """Where the teacher's base comes from."""
-    found = resolve_model(recipe.teacher.model, "teacher.model", recipe.teacher.revision)
-    return replace(found, trusted=recipe.teacher.trust_remote_code)
+    source = resolve_model(recipe.teacher.model, "teacher.model", recipe.teacher.revision)
+    return replace(source, trusted=recipe.teacher.trust_remote_code)
 
 
 def student_of(recipe: Recipe) -> Source:
@@ -57,23 +57,27 @@ class Reading:
 def readings(recipe: Recipe) -> list[Reading]:
     """The recipe's models with their tokenizers; a student made of its teacher reads as the teacher does."""
     teacher = teacher_of(recipe)
-    found = [Reading("teacher.model", teacher, teacher, {})]
+    models = [Reading("teacher.model", teacher, teacher, {})]
     student = recipe.student
     if not student.is_of_teacher:
         key = "student.model" if student.model is not None else "student.from_config.model"
         own = student_of(recipe)
         overrides = student.from_config.overrides if student.from_config else {}
-        found.append(Reading(key, teacher if student.tokenizer == "teacher" else own, own, overrides))
-    return found
+        models.append(Reading(key, teacher if student.tokenizer == "teacher" else own, own, overrides))
+    return models
 
 
 def _without_embeddings(recipe: Recipe) -> list[Unembedded]:
     """Tokens without embeddings of all local models; of others the files may come while a run is at it."""
     if recipe.kind.reads_images:
         return []
-    local = [one for one in readings(recipe) if one.tokenizer.reader.path is not None and one.model.path is not None]
-    found = (unembedded(one.tokenizer, one.model, one.overrides) for one in local)
-    return [one for one in found if one is not None]
+    local = [
+        reading
+        for reading in readings(recipe)
+        if reading.tokenizer.reader.path is not None and reading.model.path is not None
+    ]
+    missing = (unembedded(reading.tokenizer, reading.model, reading.overrides) for reading in local)
+    return [tokens for tokens in missing if tokens is not None]
 
 
 def token_faults(recipe: Recipe) -> Callable[[datasets.Dataset], Iterator[str | None]] | None:
@@ -86,7 +90,7 @@ def token_faults(recipe: Recipe) -> Callable[[datasets.Dataset], Iterator[str | 
 
     def faults(rows: datasets.Dataset) -> Iterator[str | None]:
         for texts in texts_of(recipe, rows):
-            yield next((fault for one in missing if (fault := one.fault(texts, limit))), None)
+            yield next((fault for tokens in missing if (fault := tokens.fault(texts, limit))), None)
 
     return faults
 
@@ -96,7 +100,7 @@ def token_key(recipe: Recipe) -> dict[str, str]:
     missing = _without_embeddings(recipe) if recipe.data.on_bad_row == "skip" else []
     if not missing:
         return {}
-    return {"tokens": digest_json([[one.words.core.to_str(), one.rows] for one in missing])}
+    return {"tokens": digest_json([[tokens.words.core.to_str(), tokens.rows] for tokens in missing])}
 
 
 def texts_of(recipe: Recipe, rows: datasets.Dataset) -> Iterator[list[str]]:

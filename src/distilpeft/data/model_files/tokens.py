@@ -55,8 +55,8 @@ def _settings(folder: Path) -> Mapping[str, object]:
 def longest_text(source: Source) -> int | None:
     """The length at which a model's tokenizer cuts texts, if its files name one."""
     folder = model_folder(source.reader)
-    found = _settings(folder).get("model_max_length") if folder is not None and folder.is_dir() else None
-    return int(found) if isinstance(found, int | float) and math.isfinite(found) else None
+    length = _settings(folder).get("model_max_length") if folder is not None and folder.is_dir() else None
+    return int(length) if isinstance(length, int | float) and math.isfinite(length) else None
 
 
 def embedding_rows(source: Source, overrides: Mapping[str, object] | None = None) -> int | None:
@@ -138,27 +138,27 @@ def _special(folder: Path) -> dict[str, str]:
     older = folder / "special_tokens_map.json"
     damage = "the tokenizer's special tokens are damaged"
     settings = {**(read_json(older, damage) if older.is_file() else {}), **_settings(folder)}
-    found = {}
+    tokens = {}
     for name in ("pad_token", "eos_token"):
         entry = settings.get(name)
         token = entry.get("content") if isinstance(entry, Mapping) else entry
         if isinstance(token, str):
-            found[name] = token
-    return found
+            tokens[name] = token
+    return tokens
 
 
 def unknown_share(texts: Iterable[str], words: Words) -> tuple[float, float, str]:
     """How much of some texts a tokenizer does not know; see `share_of`."""
     cut = (text[:SAMPLED_LETTERS] for text in texts)
-    read = ((text, words.core.encode(text, add_special_tokens=False)) for text in cut)
-    return share_of(((text, one.ids, one.offsets) for text, one in read), words.unknown)
+    encodings = ((text, words.core.encode(text, add_special_tokens=False)) for text in cut)
+    return share_of(((text, encoding.ids, encoding.offsets) for text, encoding in encodings), words.unknown)
 
 
-def share_of(read: Iterable[tuple[str, Sequence[int], Spans]], unknown: int | None) -> tuple[float, float, str]:
+def share_of(encodings: Iterable[tuple[str, Sequence[int], Spans]], unknown: int | None) -> tuple[float, float, str]:
     """How much of some texts is read as the unknown token, or not at all.
 
     Args:
-        read: each text with its token ids and where in the text each stands.
+        encodings: each text with its token ids and where in the text each stands.
         unknown: the id of what the tokenizer does not know.
 
     Returns:
@@ -166,15 +166,15 @@ def share_of(read: Iterable[tuple[str, Sequence[int], Spans]], unknown: int | No
         piece of text that is unknown.
     """
     total, lost, dropped, first = 0, 0, 0, ""
-    for text, ids, spans in read:
+    for text, ids, spans in encodings:
         strange = {
             at for token, (begin, end) in zip(ids, spans, strict=True) if token == unknown for at in range(begin, end)
         }
         reached = {at for begin, end in spans for at in range(begin, end)}
-        seen = {at for at, letter in enumerate(text) if not letter.isspace()}
-        total += len(seen)
-        lost += len(seen & strange)
-        dropped += len(seen - reached)
+        positions = {at for at, letter in enumerate(text) if not letter.isspace()}
+        total += len(positions)
+        lost += len(positions & strange)
+        dropped += len(positions - reached)
         if not first and strange:
             begin, end = next(span for token, span in zip(ids, spans, strict=True) if token == unknown)
             first = text[begin:end]
@@ -219,8 +219,8 @@ class Unembedded:
     def fault(self, texts: Iterable[str], limit: int | None) -> str | None:
         """Which token of a row's texts has no embedding, if any; of each text the first `limit` tokens count."""
         for text in texts:
-            read = self.words.core.encode(text)
-            token = next((token for token in read.ids[:limit] if token >= self.rows), None)
+            encoding = self.words.core.encode(text)
+            token = next((token for token in encoding.ids[:limit] if token >= self.rows), None)
             if token is not None:
                 return f"holds {self.what(token)}"
         return None
