@@ -175,12 +175,12 @@ def usage(folder: Path) -> Usage:
     for place, folders, files in os.walk(folder):
         for name in (".", *folders, *files):
             try:
-                found = os.lstat(Path(place) / name)
+                status = os.lstat(Path(place) / name)
             except FileNotFoundError:
                 continue
-            changed = max(changed, found.st_mtime)
-            if stat.S_ISREG(found.st_mode):
-                size += found.st_size / found.st_nlink
+            changed = max(changed, status.st_mtime)
+            if stat.S_ISREG(status.st_mode):
+                size += status.st_size / status.st_nlink
     return Usage(size, changed)
 
 

@@ -1,8 +1,8 @@
 """Several processes for one command: started with their share of the machine, stopped together and gently.
 
 There are two kinds. Workers (`spread`) go their own ways: work is found by locks and checkpoints, so one that is killed
-is told and not replaced, and the others take its work. Ranks (`joined`) compute as one: when one is lost the others can
-only stop. Either way the first fault stops everyone and is the one that is raised; nobody outlives this process.
+is reported, not replaced, and the others take its work. Ranks (`joined`) compute as one: when one is lost the others
+can only stop. Either way the first fault stops everyone and is the one that is raised; nobody outlives this process.
 """
 
 from __future__ import annotations
@@ -127,18 +127,18 @@ class Crew:
             killed: called with a worker that was killed; whether that is a fault.
             grace_s: how long they may take to stop.
         """
-        left, deadline = list(self.workers), math.inf
-        while left:
-            ready = wait([worker.answers for worker in left], min(60.0, max(0.0, deadline - time.monotonic())))
-            for worker in [worker for worker in left if worker.answers in ready]:
-                left.remove(worker)
+        running, deadline = list(self.workers), math.inf
+        while running:
+            ready = wait([worker.answers for worker in running], min(60.0, max(0.0, deadline - time.monotonic())))
+            for worker in [worker for worker in running if worker.answers in ready]:
+                running.remove(worker)
                 self.ended.append(worker)
                 self._hear(worker)
                 fault = worker.error is not None or (worker.was_killed and killed(worker))
                 if fault and not self.sent:
                     self.send(signal.SIGTERM)
                     deadline = time.monotonic() + grace_s
-            if left and time.monotonic() >= deadline:
+            if running and time.monotonic() >= deadline:
                 self.send(signal.SIGKILL)
                 deadline = math.inf
         for worker in self.workers:
@@ -162,7 +162,7 @@ def spread(count: int, function: Callable[..., T], arguments: Sequence[object], 
         count: processes.
         function: a module's function; it and its arguments can be pickled.
         arguments: the same for all.
-        console: where a worker that was killed is told.
+        console: where a worker that was killed is reported.
 
     Returns:
         What the calls have returned, without those that were killed.
@@ -181,14 +181,14 @@ def spread(count: int, function: Callable[..., T], arguments: Sequence[object], 
         crew.start(count, None, function, arguments)
         crew.listen(killed, math.inf)
     _raise(crew, "stopped all workers; run the same command to resume")
-    done = [worker.result for worker in crew.workers if not worker.was_killed]
-    if not done:
+    results = [worker.result for worker in crew.workers if not worker.was_killed]
+    if not results:
         codes = ", ".join(str(worker.process.exitcode) for worker in crew.workers)
         raise InputError(
             f"--jobs {count}: all workers died (exit codes {codes}; -9 usually means a lack of memory); "
             "run the same command to resume, with fewer jobs if memory was short"
         )
-    return done
+    return results
 
 
 def joined(count: int, function: Callable[..., T], arguments: Sequence[object], logs: Path) -> T:
@@ -219,8 +219,8 @@ def joined(count: int, function: Callable[..., T], arguments: Sequence[object], 
                 f"lack of memory) and the others were stopped; what it said is in {logs}. Run the same command to "
                 "resume at the last checkpoint"
             )
-    said = [str(worker.error) for worker in crew.ended if isinstance(worker.error, StoppedBySignal)]
-    _raise(crew, said[0] if said else "stopped; run the same command to resume")
+    messages = [str(worker.error) for worker in crew.ended if isinstance(worker.error, StoppedBySignal)]
+    _raise(crew, messages[0] if messages else "stopped; run the same command to resume")
     result: T = crew.workers[0].result
     return result
 

@@ -67,8 +67,8 @@ class Bar:
             self._live.update(self._task, completed=self._done, note=f"{rate:.1f}/s {note}")
         elif now - self._spoke > LINE_EVERY_S:
             self._spoke = now
-            left = (self._total - self._done) / max(rate, 1e-9)
-            self._runtime.say(f"  {self._label}: {self._done}/{self._total}, {rate:.1f}/s, {left:.0f} s left {note}")
+            seconds = (self._total - self._done) / max(rate, 1e-9)
+            self._runtime.say(f"  {self._label}: {self._done}/{self._total}, {rate:.1f}/s, {seconds:.0f} s left {note}")
 
 
 class Runtime:
@@ -111,14 +111,14 @@ class Runtime:
 
     def _strategy(self, parallel: Parallel) -> Parallel:
         """The recipe's strategy, or that of an `accelerate` configuration."""
-        given = self.accelerator.distributed_type
-        if given == DistributedType.FSDP:
+        strategy = self.accelerator.distributed_type
+        if strategy == DistributedType.FSDP:
             if not self.accelerator.is_fsdp2:
                 raise InputError("accelerate's configuration asks for FSDP 1; set fsdp_version: 2 in it")
             return "fsdp2"
-        if given in (DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
+        if strategy in (DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
             raise InputError(
-                f"accelerate's configuration asks for {given.value}, which is not supported; parallel: fsdp2 in the "
+                f"accelerate's configuration asks for {strategy.value}, which is not supported; parallel: fsdp2 in the "
                 "recipe shards weights, gradients and optimizer as ZeRO-3 does"
             )
         return parallel
