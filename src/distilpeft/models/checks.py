@@ -29,14 +29,14 @@ def check_tokenizers(pair: Pair) -> None:
         InputError: the first token, special token or place of the chat template that differs.
     """
     recipe = pair.recipe
-    taken = recipe.student.tokenizer == "teacher"
-    if not recipe.kind.same_tokens or (taken and recipe.student.from_config):
+    same_tokenizer = recipe.student.tokenizer == "teacher"
+    if not recipe.kind.same_tokens or (same_tokenizer and recipe.student.from_config):
         return  # to random weights every id is as good as any other
     sources = (pair.teacher, pair.student)
     if sources[0] == sources[1]:
         return
     teacher, student = (Vocabulary.of_tokenizer(source.name, loading.load_tokenizer(source)) for source in sources)
-    check_same(teacher, student, chat=recipe.needs_template, tokens_only=taken)
+    check_same(teacher, student, chat=recipe.needs_template, tokens_only=same_tokenizer)
 
 
 def check_readers(pair: Pair, data: TaskData) -> list[str]:
@@ -68,9 +68,9 @@ def _unknown(data: TaskData, reading: Reading, reader: RowReader) -> str | None:
         return None
     rows = data.first_rows("train", SAMPLED_TEXTS)
     texts = [text[:SAMPLED_LETTERS] for row in texts_of(data.recipe, rows) for text in row]
-    read = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-    found = zip(texts, read["input_ids"], read["offset_mapping"], strict=True)
-    return refuse_unreadable(share_of(found, tokenizer.unk_token_id), reading.tokenizer, reading.key, len(rows))
+    batch = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    encodings = zip(texts, batch["input_ids"], batch["offset_mapping"], strict=True)
+    return refuse_unreadable(share_of(encodings, tokenizer.unk_token_id), reading.tokenizer, reading.key, len(rows))
 
 
 def _check_ids(data: TaskData, reading: Reading, reader: RowReader) -> None:
@@ -135,10 +135,10 @@ def check_lengths(pair: Pair) -> None:
         InputError: names the length and the model.
     """
     recipe = pair.recipe
-    asked = [length for length in recipe.benchmark.lengths if length != "data"]
-    if not asked:
+    lengths = [length for length in recipe.benchmark.lengths if length != "data"]
+    if not lengths:
         return
-    longest = max(asked) + (recipe.benchmark.new_tokens if recipe.kind.has_cache else 0)
+    longest = max(lengths) + (recipe.benchmark.new_tokens if recipe.kind.has_cache else 0)
     for source, config in zip((pair.teacher, pair.student), pair.configurations(), strict=True):
         reach = reach_of(config.to_dict())
         if reach is not None and longest > reach.tokens:
@@ -167,10 +167,10 @@ def check_writing(pair: Pair, data: TaskData) -> None:
         rows = data.tokens(recipe.evaluate.split, reader).dataset
         timed = max(max(sizes) for sizes in rows["segments"]) if "data" in recipe.benchmark.lengths else 0
         sampled = rows.select(range(min(recipe.evaluate.samples, len(rows))))
-        asked = max((next((at for at, flag in enumerate(row) if flag), 0) for row in sampled["target"]), default=0)
+        prompt = max((next((at for at, flag in enumerate(row) if flag), 0) for row in sampled["target"]), default=0)
         for key, length, more in (
             ("benchmark.new_tokens", timed, recipe.benchmark.new_tokens),
-            ("evaluate.sample_tokens", asked, recipe.evaluate.sample_tokens),
+            ("evaluate.sample_tokens", prompt, recipe.evaluate.sample_tokens),
         ):
             if length and length + more > reach.tokens:
                 raise InputError(

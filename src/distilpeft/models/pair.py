@@ -131,8 +131,8 @@ class Pair:
     def student_rows(self) -> int | None:
         """Rows of the student's embeddings as it comes; None if its configuration does not say."""
         config = loading.configuration(self.student, self.architecture, self.student_overrides)
-        found = getattr(config.get_text_config(decoder=True), "vocab_size", None)
-        return None if found is None else int(found)
+        size = getattr(config.get_text_config(decoder=True), "vocab_size", None)
+        return None if size is None else int(size)
 
     def configurations(self) -> tuple[Any, Any]:
         """The configurations of teacher and student, for the task."""

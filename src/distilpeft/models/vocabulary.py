@@ -70,34 +70,34 @@ def pair_of(recipe: Recipe, data: TaskData, runtime: Runtime | None = None) -> P
 
 
 def _cut(pair: Pair, data: TaskData, runtime: Runtime | None) -> CutVocabulary:
-    wanted, before = pair.recipe.student.vocabulary, pair.student_reader
-    assert wanted is not None
+    settings, before = pair.recipe.student.vocabulary, pair.student_reader
+    assert settings is not None
     name, spec = pair.student_tokenizer.title, spec_of(before.tokenizer, pair.student_tokenizer.title)
     kept.check_kind(spec, name)
     _count(data, before, runtime)
-    named = _named(pair, spec)
+    extra = _extra_ids(pair, spec)
     digest = digest_json(
         [FORMAT, data.digest, unlabelled_digest(pair.recipe.data), before.digest, pair.recipe.data.max_tokens,
-         sorted(named), wanted.model_dump(mode="json")]
+         sorted(extra), settings.model_dump(mode="json")]
     )  # fmt: skip
 
     def write(folder: Path) -> None:
         counts_V = counts(data.tokens(TAUGHT, before).dataset)
-        kept_K = kept.kept_ids(spec, counts_V, named, wanted)
+        kept_K = kept.kept_ids(spec, counts_V, extra, settings)
         _save(before.tokenizer, rewrite.cut(spec, kept_K, name), rewrite.numbers(kept_K), folder)
         np.save(folder / KEPT, kept_K, allow_pickle=False)
 
     folder = data.folder(f"vocabulary-{digest[:16]}", write)
     tokenizer = loading.load_tokenizer(Source(str(folder), folder))
-    found = CutVocabulary(RowReader(tokenizer, digest), before, np.load(folder / KEPT, allow_pickle=False))
-    _check_loaded(found, folder)
-    changed = _changed(data, TAUGHT, found)["changed"] if pair.recipe.kind.same_tokens else 0
+    cut = CutVocabulary(RowReader(tokenizer, digest), before, np.load(folder / KEPT, allow_pickle=False))
+    _check_loaded(cut, folder)
+    changed = _changed(data, TAUGHT, cut)["changed"] if pair.recipe.kind.same_tokens else 0
     if changed:
         raise InputError(
             f"student.vocabulary: {changed} training rows would be encoded differently by the cut tokenizer of {name}, "
             f"and {pair.recipe.task.kind} is taught token by token; leave it out"
         )
-    return found
+    return cut
 
 
 def spec_of(tokenizer: PreTrainedTokenizerBase, name: str) -> dict[str, Any]:
@@ -123,26 +123,26 @@ def _count(data: TaskData, reader: RowReader, runtime: Runtime | None) -> None:
         data.tokens(TAUGHT, reader, lambda count: None if bar is None else bar.advance(count))
 
 
-def _named(pair: Pair, spec: dict[str, Any]) -> set[int]:
+def _extra_ids(pair: Pair, spec: dict[str, Any]) -> set[int]:
     """The ids that are kept whether texts have them or not."""
     tokenizer = pair.student_reader.tokenizer
-    known = set(tokenizer.get_vocab().values())
-    found = {*tokenizer.all_special_ids, *rewrite.framing_ids(spec["post_processor"])}
-    found |= named_ids(pair.configurations()[1])
+    vocabulary = set(tokenizer.get_vocab().values())
+    ids = {*tokenizer.all_special_ids, *rewrite.framing_ids(spec["post_processor"])}
+    ids |= named_ids(pair.configurations()[1])
     if pair.recipe.needs_template and isinstance(tokenizer.chat_template, str):
         # Other roles than those of the training rows are written in it; so is what stands before an answer.
-        found |= set(tokenizer(tokenizer.chat_template, add_special_tokens=False, verbose=False)["input_ids"])
-    return found & known
+        ids |= set(tokenizer(tokenizer.chat_template, add_special_tokens=False, verbose=False)["input_ids"])
+    return ids & vocabulary
 
 
 def counts(rows: datasets.Dataset) -> NDArray[np.int64]:
     """How often each id occurs in encoded rows, [V]."""
-    found = np.zeros(0, dtype=np.int64)
+    counts_V = np.zeros(0, dtype=np.int64)
     for ids, _ in _encoded(rows):
-        more = np.bincount(ids, minlength=len(found))
-        more[: len(found)] += found
-        found = more
-    return found
+        more = np.bincount(ids, minlength=len(counts_V))
+        more[: len(counts_V)] += counts_V
+        counts_V = more
+    return counts_V
 
 
 def _encoded(rows: datasets.Dataset) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
@@ -172,9 +172,9 @@ def _check_loaded(cut: CutVocabulary, folder: Path) -> None:
     """Refuse a class of tokenizers that makes something else of the file."""
     before = {index: token for token, index in cut.before.tokenizer.get_vocab().items()}
     expected = {before[int(old)]: new for new, old in enumerate(cut.kept_K)}
-    written = json.loads((folder / TOKENIZER).read_text(encoding="utf-8"))
+    spec = json.loads((folder / TOKENIZER).read_text(encoding="utf-8"))
     loaded = spec_of(cut.reader.tokenizer, str(folder))
-    if cut.reader.tokenizer.get_vocab() != expected or loaded["model"] != written["model"]:
+    if cut.reader.tokenizer.get_vocab() != expected or loaded["model"] != spec["model"]:
         raise InputError(
             f"student.vocabulary: transformers reads the cut tokenizer as another one "
             f"({type(cut.reader.tokenizer).__name__}); leave it out"
@@ -205,12 +205,12 @@ def _changed(data: TaskData, split: str, cut: CutVocabulary) -> dict[str, int]:
     rows = Counter(_keys((new_V[ids], ends) for ids, ends in _encoded(before)))
     # Rows may be stretches of a text, of which there are more where a text takes more tokens.
     same = (rows & Counter(_keys(_encoded(after)))).total()
-    found = {"rows": len(before), "changed": len(before) - same}
+    numbers = {"rows": len(before), "changed": len(before) - same}
     for name, encoded, reader in (("before", before, cut.before), ("after", after, cut.reader)):
         unknown = reader.tokenizer.unk_token_id
-        found[f"tokens_{name}"] = sum(len(ids) for ids, _ in _encoded(encoded))
-        found[f"unknown_{name}"] = sum(int((ids == unknown).sum()) for ids, _ in _encoded(encoded))
-    return found
+        numbers[f"tokens_{name}"] = sum(len(ids) for ids, _ in _encoded(encoded))
+        numbers[f"unknown_{name}"] = sum(int((ids == unknown).sum()) for ids, _ in _encoded(encoded))
+    return numbers
 
 
 def _keys(encoded: Iterable[tuple[NDArray[np.int64], NDArray[np.int64]]]) -> Iterator[bytes]:

@@ -91,9 +91,9 @@ class EmbeddingTask(Task):
 
         own = bare(student).config.get_text_config().hidden_size
         if own != width or self.section.project:
-            made = nn.Linear(own, width, bias=False)
-            nn.init.orthogonal_(made.weight)  # lengths and angles begin as they are
-            carry(student, {"vector": made})
+            projection = nn.Linear(own, width, bias=False)
+            nn.init.orthogonal_(projection.weight)  # lengths and angles begin as they are
+            carry(student, {"vector": projection})
 
     def soft(self, teacher: nn.Module, batch: Batch) -> Tensor:
         """What the frozen teacher knows of a batch: its vectors."""
@@ -104,31 +104,31 @@ class EmbeddingTask(Task):
         return int(bare(teacher).config.get_text_config().hidden_size)
 
     def loss_sum(self, model: PreTrainedModel, batch: Batch, loss: Loss, soft: Soft | None) -> Tensor:
-        """1 less the cosine to the teacher's vectors, or the squared distance (mean over units); summed over rows."""
+        """1 minus the cosine to the teacher's vectors, or the squared distance (mean over units); summed over rows."""
         from torch.nn import functional as F
 
         from distilpeft.distillation.projections import PROJECTIONS
 
-        known = dense(soft)
-        assert known is not None, "without labels there is nothing else to learn from"
-        found = vectors(model, batch).float()
+        theirs = dense(soft)
+        assert theirs is not None, "without labels there is nothing else to learn from"
+        ours = vectors(model, batch).float()
         projection = getattr(model, PROJECTIONS, None)
         if projection is not None:
-            found = projection["vector"](found)
+            ours = projection["vector"](ours)
         if bare(model).vector_loss == "mse":
-            return (found - known).square().mean(-1).sum()
-        return (1 - F.cosine_similarity(found, known, dim=-1)).sum()
+            return (ours - theirs).square().mean(-1).sum()
+        return (1 - F.cosine_similarity(ours, theirs, dim=-1)).sum()
 
     def measure(self, model: nn.Module, batch: Batch, soft: Soft | None = None) -> Tensor:
         """See the module: D, the row's vector and the teacher's; without a teacher it is its own, [B, 1 + D + E]."""
         import torch
         from torch.nn import functional as F
 
-        found = F.normalize(vectors(model, batch).float(), dim=-1)
-        known = dense(soft)
-        theirs = found if known is None else F.normalize(known.to(found.device), dim=-1)
-        width = torch.full_like(found[:, :1], found.shape[-1])
-        return torch.cat([width, found, theirs], dim=-1)
+        ours = F.normalize(vectors(model, batch).float(), dim=-1)
+        teacher = dense(soft)
+        theirs = ours if teacher is None else F.normalize(teacher.to(ours.device), dim=-1)
+        width = torch.full_like(ours[:, :1], ours.shape[-1])
+        return torch.cat([width, ours, theirs], dim=-1)
 
     def answers(self, vectors_ND: Values, labels_N: Values) -> tuple[Values, Values]:
         """Outputs and labels as the export's gate compares them: vectors of length 1."""
@@ -155,26 +155,26 @@ class EmbeddingTask(Task):
 
     def added(self, values_NK: Values, rows: Rows) -> tuple[Doubles, Doubles]:
         """What each row adds to the neighbours that are shared, and to their number."""
-        found_N = shared(*split(values_NK))
-        return found_N, np.ones(len(found_N))
+        shared_N = shared(*split(values_NK))
+        return shared_N, np.ones(len(shared_N))
 
     def against_teacher(self, values_NK: Values, teacher_NK: Values, rows: Rows) -> dict[str, float]:
         """How near the vectors are to the teacher's: `similarity` and `neighbours`."""
         ours_ND, _ = split(values_NK)
         theirs_NE, _ = split(teacher_NK)
-        found = _metrics(ours_ND, theirs_NE, shared(ours_ND, theirs_NE), np.arange(len(values_NK)))
-        return {name: found[name] for name in ("similarity", "neighbours")}
+        figures = _metrics(ours_ND, theirs_NE, shared(ours_ND, theirs_NE), np.arange(len(values_NK)))
+        return {name: figures[name] for name in ("similarity", "neighbours")}
 
 
 def vectors(model: nn.Module, batch: Batch) -> Tensor:
     """A vector for each row, [B, D], of any length."""
-    found = model(**batch["inputs"])
-    made: Tensor
-    if "logits" in found:  # a graph's, made already
-        made = found.logits
-        return made
-    made = pooled(found, batch["inputs"]["attention_mask"], bare(model).pooling)
-    return made
+    output = model(**batch["inputs"])
+    vectors_BD: Tensor
+    if "logits" in output:  # a graph's, made already
+        vectors_BD = output.logits
+        return vectors_BD
+    vectors_BD = pooled(output, batch["inputs"]["attention_mask"], bare(model).pooling)
+    return vectors_BD
 
 
 def split(values_NK: Values) -> tuple[Doubles, Doubles]:
@@ -189,7 +189,7 @@ def shared(ours_ND: Doubles, theirs_NE: Doubles) -> Doubles:
     count = min(NEAREST, len(ours_ND) - 1)
     if not ours_ND.shape[1] or count < 1:
         return np.zeros(len(ours_ND))
-    found_N = np.empty(len(ours_ND))
+    shared_N = np.empty(len(ours_ND))
     for start in range(0, len(ours_ND), MOST_PAIRED):
         part = slice(start, start + MOST_PAIRED)
         nearest = []
@@ -197,8 +197,8 @@ def shared(ours_ND: Doubles, theirs_NE: Doubles) -> Doubles:
             cosines = side[part] @ side.T
             cosines[np.arange(len(cosines)), np.arange(start, start + len(cosines))] = -np.inf  # not itself
             nearest.append(np.argpartition(-cosines, count - 1, axis=-1)[:, :count])
-        found_N[part] = [len(np.intersect1d(one, two)) / count for one, two in zip(*nearest, strict=True)]
-    return found_N
+        shared_N[part] = [len(np.intersect1d(ours, theirs)) / count for ours, theirs in zip(*nearest, strict=True)]
+    return shared_N
 
 
 def similarity(ours_ND: Doubles, theirs_NE: Doubles, rows_N: NDArray[np.int64]) -> float:
@@ -207,10 +207,10 @@ def similarity(ours_ND: Doubles, theirs_NE: Doubles, rows_N: NDArray[np.int64]) 
     above = np.triu(rows_N[:, None] != rows_N[None, :], 1)
     if not ours_ND.shape[1] or not above.any():
         return 0.0
-    one, two = ((side[rows_N] @ side[rows_N].T)[above] for side in (ours_ND, theirs_NE))
-    if np.ptp(one) == 0 or np.ptp(two) == 0:
+    ours, theirs = ((side[rows_N] @ side[rows_N].T)[above] for side in (ours_ND, theirs_NE))
+    if np.ptp(ours) == 0 or np.ptp(theirs) == 0:
         return 0.0
-    return float(np.corrcoef(one, two)[0, 1])
+    return float(np.corrcoef(ours, theirs)[0, 1])
 
 
 def _metrics(ours_ND: Doubles, theirs_NE: Doubles, shared_N: Doubles, rows_N: NDArray[np.int64]) -> dict[str, float]:

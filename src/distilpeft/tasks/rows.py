@@ -100,8 +100,8 @@ class Tokens:
 
     def column(self, name: str) -> NDArray[Any]:
         """A column of numbers, one per row."""
-        found: NDArray[Any] = self.dataset.select_columns([name]).with_format("numpy")[:][name]
-        return found
+        values: NDArray[Any] = self.dataset.select_columns([name]).with_format("numpy")[:][name]
+        return values
 
     def load_batch(self, row_ids_N: NDArray[np.int64], epoch: int | None = None) -> Batch:
         """Collate these rows; with an epoch they come as it sees them in training, where the task varies them."""
@@ -116,9 +116,9 @@ class Tokens:
 
     def fixed(self) -> Tokens:
         """The same rows, which no epoch varies: what the teacher says of each is known once."""
-        found = copy.copy(self)
-        found._varies = False
-        return found
+        rows = copy.copy(self)
+        rows._varies = False
+        return rows
 
 
 def _tell_labelled(batch: Batch, labelled_B: NDArray[np.bool_]) -> None:
@@ -165,8 +165,8 @@ class TaskData:
     def __init__(self, recipe: Recipe, digest: str, cache: Path, main_first: MainFirst = nullcontext) -> None:
         self.recipe, self.task, self.digest = recipe, task_of(recipe), digest
         self._cache, self._main_first = cache, main_first
-        read = read_task_rows(recipe)
-        self._splits, self.skipped, self.held_out = read.splits, read.skipped, read.held_out
+        loaded = read_task_rows(recipe)
+        self._splits, self.skipped, self.held_out = loaded.splits, loaded.skipped, loaded.held_out
         self._tokens: dict[str, Tokens] = {}
         self.duplicates = duplicates({name: self.task.texts(rows) for name, rows in self._splits.items()})
 
@@ -287,10 +287,10 @@ class TaskRows:
 
     def remarks(self) -> list[str]:
         """What a user should know of the data, line by line."""
-        found = [*(f"{note}." for note in self.notes), *skipped_lines(self.skipped)]
+        lines = [*(f"{note}." for note in self.notes), *skipped_lines(self.skipped)]
         if self.held_out:
-            found.append(f"{self.held_out} rows without labels are also in validation or test and were left out.")
-        return found
+            lines.append(f"{self.held_out} rows without labels are also in validation or test and were left out.")
+        return lines
 
 
 def read_task_rows(recipe: Recipe, *, download: bool = True) -> TaskRows:
@@ -307,7 +307,7 @@ def read_task_rows(recipe: Recipe, *, download: bool = True) -> TaskRows:
     task, column = task_of(recipe), recipe.evaluate.groups
     tokenizer = template_tokenizer(recipe, download=download) if recipe.needs_template else None
     finders = [token_faults(recipe), None if tokenizer is None else template_check(task, tokenizer)]
-    checker = _Checker(recipe, task, [one for one in finders if one])
+    checker = _Checker(recipe, task, [finder for finder in finders if finder])
     used = [name for _, name in task.columns()] + ([] if column is None else [column])
     splits, notes = read_splits(recipe.data, checker.main_rows, used, task.watched())
     held_out = _add_unlabelled(recipe, checker, splits, notes)
@@ -339,17 +339,17 @@ def _add_unlabelled(
         loose.append(rest)
     if data.unlabelled is not None:
         columns = unlabelled_columns(task, data.unlabelled)
-        more, said = read_unlabelled(data.unlabelled, checker.unlabelled, columns, task.watched())
+        more, remarks = read_unlabelled(data.unlabelled, checker.unlabelled, columns, task.watched())
         loose.append(more)
-        notes += said
+        notes += remarks
     if any(map(len, loose)):
         together = datasets.concatenate_datasets([part for part in loose if len(part)])
         taught = taught_only(task, splits, together)
         held_out = len(together) - len(taught)
         splits |= {UNLABELLED: taught} if len(taught) else {}
     if data.views is not None:
-        made = views_of(task, splits, data)
-        splits |= {VIEWS: made} if len(made) else {}
+        views = views_of(task, splits, data)
+        splits |= {VIEWS: views} if len(views) else {}
     return held_out
 
 
@@ -408,8 +408,8 @@ class RowSubset:
 
     def column(self, name: str) -> NDArray[Any]:
         """See `Rows`."""
-        found: NDArray[Any] = self._rows.column(name)[self._mask_N]
-        return found
+        values: NDArray[Any] = self._rows.column(name)[self._mask_N]
+        return values
 
     def load_batch(self, row_ids_N: NDArray[np.int64], epoch: int | None = None) -> Batch:
         """See `Rows`; `row_ids_N` count the rows of the subset."""

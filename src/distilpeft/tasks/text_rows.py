@@ -42,9 +42,9 @@ def columns(task: Texts) -> list[tuple[str, str]]:
 
 def text_faults(rows: datasets.Dataset, *columns: str | None) -> Iterator[str | None]:
     """What is wrong with the texts of each row, None if nothing is; columns that the recipe does not name are None."""
-    named = [column for column in columns if column is not None]
-    for texts in zip(*(cells(rows, column) for column in named), strict=True):
-        bad = [c for c, text in zip(named, texts, strict=True) if not isinstance(text, str) or not text.strip()]
+    names = [column for column in columns if column is not None]
+    for texts in zip(*(cells(rows, column) for column in names), strict=True):
+        bad = [c for c, text in zip(names, texts, strict=True) if not isinstance(text, str) or not text.strip()]
         yield f"column {bad[0]!r} holds no text" if bad else None
 
 
@@ -65,12 +65,12 @@ def encode(task: Texts | Embedding, columns: Columns, tokenizer: InputReader, ma
     Of a pair the longer text is cut first, token by token.
     """
     pair = getattr(task, "pair", None)
-    given = [masked(columns[column], tokenizer) for column in (task.text, pair) if column is not None]
-    full = tokenizer(*given, truncation=False, verbose=False)["input_ids"]
+    arguments = [masked(columns[column], tokenizer) for column in (task.text, pair) if column is not None]
+    full = tokenizer(*arguments, truncation=False, verbose=False)["input_ids"]
     limit = min(max_tokens, tokenizer.model_max_length)
-    found = tokenizer(*given, truncation=True, max_length=limit, return_token_type_ids=pair is not None)
-    cut = found["input_ids"]
-    types = {} if pair is None else {"token_types": found["token_type_ids"]}
+    encoding = tokenizer(*arguments, truncation=True, max_length=limit, return_token_type_ids=pair is not None)
+    cut = encoding["input_ids"]
+    types = {} if pair is None else {"token_types": encoding["token_type_ids"]}
     return {
         "input_ids": cut,
         "num_tokens": [len(ids) for ids in cut],
@@ -91,10 +91,10 @@ def inputs(columns: Columns, tokenizer: InputReader) -> dict[str, Tensor]:
     Returns:
         input_ids and attention_mask [B, S]; for pairs token_type_ids, where the model tells the texts apart by them.
     """
-    given = {"input_ids": columns["input_ids"]}
+    batch = {"input_ids": columns["input_ids"]}
     if "token_types" in columns and TYPES in tokenizer.model_input_names:
-        given[TYPES] = columns["token_types"]
-    return dict(tokenizer.pad(given, return_tensors="pt"))
+        batch[TYPES] = columns["token_types"]
+    return dict(tokenizer.pad(batch, return_tensors="pt"))
 
 
 def texts(task: Texts | Embedding, rows: datasets.Dataset) -> Iterator[Text]:
@@ -107,8 +107,8 @@ def texts(task: Texts | Embedding, rows: datasets.Dataset) -> Iterator[Text]:
 
 def logits(model: nn.Module, batch: Batch) -> Tensor:
     """The model's output for every row of a batch, [B, C]."""
-    found: Tensor = model(**batch["inputs"]).logits
-    return found
+    logits_BC: Tensor = model(**batch["inputs"]).logits
+    return logits_BC
 
 
 def named(labels: Sequence[str]) -> dict[str, object]:
@@ -124,21 +124,21 @@ WHOLE = "whole"
 """The pooling of models that give a text's vector themselves, as static ones do."""
 
 
-def pooled(found: Any, mask_BS: Any, pooling: str) -> Any:
+def pooled(output: Any, mask_BS: Any, pooling: str) -> Any:
     """A vector [B, D] for each row out of a model's output: the mean of its hidden states, the first, or its own."""
     if pooling == WHOLE:
-        return found.pooler_output
-    states_BSD = found.last_hidden_state
+        return output.pooler_output
+    states_BSD = output.last_hidden_state
     if pooling == "first":
         return states_BSD[:, 0]
     mask_BS1 = mask_BS[..., None].to(states_BSD.dtype)
     return (states_BSD * mask_BS1).sum(1) / mask_BS1.sum(1)
 
 
-def logits_of(found: Any) -> Any:
+def logits_of(output: Any) -> Any:
     """A transformers model's logits; those of a start and an end of an answer as [B, 2, S]."""
-    if "start_logits" not in found:
-        return found.logits
+    if "start_logits" not in output:
+        return output.logits
     import torch
 
-    return torch.stack([found.start_logits, found.end_logits], dim=1)
+    return torch.stack([output.start_logits, output.end_logits], dim=1)

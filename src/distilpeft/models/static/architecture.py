@@ -168,8 +168,8 @@ def _number(counted_BS: Tensor, dtype: torch.dtype) -> Tensor:
 
 def body_of(model: PreTrainedModel) -> StaticModel:
     """The token vectors of a static model with or without a head."""
-    found: StaticModel = getattr(model, model.base_model_prefix, model)
-    return found
+    body: StaticModel = getattr(model, model.base_model_prefix, model)
+    return body
 
 
 def balance(model: PreTrainedModel) -> None:

@@ -38,8 +38,8 @@ def word_embeddings(teacher: PreTrainedModel) -> NDArray[np.float64]:
         weight = None
     if weight is None or weight.ndim != 2 or not weight.is_floating_point():
         raise InputError(f"student.static: {type(teacher).__name__} has no table of word embeddings; use from_teacher")
-    found: NDArray[np.float64] = weight.detach().double().cpu().numpy()
-    return found
+    table_VH: NDArray[np.float64] = weight.detach().double().cpu().numpy()
+    return table_VH
 
 
 def reduced(table_VH: NDArray[np.float64], used: Sequence[int], dim: int | None) -> NDArray[np.float64]:
@@ -60,8 +60,8 @@ def reduced(table_VH: NDArray[np.float64], used: Sequence[int], dim: int | None)
     _, axes_HH = np.linalg.eigh(centred_UH.T @ centred_UH)  # in rising order
     axes_HD = axes_HH[:, ::-1][:, :dim]
     signs_D = np.sign(axes_HD[np.abs(axes_HD).argmax(0), np.arange(dim)])
-    found: NDArray[np.float64] = (table_VH - mean_H) @ (axes_HD * signs_D)
-    return found
+    table_VD: NDArray[np.float64] = (table_VH - mean_H) @ (axes_HD * signs_D)
+    return table_VD
 
 
 def scaled(table_VD: NDArray[np.float64], used: Sequence[int]) -> NDArray[np.float64]:
@@ -86,8 +86,8 @@ def sif_weights(rows: Iterable[Sequence[int]], size: int, ignored: Sequence[int]
 
 def special_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """The ids of a tokenizer's special tokens."""
-    found = {getattr(tokenizer, f"{name}_token_id", None) for name in SPECIAL}
-    return sorted(one for one in found if one is not None)
+    ids = {getattr(tokenizer, f"{name}_token_id", None) for name in SPECIAL}
+    return sorted(index for index in ids if index is not None)
 
 
 def separator(tokenizer: PreTrainedTokenizerBase) -> int:
