@@ -35,8 +35,9 @@ from distilpeft.planning.roles import STUDENT
 from distilpeft.recipe import Recipe
 from distilpeft.recipe.task import Embedding, Texts
 from distilpeft.recipe.yaml_file import with_benchmark
-from distilpeft.report import build, text
+from distilpeft.report import build
 from distilpeft.report.figures import Benchmark
+from distilpeft.report.timing_notes import timing_notes
 from distilpeft.tasks.rows import TaskData
 
 NUM_TEXTS, FILLER_ROWS, WIDE = 512, 64, 120
@@ -260,7 +261,7 @@ def show(result: Mapping[str, Any], console: Console) -> None:
         table.add_row(*row)
     wide = Console(file=console.file, width=max(console.width, WIDE))  # a narrow one would cut figures off
     wide.print(table)
-    for line in text.timing_notes(Benchmark.model_validate(result["repeats"][-1])):
+    for line in timing_notes(Benchmark.model_validate(result["repeats"][-1])):
         console.print(line, highlight=False)
     apart = result["agreement"]
     if apart is not None:

@@ -1,10 +1,12 @@
 """What a plan starts from: rows, models and soft targets made elsewhere, checked as far as their files tell.
 
-Torch-free, and no weight is read: headers and descriptions are enough.
+Also the settings that its keys hold. Torch-free, and no weight is read: headers and descriptions are enough.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 
 from distilpeft.data.model_files.quantized import logical_shapes
@@ -168,3 +170,50 @@ def source_of_targets(recipe: Recipe, source: str) -> str:
     if fault is not None:
         raise InputError(f"{key}: {source}: {fault}")
     return digest_file(folder / STORE)
+
+
+def export_settings(recipe: Recipe, form: str) -> dict[str, object]:
+    """What the files of one form depend on besides the student, and what they had to hold."""
+    export = recipe.export
+    settings: dict[str, object] = {"format": form, "gate_rows": export.gate_rows, "limits": asdict(recipe.limits(form))}
+    if recipe.kind.reads_first:
+        settings["generate"] = without(result_settings(recipe.evaluate.generate), "rows")
+    if form == "safetensors":
+        settings["dtype"] = export.dtype
+    if form == "onnx-int8":
+        settings |= {"int8": export.int8, "calibration_rows": export.calibration_rows, "seed": recipe.seed}
+        settings |= {"portable": True} if export.portable else {}
+    return settings
+
+
+def digest_settings(settings: Mapping[str, object]) -> dict[str, object]:
+    """Settings as plain JSON values, so that a key is the same before and after a round trip through a manifest."""
+    return {
+        name: digest_settings(value)
+        if isinstance(value, Mapping)
+        else list(value)
+        if isinstance(value, tuple)
+        else value
+        for name, value in settings.items()
+    }
+
+
+def target_settings(recipe: Recipe) -> dict[str, object]:
+    """What soft targets depend on besides the teacher. All logits, which classes keep, serve every temperature."""
+    targets = recipe.targets
+    settings: dict[str, object] = {"precision": targets.precision}
+    if not recipe.kind.is_language_model:
+        return settings
+    names = {"auto": ("k", "draws"), "top_k": ("k",), "sampled": ("draws",), "full": ()}[targets.format]
+    settings |= {name: getattr(targets, name) for name in ("format", "value_bits", *names)}
+    if targets.format != "full":
+        settings["temperatures"] = targets.temperatures or (recipe.distil.temperature,)
+    settings |= student_ids(recipe)
+    if targets.format == "auto":  # the choice depends on what the loss can use
+        settings["divergence"] = recipe.distil.divergence.kind
+    return settings if targets.format in ("full", "top_k") else {**settings, "seed": recipe.seed}
+
+
+def without(settings: Mapping[str, object], *names: str) -> dict[str, object]:
+    """Settings less those of these names."""
+    return {name: value for name, value in settings.items() if name not in names}

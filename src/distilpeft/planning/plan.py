@@ -8,7 +8,7 @@ result. So a new student, alpha or temperature finds the teacher and its targets
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -22,11 +22,14 @@ from distilpeft.machine.host import machine_name
 from distilpeft.planning.inputs import (
     check_tokens,
     data_digest,
+    digest_settings,
+    export_settings,
     head_key,
     source_of_targets,
-    student_ids,
     student_origin,
+    target_settings,
     teacher_base,
+    without,
 )
 from distilpeft.planning.models import check_models, settled
 from distilpeft.planning.roles import (
@@ -265,7 +268,7 @@ def _plan(recipe: Recipe, runs: Path, *, repeated: bool = False) -> Plan:
 
 
 def _teacher(names: _Naming, base: Source) -> Step:
-    settings = _without(result_settings(names.recipe.teacher), "gate", "model", "revision")
+    settings = without(result_settings(names.recipe.teacher), "gate", "model", "revision")
     inputs = {"base": digest(base), **head_key(names.recipe, base)}
     if base.path is None and names.recipe.teacher.fit is None and hasattr(names.recipe.task, "labels"):
         inputs["classes"] = "by name"  # not so in artifacts of earlier versions
@@ -277,7 +280,7 @@ def _targets(names: _Naming, teacher: Step) -> list[Step]:
     recipe = names.recipe
     if not _is_cached(recipe) or recipe.targets.source is not None:
         return []
-    return [names.step("targets", _target_settings(recipe), {"teacher": teacher.key, **names.unlabelled})]
+    return [names.step("targets", target_settings(recipe), {"teacher": teacher.key, **names.unlabelled})]
 
 
 def _is_cached(recipe: Recipe) -> bool:
@@ -310,9 +313,9 @@ def _student(names: _Naming, origin: Mapping[str, str], soft: Mapping[str, str],
     arm = ARMS[role]
     settings = {**result_settings(names.recipe.distil), "student": _student_settings(names)}
     if arm.teacher is None:
-        settings = {**_without(settings, "temperature", "divergence", "features", "unlabelled_weight"), "alpha": 0.0}
+        settings = {**without(settings, "temperature", "divergence", "features", "unlabelled_weight"), "alpha": 0.0}
     elif arm.teacher == "hard":
-        settings = {**_without(settings, "temperature", "divergence", "features"), "teacher": "hard"}
+        settings = {**without(settings, "temperature", "divergence", "features"), "teacher": "hard"}
     if arm.equal_steps:
         settings["steps"] = "of the student"
     if role == CE_ONLY:
@@ -341,7 +344,7 @@ def _lead(names: _Naming, teacher: Step, students: list[Step]) -> list[Step]:
 
 
 def _student_settings(names: _Naming) -> dict[str, object]:
-    return {**_without(result_settings(names.recipe.student), "model", "revision"), **names.seeded}
+    return {**without(result_settings(names.recipe.student), "model", "revision"), **names.seeded}
 
 
 def _audit(names: _Naming, student: Step, targets: list[Step]) -> list[Step]:
@@ -382,7 +385,7 @@ def _evaluation(names: _Naming, model: _Model, reference: Step | None) -> Step:
 
 
 def _export(names: _Naming, form: str, student: Step) -> Step:
-    return names.step("export", _export_settings(names.recipe, form), {"model": student.key}, form)
+    return names.step("export", export_settings(names.recipe, form), {"model": student.key}, form)
 
 
 def _comparison(names: _Naming, evaluations: list[Step]) -> Step:
@@ -416,49 +419,3 @@ def _hub(names: _Naming, pairs: Sequence[tuple[Step, Step]], steps: list[Step]) 
     figures = digest_json({step.name: step.key for step in [*steps, *(evaluation for _, evaluation in joined)]})
     inputs = {export.role: export.key for export, _ in joined}
     return [names.step("bundle", settings, {**inputs, "figures": figures}, HUB)]
-
-
-def _export_settings(recipe: Recipe, form: str) -> dict[str, object]:
-    """What the files of one form depend on besides the student, and what they had to hold."""
-    export = recipe.export
-    settings: dict[str, object] = {"format": form, "gate_rows": export.gate_rows, "limits": asdict(recipe.limits(form))}
-    if recipe.kind.reads_first:
-        settings["generate"] = _without(result_settings(recipe.evaluate.generate), "rows")
-    if form == "safetensors":
-        settings["dtype"] = export.dtype
-    if form == "onnx-int8":
-        settings |= {"int8": export.int8, "calibration_rows": export.calibration_rows, "seed": recipe.seed}
-        settings |= {"portable": True} if export.portable else {}
-    return settings
-
-
-def digest_settings(settings: Mapping[str, object]) -> dict[str, object]:
-    """Settings as plain JSON values, so that a key is the same before and after a round trip through a manifest."""
-    return {
-        name: digest_settings(value)
-        if isinstance(value, Mapping)
-        else list(value)
-        if isinstance(value, tuple)
-        else value
-        for name, value in settings.items()
-    }
-
-
-def _target_settings(recipe: Recipe) -> dict[str, object]:
-    """What soft targets depend on besides the teacher. All logits, which classes keep, serve every temperature."""
-    targets = recipe.targets
-    settings: dict[str, object] = {"precision": targets.precision}
-    if not recipe.kind.is_language_model:
-        return settings
-    names = {"auto": ("k", "draws"), "top_k": ("k",), "sampled": ("draws",), "full": ()}[targets.format]
-    settings |= {name: getattr(targets, name) for name in ("format", "value_bits", *names)}
-    if targets.format != "full":
-        settings["temperatures"] = targets.temperatures or (recipe.distil.temperature,)
-    settings |= student_ids(recipe)
-    if targets.format == "auto":  # the choice depends on what the loss can use
-        settings["divergence"] = recipe.distil.divergence.kind
-    return settings if targets.format in ("full", "top_k") else {**settings, "seed": recipe.seed}
-
-
-def _without(settings: Mapping[str, object], *names: str) -> dict[str, object]:
-    return {name: value for name, value in settings.items() if name not in names}

@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 from support import reports
 
-from distilpeft.report import text
+from distilpeft.report import text, timing_notes
 
 NASTY = "<img src=x> | [/red] [bold]\n# north `|` **b**"
 BAR = re.compile(r"(?<!\\)(?:\\\\)*\|")
@@ -51,7 +51,7 @@ def test_the_terminal_shows_the_name_of_a_group_as_it_is():
 
 def test_the_doubts_about_latencies_follow_the_table_that_shows_them():
     report = reports.classifier()
-    (noise,) = [line for line in text.doubts(report.benchmark) if "noisy" in line]
+    (noise,) = [line for line in timing_notes.doubts(report.benchmark) if "noisy" in line]
     lines = text.markdown(report).splitlines()
     last = max(at for at, line in enumerate(lines) if line.startswith("| export:bnb-nf4 |"))
     assert lines[last + 1] == ""
@@ -63,7 +63,7 @@ def test_the_doubts_about_latencies_follow_the_table_that_shows_them():
     quiet = report.benchmark.model_copy(
         update={"noise": report.benchmark.noise.model_copy(update={"noisy": False, "disturbed": 0.0})}
     )
-    assert text.doubts(quiet) == text.doubts(None) == []
+    assert timing_notes.doubts(quiet) == timing_notes.doubts(None) == []
 
 
 def test_what_was_found_is_apart_from_what_is_said_about_the_run():

@@ -12,7 +12,7 @@ import yaml
 
 from distilpeft.planning.roles import format_of
 from distilpeft.recipe.task import KINDS
-from distilpeft.report import text
+from distilpeft.report import text, timing_notes
 from distilpeft.report.page import tables
 from distilpeft.report.page.markup import details, listed, notes, plain
 from distilpeft.report.page.svg import Paper, draw, swatch
@@ -92,7 +92,7 @@ def _inputs(report: Report) -> list[str]:
 
 def doubts(report: Report) -> str:
     """What speaks against the latencies, next to them."""
-    return notes(text.doubts(report.benchmark), "notes warn")
+    return notes(timing_notes.doubts(report.benchmark), "notes warn")
 
 
 def _tiles(model: Model, teacher: Model, report: Report) -> list[str]:
@@ -191,7 +191,7 @@ def benchmark(report: Report) -> str:
     if not figures or not figures.arms:
         return ""
     quiet = ", ".join(figures.noise.unsteady)
-    lines = [*text.timing_notes(figures), *([f"Not steady when measuring began: {quiet}."] if quiet else [])]
+    lines = [*timing_notes.timing_notes(figures), *([f"Not steady when measuring began: {quiet}."] if quiet else [])]
     kind = "notes warn" if figures.noise.noisy else "notes"
     return notes(lines, kind) + tables.cells(figures) + tables.processes(figures)
 
@@ -214,8 +214,8 @@ def provenance(report: Report, missing: Sequence[str]) -> str:
     seeds = report.seeds.seeds if report.seeds else (report.seed,)
     facts = [
         ("seeds", ", ".join(_fact(seed) for seed in seeds)),
-        ("trained on", f"{_fact(environment.device)}, {text.counted(environment.threads, 'thread')}, "
-                       f"{text.counted(environment.num_processes, 'process', 'processes')}"),
+        ("trained on", f"{_fact(environment.device)}, {timing_notes.counted(environment.threads, 'thread')}, "
+                       f"{timing_notes.counted(environment.num_processes, 'process', 'processes')}"),
         ("timed on", _fact(timed.machine if timed else None)),
         ("Python", _fact(environment.python)),
         *environment.versions.items(),
