@@ -29,6 +29,7 @@ from distilpeft.export.bundle import Bundle
 from distilpeft.export.comparison import (
     BLOCK,
     DISTANCE_CALLS,
+    MASKED,
     NUM_TEXTS,
     UNRANKED,
     Call,
@@ -195,7 +196,8 @@ class Gate:
         for size in (1, BATCH):
             calls = [self._call(self._rows, part, runner) for part in chunks(ids, size)]
             answers = [self._answers(call.masked(call.logits_NV), call.labels_N)[0] for call in calls]
-            arrays.append(np.concatenate([answer.astype(np.float64) for answer in answers]))
+            width = max(answer.shape[-1] for answer in answers)  # of answers in a text, as long as the longest row
+            arrays.append(np.concatenate([_widened(answer.astype(np.float64), width) for answer in answers]))
         alone_MV, batched_MV = arrays
         ranked = (
             {}
@@ -303,3 +305,8 @@ def _common(ours: Sequence[int], theirs: Sequence[int]) -> int:
     return next(
         (at for at, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b), min(len(ours), len(theirs))
     )
+
+
+def _widened(answers_MV: NDArray[np.float64], width: int) -> NDArray[np.float64]:
+    """Answers with further columns that nobody may choose."""
+    return np.pad(answers_MV, ((0, 0), (0, width - answers_MV.shape[-1])), constant_values=MASKED)

@@ -276,6 +276,26 @@ class TestBatching:
             "rows": 70, "batch_size": 32, "max_abs_diff": 0.0, "changed": 0.0
         }  # fmt: skip
 
+    def test_answers_in_texts_are_as_wide_as_the_longest_row_of_a_batch(self):
+        """Columns behind a row's end are out of reach, whatever the model says there."""
+        gate, _ = self.gate("classes")
+        lengths = [3, 5]
+        gate._rows.lengths_N, gate._answers = np.array(lengths), lambda logits, labels: (logits, labels)
+        own = [np.array([0.5, 2.0, 1.0]), np.array([1.0, 0.0, 0.0, 0.0, 3.0])]
+
+        def answered(_rows, ids, shift):
+            most = max(lengths[row] for row in ids)
+            logits = np.full((len(ids), most), 7.0)
+            allowed = np.zeros((len(ids), most), bool)
+            for at, row in enumerate(ids):
+                logits[at, : lengths[row]] = own[row] + shift * (len(ids) > 1) * np.eye(1, lengths[row], 0)[0]
+                allowed[at, : lengths[row]] = True
+            return Call({}, np.arange(len(ids)), np.zeros(len(ids)), np.arange(len(ids)), logits, allowed_NV=allowed)
+
+        gate._call = answered
+        assert gate.batching(0.0) == {"rows": 2, "batch_size": 32, "max_abs_diff": 0.0, "changed": 0.0}
+        assert gate.batching(1.75) == {"rows": 2, "batch_size": 32, "max_abs_diff": 1.75, "changed": 0.5}
+
     def test_numbers_are_compared_in_standard_deviations_of_the_labels(self):
         gate, labels_N = self.gate("values")
         found = gate.batching(self.runner(np.float32(2)))

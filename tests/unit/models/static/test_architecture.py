@@ -121,7 +121,7 @@ def test_a_saved_model_is_loaded_by_the_auto_classes(tmp_path):
 LOADERS = {
     "distilpeft.models.loading": "Architecture('AutoModelForSequenceClassification', None, {}, train_heads=True)"
     ".auto_class.from_pretrained(folder)",
-    "distilpeft.export.runtimes": "load_exported(Path(folder), {'format': 'safetensors', "
+    "distilpeft.export.runtimes": "load_exported(Path(folder), {'format': 'safetensors', 'file': '.', "
     "'auto_class': 'AutoModelForSequenceClassification'}, torch.device('cpu'))",
 }
 
