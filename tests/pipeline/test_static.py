@@ -6,6 +6,7 @@ import csv
 import importlib.util
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +32,12 @@ LEARNT = {
     "multi_label_classification": ("samples_f1", 0.9), "regression": ("r2", 0.7),
 }  # fmt: skip
 """Kind of task → metric, and what a static student reaches at least."""
+
+
+def tiers(kinds: Sequence[str], thorough: set[str]) -> list:
+    """Kinds of task that CI runs, and others that only the complete suite does."""
+    marks = {True: pytest.mark.thorough, False: pytest.mark.slow}
+    return [pytest.param(kind, marks=marks[kind in thorough]) for kind in kinds]
 
 
 def workspace(folder: Path, kind: str, static: dict | None = None, **changes: object) -> Path:
@@ -142,8 +149,7 @@ def assert_table_is_int8(finished: Path) -> None:
     assert sizes["onnx-int8"] < 0.5 * sizes["onnx"]
 
 
-@pytest.mark.thorough
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", tiers(KINDS, {"pairs", "embedding"}))
 def test_every_kind_of_task_has_static_students(tmp_path, kind):
     finished = run(tmp_path, kind, {"weighting": "learned"} if kind == "embedding" else {})
     check(finished, kind)
@@ -154,9 +160,8 @@ def test_every_kind_of_task_has_static_students(tmp_path, kind):
     np.testing.assert_allclose(found, right, atol=1e-5)
 
 
-@pytest.mark.thorough
 @OPEN_ELSEWHERE
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "pairs"])
+@pytest.mark.parametrize("kind", tiers([kind for kind in KINDS if kind != "pairs"], {"regression", "embedding"}))
 def test_model2vec_opens_its_own_layout(tmp_path, kind):
     from model2vec import StaticModel
     from model2vec.inference import StaticModelPipeline

@@ -175,6 +175,7 @@ def test_online_targets_over_kept_tokens_teach_the_same_student_as_stored_ones(l
         torch.testing.assert_close(theirs[name], tensor, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("kind", ["question_answering", "token_classification"])
 def test_places_and_words_of_texts_are_learnt_by_a_cut_tokenizer(tmp_path, kind):
     """A test row has a word that only other tokens can spell."""
@@ -197,6 +198,7 @@ def test_places_and_words_of_texts_are_learnt_by_a_cut_tokenizer(tmp_path, kind)
     assert plan_of(path).artifact("evaluate", "student").figures()["against_teacher"]["kl"] >= 0
 
 
+@pytest.mark.thorough
 def test_a_static_student_has_vectors_of_the_kept_tokens_only(tmp_path):
     student = {"static": {"hidden": 8}, "vocabulary": CUT}
     path = workspace(tmp_path, student=student, export__formats=["safetensors", "onnx-int8"])
