@@ -190,8 +190,8 @@ def test_an_exported_folder_is_opened_with_its_configuration(tmp_path):
     model = build(config(rope_parameters=LLAMA3, head_dim=32))
     write(model, tmp_path).rename(tmp_path / FORMS["gguf-f32"].file)
     model.config.save_pretrained(str(tmp_path))
-    told = {"format": "gguf-f32", "file": FORMS["gguf-f32"].file, "auto_class": "AutoModelForCausalLM"}
-    found = load_exported(tmp_path, told, torch.device("cpu"))
+    manifest = {"format": "gguf-f32", "file": FORMS["gguf-f32"].file, "auto_class": "AutoModelForCausalLM"}
+    found = load_exported(tmp_path, manifest, torch.device("cpu"))
     ids = torch.randint(5, 400, (2, 90), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         torch.testing.assert_close(found(ids).logits, model(ids).logits, atol=1e-4, rtol=1e-4)

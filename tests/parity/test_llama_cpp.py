@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import platform
-import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
 import torch
 from parity import test_gguf_export as tiny
+from support import node
 from transformers import AutoTokenizer, MistralConfig, Qwen2Config, Qwen3Config
 
 from distilpeft.data.sources import resolve
@@ -29,24 +27,9 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def llama_cpp(tmp_path_factory):
     """Function: jobs for llama_cpp.mjs → its answers."""
-    if shutil.which("node") is None or shutil.which("npm") is None:
-        pytest.skip("node and npm are not installed")
     if (platform.system(), platform.machine()) != ("Linux", "x86_64"):
         pytest.skip("llama.cpp is fetched as built for Linux on x86-64")
-    folder = tmp_path_factory.mktemp("llama_cpp")
-    install = ["npm", "install", "--ignore-scripts", "--no-audit", "--no-fund", "--prefix", str(folder), *PACKAGES]
-    done = subprocess.run(install, capture_output=True, text=True, check=False)
-    if done.returncode:
-        pytest.skip(f"npm cannot install {PACKAGES[0]}: {' '.join(done.stderr.split())[:200]}")
-
-    def ask(jobs):
-        (folder / "jobs.json").write_text(json.dumps(jobs), encoding="utf-8")
-        command = ["node", str(SCRIPT), str(folder), str(folder / "jobs.json"), str(folder / "answers.json")]
-        ran = subprocess.run(command, capture_output=True, text=True, check=False)
-        assert ran.returncode == 0, ran.stderr[-2000:]
-        return json.loads((folder / "answers.json").read_text(encoding="utf-8"))
-
-    return ask
+    return node.asked(tmp_path_factory.mktemp("llama_cpp"), SCRIPT, list(PACKAGES))
 
 
 CASES = {

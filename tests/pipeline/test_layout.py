@@ -5,14 +5,13 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from support import commands, tiny
+from support import commands, node, tiny
 from transformers import BertTokenizer
 
 from distilpeft.export.bundle import Bundle
@@ -59,22 +58,7 @@ def furthest(one: list[dict[str, float]], two: list[dict[str, float]]) -> float:
 @pytest.fixture(scope="module")
 def javascript(tmp_path_factory):
     """Function: jobs for transformers_js.mjs → its answers."""
-    if shutil.which("node") is None or shutil.which("npm") is None:
-        pytest.skip("node and npm are not installed")
-    folder = tmp_path_factory.mktemp("node")
-    install = ["npm", "install", "--ignore-scripts", "--no-audit", "--no-fund", "--prefix", str(folder)]
-    done = subprocess.run([*install, TRANSFORMERS_JS], capture_output=True, text=True, check=False)
-    if done.returncode:
-        pytest.skip(f"npm cannot install {TRANSFORMERS_JS}: {' '.join(done.stderr.split())[:200]}")
-
-    def ask(jobs):
-        (folder / "jobs.json").write_text(json.dumps(jobs), encoding="utf-8")
-        command = ["node", str(SCRIPT), str(folder), str(folder / "jobs.json"), str(folder / "answers.json")]
-        ran = subprocess.run(command, capture_output=True, text=True, check=False)
-        assert ran.returncode == 0, ran.stderr[-2000:]
-        return json.loads((folder / "answers.json").read_text(encoding="utf-8"))
-
-    return ask
+    return node.asked(tmp_path_factory.mktemp("node"), SCRIPT, [TRANSFORMERS_JS])
 
 
 def test_transformers_js_answers_as_the_files_do_from_one_folder_and_from_each(exports, javascript):

@@ -26,6 +26,7 @@ OPEN_ELSEWHERE = pytest.mark.skipif(
 SENTENCES = ["the good film and a story", "an awful actor of the scene", "a superb script"]
 PAIRS = [("the good film", "a dull story"), ("weak", "a lovely scene of the music"), ("the actor", "fine")]
 FIT = {"epochs": 15, "batch_size": 16, "micro_batch_size": 16, "precision": "fp32"}
+STATIC = {"dim": 16, "hidden": 8, "weighting": "sif"}
 KINDS = ("text_classification", "pairs", "multi_label_classification", "regression", "embedding")
 LEARNT = {
     "text_classification": ("accuracy", 0.9), "pairs": ("accuracy", 0.7), "embedding": ("similarity", 0.6),
@@ -124,11 +125,11 @@ def check(finished: Path, kind: str) -> None:
 
 
 def test_a_static_student_learns_and_every_export_answers_as_it_does(tmp_path, capsys):
-    recipe = workspace(tmp_path, "text_classification", {"dim": 16, "hidden": 8})
+    recipe = workspace(tmp_path, "text_classification", STATIC)
     assert commands.run(recipe, verb="check") == 0
     said = " ".join(capsys.readouterr().out.split())
     assert "student: a static model of the teacher's word embeddings, reduced to 16 units" in said
-    finished = run(tmp_path, "text_classification", {"dim": 16, "hidden": 8})
+    finished = run(tmp_path, "text_classification", STATIC)
     check(finished, "text_classification")
     config = json.loads((finished / "student/config.json").read_text())
     assert (config["model_type"], config["hidden_size"], config["head_size"]) == ("distilpeft_static", 16, 8)

@@ -66,13 +66,13 @@ def test_the_student_keeps_the_tokens_of_its_rows_and_special_ones_and_its_teach
     assert rows.shape == (len(kept), 64)
     assert json.loads((folder / "config.json").read_text())["vocab_size"] == len(kept)
     assert after.pad_token_id == json.loads((folder / "config.json").read_text())["pad_token_id"]
-    told = plan.artifact("distil", "student").figures()["vocabulary"]
-    assert (told["tokens_before"], told["tokens_after"]) == (len(before), len(kept))
-    assert told["weights_saved"] == (len(before) - len(kept)) * 64
-    assert told["splits"]["train"] == told["splits"]["train"] | {"rows": 40, "changed": 0, "unknown_after": 0}
-    assert told["splits"]["test"]["changed"] == 2, "those with a zebra"
-    assert told["splits"]["test"]["unknown_after"] == told["splits"]["test"]["unknown_before"] == 0
-    assert told["splits"]["test"]["tokens_after"] > told["splits"]["test"]["tokens_before"]
+    figures = plan.artifact("distil", "student").figures()["vocabulary"]
+    assert (figures["tokens_before"], figures["tokens_after"]) == (len(before), len(kept))
+    assert figures["weights_saved"] == (len(before) - len(kept)) * 64
+    assert figures["splits"]["train"] == figures["splits"]["train"] | {"rows": 40, "changed": 0, "unknown_after": 0}
+    assert figures["splits"]["test"]["changed"] == 2, "those with a zebra"
+    assert figures["splits"]["test"]["unknown_after"] == figures["splits"]["test"]["unknown_before"] == 0
+    assert figures["splits"]["test"]["tokens_after"] > figures["splits"]["test"]["tokens_before"]
 
 
 @pytest.mark.parametrize("form", ["safetensors", "onnx"])

@@ -102,7 +102,7 @@ class TimedModel:
     """One model under one setting, in its process.
 
     Attributes:
-        told: what the process reported on loading and memory.
+        reported: what the process said on loading and memory.
         cells: per cell what warming up showed, and all that was measured.
     """
 
@@ -112,7 +112,7 @@ class TimedModel:
     compiled: bool
     ask: Callable[[Mapping[str, Any]], dict[str, Any]]
     close: Callable[[], None]
-    told: dict[str, Any] = field(default_factory=dict)
+    reported: dict[str, Any] = field(default_factory=dict)
     cells: list[dict[str, Any]] = field(default_factory=list)
 
     def same_setting(self, other: TimedModel) -> bool:
@@ -240,19 +240,20 @@ def start_process(
 def _warm(arm: TimedModel, arms: list[TimedModel], settings: Settings, tell: Tell) -> None:
     """Load an arm, run every cell until it is steady, and put it among the others."""
     try:
-        arm.told = arm.ask({"do": "load"})
+        arm.reported = arm.ask({"do": "load"})
         for cell in range(len(settings.cells)):
             warm = arm.ask({"do": "warm", "cell": cell})
             empty: dict[str, Any] = {name: [] for name in ("rounds", "lengths", "decode", "encode")}
             arm.cells.append({**warm, **empty, "joules": 0.0, "tokens": 0})
-        arm.told |= arm.ask({"do": "memory"})  # before weights are moved about, which takes more
+        arm.reported |= arm.ask({"do": "memory"})  # before weights are moved about, which takes more
     except BaseException:
         arm.close()
         raise
     arms.append(arm)
     setting = f"{arm.device}, {arm.threads} threads" + (", compiled" if arm.compiled else "")
     calls = sum(cell["warmup_calls"] for cell in arm.cells)
-    tell(f"  benchmark: {arm.subject.name} ({setting}) loaded in {arm.told['load_s']:.1f} s, warm after {calls} calls")
+    loaded = f"loaded in {arm.reported['load_s']:.1f} s, warm after {calls} calls"
+    tell(f"  benchmark: {arm.subject.name} ({setting}) {loaded}")
 
 
 def _rounds(
@@ -350,14 +351,14 @@ def _turn(arm: TimedModel, cell: int, turn: int, meter: Meter) -> None:
 
 def _figures(arm: TimedModel, arms: Sequence[TimedModel], reference: str, settings: Settings) -> dict[str, Any]:
     base = _base(arm, arms, reference)
-    sizes = {name: arm.told.get(name) for name in ("num_parameters", "size_bytes", "gpu_memory_bytes")}
+    sizes = {name: arm.reported.get(name) for name in ("num_parameters", "size_bytes", "gpu_memory_bytes")}
     return {
         "role": arm.subject.name,
         "device": arm.device,
         "threads": arm.threads,
         "compiled": arm.compiled,
         **sizes,
-        **{name: arm.told[name] for name in ("load_s", "rss_start_bytes", "rss_loaded_bytes", "memory_bytes")},
+        **{name: arm.reported[name] for name in ("load_s", "rss_start_bytes", "rss_loaded_bytes", "memory_bytes")},
         "cells": [
             _cell(size, length, arm.cells[at], base.cells[at] if base is not arm else None)
             for at, (size, length) in enumerate(settings.cells)

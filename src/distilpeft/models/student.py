@@ -9,7 +9,7 @@ import torch
 
 from distilpeft.data.sources import Source
 from distilpeft.machine.runtime import Runtime
-from distilpeft.models import cutting, loading, lora, weights
+from distilpeft.models import cutting, loading, lora, vocabulary, weights
 from distilpeft.models.bases.embeddings import cut_embeddings
 from distilpeft.models.context import Context
 from distilpeft.models.pair import Loaded, Pair
@@ -23,8 +23,6 @@ from distilpeft.tasks.task import InputReader
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-BATCH_ROWS = 5_000
-"""Rows in memory at a time."""
 CUTTING = ("max_length", "stride", "truncation_strategy")
 """What transformers notes of a tokenizer.json that cuts texts, and would write a second time, for nobody to read."""
 
@@ -79,10 +77,12 @@ def _of_teacher(context: Context, teacher: PreTrainedModel) -> PreTrainedModel:
         cutting.keep_layers(teacher, student.from_teacher)
         return teacher
     assert student.static is not None
-    rows = context.data.tokens("train", reader).dataset
+    counts_V = None
+    if student.static.weighting == "sif":
+        counts_V = vocabulary.counts(context.data.tokens("train", reader).dataset)
     return start.new(
         architecture.auto_class, architecture.options, reader.tokenizer, teacher, student.static,
-        pair=context.recipe.reads_pairs, rows=(ids for batch in rows.iter(BATCH_ROWS) for ids in batch["input_ids"]),
+        pair=context.recipe.reads_pairs, counts_V=counts_V,
         kept_K=None if context.pair.cut is None else context.pair.cut.kept_K,
     )  # fmt: skip
 

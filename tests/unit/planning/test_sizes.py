@@ -17,9 +17,7 @@ def counted(recipe, teacher) -> int:
     """Weights of the student that a run would begin with."""
     auto = AutoModelForSequenceClassification if recipe.kind.has_labels else AutoModel
     options = {"num_labels": len(getattr(recipe.task, "labels", "1"))}
-    made = start.new(
-        auto, options, tiny.tokenizer(), teacher, recipe.student.static, pair=recipe.reads_pairs, rows=[[5]]
-    )
+    made = start.new(auto, options, tiny.tokenizer(), teacher, recipe.student.static, pair=recipe.reads_pairs)
     return weights.num_parameters(made)
 
 

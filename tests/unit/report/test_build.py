@@ -47,9 +47,9 @@ BENCHMARK = {
 
 
 def pair(role, against, difference, p_value=0.2):
-    told = {"role": role, "against": against, "metric": "accuracy", "wins": 5, "losses": 3, "num_rows": 200}
+    manifest = {"role": role, "against": against, "metric": "accuracy", "wins": 5, "losses": 3, "num_rows": 200}
     interval = {"low": difference - 0.01, "high": difference + 0.01}
-    return {**told, "difference": difference, "p_value": p_value, **interval}
+    return {**manifest, "difference": difference, "p_value": p_value, **interval}
 
 
 PARITY = {
@@ -306,7 +306,7 @@ def rendered(*overrides, form="safetensors", teacher_ms=None, noise=()):
              "threads": 2}  # fmt: skip
     export = {"parity": PARITY, "size_bytes": 17_600_000}
     recipe = load_recipe("recipe.yaml", overrides)
-    told = {
+    manifest = {
         "task": "text_classification",
         "format": form,
         "file": FORMS[form].file,
@@ -317,7 +317,7 @@ def rendered(*overrides, form="safetensors", teacher_ms=None, noise=()):
     latencies = {"student": timed, f"export:{form}": {**timed, "noise": noise}}
     if teacher_ms is not None:
         latencies["teacher"] = {**timed, "latency_ms": {"p50": teacher_ms}}
-    return card.render(recipe, told, figures, latencies, {form: export})
+    return card.render(recipe, manifest, figures, latencies, {form: export})
 
 
 @pytest.mark.usefixtures("workplace")
@@ -435,11 +435,11 @@ def test_the_markdown_says_what_soft_targets_on_disk_cost():
 
 @pytest.mark.parametrize("form", ["safetensors", "onnx"])
 def test_the_code_of_a_model_that_may_find_no_answer_says_so(form):
-    told = {
+    manifest = {
         "task": "question_answering", "format": form, "max_tokens": 16, "stride": 4, "longest_answer": 3,
         "typed": True, "pair": True, "file": FORMS[form].file,
     }  # fmt: skip
     for no_answer in (True, False):
-        code = snippet({**told, "no_answer": no_answer})
+        code = snippet({**manifest, "no_answer": no_answer})
         compile(code.partition("```python")[2].partition("```")[0], "card", "exec")
         assert ("no answer" in code) is no_answer

@@ -5,7 +5,7 @@ V  vocabulary    H  units of the teacher's embeddings    D  units of the student
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -74,13 +74,18 @@ def scaled(table_VD: NDArray[np.float64], used: Sequence[int]) -> NDArray[np.flo
     return table_VD / (size or 1.0)
 
 
-def sif_weights(rows: Iterable[Sequence[int]], size: int, ignored: Sequence[int]) -> NDArray[np.float64]:
-    """A weight for each token, [V], by how often it stands in these rows; 1 for a token in none of them."""
-    counts_V = np.zeros(size, np.int64)
-    for ids in rows:
-        counts_V += np.bincount(np.asarray(ids, np.int64), minlength=size)
-    counts_V[list(ignored)] = 0
-    weights_V: NDArray[np.float64] = SIF / (SIF + counts_V / max(int(counts_V.sum()), 1))
+def sif_weights(counts_V: NDArray[np.int64], size: int, ignored: Sequence[int]) -> NDArray[np.float64]:
+    """A weight for each of `size` tokens by how often it occurs, 1 for one that does not.
+
+    Args:
+        counts_V: how often each id occurs; ids behind the last one do not.
+        size: of the vocabulary.
+        ignored: ids that do not count.
+    """
+    counted_V = np.zeros(size, np.int64)
+    counted_V[: len(counts_V)] = counts_V[:size]
+    counted_V[list(ignored)] = 0
+    weights_V: NDArray[np.float64] = SIF / (SIF + counted_V / max(int(counted_V.sum()), 1))
     return weights_V
 
 
@@ -109,7 +114,7 @@ def separator(tokenizer: PreTrainedTokenizerBase) -> int:
 
 def new(
     auto_class: type[AutoModel], options: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase,
-    teacher: PreTrainedModel, static: Static, *, pair: bool, rows: Iterable[Sequence[int]],
+    teacher: PreTrainedModel, static: Static, *, pair: bool, counts_V: NDArray[np.int64] | None = None,
     kept_K: NDArray[np.int64] | None = None,
 ) -> PreTrainedModel:  # fmt: skip
     """A student with the teacher's word embeddings and a random head.
@@ -121,7 +126,7 @@ def new(
         teacher: merged.
         static: the recipe's section.
         pair: whether it reads pairs of texts.
-        rows: token ids of the training rows, for `sif`.
+        counts_V: how often each id occurs in the training rows, for `sif`; None: not at all.
         kept_K: the teacher's ids of the tokens that a cut vocabulary keeps, ascending. The model then gets the
             attribute `cut_weights`, how many weights that saves.
 
@@ -148,8 +153,8 @@ def new(
     body = body_of(model)
     with torch.no_grad():
         body.embeddings.weight.copy_(torch.from_numpy(table_VD))
-        if static.weighting == "sif":
-            body.token_weights.copy_(torch.from_numpy(sif_weights(rows, len(table_VD), ignored)))
+        if static.weighting == "sif" and counts_V is not None:
+            body.token_weights.copy_(torch.from_numpy(sif_weights(counts_V, len(table_VD), ignored)))
     model.fresh = sorted(name for name, _ in model.named_parameters() if name.startswith("classifier."))
     if kept_K is not None:
         model.cut_weights = (whole - len(table_VD)) * (table_VD.shape[1] + 1)

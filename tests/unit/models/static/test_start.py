@@ -50,7 +50,7 @@ def test_more_directions_than_there_are_rows_are_refused():
 
 
 def test_a_weight_falls_with_the_share_of_a_token_among_those_that_count():
-    found = start.sif_weights([[0, 2, 2, 1], [0, 2, 3, 1]], 5, [0, 1])
+    found = start.sif_weights(np.array([2, 2, 3, 1]), 5, [0, 1])
     # of four tokens that count, 2 is there three times and 3 once; 4 never
     np.testing.assert_allclose(found, [1, 1, 0.001 / 0.751, 0.001 / 0.251, 1])
 
@@ -58,10 +58,10 @@ def test_a_weight_falls_with_the_share_of_a_token_among_those_that_count():
 @pytest.mark.parametrize("weighting", ["learned", "sif"])
 def test_a_student_begins_with_the_teachers_embeddings_and_a_new_head(weighting):
     teacher, words = tiny.classifier(), tiny.tokenizer()
-    rows = [words(text)["input_ids"] for text, _ in tiny.rows(20)]
+    counts = np.bincount([token for text, _ in tiny.rows(20) for token in words(text)["input_ids"]])
     made = start.new(
         AutoModelForSequenceClassification, {"num_labels": 2}, words, teacher, Static(hidden=6, weighting=weighting),
-        pair=False, rows=rows,
+        pair=False, counts_V=counts,
     )  # fmt: skip
     body = body_of(made)
     own = teacher.bert.embeddings.word_embeddings.weight
@@ -69,7 +69,7 @@ def test_a_student_begins_with_the_teachers_embeddings_and_a_new_head(weighting)
     plain = weighting == "learned"
     assert (set(body.token_weights.tolist()) == {1.0}) == plain
     if not plain:
-        right = start.sif_weights(rows, len(tiny.WORDS), [0, 1, 2, 3]).tolist()
+        right = start.sif_weights(counts, len(tiny.WORDS), [0, 1, 2, 3]).tolist()
         assert body.token_weights.tolist() == pytest.approx(right)
     assert made.fresh == ["classifier.0.bias", "classifier.0.weight", "classifier.2.bias", "classifier.2.weight"]
     assert made.config.ignored_ids == [tiny.WORDS.index(f"[{name}]") for name in ("PAD", "UNK", "CLS", "SEP")]
@@ -79,7 +79,6 @@ def test_rows_of_the_embeddings_behind_the_tokenizers_last_token_are_left_out():
     teacher = tiny.classifier(vocab_size=len(tiny.WORDS) + 7)
     made = start.new(
         AutoModelForSequenceClassification, {"num_labels": 2}, tiny.tokenizer(), teacher, Static(dim=3), pair=False,
-        rows=[[5]],
     )  # fmt: skip
     assert body_of(made).embeddings.weight.shape == (len(tiny.WORDS), 3)
 
@@ -91,7 +90,7 @@ def test_a_cut_vocabulary_leaves_the_vectors_of_its_tokens():
     names = {f"{name}_token": f"[{name.upper()}]" for name in ("pad", "unk", "cls", "sep")}
     left = PreTrainedTokenizerFast(tokenizer_object=core, **names)
     made = start.new(
-        AutoModelForSequenceClassification, {"num_labels": 2}, left, teacher, Static(), pair=False, rows=[], kept_K=kept
+        AutoModelForSequenceClassification, {"num_labels": 2}, left, teacher, Static(), pair=False, kept_K=kept
     )
     table = body_of(made).embeddings.weight
     own = teacher.bert.embeddings.word_embeddings.weight[kept]
