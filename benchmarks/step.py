@@ -31,7 +31,8 @@ from accelerate.utils import send_to_device
 from distilpeft.data.sources import resolve
 from distilpeft.distillation.losses import Loss
 from distilpeft.machine.runtime import Runtime, device_name
-from distilpeft.models import cutting, loading
+from distilpeft.models import loading
+from distilpeft.models.cutting.layers import keep_layers
 from distilpeft.models.parallel import wrap
 from distilpeft.recipe.student import FromTeacher
 from distilpeft.recipe.task import CausalLM
@@ -60,7 +61,7 @@ def load(runtime: Runtime) -> tuple[Any, Any, Any]:
         )  # fmt: skip
         found.append(model)
     teacher, student = found
-    cutting.keep_layers(student, FromTeacher(layers=LAYERS))
+    keep_layers(student, FromTeacher(layers=LAYERS))
     for model in (teacher, student):
         TASK.prepare(model)
     return teacher.requires_grad_(False).eval(), student.train(), tokenizer

@@ -80,7 +80,7 @@ def cut_base() -> None:
         return
     from transformers import AutoModel, AutoTokenizer
 
-    from distilpeft.models.cutting import keep_layers
+    from distilpeft.models.cutting.layers import keep_layers
     from distilpeft.recipe.student import FromTeacher
 
     folder = resolve(BASE, "student").path

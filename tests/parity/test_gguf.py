@@ -9,7 +9,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from distilpeft.data.sources import gguf_folder, model_config, num_layers, resolve
-from distilpeft.models import cutting, loading
+from distilpeft.models import loading
+from distilpeft.models.cutting.layers import keep_layers
 from distilpeft.models.loading import Architecture
 from distilpeft.recipe.student import FromTeacher
 from distilpeft.recipe.task import CausalLM
@@ -49,6 +50,6 @@ def test_it_is_converted_once_and_is_the_model_that_transformers_reads(tmp_path,
     nats = torch.nn.functional.cross_entropy(found[:-1], ids[0, 1:])
     assert nats < 3.0, "a language model that knows its language"
     assert (torch.nn.functional.cross_entropy(rough[:-1], ids[0, 1:]) - nats).abs() < 0.5
-    cutting.keep_layers(model, FromTeacher(layers=(0, 15, 29)))
+    keep_layers(model, FromTeacher(layers=(0, 15, 29)))
     CausalLMTask(CausalLM(kind="causal_lm", text="text")).prepare(model)
     assert model.config.num_hidden_layers == 3

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import copy
-
 import pytest
 import torch
 import transformers
 from safetensors.torch import save_file
-from support import tiny, tiny_lm
+from support import tiny
 from torch.nn import functional as F
 
 from distilpeft.data.sources import Source
 from distilpeft.errors import InputError
-from distilpeft.models import cutting, loading, lora, weights
+from distilpeft.models import loading, lora, weights
+from distilpeft.models.cutting.layers import keep_layers
 from distilpeft.models.loading import Architecture
 from distilpeft.recipe.student import FromTeacher
 from distilpeft.recipe.training import Lora
@@ -152,7 +151,7 @@ def test_a_loaded_adapter_differs_from_its_base(body, tmp_path):
 def test_kept_layers_are_the_teachers_own(body):
     model, _ = load(body, "none")
     second = model.bert.encoder.layer[1]
-    cutting.keep_layers(model, FromTeacher(layers=(1,)))
+    keep_layers(model, FromTeacher(layers=(1,)))
     assert list(model.bert.encoder.layer) == [second]
     assert model.config.num_hidden_layers == 1
 
@@ -160,30 +159,7 @@ def test_kept_layers_are_the_teachers_own(body):
 def test_a_layer_beyond_the_last_is_refused(body):
     model, _ = load(body, "none")
     with pytest.raises(InputError, match=r"student\.from_teacher\.layers: layer 2 does not exist.*0\.\.1"):
-        cutting.keep_layers(model, FromTeacher(layers=(0, 2)))
-
-
-@pytest.mark.parametrize("make", [tiny.classifier, tiny_lm.model], ids=["bert", "llama"])
-def test_a_narrower_student_is_the_teacher_with_its_weakest_units_silent(make, tmp_path):
-    model = make(2, seed=3).eval()
-    ids = torch.arange(5, 13).unsqueeze(0)
-    whole = copy.deepcopy(model)
-    for block in weights.blocks(whole):
-        lines = {name: one for name, one in block.named_modules() if isinstance(one, torch.nn.Linear)}
-        into = [one for one in lines.values() if one.out_features == 128]
-        (out,) = [one for one in lines.values() if one.in_features == 128]
-        strength = torch.stack([one.weight.norm(dim=1) for one in into]).prod(0) * out.weight.norm(dim=0)
-        out.weight.data[:, strength.argsort()[: 128 - 40]] = 0
-    cutting.keep_layers(model, FromTeacher(first=2, ffn=40))
-    with torch.no_grad():
-        torch.testing.assert_close(model(input_ids=ids).logits, whole(input_ids=ids).logits, rtol=1e-4, atol=1e-5)
-    model.save_pretrained(str(tmp_path))
-    again = type(model).from_pretrained(str(tmp_path)).eval()
-    assert again.config.intermediate_size == 40
-    with torch.no_grad():
-        torch.testing.assert_close(again(input_ids=ids).logits, model(input_ids=ids).logits)
-    with pytest.raises(InputError, match=r"student\.from_teacher\.ffn: 41 are more than there are"):
-        cutting.keep_layers(model, FromTeacher(first=1, ffn=41))
+        keep_layers(model, FromTeacher(layers=(0, 2)))
 
 
 def test_parameters_of_a_4_bit_model_are_counted_unpacked(body):
@@ -224,7 +200,7 @@ def test_a_4_bit_teacher_of_any_family_is_tuned_merged_and_cut_into_a_student(tm
         expected = tuned.eval()(**inputs).logits
         merged = lora.merge(load(tmp_path / "base", "nf4", heads=heads)[0], tmp_path / "adapter").eval()
         torch.testing.assert_close(merged(**inputs).logits, expected, atol=2e-4, rtol=1e-3)
-        cutting.keep_layers(merged, FromTeacher(layers=(0, 2)))
+        keep_layers(merged, FromTeacher(layers=(0, 2)))
         student = merged(**inputs).logits
         merged.save_pretrained(str(tmp_path / "student"))
         again = ARCHITECTURE.auto_class.from_pretrained(str(tmp_path / "student")).eval()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,9 +10,12 @@ import torch
 
 from distilpeft.data.sources import Source
 from distilpeft.machine.runtime import Runtime
-from distilpeft.models import cutting, loading, lora, vocabulary, weights
+from distilpeft.models import loading, lora, vocabulary, weights
 from distilpeft.models.bases.embeddings import cut_embeddings
 from distilpeft.models.context import Context
+from distilpeft.models.cutting.importance import importance_of
+from distilpeft.models.cutting.layers import keep_layers
+from distilpeft.models.cutting.widths import narrow
 from distilpeft.models.pair import Loaded, Pair
 from distilpeft.models.static import start
 from distilpeft.models.teacher import load_teacher_merged, start_head
@@ -61,7 +65,7 @@ def _untrained(context: Context, teacher: Path | None) -> PreTrainedModel:
     if student.is_of_teacher:
         assert teacher is not None
         merged = load_teacher_merged(runtime, pair, teacher, "fp32").model.float()
-        return _of_teacher(context, merged)
+        return _of_teacher(context, teacher.name, merged)
     if student.from_config is not None:
         return loading.from_config(pair.student, pair.architecture, student.from_config.overrides, pad)
     model, _ = loading.load_base(
@@ -70,12 +74,13 @@ def _untrained(context: Context, teacher: Path | None) -> PreTrainedModel:
     return model
 
 
-def _of_teacher(context: Context, teacher: PreTrainedModel) -> PreTrainedModel:
-    """A student made of the merged teacher's weights."""
+def _of_teacher(context: Context, name: str, teacher: PreTrainedModel) -> PreTrainedModel:
+    """A student made of the merged teacher's weights; `name` is the teacher's, different for every other one."""
     student, reader, architecture = context.recipe.student, context.pair.student_reader, context.pair.architecture
     if student.from_teacher is not None:
-        cutting.keep_layers(teacher, student.from_teacher)
-        return teacher
+        narrower = narrow(teacher, student.from_teacher, partial(importance_of, context, name, teacher))
+        keep_layers(narrower, student.from_teacher)
+        return narrower
     assert student.static is not None
     counts_V = None
     if student.static.weighting == "sif":

@@ -12,6 +12,7 @@ from pathlib import Path
 from distilpeft.data.model_files.quantized import logical_shapes
 from distilpeft.data.model_files.recipe_models import student_of, teacher_of, token_key
 from distilpeft.data.model_files.tokens import embedding_units
+from distilpeft.data.model_files.widths import narrowed
 from distilpeft.data.published import known_model
 from distilpeft.data.reading import data_sources
 from distilpeft.data.sources import (
@@ -47,8 +48,9 @@ def teacher_base(recipe: Recipe) -> Source:
     config = model_config(source)
     depth = num_layers(config) if config else None
     cut = recipe.student.from_teacher
-    if cut is not None and depth is not None:
+    if cut is not None and config and depth is not None:
         cut.of(depth)
+        narrowed(cut, config)
     dim = recipe.student.static.dim if recipe.student.static else None
     units = embedding_units(config) if config else None
     if dim is not None and units is not None and dim > units:
@@ -62,7 +64,9 @@ def student_origin(recipe: Recipe, teacher: str) -> dict[str, str]:
     student, source = recipe.student, student_of(recipe)
     if student.is_of_teacher:
         _check_lora(student.lora, source, "student")
-        return {"student": teacher}
+        cut = student.from_teacher
+        measured = cut is not None and cut.is_narrower  # earlier versions took the units with the largest weights
+        return {"student": teacher, **({"units": "by activation"} if measured else {})}
     if student.from_config is not None:
         check_model(source, "student.from_config.model", weights=False)
         return {"student": digest(source)}

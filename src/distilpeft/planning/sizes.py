@@ -13,13 +13,14 @@ from distilpeft.data.model_files.gguf import gguf_config
 from distilpeft.data.model_files.quantized import logical_shapes, packed_bytes
 from distilpeft.data.model_files.recipe_models import student_of, teacher_of
 from distilpeft.data.model_files.tokens import embedding_units
+from distilpeft.data.model_files.widths import Widths, axes, narrowed
 from distilpeft.data.published import SHAPES, known_model, shapes_of
 from distilpeft.data.sources import Source, is_gguf, model_config, num_layers, num_parameters
 from distilpeft.machine.files import JsonObject
 from distilpeft.machine.host import cpu_has_bf16
 from distilpeft.planning.memory import BYTES, Machine, MemoryModel, Placement, Shape
 from distilpeft.recipe import Recipe
-from distilpeft.recipe.student import STATIC_TYPE, Static, Student
+from distilpeft.recipe.student import STATIC_TYPE, FromTeacher, Static, Student
 from distilpeft.recipe.training import Fit, Lora
 
 
@@ -87,6 +88,23 @@ def cut(size: Size, layers: tuple[int, ...]) -> Size:
         if name not in in_layers or int(next(part for part in name.split(".") if part.isdecimal())) in layers
     }
     return Size(size.total - round(lost), kept, len(layers), size.config)
+
+
+def narrower(size: Size, chosen: FromTeacher) -> Size:
+    """The size left when only so many units are kept; all that is in no linear layer goes with the hidden units."""
+    if not chosen.is_narrower:
+        return size
+    old, new = Widths.of(size.config), narrowed(chosen, size.config)
+    linear = {
+        name: tuple(
+            length if axis is None else length * new.size(axis) // old.size(axis)
+            for length, axis in zip(shape, axes(name, shape, old, has_inner=False) or (None, None), strict=True)
+        )
+        for name, shape in size.linear.items()
+    }
+    rest = (size.total - size.num_linear) * new.hidden // old.hidden
+    settings = {**size.config, **new.settings(size.config)}
+    return Size(rest + sum(math.prod(shape) for shape in linear.values()), linear, size.layers, settings)
 
 
 def _adapted(size: Size, lora: Lora) -> list[tuple[int, ...]]:
@@ -199,7 +217,7 @@ def _student_size(recipe: Recipe) -> Size | None:
         return _static(recipe, student.static)
     if student.from_teacher is not None:
         size = teacher_size(recipe)
-        return cut(size, student.from_teacher.of(size.layers)) if size else None
+        return narrower(cut(size, student.from_teacher.of(size.layers)), student.from_teacher) if size else None
     assert student.model is not None
     return size_of(student_of(recipe))
 

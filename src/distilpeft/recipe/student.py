@@ -29,9 +29,18 @@ class FromTeacher(Section):
         None, description="seq2seq: number of decoder layers, chosen the same way; default: as many as encoder layers",
         json_schema_extra=IN_KEY_IF_GIVEN,
     )  # fmt: skip
-
+    hidden: Count | None = Field(
+        None, description="hidden units kept: those with the largest activations on training rows; default: all",
+        json_schema_extra=IN_KEY_IF_GIVEN,
+    )  # fmt: skip
+    heads: Count | None = Field(
+        None, description="attention heads kept in each layer: those that add most to the hidden state on training "
+        "rows; default: all, or as many as fit `hidden`",
+        json_schema_extra=IN_KEY_IF_GIVEN,
+    )  # fmt: skip
     ffn: Count | None = Field(
-        None, description="units kept inside each feed-forward part: those with the largest weights; default: all",
+        None, description="units kept inside each feed-forward part: those that add most to the hidden state on "
+        "training rows; default: all",
         json_schema_extra=IN_KEY_IF_GIVEN,
     )  # fmt: skip
 
@@ -78,7 +87,14 @@ class FromTeacher(Section):
             words = f"{self.spread} layers, spread evenly,"
         else:
             words = f"the first {self.first} layers" if self.first else f"the last {self.last} layers"
-        return words if self.ffn is None else f"{words} with {self.ffn} feed-forward units"
+        widths = {"hidden units": self.hidden, "heads": self.heads, "feed-forward units": self.ffn}
+        given = [f"{width} {units}" for units, width in widths.items() if width is not None]
+        return f"{words} with {', '.join(given)}" if given else words
+
+    @property
+    def is_narrower(self) -> bool:
+        """Whether it keeps some units only."""
+        return any(width is not None for width in (self.hidden, self.heads, self.ffn))
 
 
 class FromConfig(Section):

@@ -1,12 +1,15 @@
-"""The size of a static student, known before anything is loaded, is that of the model."""
+"""The size of static and narrower students, known before anything is loaded, is that of the model."""
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
-from support import tiny, tiny_tasks
+from support import commands, tiny, tiny_tasks
 from transformers import AlbertConfig, AlbertModel, AutoModel, AutoModelForSequenceClassification
 
 from distilpeft.models import weights
+from distilpeft.models.cutting.layers import keep_layers
+from distilpeft.models.cutting.widths import narrow
 from distilpeft.models.static import start
 from distilpeft.planning.memory import Machine
 from distilpeft.planning.sizes import own_ways, student_load, student_size, teacher_size
@@ -38,6 +41,20 @@ def test_a_teacher_with_narrow_embeddings_has_students_as_narrow(tmp_path):
     teacher.save_pretrained(str(tmp_path / "base"))
     assert student_size(recipe).shape.hidden == 12
     assert student_size(recipe).total == counted(recipe, teacher)
+
+
+@pytest.mark.parametrize("widths", [{"hidden": 32}, {"ffn": 40}, {"hidden": 48, "heads": 3, "ffn": 64}])
+def test_a_narrower_student_is_estimated_within_three_hundredths(tmp_path, widths):
+    recipe = load_recipe(commands.workspace(tmp_path, student={"from_teacher": {"layers": [1], **widths}}))
+    model = tiny.classifier()
+    importance = {"hidden": np.arange(64), "inner": np.arange(64)}
+    for layer in range(2):
+        place = f"bert.encoder.layer.{layer}"
+        importance |= {f"{place}.ffn": np.arange(128), f"{place}.heads": np.arange(4)}
+    narrower = narrow(model, recipe.student.from_teacher, lambda axes: importance)
+    keep_layers(narrower, recipe.student.from_teacher)
+    assert student_size(recipe).total == pytest.approx(weights.num_parameters(narrower), rel=0.03)
+    assert student_size(recipe).shape.hidden == narrower.config.hidden_size
 
 
 def test_training_one_takes_its_weights_four_times_and_some_numbers_a_token(tmp_path):

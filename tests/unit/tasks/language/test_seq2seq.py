@@ -22,7 +22,7 @@ from distilpeft.distillation.store import row_hashes
 from distilpeft.errors import GateError, InputError
 from distilpeft.export.generation import write_rows
 from distilpeft.export.runtimes import TransformersRunner
-from distilpeft.models.cutting import keep_layers
+from distilpeft.models.cutting.layers import keep_layers
 from distilpeft.models.loading import Architecture, head_modules
 from distilpeft.recipe.evaluate import Generate
 from distilpeft.recipe.student import FromTeacher
