@@ -68,6 +68,41 @@ def test_three_students_at_two_temperatures_pay_for_one_teacher_and_one_cache(fi
     assert [row["values"] for row in joint["others"] if row["role"] == "teacher"] == [{}]
 
 
+def test_students_of_a_sweep_are_compared_by_what_they_cost(finished):
+    entries = joint_of(finished)["frontier"]
+    assert [(one["student"], one["form"]) for one in entries] == [
+        *((f"layers {layers}, temperature={t}", "safetensors") for layers in ("0", "1", "0, 1") for t in (1, 4)),
+        ("teacher", "teacher"),
+    ]
+    assert all(one["with_encoding"] and one["latency_ms"] > 0 and one["size_bytes"] > 0 for one in entries)
+    students = entries[:-1]
+    assert any(one["front_latency"] for one in students)
+    cheapest = min(one["size_bytes"] for one in students)
+    assert [one for one in students if one["front_size"] and one["size_bytes"] == cheapest]
+    assert not entries[-1]["front_size"], "a teacher is nothing to deploy here"
+    (folder,) = (finished.parent / "runs/tiny").glob("sweep-*")
+    assert "## What each size gives" in (folder / "sweep.md").read_text()
+
+
+@pytest.mark.thorough
+def test_seeds_of_one_student_are_one_entry_with_the_mean(tmp_path):
+    recipe = commands.workspace(tmp_path, teacher__gate="warn", distil__ce_only_baseline=False)
+    points = ("{student.from_teacher.layers: [0]}", "{student: {static: {dim: 8}}, distil.optim.lr: 0.01}")
+    given = [part for point in points for part in ("--point", point)]
+    assert sweep(recipe, *given, "--over", "seed=3,4") == 0
+    joint = joint_of(recipe)
+    static = "a static model of the teacher's word embeddings, reduced to 8 units, lr=0.01"
+    names = ["layers 0", static, "teacher"]
+    assert [one["student"] for one in joint["frontier"]] == names
+    for one in joint["frontier"][:-1]:
+        same = [row for row in joint["points"] if one["values"].items() <= row["values"].items()]
+        scores = [row["score"]["value"] for row in same]
+        assert len(scores) == one["seeds"] == 2
+        assert one["score"]["value"] == pytest.approx(sum(scores) / 2)
+        assert (one["score"]["low"], one["score"]["high"]) == (min(scores), max(scores))
+    assert joint["frontier"][-1]["seeds"] == 2
+
+
 def test_the_validation_rows_pick_the_winner_whose_report_and_student_are_the_runs(finished):
     joint, run = joint_of(finished), finished.parent / "runs/tiny"
     best = joint["points"][joint["best_by_validation"]]

@@ -59,11 +59,17 @@ def tune_lr(
 
 
 @app.command()
-def sweep(
+def sweep(  # noqa: PLR0913 - the command line's options
     recipe: RecipePath,
     over: Annotated[
         list[str] | None,
         typer.Option("--over", metavar="KEY=V1,V2", help="a key and its values, such as distil.temperature=1,2,4"),
+    ] = None,
+    point: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--point", metavar="{KEY: VALUE, ...}", help="several keys at once: one of the settings to compare"
+        ),
     ] = None,
     overrides: Overrides = None,
     runs: Runs = Path("runs"),
@@ -85,6 +91,8 @@ def sweep(
     if jobs > 1 and num_launched() > 1:
         raise InputError("--jobs: torchrun spreads every training over its processes already; use one of the two")
     console = Console(quiet=not is_first_process())
+    if search and point:
+        raise InputError("--point: a search chooses from --search and --over only")
     if search:
         from distilpeft.tuning import search as searcher
         from distilpeft.tuning import search_space
@@ -97,7 +105,7 @@ def sweep(
         from distilpeft.tuning import sweep as grid
         from distilpeft.tuning import sweep_points
 
-        code = grid.run(sweep_points.points(recipe, over or [], overrides or [], runs), console, jobs)
+        code = grid.run(sweep_points.points(recipe, over or [], overrides or [], runs, point or []), console, jobs)
     if code:
         raise typer.Exit(code)
 

@@ -24,7 +24,7 @@ from distilpeft.pipeline import launch
 from distilpeft.planning.roles import LAST_STAGES, STUDENT
 from distilpeft.report import publish
 from distilpeft.storage import records
-from distilpeft.tuning import label_budget
+from distilpeft.tuning import frontier, label_budget
 from distilpeft.tuning.sweep_points import Point
 from distilpeft.tuning.sweep_table import markdown, show, table
 
@@ -68,7 +68,8 @@ def _run(points: Sequence[Point], console: Console, jobs: int) -> int:
         if is_first_process():  # the best point's report and student become the folder's
             publish.finish(best.plan)
         show(joint, console)
-        for file in label_budget.draw(joint["budget"], joint["metric"], folder):
+        drawn = label_budget.draw(joint["budget"], joint["metric"], folder)
+        for file in [*drawn, *frontier.draw(joint["frontier"], joint["metric"], folder)]:
             console.print(f"Plot: {file}", soft_wrap=True)
         console.print(f"Table: {folder / 'sweep.md'}   Best student: {best.plan.folder / 'student'}", soft_wrap=True)
     for label, reason in failed.items():

@@ -41,7 +41,9 @@ def short(value: object) -> str:
     return "[" + ", ".join(map(short, value)) + "]" if isinstance(value, list | tuple) else str(value)
 
 
-def points(recipe: Path, over: Sequence[str], overrides: Sequence[str], runs: Path) -> list[Point]:
+def points(
+    recipe: Path, over: Sequence[str], overrides: Sequence[str], runs: Path, single: Sequence[str] = ()
+) -> list[Point]:
     """Every combination of the swept values, checked as a run checks it.
 
     Args:
@@ -49,27 +51,30 @@ def points(recipe: Path, over: Sequence[str], overrides: Sequence[str], runs: Pa
         over: `KEY=V1,V2` for each swept key.
         overrides: `KEY=VALUE` for all points.
         runs: the folder of all runs.
+        single: `{KEY: VALUE, ...}` for each setting of several keys at once; every one meets every value of `over`.
 
     Raises:
         InputError: an option cannot be read, or a point is not a valid recipe; the option is named.
     """
+    option = "--point" if single else "--over"
     swept = dict(parse_over(text) for text in over)
     if len(swept) < len(over):
         raise InputError("--over: a key is given twice")
-    if not swept:
+    if not swept and not single:
         raise InputError("--over: give at least one key with its values, such as --over distil.temperature=1,2,4")
-    values = [dict(zip(swept, combined, strict=True)) for combined in itertools.product(*swept.values())]
+    products = [dict(zip(swept, combined, strict=True)) for combined in itertools.product(*swept.values())]
+    values = [{**chosen, **combined} for chosen in _single(single, swept) for combined in products]
     settings = [[*overrides, *settings_of(point)] for point in values]
     recipes = []
     for point, options in zip(values, settings, strict=True):
-        with named("--over", point):
+        with named(option, point):
             recipes.append(load_recipe(recipe, options))
-    refuse_incomparable("--over", values, recipes)
+    refuse_incomparable(option, values, recipes)
     shared = shared_temperatures(recipes)
     result = []
     for point, options, own in zip(values, settings, recipes, strict=True):
         whole = [*options, *shared] if shared and _keeps_some(own) else options
-        with named("--over", point):
+        with named(option, point):
             result.append(Point(point, make_plan(load_recipe(recipe, whole), runs)))
     return result
 
@@ -117,6 +122,25 @@ def refuse_incomparable(option: str, values: Sequence[Mapping[str, object]], rec
             raise InputError(f"{option}: {what} is {' or '.join(sorted(kinds))}, and such points cannot be compared")
 
 
+def _single(texts: Sequence[str], swept: Mapping[str, object]) -> list[dict[str, object]]:
+    """Read `{KEY: VALUE, ...}` of each `--point`; one without keys if there are none.
+
+    Raises:
+        InputError: one cannot be read, or names a key of `--over`.
+    """
+    found: list[dict[str, object]] = []
+    for text in texts:
+        flag = f"--point {text}"
+        (value, *more) = parse_values(text, flag)
+        if more or not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
+            raise InputError(f"{flag}: write it as {{key: value, key: value}}")
+        both = sorted(value.keys() & swept.keys())
+        if both:
+            raise InputError(f"{flag}: {both[0]} is a key of --over as well")
+        found.append({key: _checked(key, [part], flag)[0] for key, part in value.items()})
+    return found or [{}]
+
+
 def parse_over(text: str) -> tuple[str, list[object]]:
     """Read `KEY=V1,V2`.
 
@@ -127,18 +151,21 @@ def parse_over(text: str) -> tuple[str, list[object]]:
     flag = f"--over {text}"
     if not sep or not key or not values.strip():
         raise InputError(f"{flag}: write it as key=value,value")
-    if key == "name":
-        raise InputError(f"{flag}: the points of a sweep share one folder, which the name is")
-    parsed = parse_values(values, flag)
-    try:
-        json.dumps(parsed)
-    except TypeError as error:  # YAML has dates and sets, recipes do not
-        raise InputError(f"{flag}: no recipe holds such a value: {error}") from None
-    if key == "student":
-        parsed = [{"model": value} if isinstance(value, str) else value for value in parsed]
+    parsed = _checked(key, parse_values(values, flag), flag)
     if any(value == other for value, other in itertools.combinations(parsed, 2)):
         raise InputError(f"{flag}: a value is given twice")
     return key, parsed
+
+
+def _checked(key: str, values: list[Any], flag: str) -> list[Any]:
+    """Values of a key that a recipe can hold; students may be given by their names."""
+    if key == "name":
+        raise InputError(f"{flag}: the points of a sweep share one folder, which the name is")
+    try:
+        json.dumps(values)
+    except TypeError as error:  # YAML has dates and sets, recipes do not
+        raise InputError(f"{flag}: no recipe holds such a value: {error}") from None
+    return [{"model": value} if key == "student" and isinstance(value, str) else value for value in values]
 
 
 def _keeps_some(recipe: Recipe) -> bool:

@@ -13,7 +13,7 @@ from distilpeft.machine import markdown as md
 from distilpeft.metrics.timings import summary
 from distilpeft.planning.roles import CE_ONLY, CONTROLS, STUDENT, TEACHER
 from distilpeft.recipe.task import KINDS, LOWER_IS_BETTER
-from distilpeft.tuning import label_budget
+from distilpeft.tuning import frontier, label_budget
 from distilpeft.tuning.sweep_points import Point, label_of, short
 
 
@@ -49,6 +49,7 @@ def table(
         "best_by_validation": best,
         "others": _others(points, every_point or points),
         "budget": label_budget.budget(points),
+        "frontier": frontier.frontier(points),
         "failed": dict(failed),
         "artifacts": {"made": len(set(every)), "without_sharing": len(every)},
         "teachers": len({point.plan.step("teacher").key for point in points}),
@@ -95,7 +96,7 @@ def _others(points: Sequence[Point], every: Sequence[Point]) -> list[dict[str, A
                 "values": {
                     key: value
                     for key, value in point.values.items()
-                    if len(users) < len(every) and all(peer.values[key] == value for peer in users)
+                    if len(users) < len(every) and all(peer.values.get(key) == value for peer in users)
                 },
                 "score": scored["scores"][point.plan.recipe.kind.main],
                 "against_teacher": scored.get("against_teacher"),
@@ -172,6 +173,7 @@ def markdown(joint: Mapping[str, Any]) -> str:
     lines = [f"# Sweep of {joint['recipe']}", "", *(f"- {line}" for line in sentences(joint)), ""]
     lines += md.table([titles, *cells(joint)])
     lines += label_budget.markdown(joint["budget"], joint["metric"])
+    lines += frontier.markdown(joint["frontier"], joint["metric"])
     note = f"Test metric: {joint['metric']}. Front: no other point is both better and cheaper."
     return "\n".join([*lines, "", note]) + "\n"
 
@@ -188,5 +190,5 @@ def show(joint: Mapping[str, Any], console: Console) -> None:
         style = "bold" if number == joint["best_by_validation"] else None
         grid.add_row(*(row[index] for index in shown_columns), style=style)
     console.print(grid)
-    for line in sentences(joint):
+    for line in [*sentences(joint), *frontier.budgets(joint["frontier"], joint["metric"])]:
         console.print(line, highlight=False)

@@ -10,6 +10,7 @@ import pytest
 from rich.console import Console
 from support import commands
 
+from distilpeft.errors import InputError
 from distilpeft.recipe.yaml_file import parse_values
 from distilpeft.tuning import sweep_points, sweep_table
 
@@ -37,6 +38,40 @@ def test_points_are_the_product_of_the_values_in_their_order(base):
     assert [tuple(point.values.values()) for point in found] == [(0.5, 2e-4), (0.5, 1e-3), (1, 2e-4), (1, 1e-3)]
     assert [point.plan.recipe.distil.optim.lr for point in found] == [2e-4, 1e-3, 2e-4, 1e-3]
     assert {point.plan.recipe.targets.temperatures for point in found} == {None}
+
+
+def test_points_of_several_keys_meet_every_swept_value(base):
+    recipe = commands.language_workspace(base, mode="online")
+    single = ["{distil.temperature: 2, distil.optim.lr: 0.1}", "{distil.alpha: 0.25}"]
+    found = sweep_points.points(recipe, ["seed=1,2"], [], base / "runs", single)
+    assert [dict(point.values) for point in found] == [
+        {"distil.temperature": 2, "distil.optim.lr": 0.1, "seed": 1},
+        {"distil.temperature": 2, "distil.optim.lr": 0.1, "seed": 2},
+        {"distil.alpha": 0.25, "seed": 1},
+        {"distil.alpha": 0.25, "seed": 2},
+    ]
+    distil = [point.plan.recipe.distil for point in found]
+    assert [one.optim.lr for one in distil[:2]] == [0.1, 0.1]
+    assert distil[2].optim.lr != 0.1
+    assert len(sweep_points.points(recipe, [], [], base / "runs", single)) == 2
+
+
+@pytest.mark.parametrize(
+    ("single", "message"),
+    [
+        ("distil.temperature=2", "--point distil.temperature=2: write it as {key: value, key: value}"),
+        ("{seed: 3}, {seed: 4}", "write it as {key: value, key: value}"),
+        ("{seed: 3}", "--point {seed: 3}: seed is a key of --over as well"),
+        ("{name: a}", "share one folder"),
+        ("{distil.temprature: 2}", "did you mean distil.temperature"),
+        ("{distil.temperature: -2}", "--point, at distil.temperature=-2, seed=1: "),
+        ("{distil.temperature: 2", "--point {distil.temperature: 2: the value is not valid YAML"),
+    ],
+)
+def test_a_point_that_cannot_be_read_is_refused_in_one_line(base, single, message):
+    with pytest.raises(InputError) as caught:
+        sweep_points.points(commands.language_workspace(base), ["seed=1,2"], [], base / "runs", [single])
+    assert message in str(caught.value)
 
 
 @pytest.mark.parametrize("mode", ["cached", "online"])
@@ -79,6 +114,7 @@ JOINT = {
     "points": [ROW, {**ROW, "values": {"distil.temperature": 4}}],
     "others": [{**ROW, "role": "teacher", "values": {}, "against_teacher": None}],
     "budget": [],
+    "frontier": [],
     "best_by_validation": 1,
     "artifacts": {"made": 7, "without_sharing": 12},
     "teachers": 1,
