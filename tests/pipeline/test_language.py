@@ -187,7 +187,7 @@ def test_two_processes_make_the_same_student_as_one(tmp_path):
     )
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_killed_in_the_middle_of_distilling_it_ends_in_the_same_weights(tmp_path):
     for name in ("whole", "killed"):
         (tmp_path / name).mkdir()

@@ -99,7 +99,7 @@ def test_the_cards_code_takes_pairs(finished):
     assert yaml.safe_load(done.stdout) == labels_of_the_student(finished)
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_every_split_ends_in_the_same_student_cached_or_online(tmp_path):
     """Traps 2, 3, 5: micro-batches, processes and where soft targets come from are no part of the result."""
     equality.assert_splits_are_equal(workspace(tmp_path, **equality.EXACT, distil__label_smoothing=0.1))

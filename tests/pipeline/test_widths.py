@@ -49,12 +49,12 @@ def test_a_narrower_student_is_trained_exported_and_answers(tmp_path, capsys):
     capsys.readouterr()
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_micro_batches_processes_and_online_targets_train_the_same_narrower_student(tmp_path):
     equality.assert_splits_are_equal(workspace(tmp_path, **equality.EXACT))
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_a_narrower_language_model_is_trained_and_exported(tmp_path):
     recipe = commands.language_workspace(tmp_path)
     tree = yaml.safe_load(recipe.read_text())

@@ -90,7 +90,7 @@ def test_processes_without_rows_in_the_last_batch_neither_hang_nor_skew_the_mean
     expect_same(commands.run_script(WORKER, settings("sgd", 8, 4), tmp_path, 4), references["sgd"])
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_two_processes_under_torchrun_are_two_and_follow_the_full_batch(tmp_path, references):
     """Trap 28: the worker asserts the number of processes that Accelerate joined."""
     expect_same(commands.torchrun(WORKER, settings("sgd", 3, 2), tmp_path, 2), references["sgd"])

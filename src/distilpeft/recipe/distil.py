@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, create_model, model_validator
 
 from distilpeft.recipe.section import (
     IN_KEY_IF_GIVEN,
@@ -82,6 +82,27 @@ class Features(Section):
         return self
 
 
+Rounded = Literal["onnx-int8", "gguf-q8_0", "gguf-q5_1", "gguf-q5_0", "gguf-q4_1", "gguf-q4_0"]
+
+if TYPE_CHECKING:
+    _For = Section
+else:  # a key of this name cannot be written in a class
+    _For = create_model("_For", __base__=Section, **{"for": (Rounded, Field(description="the export"))})
+
+
+class Quantization(_For):
+    """Train the student with the rounding of an export in its forward pass (arXiv:1712.05877, section 3)."""
+
+    share: Annotated[float, Number, Field(gt=0, le=1)] = Field(
+        0.3, description="of the steps, the last ones: those that are trained with it. All validations have it"
+    )
+
+    @property
+    def form(self) -> str:
+        """The export's form."""
+        return str(getattr(self, "for"))
+
+
 class Distil(Section):
     """`alpha * T^2 * D(teacher, student) + (1 - alpha) * CE` (Hinton et al. 2015, arXiv:1503.02531)."""
 
@@ -95,6 +116,9 @@ class Distil(Section):
         None, description="also learn hidden states or relations; needs targets.mode: online",
         json_schema_extra=IN_KEY_IF_GIVEN,
     )  # fmt: skip
+    quantization: Quantization | None = Field(
+        None, description="train for the rounding of an export", json_schema_extra=IN_KEY_IF_GIVEN
+    )
     unlabelled_weight: NotNegative = Field(
         1.0, description="weight of the divergence on rows without a label; that on the others is 1",
         json_schema_extra=IN_KEY_IF_GIVEN,

@@ -182,6 +182,7 @@ def _kind_faults(recipe: Recipe) -> Iterator[tuple[tuple[str, ...], str]]:
         yield from _label_faults(recipe)
     if recipe.distil.features is not None:
         yield from _feature_faults(recipe)
+    yield from _rounding_faults(recipe)
     yield from _unlabelled_faults(recipe)
     yield from _view_faults(recipe)
     yield from _vocabulary_faults(recipe)
@@ -267,6 +268,30 @@ def _feature_faults(recipe: Recipe) -> Iterator[tuple[tuple[str, ...], str]]:
         yield at, "does not go with distil.fit.compile, which hides what layers give"
     if getattr(recipe.task, "pack", False) and recipe.distil.features and recipe.distil.features.relations:
         yield (*at, "relations"), "would relate tokens of different documents; set task.pack: false"
+
+
+def _rounding_faults(recipe: Recipe) -> Iterator[tuple[tuple[str, ...], str]]:
+    """What training for an export's rounding cannot go with."""
+    quantization, at = recipe.distil.quantization, ("distil", "quantization")
+    if quantization is None:
+        return
+    form, is_gguf = quantization.form, quantization.form.startswith("gguf")
+    if recipe.kind.reads_first or is_gguf != recipe.kind.is_language_model:
+        which = "a gguf form is for causal_lm" if is_gguf else f"onnx-int8 is not for {recipe.task.kind}"
+        yield (*at, "for"), which + ("; name a gguf form" if isinstance(recipe.task, CausalLM) else "")
+    if form not in recipe.export.formats:
+        yield (*at, "for"), f"{form} is not among export.formats; add it"
+    elif form == "onnx-int8" and not recipe.export.portable:
+        yield (
+            ("export", "portable"),
+            "distil.quantization trains for weights in 7 bits, whose products no processor cuts off: write true",
+        )
+    for name, is_there in (
+        ("student.lora", recipe.student.lora is not None), ("student.static", recipe.student.static is not None),
+        ("distil.features", recipe.distil.features is not None),
+    ):  # fmt: skip
+        if is_there:
+            yield at, f"does not go with {name}"
 
 
 def _static_faults(recipe: Recipe) -> Iterator[tuple[tuple[str, ...], str]]:

@@ -54,6 +54,8 @@ class Work:
         monitor: the metric that picks the checkpoint.
         folder: where checkpoints and `train_log.jsonl` go.
         track: called with a step and its figures, after every step and every validation; see `tracking`.
+        before_step: called with the number of each step, from 0, before it is taken; what it sets is a function of that
+            number alone, so that a resumed run goes on as it would have.
         watch: called after every validation of tuned weights, once more for those before a resumption; may raise.
     """
 
@@ -69,6 +71,7 @@ class Work:
     folder: Path
     monitor: str = "accuracy"
     count_labelled: Callable[[Batch], int] | None = None
+    before_step: Callable[[int], None] | None = None
     watch: Watch | None = None
     track: Callable[[int, Mapping[str, float]], None] | None = None
 

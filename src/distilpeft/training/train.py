@@ -165,6 +165,8 @@ def _take_step(
     lr = work.optim.lr * lr_factor(work.optim, state.step, total) * state.plateau_factor
     for group in optimizer.param_groups:
         group["lr"] = lr
+    if work.before_step is not None:
+        work.before_step(state.step)
     while (result := _try_step(runtime, wrapped, optimizer, batch, work, state)) is None:
         _halve(runtime, wrapped, optimizer, work, state)
     skipped = result.grad_norm is None

@@ -185,7 +185,9 @@ def test_a_key_that_belongs_deeper_in_its_own_section_is_not_sought_in_another_s
 
 def test_a_key_like_no_other_is_refused_with_the_allowed_ones():
     message = fault("distil.zzz=1")
-    keys = "alpha, temperature, divergence, label_smoothing, features, unlabelled_weight, optim, fit, gate, "
+    keys = (
+        "alpha, temperature, divergence, label_smoothing, features, quantization, unlabelled_weight, optim, fit, gate, "
+    )
     assert message.endswith(f"unknown key; allowed here: {keys}ce_only_baseline, ce_only_epochs, controls")
 
 

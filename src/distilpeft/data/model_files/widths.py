@@ -107,7 +107,9 @@ def narrowed(chosen: FromTeacher, config: Mapping[str, Any]) -> Widths:
             has = f"has {most} {units}" if most else f"names no {units}"
             raise InputError(f"{KEY}.{name}: {wanted} are more than there are; the teacher ({kind}) {has}")
     if chosen.ffn is not None and old.ffn == old.hidden:
-        raise InputError(f"{KEY}.ffn: the teacher ({kind}) has as many hidden units, so they cannot be told apart")
+        raise InputError(
+            f"{KEY}.ffn: the teacher ({kind}) has as many hidden units, and the two cannot be distinguished"
+        )
     new = replace(old, ffn=chosen.ffn or old.ffn)
     if chosen.hidden is None and chosen.heads is None:
         return new
@@ -122,7 +124,9 @@ def narrowed(chosen: FromTeacher, config: Mapping[str, Any]) -> Widths:
     shared = old.heads // old.keys
     new = replace(new, hidden=chosen.hidden or old.hidden, heads=chosen.heads or old.heads)
     if new.heads % shared:
-        raise InputError(f"{KEY}.heads: {new.heads} is no multiple of {shared}: so many heads share their keys")
+        raise InputError(
+            f"{KEY}.heads: {new.heads} is no multiple of {shared}, the number of heads that share their keys"
+        )
     return replace(new, keys=new.heads // shared)
 
 

@@ -51,8 +51,9 @@ class Candidate:
 
 
 def candidates(
-    way: str, graph: Path, distance: Distance, rows: Callable[[], Iterator[Inputs]], *, portable: bool = False
-) -> Iterator[Candidate]:
+    way: str, graph: Path, distance: Distance, rows: Callable[[], Iterator[Inputs]], *, portable: bool = False,
+    trained: bool = False,
+) -> Iterator[Candidate]:  # fmt: skip
     """The ways to try, in turn; what one needs is measured when it is its turn.
 
     Args:
@@ -61,6 +62,7 @@ def candidates(
         distance: measures a candidate.
         rows: batches for the ranges of `static`.
         portable: nothing but 7 bits.
+        trained: the student was trained for the rounding of `per channel`, which comes first then.
     """
 
     @functools.cache
@@ -68,7 +70,8 @@ def candidates(
         return portable or _nearer_in_7_bits(graph, distance, per_channel=per_channel)
 
     auto = way == "auto"
-    for name, per_channel in (("dynamic", False), ("per channel", True)):
+    simple = (("dynamic", False), ("per channel", True))
+    for name, per_channel in reversed(simple) if trained else simple:
         if auto or way == name.replace(" ", "_"):
             write = functools.partial(_dynamic, graph, per_channel=per_channel)
             if not portable:

@@ -34,6 +34,7 @@ from distilpeft.tasks.checked_rows import VIEWS
 from distilpeft.tasks.rows import TAUGHT, Tokens
 from distilpeft.tasks.task import Batch, Task
 from distilpeft.training.features import FeatureLoss
+from distilpeft.training.rounding import Rounding, attach
 from distilpeft.training.scoring import Soft, soft_of, soft_of_rows, validator
 from distilpeft.training.step import Watch, Work, steps_per_epoch, total_steps
 from distilpeft.training.tracking import tracked
@@ -102,6 +103,8 @@ def run(
         loss = replace(loss, temperature=1.0, divergence=Divergence())
         supervision = replace(supervision, train=_hardened(context.task, supervision.train))
     loss_sum = _loss(context, student, supervision, loss, inner=arm.teacher == "soft" and alpha > 0)
+    validate = validator(context, held_out, recipe.distil.fit.precision, supervision.validation)
+    rounding = _rounding(recipe, student.model)
     work = Work(
         label=LABELS[role],
         fit=fit,
@@ -112,7 +115,8 @@ def run(
         loss_sum=loss_sum,
         count_rows=context.task.count_rows,
         count_labelled=context.task.count_labelled if rows.num_labelled is not None else None,
-        validate=validator(context, held_out, recipe.distil.fit.precision, supervision.validation),
+        validate=validate if rounding is None else rounding.during(validate),
+        before_step=None if rounding is None else _rounds_from(rounding, recipe, total_steps(len(rows.lengths_N), fit)),
         folder=out.partial,
         monitor=_monitor(recipe, alpha),
         watch=watch,
@@ -122,6 +126,8 @@ def run(
         figures = train(context.runtime, student.model, replace(work, track=track))
 
     drop_projections(student.model)
+    if rounding is not None:
+        rounding.remove()
     if context.runtime.is_main:
         save_student(recipe, student.model, student.tokenizer, out.partial / MODEL)
     return figures | start
@@ -147,6 +153,23 @@ def _loss(
         return total
 
     return loss_sum
+
+
+def _rounding(recipe: Recipe, student: PreTrainedModel) -> Rounding | None:
+    """What lets the student round as the export will that it is trained for."""
+    quantization = recipe.distil.quantization
+    return None if quantization is None else attach(student, quantization.form)
+
+
+def _rounds_from(rounding: Rounding, recipe: Recipe, total: int) -> Callable[[int], None]:
+    """Switches the rounding on for the last share of the steps."""
+    assert recipe.distil.quantization is not None
+    first = total - max(1, round(recipe.distil.quantization.share * total))
+
+    def switch(step: int) -> None:
+        rounding.is_on = step >= first
+
+    return switch
 
 
 def _hardened(task: Task, soft: Soft | None) -> Soft:

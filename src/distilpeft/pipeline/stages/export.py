@@ -166,6 +166,7 @@ def _int8(context: Context, loaded: Loaded, gate: Gate, folder: Path) -> tuple[V
         ways = candidates(
             recipe.export.int8, scratch / file.name, lambda path: gate.distance(open_onnx(path)),
             lambda: _calibration(context, loaded, scratch / file.name), portable=recipe.export.portable,
+            trained=recipe.distil.quantization is not None,
         )  # fmt: skip
         return _first_that_holds(context, gate, folder, ways)
     finally:
