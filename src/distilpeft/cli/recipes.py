@@ -41,7 +41,7 @@ def init(  # noqa: PLR0913 - the command line's options
     device: Annotated[
         str | None, typer.Option(help="cpu, or a GPU's memory such as 24GB; default: what this machine has")
     ] = None,
-    size_mb: Annotated[float | None, typer.Option(min=1, help="the student as int8, at most")] = None,
+    size_mb: Annotated[float | None, typer.Option(min=0.05, help="the student as int8, at most")] = None,
     latency_ms: Annotated[float | None, typer.Option(min=0.01, help="a row on this CPU, about, at most")] = None,
     language: Annotated[str | None, typer.Option(help="en, or many; default: what the texts are in")] = None,
     max_tokens: Annotated[int | None, typer.Option(min=1, help="default: what 98 % of the rows need")] = None,

@@ -20,6 +20,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from distilpeft.data.model_files.positions import reach_of
+from distilpeft.data.model_files.tokens import embedding_units
 from distilpeft.data.sources import Source, licence_in_files, resolve_model
 from distilpeft.errors import InputError
 from distilpeft.machine.files import JsonObject
@@ -41,6 +42,10 @@ MOST_MILLIONS = {"encoder": 150.0, "decoder": 500.0, "encoder_decoder": 300.0, "
 """Largest teacher on a CPU."""
 MILLIONS_PER_GB = 400.0
 """Largest teacher on a GPU: nf4 weights take 0.5 GB per 1000 million, and the rest is for what it computes."""
+POSITIONS = 0.3
+"""Million weights of position embeddings, about."""
+WEIGHT = 8
+"""Bytes of a token's own weight and of its scale, in a static student's int8 graph."""
 STUDENT_MILLIONS = {"encoder": 90.0, "decoder": 500.0, "encoder_decoder": 130.0, "image": 30.0, "embedder": 90.0}
 
 
@@ -51,21 +56,44 @@ class Choice:
     Attributes:
         kind: of models, a part of the catalogue.
         teacher: of the catalogue.
-        student: of the catalogue, or None: layers of the teacher.
-        layers: those, if so.
+        student: of the catalogue, or None: made of the teacher's weights.
+        layers: those of the teacher that it keeps; none: a static student.
+        tokens: of its vocabulary, at most; None: all.
+        dim: units of a static student's vectors; None: as many as the teacher's.
+        width: units of the teacher's vectors, where `tokens` is given.
     """
 
     kind: str
     teacher: JsonObject
     student: JsonObject | None
     layers: Sequence[int]
+    tokens: int | None = None
+    dim: int | None = None
+    width: int = 0
+
+    @property
+    def is_static(self) -> bool:
+        """Whether the student is a static one."""
+        return self.student is None and not self.layers
 
     @property
     def student_millions(self) -> float:
         """Million weights, about."""
         if self.student is not None:
             return float(self.student["millions"])
-        return cut_millions(self.teacher, len(self.layers))
+        embeddings = float(self.teacher["embeddings"])
+        if self.tokens is not None:
+            embeddings = self.tokens * (self.dim or self.width) / 1e6
+        inside = cut_millions(self.teacher, len(self.layers)) - self.teacher["embeddings"] if self.layers else 0.0
+        return embeddings + inside
+
+    @property
+    def student_words(self) -> str:
+        """The student in a few words."""
+        if self.student is not None:
+            return str(self.student["name"])
+        words = "a static model of its word embeddings" if self.is_static else f"{len(self.layers)} of its layers"
+        return words if self.tokens is None else f"{words}, with at most {self.tokens} tokens"
 
 
 def catalogue() -> dict[str, list[JsonObject]]:
@@ -158,12 +186,18 @@ def _cut(kind: str, teacher: JsonObject, wishes: Wishes, size: float, inner: flo
     if wishes.size_mb is None and wishes.latency_ms is None:
         return Choice(kind, teacher, None, spread(teacher["layers"], half))
     fast = [count for count in range(1, half + 1) if cut_millions(teacher, count) - teacher["embeddings"] <= inner]
-    if not fast:
+    traits = KINDS[wishes.task or "text_classification"]
+    if not fast and traits.allows_static and wishes.size_mb is None:
+        return Choice(kind, teacher, None, ())
+    smaller = None if wishes.size_mb is None else _smaller(kind, teacher, fast, size, traits)
+    if not fast and smaller is None:
         raise InputError(
             f"--latency-ms {wishes.latency_ms:g}: even one layer of {teacher['name']} is too much for rows of "
             f"{max_tokens} tokens on this machine"
         )
     counts = [count for count in fast if wishes.size_mb is None or cut_millions(teacher, count) <= size]
+    if not counts and smaller is not None:
+        return smaller
     if not counts:
         least = cut_millions(teacher, 1) * BYTES_PER_WEIGHT
         raise InputError(
@@ -171,6 +205,34 @@ def _cut(kind: str, teacher: JsonObject, wishes: Wishes, size: float, inner: flo
             f"{least:.0f} MB, most of it for its vocabulary"
         )
     return Choice(kind, teacher, None, spread(teacher["layers"], counts[-1]))
+
+
+FEWEST_TOKENS = 4000
+"""A vocabulary that is cut to fewer reads most words as pieces."""
+STATIC_DIMS = (256, 128, 64, 32)
+
+
+def _smaller(kind: str, teacher: JsonObject, fast: Sequence[int], size: float, traits: Kind) -> Choice | None:
+    """A student within so many million weights whose vocabulary is cut: of layers, or else a static one.
+
+    None where tokens must stay as they are, or nothing is known of the teacher's embeddings.
+    """
+    if kind not in ("encoder", "embedder") or traits.same_tokens:
+        return None  # what is taught token by token keeps all tokens of its rows
+    found = size_of(resolve_model(str(teacher["name"]), "--teacher"))
+    width = embedding_units(found.config) if found is not None else None
+    if not width:
+        return None
+    for count in reversed(fast):
+        rest = size - (cut_millions(teacher, count) - teacher["embeddings"]) - POSITIONS
+        tokens = int(rest * 1e6 / width) // 100 * 100
+        if tokens >= FEWEST_TOKENS:
+            return Choice(kind, teacher, None, spread(teacher["layers"], count), tokens, None, width)
+    for dim in STATIC_DIMS if traits.allows_static else ():
+        tokens = int(size * 1e6 / (dim + WEIGHT)) // 100 * 100
+        if tokens >= FEWEST_TOKENS and dim <= width:
+            return Choice(kind, teacher, None, (), tokens, dim, width)
+    return None
 
 
 def most_inner(wishes: Wishes, kind: str, max_tokens: int) -> float:

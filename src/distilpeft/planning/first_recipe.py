@@ -25,6 +25,8 @@ LONGEST = {"cpu": 512, "GPU": 2048}
 """Tokens of a row that are chosen without being asked for."""
 HELD_OUT = 2000
 """Rows are enough to validate, and to test."""
+STATIC_RATE = "3e-3"
+"""Of students of token vectors, which many steps pass by."""
 STEPS = (300, 600)
 """Of the teacher and of the student, with few rows more than one epoch and with many one."""
 
@@ -96,9 +98,8 @@ def write(out: Path, wishes: Wishes, ask: Ask) -> list[str]:
         (Path(folder) / out.name).write_text(text, encoding="utf-8")
         load_recipe(Path(folder) / out.name)
     write_text(out, text)
-    student = choice.student["name"] if choice.student else f"{len(choice.layers)} of its layers"
     rows = "pictures" if images else f"rows of {max_tokens} tokens"
-    return [*lines, f"{out}: {wishes.task}: {choice.teacher['name']} into {student}; {rows}"]
+    return [*lines, f"{out}: {wishes.task}: {choice.teacher['name']} into {choice.student_words}; {rows}"]
 
 
 def _language_line(seen: Look) -> str:
@@ -159,6 +160,7 @@ def render(
     why = (
         "4 bits save memory; the report shows their cost" if large else "already small; nf4 would save memory, not time"
     )
+    own_rate = STATIC_RATE if choice.is_static else rate(scales[1], adapter=False)
     needs = [one["needs"] for one in (choice.teacher, choice.student or {}) if one.get("needs")]
     assert wishes.task is not None
     traits = KINDS[wishes.task]
@@ -194,7 +196,7 @@ def render(
         "",
         "distil:",
         *_loss_lines(traits),
-        f"  optim: {{lr: {rate(scales[1], adapter=False)}, weight_decay: 0.01, schedule: linear, warmup_ratio: 0.06}}",
+        f"  optim: {{lr: {own_rate}, weight_decay: 0.01, schedule: linear, warmup_ratio: 0.06}}",
         f"  fit: {{epochs: {epochs[1]}, batch_size: {batch}, micro_batch_size: {micro[1]}{monitor}}}   # micro-batches "
         "change memory, not the result",
         *([f"  ce_only_epochs: {own:<14}# of the student on labels alone, which has fewer rows"] if without else []),
@@ -292,9 +294,18 @@ def _bad_row_lines(wishes: Wishes, seen: Look) -> list[str]:
 def _student_lines(choice: Choice) -> list[str]:
     if choice.student is not None:
         return [f"  model: {choice.student['name']:<24}  # {_about(choice.student)}"]
-    kept = ", ".join(map(str, choice.layers))
-    return [f"  from_teacher: {{layers: [{kept}]}}   # {len(choice.layers)} of {choice.teacher['layers']}, "
-            "with its embeddings"]  # fmt: skip
+    if choice.is_static:
+        settings = {"dim": choice.dim, "hidden": None if choice.kind == "embedder" else 128}
+        given = ", ".join(f"{name}: {value}" for name, value in settings.items() if value is not None)
+        lines = [f"  static: {{{given}}}   # a vector for each token instead of layers, and their mean"]
+    else:
+        kept = ", ".join(map(str, choice.layers))
+        lines = [f"  from_teacher: {{layers: [{kept}]}}   # {len(choice.layers)} of {choice.teacher['layers']}, "
+                 "with its embeddings"]  # fmt: skip
+    if choice.tokens is not None:
+        lines.append(f"  vocabulary: {{from: data, max_size: {choice.tokens}}}   # the most frequent tokens; the "
+                     "report says what that changes")  # fmt: skip
+    return lines
 
 
 def _written_lines(wishes: Wishes, seen: Look, count: Count | None) -> list[str]:

