@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
 import gguf
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 import torch
 from support import tiny, tiny_lm
 from torch import nn
 
-from distilpeft.export.formats import onnx_graph, onnx_int8
+from distilpeft.export.formats import onnx_graph, onnx_int4, onnx_int8
 from distilpeft.training import rounding
 
 KINDS = ("q8_0", "q5_1", "q5_0", "q4_1", "q4_0")
@@ -35,10 +37,9 @@ def test_blocks_are_rounded_as_ggufs_own_package_does(kind):
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=0)
 
 
-@pytest.mark.parametrize("form", [*(f"gguf-{kind}" for kind in KINDS), "onnx-int8"])
-def test_the_gradient_is_that_of_weights_that_are_not_rounded(form):
+@pytest.mark.parametrize("way", [*rounding.GGUF.values(), rounding.by_output, rounding.four_bits])
+def test_the_gradient_is_that_of_weights_that_are_not_rounded(way):
     weight = matrix().requires_grad_()
-    way = rounding.by_output if form == "onnx-int8" else rounding.GGUF[form]
     (way(weight) * torch.arange(96.0)).sum().backward()
     assert torch.equal(weight.grad, torch.arange(96.0).expand(64, 96))
 
@@ -74,6 +75,47 @@ def test_a_rounded_encoder_answers_as_onnxruntime_on_its_int8_graph(tmp_path):
     rounded.remove()
     assert {type(module) for module in model.modules()} & {rounding.RoundedLinear, rounding.RoundedEmbedding} == set()
     assert all(torch.equal(tensor, weights[name]) for name, tensor in model.state_dict().items())
+
+
+def output_matrix(path: Path) -> torch.Tensor:
+    """The 8-bit output matrix of a graph, [V, H], made float by hand."""
+    tensors = {one.name: onnx.numpy_helper.to_array(one) for one in onnx.load(str(path)).graph.initializer}
+    (packed,) = [name for name in tensors if name.endswith("_Q8")]
+    levels = torch.from_numpy(tensors[packed].astype(np.float32)) - 128  # [V, blocks, 32]
+    scales = torch.from_numpy(tensors[packed.replace("_Q8", "_scales")].copy()).view(*levels.shape[:2], 1)
+    return (levels * scales).flatten(1)
+
+
+def feeds(session: onnxruntime.InferenceSession, ids: torch.Tensor) -> dict[str, np.ndarray]:
+    """A text without an earlier one, for a graph with a cache."""
+    given = {"input_ids": ids.numpy(), "attention_mask": np.ones_like(ids.numpy())}
+    empty = {
+        one.name: np.zeros((1, one.shape[1], 0, one.shape[3]), np.float32)
+        for one in session.get_inputs()
+        if one.name.startswith("past")
+    }
+    return {**given, **empty}
+
+
+@pytest.mark.parametrize("width", [64, 80])
+def test_a_model_rounded_to_4_bits_answers_as_onnxruntime_on_its_graph(tmp_path, width):
+    """80 units are no whole blocks."""
+    model = tiny_lm.model(seed=2, hidden_size=width, intermediate_size=width + 16, head_dim=16).eval()
+    onnx_graph.write(copy.deepcopy(model), tmp_path / "model.onnx", caching=True)
+    onnx_int4.write(tmp_path / "model.onnx", tmp_path / "q4.onnx", language=True)
+    session = onnxruntime.InferenceSession(str(tmp_path / "q4.onnx"))
+    ids = torch.arange(5, 25)[None]
+    expected = session.run(None, feeds(session, ids))[0]
+    rounded = rounding.attach(model, "onnx-int4")
+    with torch.no_grad():
+        plain = model(input_ids=ids).logits
+        rounded.is_on = True
+        states = model.model(input_ids=ids).last_hidden_state
+        found = states @ output_matrix(tmp_path / "q4.onnx")[:, :width].T
+    np.testing.assert_allclose(found.numpy(), expected, atol=2e-5)
+    assert (found - plain).abs().max() > 1e-3
+    torch.testing.assert_close(output_matrix(tmp_path / "q4.onnx")[:, :width], model.lm_head.weight, atol=2e-3, rtol=0)
+    assert (tmp_path / "q4.onnx").stat().st_size < 0.4 * (tmp_path / "model.onnx").stat().st_size
 
 
 def test_the_rest_of_a_batch_does_not_change_how_a_row_is_rounded():

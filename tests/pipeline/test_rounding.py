@@ -62,19 +62,20 @@ def test_a_rounded_training_that_was_stopped_ends_in_the_same_weights(tmp_path):
 
 
 @pytest.mark.thorough
-def test_a_language_model_is_trained_for_4_bits(tmp_path):
+@pytest.mark.parametrize("form", ["gguf-q4_0", "onnx-int4"])
+def test_a_language_model_is_trained_for_4_bits(tmp_path, form):
     words = tiny_lm.tokenizer(("t", "h"), ("th", "e"))  # llama.cpp wants some
     tiny_lm.model(vocab_size=len(words)).save_pretrained(str(tmp_path / "base"))
     words.save_pretrained(str(tmp_path / "base"))
     tiny_lm.write_jsonl(tmp_path / "rows.jsonl", tiny_lm.pairs(100))
     recipe = tmp_path / "tiny.yaml"
     tree = tiny_lm.recipe_tree(
-        tmp_path, export__formats=["gguf-q4_0"], teacher__gate="warn", distil__quantization={"for": "gguf-q4_0"},
-        export__tolerance={"gguf-q4_0": {"metric_kept": 0.5}},
+        tmp_path, export__formats=[form], teacher__gate="warn", distil__quantization={"for": form},
+        export__tolerance={form: {"metric_kept": 0.5}},
     )  # fmt: skip
     recipe.write_text(yaml.safe_dump(tree))
     assert commands.run(recipe) == 0
-    assert (tmp_path / "runs/tinylm/exports/gguf-q4_0").exists()
+    assert (tmp_path / "runs/tinylm/exports" / form).exists()
 
 
 @pytest.mark.parametrize(

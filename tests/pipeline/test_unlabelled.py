@@ -15,6 +15,7 @@ from support import commands, tiny
 from distilpeft.planning.plan import Plan, make_plan
 from distilpeft.planning.roles import ARMS
 from distilpeft.recipe.yaml_file import load_recipe
+from distilpeft.tasks.rows import read_task_rows
 
 LABELLED, MORE = 60, 12
 CONTROLS = ["ce_only_long", "hard_labels", "labelled_rows"]
@@ -152,6 +153,13 @@ def test_an_export_of_the_student_on_labels_alone_says_so(finished):
     exported = load_file(run / "exports/safetensors/model.safetensors")
     ours = weights(finished, "student_ce_only")
     assert all(torch.equal(weight, ours[name]) for name, weight in exported.items())
+
+
+def test_all_labels_may_be_kept_so_that_no_row_is_without(tmp_path):
+    recipe = commands.workspace(tmp_path, data__labelled=120)
+    splits = read_task_rows(load_recipe(recipe)).splits
+    assert {name: len(rows) for name, rows in splits.items()} == {"train": 120, "validation": 40, "test": 40}
+    assert commands.run(recipe, "--until", "distil") == 0
 
 
 @pytest.mark.thorough

@@ -208,7 +208,7 @@ import {{ pipeline }} from "@huggingface/transformers";
 const classify = await pipeline("{pipeline}", "OWNER/NAME", {{ dtype: "{dtype}" }});  // where this folder is published
 console.log(await classify({texts}));
 ```"""
-_DTYPES = {"onnx-int8": "q8", "onnx": "fp32", "onnx-fp16": "fp16"}
+_DTYPES = {"onnx-int8": "q8", "onnx": "fp32", "onnx-fp16": "fp16", "onnx-int4": "q4"}
 """What transformers.js calls the forms that it opens; the smallest one that a browser computes fast comes first."""
 
 

@@ -82,7 +82,7 @@ class Features(Section):
         return self
 
 
-Rounded = Literal["onnx-int8", "gguf-q8_0", "gguf-q5_1", "gguf-q5_0", "gguf-q4_1", "gguf-q4_0"]
+Rounded = Literal["onnx-int8", "onnx-int4", "gguf-q8_0", "gguf-q5_1", "gguf-q5_0", "gguf-q4_1", "gguf-q4_0"]
 
 if TYPE_CHECKING:
     _For = Section

@@ -18,8 +18,8 @@ from distilpeft.recipe.section import IN_KEY_IF_GIVEN, NOT_IN_KEY, Count, Fracti
 
 Exactness = Literal["exact", "half", "int8", "int4"]
 FormName = Literal[
-    "safetensors", "onnx", "onnx-int8", "onnx-fp16", "openvino", "torchao-int8", "bnb-nf4", "gguf-f32", "gguf-f16",
-    "gguf-bf16", "gguf-q8_0", "gguf-q5_1", "gguf-q5_0", "gguf-q4_1", "gguf-q4_0",
+    "safetensors", "onnx", "onnx-int8", "onnx-fp16", "onnx-int4", "openvino", "torchao-int8", "bnb-nf4", "gguf-f32",
+    "gguf-f16", "gguf-bf16", "gguf-q8_0", "gguf-q5_1", "gguf-q5_0", "gguf-q4_1", "gguf-q4_0",
     "model2vec",
 ]  # fmt: skip
 ALIASES = {"gguf": "gguf-f16"}
@@ -65,6 +65,7 @@ FORMS: dict[str, Form] = {
     "onnx": Form("onnxruntime", "onnx/model.onnx", "exact", _ONNX, "onnx"),
     "onnx-int8": Form("onnxruntime", "onnx/model_quantized.onnx", "int8", _ONNX, "onnx"),
     "onnx-fp16": Form("onnxruntime", "onnx/model_fp16.onnx", "half", _ONNX, "onnx"),
+    "onnx-int4": Form("onnxruntime", "onnx/model_q4.onnx", "int4", _ONNX, "onnx", static=False),
     "openvino": Form("openvino", "model.xml", "exact", (*_ONNX, "openvino"), "openvino"),
     "torchao-int8": Form("transformers", ".", "int8", ("torchao",), "torchao", static=False),
     "bnb-nf4": Form("transformers", ".", "int4", ("bitsandbytes",), static=False),
@@ -82,7 +83,7 @@ FORMS: dict[str, Form] = {
 
 HUB = "hub"
 """The name of the bundle that holds several forms in one folder, as model hubs do."""
-_TOGETHER = ("safetensors", "onnx", "onnx-int8", "onnx-fp16")
+_TOGETHER = ("safetensors", "onnx", "onnx-int8", "onnx-fp16", "onnx-int4")
 """Forms whose files have different names, with the same tokenizer and configuration next to them."""
 
 

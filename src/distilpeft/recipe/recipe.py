@@ -275,23 +275,33 @@ def _rounding_faults(recipe: Recipe) -> Iterator[tuple[tuple[str, ...], str]]:
     quantization, at = recipe.distil.quantization, ("distil", "quantization")
     if quantization is None:
         return
-    form, is_gguf = quantization.form, quantization.form.startswith("gguf")
-    if recipe.kind.reads_first or is_gguf != recipe.kind.is_language_model:
-        which = "a gguf form is for causal_lm" if is_gguf else f"onnx-int8 is not for {recipe.task.kind}"
-        yield (*at, "for"), which + ("; name a gguf form" if isinstance(recipe.task, CausalLM) else "")
-    if form not in recipe.export.formats:
+    form = quantization.form
+    why = _not_rounded(form, recipe)
+    if why is not None:
+        yield (*at, "for"), why
+    elif form not in recipe.export.formats:
         yield (*at, "for"), f"{form} is not among export.formats; add it"
     elif form == "onnx-int8" and not recipe.export.portable:
         yield (
             ("export", "portable"),
             "distil.quantization trains for weights in 7 bits, whose products no processor cuts off: write true",
         )
-    for name, is_there in (
-        ("student.lora", recipe.student.lora is not None), ("student.static", recipe.student.static is not None),
-        ("distil.features", recipe.distil.features is not None),
-    ):  # fmt: skip
-        if is_there:
-            yield at, f"does not go with {name}"
+    others = {
+        "student.lora": recipe.student.lora, "student.static": recipe.student.static,
+        "distil.features": recipe.distil.features,
+    }  # fmt: skip
+    for name in (name for name, other in others.items() if other is not None):
+        yield at, f"does not go with {name}"
+
+
+def _not_rounded(form: str, recipe: Recipe) -> str | None:
+    """Why a kind of task is not trained for the rounding of a form."""
+    if recipe.kind.reads_first:
+        return f"{recipe.task.kind} is not trained for a rounding; leave distil.quantization out"
+    writes = isinstance(recipe.task, CausalLM)
+    if form.startswith("gguf") and not writes:
+        return f"a gguf form is for causal_lm; for {recipe.task.kind} name onnx-int8 or onnx-int4"
+    return "onnx-int8 is not for causal_lm; name onnx-int4 or a gguf form" if form == "onnx-int8" and writes else None
 
 
 def _static_faults(recipe: Recipe) -> Iterator[tuple[tuple[str, ...], str]]:

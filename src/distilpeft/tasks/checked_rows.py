@@ -184,7 +184,8 @@ def split_labels(task: Task, train: datasets.Dataset, data: Data) -> tuple[datas
     classes = train[LABEL][:] if by_class else [None] * len(train)
     kept = chosen_labels(classes, data.labelled, 0 if data.split is None else data.split.seed)
     rest = np.setdiff1d(np.arange(len(train)), kept)
-    return train.select(kept), _blank(task, train.select(rest))
+    others = train.select(rest)
+    return train.select(kept), _blank(task, others) if len(rest) else others
 
 
 def unlabelled_columns(task: Task, data: Unlabelled) -> dict[str, str]:

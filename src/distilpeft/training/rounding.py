@@ -9,6 +9,8 @@ What is rounded is what the export rounds:
 - `onnx-int8` with `export.portable`, as `per channel` makes it: matrices of linear layers in 7 bits with a scale for
   each output, embeddings in 8 with one for the table, and what goes into linear layers in 8 with one for each row, as
   single rows are answered. Padding counts for nothing, so a row's loss does not depend on the rest of its batch;
+- `onnx-int4`: matrices of linear layers in blocks of 32 weights with a scale in float32 each, embeddings in 8 bits. The
+  output matrix of a language model, which its loss reads by itself, is left as it is;
 - the blocks of GGUF: matrices inside layers, in blocks of 32 weights, each with a scale (and a minimum) in float16.
 
     O  outputs of a layer    I  inputs    B  rows    S  tokens    K  blocks
@@ -107,6 +109,18 @@ def byte_blocks(weight_OI: Tensor) -> Tensor:
     return _through(weight_OI, (levels * _half(scale_K)).view_as(weight_OI))
 
 
+def four_bits(weight_OI: Tensor) -> Tensor:
+    """MatMulNBits: as q4_0, with a scale in float32, to the nearest; the last block of a row may be shorter."""
+    short = -weight_OI.shape[1] % BLOCK
+    padded_OI = F.pad(weight_OI.detach(), (0, short))
+    weight_OK = padded_OI.view(len(padded_OI), -1, BLOCK)
+    largest_OK = weight_OK.gather(2, weight_OK.abs().argmax(2, keepdim=True))
+    scale_OK = largest_OK / -8
+    levels = (torch.round(weight_OK * _inverse(scale_OK)) + 8).clamp(0, 15)
+    rounded_OI = ((levels - 8) * scale_OK).flatten(1)[:, : weight_OI.shape[1]]
+    return _through(weight_OI, rounded_OI)
+
+
 GGUF: dict[str, Round] = {
     "gguf-q8_0": byte_blocks,
     "gguf-q5_1": lambda weight: shifted_blocks(weight, 5),
@@ -189,7 +203,7 @@ def attach(model: PreTrainedModel, form: str) -> Rounding:
 
     Args:
         model: with all weights in float32, without an adapter.
-        form: `onnx-int8`, or a GGUF form of blocks.
+        form: `onnx-int8`, `onnx-int4`, or a GGUF form of blocks.
     """
     rounding = Rounding()
     if form in GGUF:
@@ -198,9 +212,10 @@ def attach(model: PreTrainedModel, form: str) -> Rounding:
             if type(module) is nn.Linear and module.in_features % BLOCK == 0:
                 _as_linear(module, rounding, GGUF[form], round_input=False)
         return rounding
+    is_int8, head = form == "onnx-int8", model.get_output_embeddings()
     for module in model.modules():
-        if type(module) is nn.Linear:
-            _as_linear(module, rounding, by_output, round_input=True)
+        if type(module) is nn.Linear and module is not head:
+            _as_linear(module, rounding, by_output if is_int8 else four_bits, round_input=is_int8)
         elif type(module) is nn.Embedding:
             module.__class__ = RoundedEmbedding
             cast("RoundedEmbedding", module).rounding = rounding

@@ -16,7 +16,7 @@ import torch
 import transformers
 
 from distilpeft.errors import InputError
-from distilpeft.export.formats import model2vec, onnx_graph
+from distilpeft.export.formats import model2vec, onnx_graph, onnx_int4
 from distilpeft.export.formats.student import Student
 from distilpeft.models.bases.quantized import quantization
 from distilpeft.models.loading import DTYPES
@@ -80,6 +80,16 @@ def write_onnx_fp16(student: Student, form: str, folder: Path) -> None:
     _write(student, folder / FORMS[form].file, torch.float16)
 
 
+def write_onnx_int4(student: Student, form: str, folder: Path) -> None:
+    """The graph with matrix products in 4 bits and embeddings in int8."""
+    file = folder / FORMS[form].file
+    file.parent.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        graph = Path(scratch) / "model.onnx"
+        _write(student, graph, torch.float32)
+        onnx_int4.write(graph, file, language=student.recipe.kind.is_language_model)
+
+
 def write_openvino(student: Student, form: str, folder: Path) -> None:
     """OpenVINO's own files, weights in float32, from the ONNX graph."""
     import openvino
@@ -117,6 +127,7 @@ WRITERS: dict[str, Writer] = {
     "torchao-int8": write_torchao_int8,
     "onnx": write_onnx,
     "onnx-fp16": write_onnx_fp16,
+    "onnx-int4": write_onnx_int4,
     "onnx-int8": write_onnx,  # what its candidates are made from
     "openvino": write_openvino,
     "model2vec": write_model2vec,

@@ -157,7 +157,8 @@ def _own_facts(recipe: Recipe, model: PreTrainedModel, tokenizer: PreTrainedToke
 
 def _int8(context: Context, loaded: Loaded, gate: Gate, folder: Path) -> tuple[Verdict, dict[str, Any]]:
     """Replace the float graph by the first int8 one that holds."""
-    recipe, file = context.recipe, folder / FORMS["onnx-int8"].file
+    recipe, form = context.recipe, "onnx-int8"
+    file = folder / FORMS[form].file
     scratch = folder.with_name("float")
     scratch.mkdir(exist_ok=True)
     for part in file.parent.glob(file.name + "*"):
@@ -166,7 +167,7 @@ def _int8(context: Context, loaded: Loaded, gate: Gate, folder: Path) -> tuple[V
         ways = candidates(
             recipe.export.int8, scratch / file.name, lambda path: gate.distance(open_onnx(path)),
             lambda: _calibration(context, loaded, scratch / file.name), portable=recipe.export.portable,
-            trained=recipe.distil.quantization is not None,
+            trained=recipe.distil.quantization is not None and recipe.distil.quantization.form == form,
         )  # fmt: skip
         return _first_that_holds(context, gate, folder, ways)
     finally:
