@@ -135,6 +135,12 @@ def test_language_models_show_the_kl_to_the_teacher_within_80_characters():
     assert teacher[3] == "-"
 
 
+def test_what_was_not_timed_has_a_dash_and_no_size_of_zero():
+    untimed = {**ROW, "role": "student_ce_only_long", "num_parameters": 0, "size_bytes": 0, "latency_ms": None}
+    rows = sweep_table.cells({**JOINT, "others": [untimed]})
+    assert rows[-1][4:7] == ("-", "-", "-")
+
+
 def test_only_what_is_true_is_said_of_the_rows_that_picked_and_of_what_was_shared():
     said = sweep_table.sentences(JOINT)
     assert said[0] == "2 points made 7 artifacts instead of 12: one teacher (86400 s)."
