@@ -125,7 +125,7 @@ def test_a_graph_says_nothing_of_the_machine_that_made_it(graphs):
         assert word not in content
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_float16_keeps_answers_and_halves_the_file(graphs, tmp_path):
     model, file = graphs("llama")
     half = tmp_path / "half.onnx"

@@ -150,7 +150,7 @@ def assert_table_is_int8(finished: Path) -> None:
     assert sizes["onnx-int8"] < 0.5 * sizes["onnx"]
 
 
-@pytest.mark.parametrize("kind", tiers(KINDS, {"pairs", "embedding"}))
+@pytest.mark.parametrize("kind", tiers(KINDS, {"pairs"}))
 def test_every_kind_of_task_has_static_students(tmp_path, kind):
     finished = run(tmp_path, kind, {"weighting": "learned"} if kind == "embedding" else {})
     check(finished, kind)
@@ -162,7 +162,7 @@ def test_every_kind_of_task_has_static_students(tmp_path, kind):
 
 
 @OPEN_ELSEWHERE
-@pytest.mark.parametrize("kind", tiers([kind for kind in KINDS if kind != "pairs"], {"regression", "embedding"}))
+@pytest.mark.parametrize("kind", tiers([kind for kind in KINDS if kind != "pairs"], {"embedding"}))
 def test_model2vec_opens_its_own_layout(tmp_path, kind):
     from model2vec import StaticModel
     from model2vec.inference import StaticModelPipeline
