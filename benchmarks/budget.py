@@ -12,17 +12,14 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import page
+import sweeps
 
 from distilpeft.tuning import label_budget
-from distilpeft.tuning.sweep import key_of
-from distilpeft.tuning.sweep_points import points
 
 ROOT = Path(__file__).parents[1]
 RESULT = ROOT / "benchmarks/results/label_budget.json"
@@ -41,21 +38,13 @@ def main() -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Sweep one recipe, keep what the sweep says of labels, and write the page."""
-    over = f"data.labelled={','.join(map(str, options.labels))}"
-    changes = [part for change in options.changes for part in ("--set", change)]
-    command = [sys.executable, "-m", "distilpeft", "sweep", str(options.recipe), "--runs", str(options.runs)]
-    subprocess.run([*command, "--over", over, *changes], check=True)
-    swept = points(options.recipe, [over], options.changes, options.runs)
-    folder = swept[0].plan.folder / f"sweep-{key_of(swept)}"
-    joint = json.loads((folder / "sweep.json").read_text(encoding="utf-8"))
-    recipe = swept[0].plan.recipe
-    found = json.loads(RESULT.read_text(encoding="utf-8")) if RESULT.is_file() else {}
-    found[options.recipe.stem] = {
+    over = [f"data.labelled={','.join(map(str, options.labels))}"]
+    recipe, joint = sweeps.run(options, over, options.changes)
+    entry = {
         "metric": joint["metric"], "split": joint["split"], "changes": options.changes,
         "seeds": sorted({recipe.seed, *recipe.evaluate.seeds}), "budget": joint["budget"],
     }  # fmt: skip
-    RESULT.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    show(found)
+    show(sweeps.keep(RESULT, options.recipe.stem, entry))
 
 
 def show(found: dict[str, Any]) -> None:

@@ -13,17 +13,14 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import page
+import sweeps
 
 from distilpeft.tuning import frontier
-from distilpeft.tuning.sweep import key_of
-from distilpeft.tuning.sweep_points import points
 
 ROOT = Path(__file__).parents[1]
 RESULT = ROOT / "benchmarks/results/frontier.json"
@@ -58,21 +55,12 @@ def main() -> None:
 def run(options: argparse.Namespace) -> None:
     """Sweep one recipe, keep what each size gives, and write the page."""
     over = [f"seed={','.join(map(str, options.seeds))}"]
-    changes = [*SETTINGS, *options.changes]
-    command = [sys.executable, "-m", "distilpeft", "sweep", str(options.recipe), "--runs", str(options.runs)]
-    for name, values in (("--over", over), ("--point", STUDENTS), ("--set", changes)):
-        command += [part for value in values for part in (name, value)]
-    subprocess.run(command, check=True)
-    swept = points(options.recipe, over, changes, options.runs, STUDENTS)
-    folder = swept[0].plan.folder / f"sweep-{key_of(swept)}"
-    joint = json.loads((folder / "sweep.json").read_text(encoding="utf-8"))
-    found = json.loads(RESULT.read_text(encoding="utf-8")) if RESULT.is_file() else {}
-    found[options.recipe.stem] = {
+    _, joint = sweeps.run(options, over, [*SETTINGS, *options.changes], STUDENTS)
+    entry = {
         "metric": joint["metric"], "split": joint["split"], "changes": options.changes, "seeds": options.seeds,
         "frontier": joint["frontier"],
     }  # fmt: skip
-    RESULT.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    show(found)
+    show(sweeps.keep(RESULT, options.recipe.stem, entry))
 
 
 def show(found: dict[str, Any]) -> None:

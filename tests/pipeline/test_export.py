@@ -432,9 +432,7 @@ def test_processes_export_together_and_stop_together(tmp_path):
 @pytest.fixture(scope="module")
 def language(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("language")
-    words = tiny_lm.tokenizer(("t", "h"), ("th", "e"))  # llama.cpp wants some
-    tiny_lm.model(vocab_size=len(words)).save_pretrained(str(folder / "base"))
-    words.save_pretrained(str(folder / "base"))
+    tiny_lm.save_merging(folder / "base")
     tiny_lm.write_jsonl(folder / "rows.jsonl", tiny_lm.pairs(200))
     recipe = folder / "tiny.yaml"
     tree = tiny_lm.recipe_tree(

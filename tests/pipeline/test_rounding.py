@@ -64,9 +64,7 @@ def test_a_rounded_training_that_was_stopped_ends_in_the_same_weights(tmp_path):
 @pytest.mark.thorough
 @pytest.mark.parametrize("form", ["gguf-q4_0", "onnx-int4"])
 def test_a_language_model_is_trained_for_4_bits(tmp_path, form):
-    words = tiny_lm.tokenizer(("t", "h"), ("th", "e"))  # llama.cpp wants some
-    tiny_lm.model(vocab_size=len(words)).save_pretrained(str(tmp_path / "base"))
-    words.save_pretrained(str(tmp_path / "base"))
+    tiny_lm.save_merging(tmp_path / "base")
     tiny_lm.write_jsonl(tmp_path / "rows.jsonl", tiny_lm.pairs(100))
     recipe = tmp_path / "tiny.yaml"
     tree = tiny_lm.recipe_tree(

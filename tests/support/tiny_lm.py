@@ -58,6 +58,14 @@ def model(layers: int = 2, seed: int = 0, **changes: Any) -> LlamaForCausalLM:
     return LlamaForCausalLM(config(layers, **changes))
 
 
+def save_merging(folder: Path) -> Path:
+    """A random model whose tokenizer merges something, which llama.cpp wants."""
+    words = tokenizer(("t", "h"), ("th", "e"))
+    model(vocab_size=len(words)).save_pretrained(str(folder))
+    words.save_pretrained(str(folder))
+    return folder
+
+
 @functools.cache
 def pretrained() -> LlamaForCausalLM:
     """A model that has seen a little of such text, so that its base and its layers are worth something."""

@@ -213,7 +213,7 @@ STATIC_DIMS = (256, 128, 64, 32)
 
 
 def _smaller(kind: str, teacher: JsonObject, fast: Sequence[int], size: float, traits: Kind) -> Choice | None:
-    """A student within so many million weights whose vocabulary is cut: of layers, or else a static one.
+    """A student of at most `size` million weights with a cut vocabulary: with layers if it can have some, else static.
 
     None where tokens must stay as they are, or nothing is known of the teacher's embeddings.
     """

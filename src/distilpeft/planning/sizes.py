@@ -91,7 +91,7 @@ def cut(size: Size, layers: tuple[int, ...]) -> Size:
 
 
 def narrower(size: Size, chosen: FromTeacher) -> Size:
-    """The size left when only so many units are kept; all that is in no linear layer goes with the hidden units."""
+    """The size of a narrower student; weights outside linear layers are taken to scale with the hidden units."""
     if not chosen.is_narrower:
         return size
     old, new = Widths.of(size.config), narrowed(chosen, size.config)

@@ -138,6 +138,7 @@ class Rounding:
         is_on: whether they do.
         mask_BS: which tokens of the current batch are no padding; None if all are.
         layers: those that can.
+        hooks: on the model, which note the mask.
     """
 
     is_on: bool = False

@@ -1,7 +1,7 @@
 """How wide a stack of layers is, and which axes of its weights those widths are. Torch-free.
 
-Everything goes by the names and shapes that weights have in transformers, so that a student's size can be told before
-any weight is read, and its weights are cut by the same rule.
+Only the names and shapes of weights in transformers are used, so the same rule estimates a student's size before any
+weight is read, and cuts its weights later.
 """
 
 from __future__ import annotations

@@ -42,7 +42,7 @@ Sum = Callable[[Tensor], Tensor]
 
 
 ROWS = 512
-"""So many training rows are read, or all: in Minitron a calibration set of 1024 (section 4)."""
+"""How many training rows are read at most; Minitron's calibration set has 1024 (section 4)."""
 BATCH = 16
 FILE = "importance.safetensors"
 
