@@ -190,6 +190,13 @@ class Student(Section):
         return self
 
     @property
+    def words(self) -> str:
+        """How it begins, in words."""
+        if self.from_config is not None:
+            return f"configuration of {self.from_config.model}"
+        return str(self.from_teacher or self.static or self.model)
+
+    @property
     def is_of_teacher(self) -> bool:
         """Whether it is made of the tuned teacher's weights, and so reads as the teacher does."""
         return self.from_teacher is not None or self.static is not None

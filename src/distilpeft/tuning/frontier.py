@@ -83,9 +83,8 @@ def _students(points: Sequence[Point]) -> list[tuple[str, dict[str, Any], list[P
 def _name(point: Point, values: Mapping[str, Any]) -> str:
     """A student in few words: how it begins, and what else was swept."""
     student = point.plan.recipe.student
-    origin = student.from_teacher or student.static
+    words = student.words
     others = {key: value for key, value in values.items() if key.split(".")[0] != "student"}
-    words = str(origin) if origin else str(student.model or f"configuration of {student.from_config}")
     if student.vocabulary is not None:
         given = student.vocabulary.model_dump(exclude_defaults=True, exclude={"from"})
         words += ", vocabulary cut" + (f" ({label_of(given)})" if given else "")

@@ -240,12 +240,8 @@ def _supervision(context: Context, teacher: Artifact | None, targets: Path | Non
 
 def origin(recipe: Recipe) -> str:
     """What the student was before it was trained, in words."""
-    student = recipe.student
-    if student.from_teacher is not None:
-        return f"{student.from_teacher} of the teacher"
-    if student.static is not None:
-        return str(student.static)
-    return f"configuration of {student.from_config.model}" if student.from_config else str(student.model)
+    words = recipe.student.words
+    return words if recipe.student.from_teacher is None else f"{words} of the teacher"
 
 
 def _inner(recipe: Recipe, student: PreTrainedModel, teacher: PreTrainedModel) -> FeatureLoss | None:
