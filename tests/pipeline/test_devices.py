@@ -35,6 +35,7 @@ def teacher(recipe: Path, *settings: str):
     return make_plan(load_recipe(recipe, settings), recipe.parent / "runs").artifacts["teacher"]
 
 
+@pytest.mark.thorough
 def test_a_run_on_two_devices_is_one_run_in_two_processes(recipe, capfd):
     assert commands.run(recipe, "--set", "devices=2", "--until", "teacher") == 0
     manifest = teacher(recipe).manifest()

@@ -54,6 +54,7 @@ def finished(tmp_path_factory) -> Path:
     return recipe
 
 
+@pytest.mark.thorough
 def test_trials_share_one_teacher_and_one_cache_and_only_the_best_is_done_in_full(finished):
     run, joint = finished.parent / "runs/tiny", joint_of(finished)
     assert [row["state"] for row in joint["trials"]] == ["done"] * 5
@@ -67,6 +68,7 @@ def test_trials_share_one_teacher_and_one_cache_and_only_the_best_is_done_in_ful
     assert (run / "student").resolve().parent.name == report["artifacts"]["bundle/safetensors"]
 
 
+@pytest.mark.thorough
 def test_the_trials_of_a_search_stay_and_keep_best_leaves_the_student_of_one(finished):
     run, joint = finished.parent / "runs/tiny", joint_of(finished)
     assert distilpeft.clean(run, dry_run=True) == []
@@ -74,6 +76,7 @@ def test_the_trials_of_a_search_stay_and_keep_best_leaves_the_student_of_one(fin
     assert removed == {row["artifact"] for row in joint["trials"]} - {joint["trials"][joint["best"]]["artifact"]}
 
 
+@pytest.mark.thorough
 def test_the_recipes_own_settings_are_the_first_trial(finished):
     first, *others = joint_of(finished)["trials"]
     assert first["values"] == {"distil.optim.lr": 0.005, "distil.alpha": 0.5, "distil.temperature": 2}
@@ -82,6 +85,7 @@ def test_the_recipes_own_settings_are_the_first_trial(finished):
     assert len({row["artifact"] for row in [first, *others]}) == 5
 
 
+@pytest.mark.thorough
 def test_the_best_trial_is_what_a_run_with_its_settings_is(finished):
     joint = joint_of(finished)
     text = next((finished.parent / "runs/tiny").glob("search-*/search.md")).read_text()
@@ -94,6 +98,7 @@ def test_the_best_trial_is_what_a_run_with_its_settings_is(finished):
     assert plan.artifacts["distil/student"].path.name == joint["trials"][joint["best"]]["artifact"]
 
 
+@pytest.mark.thorough
 def test_a_finished_search_asks_nothing_and_needs_no_torch(finished, capsys):
     before = trials_of(finished)
     with mock.patch.dict("sys.modules", {"distilpeft.pipeline.chain": None}):  # what computes cannot even be imported

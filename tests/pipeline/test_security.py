@@ -117,6 +117,7 @@ def is_pickle(file: Path) -> bool:
     return archived or (content[:1] == b"\x80" and content[-1:] == b".")
 
 
+@pytest.mark.thorough
 def test_a_run_has_no_file_that_is_a_pickle(tmp_path):
     """Neither in what is published, nor in checkpoints of a run that was killed."""
     recipe = commands.workspace(tmp_path)

@@ -144,6 +144,7 @@ def language(tmp_path_factory) -> Path:
     return path
 
 
+@pytest.mark.thorough
 def test_a_language_model_learns_over_the_tokens_that_it_keeps(language):
     plan = plan_of(language)
     student = plan.artifact("distil", "student").figures()
@@ -165,6 +166,7 @@ def test_a_language_model_learns_over_the_tokens_that_it_keeps(language):
 ONLINE = "targets={mode: online, precision: fp32}"
 
 
+@pytest.mark.thorough
 def test_online_targets_over_kept_tokens_teach_the_same_student_as_stored_ones(language):
     assert commands.run(language, "--set", ONLINE, "--until", "distil") == 0
     ours, theirs = (
