@@ -12,9 +12,11 @@ from __future__ import annotations
 import contextlib
 import inspect
 import io
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -147,9 +149,16 @@ def _static_size(size: object) -> int:
     return size if isinstance(size, int) else 1
 
 
-def _openvino_runner(file: Path, threads: int, start: int | None) -> GraphRunner:
+def load_openvino() -> Any:
+    """The library. From its first import on it reports its use to its makers, unless this module is missing."""
+    sys.modules.setdefault("openvino_telemetry", cast("ModuleType", None))
     import openvino
 
+    return openvino
+
+
+def _openvino_runner(file: Path, threads: int, start: int | None) -> GraphRunner:
+    openvino = load_openvino()
     # OpenVINO computes fp32 models in bf16 where the processor has it, unless told otherwise.
     settings: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32"}
     if threads:

@@ -185,7 +185,9 @@ def export_settings(recipe: Recipe, form: str) -> dict[str, object]:
     if form == "safetensors":
         settings["dtype"] = export.dtype
     if form == "onnx-int8":
-        settings |= {"int8": export.int8, "calibration_rows": export.calibration_rows, "seed": recipe.seed}
+        settings["int8"] = export.int8
+    if form in ("onnx-int8", "openvino-int8"):
+        settings |= {"calibration_rows": export.calibration_rows, "seed": recipe.seed}
         settings |= {"portable": True} if export.portable else {}
     return settings
 

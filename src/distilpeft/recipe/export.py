@@ -18,8 +18,8 @@ from distilpeft.recipe.section import IN_KEY_IF_GIVEN, NOT_IN_KEY, Count, Fracti
 
 Exactness = Literal["exact", "half", "int8", "int4"]
 FormName = Literal[
-    "safetensors", "onnx", "onnx-int8", "onnx-fp16", "onnx-int4", "openvino", "torchao-int8", "bnb-nf4", "gguf-f32",
-    "gguf-f16", "gguf-bf16", "gguf-q8_0", "gguf-q5_1", "gguf-q5_0", "gguf-q4_1", "gguf-q4_0",
+    "safetensors", "onnx", "onnx-int8", "onnx-fp16", "onnx-int4", "openvino", "openvino-int8", "torchao-int8",
+    "bnb-nf4", "gguf-f32", "gguf-f16", "gguf-bf16", "gguf-q8_0", "gguf-q5_1", "gguf-q5_0", "gguf-q4_1", "gguf-q4_0",
     "model2vec",
 ]  # fmt: skip
 ALIASES = {"gguf": "gguf-f16"}
@@ -66,7 +66,10 @@ FORMS: dict[str, Form] = {
     "onnx-int8": Form("onnxruntime", "onnx/model_quantized.onnx", "int8", _ONNX, "onnx"),
     "onnx-fp16": Form("onnxruntime", "onnx/model_fp16.onnx", "half", _ONNX, "onnx"),
     "onnx-int4": Form("onnxruntime", "onnx/model_q4.onnx", "int4", _ONNX, "onnx", static=False),
-    "openvino": Form("openvino", "model.xml", "exact", (*_ONNX, "openvino"), "openvino"),
+    "openvino": Form("openvino", "openvino/openvino_model.xml", "exact", (*_ONNX, "openvino"), "openvino"),
+    "openvino-int8": Form(
+        "openvino", "openvino/openvino_model_qint8_quantized.xml", "int8", (*_ONNX, "openvino", "nncf"), "openvino"
+    ),
     "torchao-int8": Form("transformers", ".", "int8", ("torchao",), "torchao", static=False),
     "bnb-nf4": Form("transformers", ".", "int4", ("bitsandbytes",), static=False),
     "gguf-f32": _gguf("exact"),
@@ -83,7 +86,7 @@ FORMS: dict[str, Form] = {
 
 HUB = "hub"
 """The name of the bundle that holds several forms in one folder, as model hubs do."""
-_TOGETHER = ("safetensors", "onnx", "onnx-int8", "onnx-fp16", "onnx-int4")
+_TOGETHER = ("safetensors", "onnx", "onnx-int8", "onnx-fp16", "onnx-int4", "openvino", "openvino-int8")
 """Forms whose files have different names, with the same tokenizer and configuration next to them."""
 
 
@@ -198,10 +201,10 @@ class Export(Section):
         "auto", description="how onnx-int8 is made; auto tries these in turn until one is within the tolerance"
     )
     portable: bool = Field(
-        False, description="onnx-int8 with 7-bit weights, which answers alike on processors with and without VNNI",
+        False, description="int8 graphs with 7-bit weights, which answer alike on processors with and without VNNI",
         json_schema_extra=IN_KEY_IF_GIVEN,
     )  # fmt: skip
-    calibration_rows: Count = Field(128, description="training rows that static int8 takes its ranges from")
+    calibration_rows: Count = Field(128, description="training rows that static int8 graphs take their ranges from")
     tolerance: dict[_Form, Tolerance] = Field({}, description="format → what it must hold, instead of its defaults")
     gate_rows: Count = Field(1024, description="validation rows compared with the student")
     license: str | None = Field(None, min_length=1, description="of the student, for its card; a hub id such as mit")

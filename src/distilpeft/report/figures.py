@@ -285,12 +285,12 @@ class Export(Part):
         (), description="the rows that differ most: row, largest difference of a logit, KL"
     )
     size_bytes: Figure = Field(description="size of the files that hold the model")
-    way: str | None = Field(None, description="onnx-int8: how it was quantized")
-    tried: tuple[Attempt, ...] = Field((), description="onnx-int8: what was tried before and missed a limit")
+    way: str | None = Field(None, description="int8 graphs: how it was quantized")
+    tried: tuple[Attempt, ...] = Field((), description="int8 graphs: what was tried before and missed a limit")
     processors: str | None = Field(
         None, description="onnx-int8: where its figures hold: `any`, or processors like the one that computed them"
     )
-    batching: Batching | None = Field(None, description="onnx-int8: what answers owe to the other rows of a batch")
+    batching: Batching | None = Field(None, description="int8 graphs: what answers owe to the other rows of a batch")
     exact_sums: Parity | None = Field(
         None, description="onnx-int8 with `export.portable`: the same graph where no sum of products is cut to 16 bits"
     )

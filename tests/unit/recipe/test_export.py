@@ -9,6 +9,7 @@ import pytest
 
 from distilpeft.errors import InputError
 from distilpeft.export.formats.writers import WRITERS
+from distilpeft.pipeline.stages.export import WAYS
 from distilpeft.recipe.export import FORMS, LIMITS, Form, FormName, conditions, together
 from distilpeft.recipe.task import KINDS, LOWER_IS_BETTER
 from distilpeft.recipe.yaml_file import load_recipe, with_formats
@@ -23,7 +24,8 @@ def recipe(*overrides):
 
 def test_every_form_has_a_name_a_writer_and_limits_and_nothing_else_has():
     assert list(get_args(FormName)) == list(FORMS)
-    assert set(WRITERS) == set(FORMS)
+    assert set(WRITERS) | set(WAYS) == set(FORMS)
+    assert not set(WRITERS) & set(WAYS)
     families = {kind.family for kind in KINDS.values()}
     assert set(LIMITS) == {(family, form.exactness) for form in FORMS.values() for family in families}
 

@@ -1,7 +1,7 @@
 """Writers of exported files: one function per form, and the list of them.
 
 A writer puts the model's files into a folder and nothing else; tokenizer, manifest and card are the stage's and the
-bundle's. `onnx-int8` has candidates instead of one file: see `onnx_int8`.
+bundle's. The forms that have candidates instead are made from the graph of `onnx`: see `onnx_int8`, `openvino_files`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 import transformers
 
 from distilpeft.errors import InputError
-from distilpeft.export.formats import model2vec, onnx_graph, onnx_int4
+from distilpeft.export.formats import model2vec, onnx_graph, onnx_int4, openvino_files
 from distilpeft.export.formats.student import Student
 from distilpeft.models.bases.quantized import quantization
 from distilpeft.models.loading import DTYPES
@@ -92,12 +92,10 @@ def write_onnx_int4(student: Student, form: str, folder: Path) -> None:
 
 def write_openvino(student: Student, form: str, folder: Path) -> None:
     """OpenVINO's own files, weights in float32, from the ONNX graph."""
-    import openvino
-
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         graph = Path(scratch) / "model.onnx"
         _write(student, graph, torch.float32)
-        openvino.save_model(openvino.convert_model(str(graph)), str(folder / FORMS[form].file), compress_to_fp16=False)
+        openvino_files.write(graph, folder / FORMS[form].file)
 
 
 def write_safetensors(student: Student, _: str, folder: Path) -> None:
@@ -128,7 +126,6 @@ WRITERS: dict[str, Writer] = {
     "onnx": write_onnx,
     "onnx-fp16": write_onnx_fp16,
     "onnx-int4": write_onnx_int4,
-    "onnx-int8": write_onnx,  # what its candidates are made from
     "openvino": write_openvino,
     "model2vec": write_model2vec,
     **{name: write_gguf for name in FORMS if name.startswith("gguf-")},

@@ -98,7 +98,8 @@ def _gather(export: Artifact, described: ExportManifest, folder: Path, *, rename
     """
     source, file = export.path / MODEL, described["file"]
     moved = renamed and file != FORMS[described["format"]].file
-    if moved and (source / f"{file}.data").is_file():  # the graph holds the name of this file
+    weights = (source / f"{file}.data", (source / file).with_suffix(".bin"))
+    if moved and any(one.is_file() for one in weights):  # their name depends on that of the graph
         raise InputError(f"{export.path}: made by an earlier version; delete it to make it again")
     for path in files_below(source):
         name = path.relative_to(source).as_posix()

@@ -6,7 +6,7 @@ Leaves: `model/`, the files of one form, configuration, tokenizer, and manifest.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,13 +17,13 @@ from distilpeft.data.batches import chunks
 from distilpeft.data.pictures import Reader
 from distilpeft.errors import GateError, InputError
 from distilpeft.export.comparison import Verdict
-from distilpeft.export.formats import int8_sums
-from distilpeft.export.formats.onnx_int8 import Candidate, candidates
+from distilpeft.export.formats import int8_sums, onnx_int8, openvino_files
+from distilpeft.export.formats.onnx_int8 import Candidate
 from distilpeft.export.formats.student import Student, is_typed
 from distilpeft.export.formats.writers import WRITERS
 from distilpeft.export.gate import Gate
 from distilpeft.export.manifest import MANIFEST, ExportManifest
-from distilpeft.export.runtimes import START, Inputs, open_onnx
+from distilpeft.export.runtimes import START, Inputs, open_onnx, open_runner
 from distilpeft.machine.artifact import Artifact, Figures
 from distilpeft.machine.files import files_below, sealed, write_json
 from distilpeft.models.context import Context
@@ -52,7 +52,7 @@ def run(context: Context, *, form: str, student: Artifact, out: Artifact) -> Fig
 
     Returns:
         `parity`, see `parity.Gate.check`; `limits`; `worst` rows; `size_bytes` of the files that hold the model; for
-        onnx-int8 `way`, how it was made, `tried`, the ways that did not hold and why, and what `_elsewhere` found.
+        int8 graphs `way`, how it was made, `tried`, the ways that did not hold and why, and what `_elsewhere` found.
 
     Raises:
         GateError: the export is further from the student than the recipe allows; nothing is left.
@@ -75,15 +75,16 @@ def _export(context: Context, form: str, loaded: Loaded, student: Artifact, out:
     runtime.say(f"  export: writing {form}")
     _describe(context, loaded, form, folder)
     before = set(files_below(folder))
-    WRITERS[form](source, form, folder)
-    _describe_writing(recipe, loaded.model, folder)
-    runtime.say(f"  export: comparing {form} with the student")
-    gate = Gate(context, loaded)
     limits = recipe.limits(form)
     figures: Figures = {}
-    if form == "onnx-int8":
-        verdict, figures = _int8(context, loaded, gate, folder)
+    if form in WAYS:
+        _describe_writing(recipe, loaded.model, folder)
+        verdict, figures = _by_candidates(context, loaded, Gate(context, loaded), source, form, folder)
     else:
+        WRITERS[form](source, form, folder)
+        _describe_writing(recipe, loaded.model, folder)
+        runtime.say(f"  export: comparing {form} with the student")
+        gate = Gate(context, loaded)
         verdict = gate.check(folder, limits, exact=recipe.exactness(form) == "exact")
     for file in files_below(folder):
         file.chmod(0o644)  # some libraries let nobody else read what they write
@@ -155,68 +156,93 @@ def _own_facts(recipe: Recipe, model: PreTrainedModel, tokenizer: PreTrainedToke
     return facts
 
 
-def _int8(context: Context, loaded: Loaded, gate: Gate, folder: Path) -> tuple[Verdict, dict[str, Any]]:
-    """Replace the float graph by the first int8 one that holds."""
-    recipe, form = context.recipe, "onnx-int8"
-    file = folder / FORMS[form].file
+def _by_candidates(
+    context: Context, loaded: Loaded, gate: Gate, source: Student, form: str, folder: Path
+) -> tuple[Verdict, dict[str, Any]]:  # fmt: skip
+    """Make a form of several ways by the first that holds."""
     scratch = folder.with_name("float")
     scratch.mkdir(exist_ok=True)
-    for part in file.parent.glob(file.name + "*"):
-        part.rename(scratch / part.name)
     try:
-        ways = candidates(
-            recipe.export.int8, scratch / file.name, lambda path: gate.distance(open_onnx(path)),
-            lambda: _calibration(context, loaded, scratch / file.name), portable=recipe.export.portable,
-            trained=recipe.distil.quantization is not None and recipe.distil.quantization.form == form,
-        )  # fmt: skip
-        return _first_that_holds(context, gate, folder, ways)
+        WRITERS["onnx"](source, "onnx", scratch)
+        graph = scratch / FORMS["onnx"].file
+        ways = WAYS[form](context, gate, graph, lambda: _calibration(context, loaded, graph))
+        return _first_that_holds(context, gate, form, folder, ways)
     finally:
         shutil.rmtree(scratch)
 
 
+def _onnx_ways(
+    context: Context, gate: Gate, graph: Path, rows: Callable[[], Iterator[Inputs]]
+) -> Iterator[Candidate]:  # fmt: skip
+    recipe = context.recipe
+    return onnx_int8.candidates(
+        recipe.export.int8, graph, lambda path: gate.distance(open_onnx(path)), rows, portable=recipe.export.portable,
+        trained=recipe.distil.quantization is not None and recipe.distil.quantization.form == "onnx-int8",
+    )  # fmt: skip
+
+
+def _openvino_ways(
+    context: Context, gate: Gate, graph: Path, rows: Callable[[], Iterator[Inputs]]
+) -> Iterator[Candidate]:  # fmt: skip
+    del gate
+    recipe = context.recipe
+    return openvino_files.candidates(
+        graph, rows, language=recipe.kind.has_cache, portable=recipe.export.portable,
+        attends=recipe.student.static is None and not recipe.kind.reads_images,
+    )  # fmt: skip
+
+
+WAYS = {"onnx-int8": _onnx_ways, "openvino-int8": _openvino_ways}
+"""The forms that are made in one of several ways."""
+
+
 def _first_that_holds(
-    context: Context, gate: Gate, folder: Path, ways: Iterator[Candidate]
+    context: Context, gate: Gate, form: str, folder: Path, ways: Iterator[Candidate]
 ) -> tuple[Verdict, dict[str, Any]]:
-    file = folder / FORMS["onnx-int8"].file
+    file = folder / FORMS[form].file
+    file.parent.mkdir(exist_ok=True)
     tried: list[dict[str, Any]] = []
     verdict = Verdict({})
     for way in ways:
         way.write(file)
-        verdict = gate.check(folder, context.recipe.limits("onnx-int8"), exact=False)
-        figures = {} if verdict.faults else _elsewhere(context, gate, folder, verdict)
+        verdict = gate.check(folder, context.recipe.limits(form), exact=False)
+        figures = {} if verdict.faults else _elsewhere(context, gate, form, folder, verdict)
         if not verdict.faults:
             return verdict, {"way": way.name, "tried": tried, **figures}
-        context.runtime.say(f"  export: onnx-int8, {way.name}: {'; '.join(verdict.faults)}")
+        context.runtime.say(f"  export: {form}, {way.name}: {'; '.join(verdict.faults)}")
         tried.append({"way": way.name, "faults": verdict.faults, "parity": verdict.figures})
-        for part in file.parent.glob(file.name + "*"):
+        for part in file.parent.glob(file.stem + ".*"):
             part.unlink()
     verdict.faults = [f"{entry['way']}: {'; '.join(entry['faults'])}" for entry in tried]
     return verdict, {}
 
 
-def _elsewhere(context: Context, gate: Gate, folder: Path, verdict: Verdict) -> dict[str, Any]:
+def _elsewhere(context: Context, gate: Gate, form: str, folder: Path, verdict: Verdict) -> dict[str, Any]:
     """What of the figures depends on this processor, and on the rows of a batch.
 
     Args:
         context: the run.
         gate: with the student's answers.
+        form: of an int8 graph.
         folder: the export that holds here.
         verdict: of it; gets the faults that it has elsewhere, if it is to be portable.
 
     Returns:
-        `processors` on which the figures hold; `batching`, see `Gate.batching`; `exact_sums`, of a portable one: the
-        figures of the same graph where no sum is cut.
+        `batching`, see `Gate.batching`; of an ONNX graph also `processors` on which the figures hold, and, if it is
+        portable, `exact_sums`: the figures of the same graph where no sum is cut.
     """
-    name = FORMS["onnx-int8"].file
-    figures: dict[str, Any] = {"processors": int8_sums.processors(folder / name)}
-    batching = gate.batching(open_onnx(folder / name))
-    figures |= {} if batching is None else {"batching": batching}
+    name = FORMS[form].file
+    batching = gate.batching(open_runner(folder))
+    figures: dict[str, Any] = {} if batching is None else {"batching": batching}
+    if form != "onnx-int8":
+        return figures
+    figures["processors"] = int8_sums.processors(folder / name)
     if context.recipe.export.portable:
         exact = folder.with_name("exact")
         shutil.copytree(folder, exact, ignore=shutil.ignore_patterns(Path(name).name + "*"))
         try:
             int8_sums.write_exact(folder / name, exact / name)
-            again = gate.check(exact, context.recipe.limits("onnx-int8"), exact=False)
+            again = gate.check(exact, context.recipe.limits(form), exact=False)
         finally:
             shutil.rmtree(exact)
         verdict.faults += [f"with exact sums, as on other processors: {fault}" for fault in again.faults]
