@@ -101,10 +101,9 @@ def test_another_cut_is_another_student_of_the_same_teacher_and_targets(finished
 def test_the_untrained_student_is_its_teacher_of_the_tokens_that_it_kept(finished):
     """The same layers: with all of them and the same tokens, the same logits."""
     from distilpeft.machine.runtime import Runtime
-    from distilpeft.models.context import Context
+    from distilpeft.models.context import Context, pair_of
     from distilpeft.models.student import new_student
     from distilpeft.models.teacher import load_teacher_merged
-    from distilpeft.models.vocabulary import pair_of
     from distilpeft.tasks.rows import TaskData
 
     plan = plan_of(finished, "student.from_teacher.layers=[0, 1]")

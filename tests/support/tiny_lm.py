@@ -69,9 +69,14 @@ def save_merging(folder: Path) -> Path:
 @functools.cache
 def pretrained() -> LlamaForCausalLM:
     """A model that has seen a little of such text, so that its base and its layers are worth something."""
-    found, words = model(seed=1).train(), tokenizer()
-    optimizer = torch.optim.AdamW(found.parameters(), lr=3e-3)
     texts = [f"{pair['prompt']} This is a good one. This is a bad one.<|end|>" for pair in pairs(2400, seed=77)]
+    return taught(model(seed=1), tokenizer(), texts)
+
+
+def taught(found: LlamaForCausalLM, words: PreTrainedTokenizerFast, texts: list[str]) -> LlamaForCausalLM:
+    """The model after reading these texts once."""
+    found.train()
+    optimizer = torch.optim.AdamW(found.parameters(), lr=3e-3)
     for start in range(0, len(texts), 32):
         inputs = words(texts[start : start + 32], padding=True, return_tensors="pt")
         labels = inputs["input_ids"].masked_fill(inputs["attention_mask"] == 0, -100)

@@ -29,7 +29,7 @@ from distilpeft.machine.files import write_json
 from distilpeft.machine.locks import in_use
 from distilpeft.machine.runtime import Runtime
 from distilpeft.models.checks import check_lengths
-from distilpeft.models.vocabulary import pair_of
+from distilpeft.models.context import pair_of
 from distilpeft.planning.plan import Plan, make_plan
 from distilpeft.planning.roles import STUDENT
 from distilpeft.recipe import Recipe

@@ -293,7 +293,9 @@ def _origin(recipe: Recipe) -> str:
     adapter = f" with the adapter {md.code(teacher.adapter.name)}" if teacher.adapter is not None else ""
     form = stored_form(teacher)
     quantized = str(form) if form is not None and form.stays_packed else recipe.teacher.quantize
-    return f"""- Teacher: {md.code(_name(teacher))}{adapter}, quantized: {quantized}, {tuned}.
+    asked = recipe.teacher.prompt
+    asked = "" if asked is None else f", asked for the class by the prompt {md.code(asked.replace(chr(10), ' '))}"
+    return f"""- Teacher: {md.code(_name(teacher))}{adapter}, quantized: {quantized}, {tuned}{asked}.
 - Student: {_student(recipe)}.
 - Loss: {_loss(recipe)}.
 - Data: {data}{cut}, seed {recipe.seed}."""

@@ -19,6 +19,7 @@ from distilpeft.data.vocabulary import Vocabulary, check_same
 from distilpeft.errors import InputError
 from distilpeft.models import loading
 from distilpeft.models.pair import Pair
+from distilpeft.tasks.prompts.reader import PromptReader
 from distilpeft.tasks.rows import RowReader, TaskData
 
 
@@ -92,6 +93,25 @@ def _check_ids(data: TaskData, reading: Reading, reader: RowReader) -> None:
                     name = str(tokenizer.convert_ids_to_tokens(token))
                     what = without_row(reading.model.title, name, token, size, rows)
                     raise InputError(f"{reading.key}: row {number} of {split} holds {what}")
+
+
+def check_prompts(pair: Pair, data: TaskData) -> None:
+    """Refuse prompts that are longer than their model reads; loads no weights.
+
+    Raises:
+        InputError: names the longest one and the model.
+    """
+    reader = pair.teacher_reader
+    if not isinstance(reader.tokenizer, PromptReader):
+        return
+    reach = reach_of(pair.configurations()[0].to_dict())
+    longest = max(int(data.tokens(split, reader).lengths_N.max()) for split in ("train", "validation", "test"))
+    longest += max(len(branch.ids) for branch in reader.tokenizer.branches) - 1
+    if reach is not None and longest > reach.tokens:
+        raise InputError(
+            f"teacher.prompt: a prompt with its row has {longest} tokens, more than the {reach.tokens} of "
+            f"{pair.teacher.title}; set data.max_tokens lower, or take fewer shots"
+        )
 
 
 def check_targets(pair: Pair, data: TaskData) -> None:

@@ -1,4 +1,4 @@
-"""What every step of a run works with."""
+"""What every step of a run works with: the machine, the rows, and the two models, as far as rows decide on them."""
 
 from __future__ import annotations
 
@@ -6,9 +6,25 @@ from dataclasses import dataclass
 
 from distilpeft.machine.runtime import Runtime
 from distilpeft.models.pair import Pair
+from distilpeft.models.prompted import with_shots
+from distilpeft.models.vocabulary import cut_to_data
 from distilpeft.recipe import Recipe
 from distilpeft.tasks.rows import TaskData
 from distilpeft.tasks.task import Task
+
+
+def pair_of(recipe: Recipe, data: TaskData, runtime: Runtime | None = None) -> Pair:
+    """The recipe's models, with what they take from its rows: shots of a prompt, and the tokens that a student keeps.
+
+    Args:
+        recipe: the recipe.
+        data: its rows.
+        runtime: shows how far it has come; None: nothing is shown.
+
+    Raises:
+        InputError: see `prompted.with_shots` and `vocabulary.cut_to_data`.
+    """
+    return cut_to_data(with_shots(Pair(recipe), data), data, runtime)
 
 
 @dataclass(frozen=True)

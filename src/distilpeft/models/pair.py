@@ -22,6 +22,9 @@ from distilpeft.machine.files import digest_file, digest_json
 from distilpeft.models import loading
 from distilpeft.models.loading import Architecture
 from distilpeft.recipe import Recipe
+from distilpeft.tasks.language.causal_lm import CausalLMTask
+from distilpeft.tasks.prompts.prompt import Shot, prompt_of
+from distilpeft.tasks.prompts.reader import PromptReader
 from distilpeft.tasks.rows import RowReader, task_of
 from distilpeft.tasks.task import Batch, InputReader, Task
 
@@ -67,11 +70,13 @@ class Pair:
 
     Attributes:
         recipe: the recipe.
-        cut: the student's tokens, where the recipe cuts them to the data (see `models.vocabulary.pair_of`).
+        cut: the student's tokens, where the recipe cuts them to the data (see `models.context.pair_of`).
+        shots: training rows before the prompts of a teacher that is asked by them.
     """
 
     recipe: Recipe
     cut: CutVocabulary | None = None
+    shots: tuple[Shot, ...] = ()
 
     @cached_property
     def task(self) -> Task:
@@ -83,6 +88,13 @@ class Pair:
         """What the task asks of a model."""
         task = self.task
         return Architecture(task.auto_class, task.peft_task, task.model_options(), train_heads=task.trains_heads)
+
+    @cached_property
+    def teacher_architecture(self) -> Architecture:
+        """What the task asks of the teacher: a language model's own head, if it is asked by a prompt."""
+        if self.recipe.teacher.prompt is None:
+            return self.architecture
+        return Architecture(CausalLMTask.auto_class, CausalLMTask.peft_task, {}, train_heads=CausalLMTask.trains_heads)
 
     @cached_property
     def teacher(self) -> Source:
@@ -107,7 +119,11 @@ class Pair:
     @cached_property
     def teacher_reader(self) -> RowReader:
         """How the teacher reads rows."""
-        return RowReader(self.load_reader(self.teacher), tokenizer_digest(self.teacher))
+        tokenizer, digest = self.load_reader(self.teacher), tokenizer_digest(self.teacher)
+        prompt = prompt_of(self.recipe, self.shots)
+        if prompt is None:
+            return RowReader(tokenizer, digest)
+        return RowReader(PromptReader(tokenizer, prompt), digest_json([digest, prompt.digest]))
 
     @cached_property
     def student_reader(self) -> RowReader:
@@ -137,7 +153,7 @@ class Pair:
     def configurations(self) -> tuple[Any, Any]:
         """The configurations of teacher and student, for the task."""
         return (
-            loading.configuration(self.teacher, self.architecture, {}),
+            loading.configuration(self.teacher, self.teacher_architecture, {}),
             loading.configuration(self.student, self.architecture, self.student_overrides),
         )
 

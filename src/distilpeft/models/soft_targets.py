@@ -11,6 +11,7 @@ from distilpeft.machine.artifact import Artifact
 from distilpeft.machine.files import digest_json
 from distilpeft.models.pair import Pair
 from distilpeft.recipe.recipe import result_settings
+from distilpeft.tasks.prompts.reader import PromptReader
 from distilpeft.tasks.rows import TAUGHT, TaskData
 from distilpeft.tasks.task import InputReader
 
@@ -63,9 +64,10 @@ def open_targets(pair: Pair, data: TaskData, folder: Path, teacher: Artifact | N
 
 
 def text_binding(tokenizer: InputReader) -> dict[str, str]:
-    """How text becomes ids: the token → id map and the chat template; or how pictures are read."""
+    """How text becomes ids: the token → id map, chat template and prompt; or how pictures are read."""
     if isinstance(tokenizer, Reader):
         return {"pictures": digest_json(dict(tokenizer.settings))[:12]}
     tokens = digest_json(tokenizer.get_vocab())
     template = tokenizer.chat_template
-    return {"vocabulary": tokens[:12], "chat_template": digest_json(template)[:12] if template else "none"}
+    asked = {"prompt": tokenizer.prompt.digest[:12]} if isinstance(tokenizer, PromptReader) else {}
+    return {"vocabulary": tokens[:12], "chat_template": digest_json(template)[:12] if template else "none", **asked}

@@ -13,12 +13,13 @@ from distilpeft.data.sources import Source
 from distilpeft.errors import InputError
 from distilpeft.machine.files import read_json, write_json
 from distilpeft.machine.runtime import Runtime
-from distilpeft.models import loading, lora, weights
+from distilpeft.models import loading, lora, prompted, weights
 from distilpeft.models.bases.quantized import Quantize, dequantize
 from distilpeft.models.context import Context
 from distilpeft.models.pair import ADAPTER, HEADS, MODEL, Loaded, Pair
 from distilpeft.models.parallel import offload_layers, shard_layers
 from distilpeft.recipe.training import Precision
+from distilpeft.tasks.prompts.reader import PromptReader
 from distilpeft.tasks.rows import RowReader
 
 if TYPE_CHECKING:
@@ -39,14 +40,14 @@ def new_teacher(context: Context) -> tuple[PreTrainedModel, list[str]]:
         return _as_it_is(pair, model), heads
     start_head(context, model, pair.teacher_reader)
     if teacher.lora is None:
-        weights.unfreeze(model, pair.architecture)
+        weights.unfreeze(model, pair.teacher_architecture)
     if teacher.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     if teacher.lora is not None:
         _check_trainable(model, pair.teacher)
-        model = lora.add_lora(model, teacher.lora, pair.architecture, heads, "teacher.lora")
+        model = lora.add_lora(model, teacher.lora, pair.teacher_architecture, heads, "teacher.lora")
         if continued:
-            loading.take_over_adapter(model, pair.teacher, pair.architecture, heads)
+            loading.take_over_adapter(model, pair.teacher, pair.teacher_architecture, heads)
     pair.task.prepare(model)
     return model, heads
 
@@ -134,9 +135,10 @@ def _load(
     if whole:
         tuned = Source(str(folder / MODEL), folder / MODEL)
         model, _ = loading.load_base(
-            tuned, pair.architecture, quantize="none", dtype=teacher.dtype, device=device,
+            tuned, pair.teacher_architecture, quantize="none", dtype=teacher.dtype, device=device,
             pad_token_id=pair.teacher_reader.tokenizer.pad_token_id,
         )  # fmt: skip
+        _ask(pair, model)
     else:
         heads = read_json(folder / HEADS, f"delete {folder} to make it again")["modules"]
         merged = join is lora.merge
@@ -146,7 +148,7 @@ def _load(
         if teacher.fit is not None:
             model = join(model, folder / ADAPTER)
         elif merged:
-            model = loading.join_adapter(dequantize(model), pair.teacher, pair.architecture, heads)
+            model = loading.join_adapter(dequantize(model), pair.teacher, pair.teacher_architecture, heads)
     pair.task.prepare(model)
     model.requires_grad_(False).eval()
     if place == "offloaded":
@@ -161,8 +163,17 @@ def _base(
     heads: list[str] | None = None, device: torch.device | None = None,
 ) -> tuple[PreTrainedModel, list[str]]:  # fmt: skip
     runtime.seed(pair.recipe.seed)
-    return loading.load_base(
-        source, pair.architecture, quantize=quantize, dtype=pair.recipe.teacher.dtype,
+    model, heads = loading.load_base(
+        source, pair.teacher_architecture, quantize=quantize, dtype=pair.recipe.teacher.dtype,
         compute_dtype=runtime.compute_dtype(precision), device=device or runtime.device,
         pad_token_id=pair.teacher_reader.tokenizer.pad_token_id, heads=heads,
     )  # fmt: skip
+    _ask(pair, model)
+    return model, heads
+
+
+def _ask(pair: Pair, model: PreTrainedModel) -> None:
+    """Let a language model answer with classes, if the recipe has a prompt for it."""
+    teacher, reader = pair.recipe.teacher, pair.teacher_reader.tokenizer
+    if isinstance(reader, PromptReader):
+        prompted.attach(model, reader, per_token=teacher.per_token, calibrate=teacher.calibrate)

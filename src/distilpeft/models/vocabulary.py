@@ -34,7 +34,6 @@ from distilpeft.machine.runtime import Runtime
 from distilpeft.models import loading
 from distilpeft.models.bases.embeddings import named_ids
 from distilpeft.models.pair import CutVocabulary, Pair
-from distilpeft.recipe import Recipe
 from distilpeft.tasks.rows import TAUGHT, RowReader, TaskData
 
 if TYPE_CHECKING:
@@ -47,19 +46,18 @@ SPLITS = {"train": TAUGHT, "validation": "validation", "test": "test"}
 """Split of the report → the rows that are compared."""
 
 
-def pair_of(recipe: Recipe, data: TaskData, runtime: Runtime | None = None) -> Pair:
-    """The recipe's models, the student's vocabulary cut to the data if the recipe says so.
+def cut_to_data(pair: Pair, data: TaskData, runtime: Runtime | None = None) -> Pair:
+    """The pair with its student's vocabulary cut to the data, if the recipe says so.
 
     Args:
-        recipe: the recipe.
+        pair: the recipe's models.
         data: its rows.
         runtime: shows how far counting has come; None: nothing is shown.
 
     Raises:
         InputError: the tokenizer cannot be cut, or not far enough; or rows that are taught token by token would change.
     """
-    pair = Pair(recipe)
-    if recipe.student.vocabulary is None:
+    if pair.recipe.student.vocabulary is None:
         return pair
     cut = _cut(pair, data, runtime)
     if runtime is not None:

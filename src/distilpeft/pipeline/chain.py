@@ -23,18 +23,18 @@ from distilpeft.machine.runtime import Runtime, device_name
 from distilpeft.metrics.timings import summary
 from distilpeft.models.checks import (
     check_lengths,
+    check_prompts,
     check_readers,
     check_targets,
     check_tokenizers,
     check_words,
     check_writing,
 )
-from distilpeft.models.context import Context
+from distilpeft.models.context import Context, pair_of
 from distilpeft.models.pair import MODEL, Loaded, Pair
 from distilpeft.models.soft_targets import open_targets
 from distilpeft.models.student import load_student, new_student
 from distilpeft.models.teacher import load_teacher, load_teacher_merged, load_teacher_unquantized
-from distilpeft.models.vocabulary import pair_of
 from distilpeft.pipeline.jobs import Finished, Job, check_shared, jobs_of, next_job
 from distilpeft.pipeline.stages import (
     audit,
@@ -188,6 +188,7 @@ class StepRunner:
         self.context = Context(runtime, self._data, pair)
         self._check_models(pair)
         check_words(pair, self._data)
+        check_prompts(pair, self._data)
         check_targets(pair, self._data)
         check_exports(pair)
         check_features(pair)

@@ -7,6 +7,7 @@ from the data; memory and time are arithmetic on them, see `memory` and `forecas
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import cast
 
 import datasets
 import yaml
@@ -28,15 +29,18 @@ from distilpeft.planning.models import check_texts, model_lines
 from distilpeft.planning.plan import Plan
 from distilpeft.planning.sizes import own_ways, student_load, student_size, targets_load, teacher_load, teacher_size
 from distilpeft.recipe import Recipe
-from distilpeft.recipe.task import CausalLM
+from distilpeft.recipe.task import CausalLM, Texts
 from distilpeft.tasks import text_rows
 from distilpeft.tasks.checked_rows import UNLABELLED, VIEWS
+from distilpeft.tasks.prompts.prompt import prompt_of
 from distilpeft.tasks.rows import TaskRows, class_counts, read_task_rows, task_of
 from distilpeft.tasks.task import Task
 
 MOST_CLASSES = 30
 LONGEST_CLASS = 24
 """Characters of a class's name that are shown."""
+LONGEST_LINE = 400
+"""Characters of a prompt's line that are shown."""
 
 
 def show_memory(recipe: Recipe, machine: Machine, console: Console, kept: int | None = None) -> None:
@@ -116,6 +120,23 @@ def _advice(stage: str, load: MemoryModel, own: Placement, machine: Machine, pla
     return f"{stage}: {total} on each device with " + " ".join(f"--set {one}" for one in changed)
 
 
+def _show_prompt(recipe: Recipe, rows: Mapping[str, datasets.Dataset], console: Console) -> None:
+    """What a prompted teacher is asked for the first training row."""
+    prompt, teacher = prompt_of(recipe), recipe.teacher
+    if prompt is None or not len(rows["train"]):
+        return
+    first = rows["train"].select(range(1))
+    texts = [str(first[column][0]) for _, column in text_rows.columns(cast("Texts", recipe.task))]
+    before = f", behind {teacher.shots} training rows with their answers" if teacher.shots else ""
+    where = " as what a user says" if teacher.chat else ""
+    console.print(f"The teacher is asked{where}{before}, for example:", highlight=False)
+    for line in (prompt.of(texts) + prompt.endings[0]).splitlines():
+        console.print(f"  {line[:LONGEST_LINE]}", highlight=False, markup=False)
+    answers = " or ".join(map(repr, prompt.answers[:MOST_CLASSES]))
+    more = " ..." if len(prompt.answers) > MOST_CLASSES else ""
+    console.print(f"It answers {answers}{more}.\n", highlight=False, markup=False)
+
+
 def show(plan: Plan, console: Console, machines: Sequence[Machine] = (), *, full: bool = False) -> None:
     """Print what will happen, a line per stage; then the data, and memory on each machine.
 
@@ -137,6 +158,7 @@ def show(plan: Plan, console: Console, machines: Sequence[Machine] = (), *, full
     _say([*remarks, *cautions(recipe)], console)
     if rows is not None:
         _show_rows(recipe, rows, console)
+        _show_prompt(recipe, rows, console)
     for machine in machines or [machine_here(recipe)]:
         show_memory(recipe, machine, console, None if kept is None else kept.count)
     console.print(
@@ -234,9 +256,11 @@ def _show_rows(recipe: Recipe, rows: Mapping[str, datasets.Dataset], console: Co
     _show_classes(recipe, rows, console)
     if UNLABELLED in rows or VIEWS in rows:
         more = [f"{len(rows[name])} {what}" for name, what in TAUGHT_MORE.items() if name in rows]
+        tuned = recipe.teacher.fit is not None
+        use = ": the teacher is tuned on them. It then labels" if tuned else ". The teacher, used as it is, labels"
         console.print(
-            f"{len(rows['train'])} training rows have a label: the teacher is tuned on them. It then labels "
-            f"{' and '.join(more)}, and the student learns from all of them.", highlight=False,
+            f"{len(rows['train'])} training rows have a label{use} {' and '.join(more)}, and the student learns from "
+            "all of them.", highlight=False,
         )  # fmt: skip
 
 

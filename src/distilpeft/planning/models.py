@@ -84,7 +84,9 @@ def check_models(recipe: Recipe) -> None:
     student = student_of(recipe)
     if recipe.student.model is not None:
         _check_quantized_student(student)
-    if recipe.teacher.fit is None:
+    if recipe.teacher.prompt is not None:
+        _check_writes(teacher)
+    elif recipe.teacher.fit is None:
         _check_head_as_is(recipe, teacher)
     if not recipe.kind.reads_images:
         if recipe.student.vocabulary is not None:
@@ -164,7 +166,19 @@ def _suffix(recipe: Recipe) -> str:
 def own_head(recipe: Recipe, source: Source) -> Head:
     """The head that a model brings for this recipe's classes."""
     labels, config = _labels(recipe), model_config(source)
+    if recipe.teacher.prompt is not None and source == teacher_of(recipe):
+        return Head("none")
     return Head("none") if labels is None or config is None else head_of(source, config, _suffix(recipe), labels)
+
+
+def _check_writes(source: Source) -> None:
+    """Refuse to ask a model that writes nothing, as far as its configuration tells."""
+    architecture = architecture_of(model_config(source) or {})
+    if architecture and not architecture.endswith(("ForCausalLM", "LMHeadModel")):
+        raise InputError(
+            f"teacher.prompt: {source.title} is a {architecture}, which writes no text; take a causal language model, "
+            "or leave prompt out"
+        )
 
 
 def _check_head_as_is(recipe: Recipe, source: Source) -> None:

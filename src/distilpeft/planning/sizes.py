@@ -12,16 +12,18 @@ from typing import Any
 from distilpeft.data.model_files.gguf import gguf_config
 from distilpeft.data.model_files.quantized import logical_shapes, packed_bytes
 from distilpeft.data.model_files.recipe_models import student_of, teacher_of
-from distilpeft.data.model_files.tokens import embedding_units
+from distilpeft.data.model_files.tokens import Words, embedding_units
 from distilpeft.data.model_files.widths import Widths, axes, narrowed
 from distilpeft.data.published import SHAPES, known_model, shapes_of
 from distilpeft.data.sources import Source, is_gguf, model_config, num_layers, num_parameters
 from distilpeft.machine.files import JsonObject
 from distilpeft.machine.host import cpu_has_bf16
 from distilpeft.planning.memory import BYTES, Machine, MemoryModel, Placement, Shape
+from distilpeft.planning.text_profile import LETTERS_PER_TOKEN
 from distilpeft.recipe import Recipe
 from distilpeft.recipe.student import STATIC_TYPE, FromTeacher, Static, Student
 from distilpeft.recipe.training import Fit, Lora
+from distilpeft.tasks.prompts.prompt import prompt_of
 
 
 @dataclass(frozen=True)
@@ -141,7 +143,7 @@ def teacher_load(recipe: Recipe, size: Size, kind: str) -> MemoryModel:
     tuned = lora_weights(size, teacher.lora) if teacher.lora else size.total
     whole, _ = weight_bytes(recipe, size)
     return MemoryModel(
-        size.shape, whole + 4 * tuned if teacher.lora else whole, tuned, row_tokens(recipe, size),
+        size.shape, whole + 4 * tuned if teacher.lora else whole, tuned, _teacher_tokens(recipe, size),
         teacher.fit.batch_size, _is_half(teacher.fit, kind), recipe.kind.is_language_model,
         adapted=_inputs(size, teacher.lora), adapter_dropout=bool(teacher.lora and teacher.lora.dropout),
     )  # fmt: skip
@@ -153,7 +155,7 @@ def targets_load(recipe: Recipe, size: Size, machine: Machine) -> MemoryModel:
     half = _is_half(recipe.teacher.fit or recipe.distil.fit, machine.kind)
     most = recipe.targets.micro_batch_size * machine.count  # larger ones gain nothing: no gradient waits for them
     language = recipe.kind.is_language_model
-    return MemoryModel(size.shape, 0.0, 0, row_tokens(recipe, size), most, half, language, whole)
+    return MemoryModel(size.shape, 0.0, 0, _teacher_tokens(recipe, size), most, half, language, whole)
 
 
 def student_load(recipe: Recipe, student: Size, teacher: Size | None, kind: str) -> MemoryModel:
@@ -169,12 +171,31 @@ def student_load(recipe: Recipe, student: Size, teacher: Size | None, kind: str)
     )  # fmt: skip
 
 
+def _teacher_tokens(recipe: Recipe, size: Size) -> int:
+    """Tokens of the longest row as the teacher reads it."""
+    return row_tokens(recipe, size) + int(prompt_tokens(recipe, recipe.data.max_tokens))
+
+
 def row_tokens(recipe: Recipe, size: Size) -> int:
     """Tokens of the longest row; of a picture its patches, or 1 where convolutions read it."""
     if not recipe.kind.reads_images:
         return recipe.data.max_tokens
     side, patch = size.config.get("image_size"), size.config.get("patch_size")
     return (side // patch) ** 2 + 1 if isinstance(side, int) and isinstance(patch, int) and patch else 1
+
+
+def prompt_tokens(recipe: Recipe, row: float) -> float:
+    """Tokens that a prompted teacher reads besides those of a row, if the texts of its shots have `row` each."""
+    prompt, words = prompt_of(recipe), Words.of(teacher_of(recipe).reader)
+    if prompt is None:
+        return 0
+
+    def count(text: str) -> int:
+        return len(text) // LETTERS_PER_TOKEN + 1 if words is None else len(words.core.encode(text).ids)
+
+    asked, answer = count(prompt.template), max(map(count, prompt.answers))
+    branches = len(prompt.endings) * len(prompt.answers) * answer + sum(map(count, prompt.labels))
+    return asked + branches + recipe.teacher.shots * (asked + answer + row)
 
 
 def _is_half(fit: Fit, kind: str) -> bool:

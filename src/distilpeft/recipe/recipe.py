@@ -9,6 +9,7 @@ This module imports neither torch nor transformers.
 from __future__ import annotations
 
 import importlib.util
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Annotated, Any, Literal, get_args
@@ -24,8 +25,11 @@ from distilpeft.recipe.student import Student
 from distilpeft.recipe.task import (
     CausalLM,
     Kind,
+    MultiLabelClassification,
     QuestionAnswering,
+    Regression,
     TaskSection,
+    Texts,
 )
 from distilpeft.recipe.teacher import Targets, Teacher
 from distilpeft.recipe.training import Fit
@@ -140,7 +144,58 @@ def cross_faults(recipe: Recipe) -> Iterator[tuple[tuple[str, ...], str]]:
         yield from _target_faults(recipe)
     yield from _export_faults(recipe)
     yield from _static_faults(recipe)
+    yield from _prompt_faults(recipe)
     yield from _other_faults(recipe)
+
+
+def _prompt_faults(recipe: Recipe) -> Iterator[tuple[tuple[str, ...], str]]:
+    """What a teacher that is asked by a prompt cannot go with."""
+    teacher, at = recipe.teacher, ("teacher", "prompt")
+    if teacher.prompt is None:
+        return
+    if not isinstance(recipe.task, Texts):
+        yield at, f"is for classes and numbers of texts, not for {recipe.task.kind}"
+        return
+    if recipe.reads_pairs != ("{pair}" in teacher.prompt):
+        yield at, "needs the place {pair}, for the second text" if recipe.reads_pairs else "{pair} needs task.pair"
+    if recipe.student.from_teacher is not None:
+        yield (
+            ("student", "from_teacher"),
+            "a prompted teacher has no head for classes to hand on; take student.model or student.static",
+        )
+    if recipe.distil.features is not None:
+        yield ("distil", "features"), "does not go with teacher.prompt: teacher and student read different texts"
+    yield from _answer_faults(recipe, teacher.prompt)
+
+
+def _answer_faults(recipe: Recipe, prompt: str) -> Iterator[tuple[tuple[str, ...], str]]:
+    """Answers that are not those which the task has, and prompts that do not ask for them."""
+    teacher, task, at = recipe.teacher, recipe.task, ("teacher", "answers")
+    several = isinstance(task, MultiLabelClassification)
+    if several != ("{label}" in prompt):
+        why = "needs the place {label}: every class is asked for" if several else "{label} is for several classes"
+        yield ("teacher", "prompt"), why
+    elif several and prompt.count("{label}") > 1:
+        yield ("teacher", "prompt"), "has the place {label} more than once"
+    elif several and not prompt.index("{text}") < prompt.index("{label}") > prompt.rfind("{pair}"):
+        yield ("teacher", "prompt"), "the texts must stand before {label}: they are read once for all classes"
+    if several and teacher.shots:
+        yield ("teacher", "shots"), "is not for several classes, each of which is a question of its own"
+    if isinstance(task, Regression):
+        if teacher.answers is None or not all(map(_is_number, teacher.answers)) or len(teacher.answers) < 2:
+            yield at, 'write the numbers that it may answer, such as {1: " 1", 2: " 2", 3: " 3"}'
+        return
+    names = ("yes", "no") if several else getattr(task, "labels", ())
+    if teacher.answers is not None and set(teacher.answers) != set(names):
+        whose = "" if several else "the classes of task.labels: "
+        yield at, f"must name {whose}{', '.join(names)}"
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False
 
 
 def _other_faults(recipe: Recipe) -> Iterator[tuple[tuple[str, ...], str]]:

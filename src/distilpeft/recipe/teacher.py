@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from distilpeft.recipe.section import NOT_IN_KEY, Count, Number, Positive, Section, refuse_repeats
+from distilpeft.recipe.section import (
+    IN_KEY_IF_GIVEN,
+    NOT_IN_KEY,
+    Count,
+    Index,
+    Number,
+    Positive,
+    Section,
+    refuse_repeats,
+)
 from distilpeft.recipe.training import Fit, Lora, Optim, Precision
 
 
@@ -36,12 +45,37 @@ class Teacher(Section):
         description="null = the teacher is used unchanged, head and all; its classes are matched to task.labels by name"
     )
     gate: Literal["stop", "warn"] = Field("stop", description="when the tuned teacher is no better than chance")
+    prompt: str | None = Field(
+        None, min_length=1, description="ask a language model: a text with the places {text} and, of pairs, {pair}; of "
+        "several classes also {label}; the answer comes behind it", json_schema_extra=IN_KEY_IF_GIVEN,
+    )  # fmt: skip
+    answers: dict[str, str] | None = Field(
+        None, description="class → what the model writes for it; default: a space and the class's name. Of several "
+        "classes `yes` and `no`; of numbers each that it may answer",
+        json_schema_extra=IN_KEY_IF_GIVEN,
+    )  # fmt: skip
+    shots: Index = Field(
+        0, description="training rows with their answers before every prompt: drawn by the seed, of each class in turn",
+        json_schema_extra=IN_KEY_IF_GIVEN,
+    )  # fmt: skip
+    calibrate: bool = Field(
+        False, description="divide each answer's probability by the one that it has where the text says nothing",
+        json_schema_extra=IN_KEY_IF_GIVEN,
+    )  # fmt: skip
+    per_token: bool = Field(
+        False, description="score an answer by the mean over its tokens instead of their sum",
+        json_schema_extra=IN_KEY_IF_GIVEN,
+    )  # fmt: skip
+    chat: bool = Field(
+        False, description="put the prompt into the model's chat template, as what a user says",
+        json_schema_extra=IN_KEY_IF_GIVEN,
+    )  # fmt: skip
 
     @model_validator(mode="after")
     def _quantized_weights_need_lora(self) -> Self:
         if self.fit is None:
             for name in ("optim", "lora", "gradient_checkpointing"):
-                if name in self.model_fields_set:
+                if name in self.model_fields_set and getattr(self, name):
                     raise ValueError(f"fit: null uses the teacher without tuning; {name} would do nothing")
             return self._placed()
         if self.optim is None:
@@ -51,6 +85,42 @@ class Teacher(Section):
         if self.lora is None and self.dtype == "fp16":
             raise ValueError("dtype fp16 weights cannot be tuned; use fp32 or bf16, or lora")
         return self._placed()
+
+    @model_validator(mode="after")
+    def _prompts_are_whole(self) -> Self:
+        if self.prompt is None:
+            for name in ("answers", "shots", "calibrate", "per_token", "chat"):
+                if name in self.model_fields_set:
+                    raise ValueError(f"{name} is for a language model that is asked by teacher.prompt")
+            return self
+        if "{text}" not in self.prompt:
+            raise ValueError("prompt needs the place {text}, where a row's text goes")
+        if self.prompt != self.prompt.rstrip() and not self.chat:
+            raise ValueError("prompt ends with a space or a line break; let the answers begin with it")
+        if self.calibrate and self.fit is not None:
+            raise ValueError("calibrate is for a teacher that is used without tuning (fit: null); tuning learns it")
+        return self
+
+    @field_validator("answers", mode="before")
+    @classmethod
+    def _names_may_be_numbers(cls, answers: Any) -> Any:
+        """Names as text: YAML takes numbers, and yes and no, for what they are."""
+        if not isinstance(answers, dict):
+            return answers
+        spelled = {True: "yes", False: "no"}
+        return {
+            spelled[name] if isinstance(name, bool) else str(name) if isinstance(name, int | float) else name: answer
+            for name, answer in answers.items()
+        }
+
+    @field_validator("answers")
+    @classmethod
+    def _can_be_told_apart(cls, answers: dict[str, str] | None) -> dict[str, str] | None:
+        if answers is not None:
+            if any(not answer.strip() for answer in answers.values()):
+                raise ValueError("an answer is empty")
+            refuse_repeats("answers", tuple(answers.values()))
+        return answers
 
     def _placed(self) -> Self:
         if self.place == "sharded" and self.quantize != "none":

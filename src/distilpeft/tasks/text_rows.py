@@ -13,6 +13,7 @@ import datasets
 from distilpeft.data.views import filled
 from distilpeft.data.vocabulary import TYPES
 from distilpeft.recipe.task import Embedding, Texts
+from distilpeft.tasks.prompts.reader import PromptReader
 from distilpeft.tasks.task import Batch, Cells, Columns, Text
 
 if TYPE_CHECKING:
@@ -66,6 +67,9 @@ def encode(task: Texts | Embedding, columns: Columns, tokenizer: InputReader, ma
     """
     pair = getattr(task, "pair", None)
     arguments = [masked(columns[column], tokenizer) for column in (task.text, pair) if column is not None]
+    if isinstance(tokenizer, PromptReader):
+        asked = tokenizer.encode(arguments, max_tokens)
+        return asked if pair is None else {**asked, "token_types": [[0] * length for length in asked["num_tokens"]]}
     full = tokenizer(*arguments, truncation=False, verbose=False)["input_ids"]
     limit = min(max_tokens, tokenizer.model_max_length)
     encoding = tokenizer(*arguments, truncation=True, max_length=limit, return_token_type_ids=pair is not None)

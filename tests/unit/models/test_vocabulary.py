@@ -18,6 +18,7 @@ from distilpeft.distillation.losses import Loss
 from distilpeft.distillation.sparse import Sparse, keep
 from distilpeft.errors import InputError
 from distilpeft.models import vocabulary
+from distilpeft.models.context import pair_of
 from distilpeft.models.pair import CutVocabulary
 from distilpeft.planning.inputs import data_digest
 from distilpeft.recipe.yaml_file import load_recipe
@@ -41,7 +42,7 @@ def language(tmp_path) -> TaskData:
 
 
 def test_chats_keep_their_tokens_by_other_ids_and_the_templates_tokens_stay(language):
-    pair = vocabulary.pair_of(language.recipe, language)
+    pair = pair_of(language.recipe, language)
     before, after = (language.tokens(TAUGHT, reader) for reader in (pair.cut.before, pair.cut.reader))
     assert len(pair.cut.kept_K) < len(tiny_words.bytelevel())
     for old, new in zip(before.dataset, after.dataset, strict=True):
@@ -55,15 +56,15 @@ def test_chats_keep_their_tokens_by_other_ids_and_the_templates_tokens_stay(lang
 
 
 def test_a_second_look_reads_the_same_cut_from_disk(language, monkeypatch):
-    first = vocabulary.pair_of(language.recipe, language)
+    first = pair_of(language.recipe, language)
     monkeypatch.setattr(vocabulary.kept, "kept_ids", None)
-    second = vocabulary.pair_of(language.recipe, language)
+    second = pair_of(language.recipe, language)
     assert second.cut.kept_K.tolist() == first.cut.kept_K.tolist()
     assert second.student_reader.digest == first.student_reader.digest
 
 
 def test_the_teacher_reads_the_ids_that_it_knows(language):
-    pair = vocabulary.pair_of(language.recipe, language)
+    pair = pair_of(language.recipe, language)
     ids = np.arange(3)
     ours, theirs = (language.tokens(TAUGHT, reader).load_batch(ids) for reader in (pair.cut.reader, pair.cut.before))
     assert not torch.equal(ours["inputs"]["input_ids"], theirs["inputs"]["input_ids"])
@@ -155,5 +156,5 @@ def test_a_cut_follows_the_unlabelled_rows_and_counts_none_that_models_are_judge
         data_of(tmp_path, tiny.recipe_tree(tmp_path, **given))
         for given in ({"student__vocabulary": {"from": "data"}}, changes)
     )
-    pieces = [set(vocabulary.pair_of(data.recipe, data).student_reader.tokenizer.get_vocab()) for data in (plain, more)]
+    pieces = [set(pair_of(data.recipe, data).student_reader.tokenizer.get_vocab()) for data in (plain, more)]
     assert pieces[1] - pieces[0] == {"zebra"}

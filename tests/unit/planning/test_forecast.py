@@ -14,7 +14,7 @@ from support import commands, tiny, tiny_words
 
 from distilpeft.data.sources import Source
 from distilpeft.errors import InputError
-from distilpeft.models.vocabulary import pair_of
+from distilpeft.models.context import pair_of
 from distilpeft.planning import check
 from distilpeft.planning.forecast import duration
 from distilpeft.planning.forecast.duration import Work, spoken

@@ -20,7 +20,7 @@ from distilpeft.planning.choose_models import EFFICIENCY, operations_per_s
 from distilpeft.planning.memory import Machine
 from distilpeft.planning.plan import Plan, Step
 from distilpeft.planning.roles import ARMS, CE_ONLY, MAJORITY, TEACHERS
-from distilpeft.planning.sizes import Size, lora_weights
+from distilpeft.planning.sizes import Size, lora_weights, prompt_tokens
 from distilpeft.recipe.training import Fit
 
 TRAIN, ADAPT, ASK = 6, 4, 2
@@ -96,7 +96,7 @@ class Work:
 
     def _rough(self, step: Step) -> float:
         recipe, student = self.plan.recipe, self._ask(self.student)
-        teacher = self._ask(self.teacher) * self._slow
+        teacher = self._ask(self.teacher, prompt_tokens(recipe, self.tokens)) * self._slow
         cells = len(recipe.benchmark.batch_sizes) * len(recipe.benchmark.lengths)
         times: dict[str, Callable[[], float]] = {
             "teacher": lambda: self._tuning(teacher),
@@ -126,11 +126,11 @@ class Work:
         train = (ADAPT if lora else TRAIN) / ASK * student + self._update(tuned, recipe.distil.fit)
         return self._trained_rows(step) * (train + teacher * hears)
 
-    def _ask(self, size: Size) -> float:
-        """Seconds that a model takes to read a row."""
+    def _ask(self, size: Size, more_tokens: float = 0) -> float:
+        """Seconds that a model takes to read a row, and what stands around it."""
         head = size.shape.vocabulary * size.shape.hidden if self.plan.recipe.kind.is_language_model else 0
         weights = size.total if self.plan.recipe.kind.reads_images else size.num_linear + head
-        return ASK * weights * self.tokens / speed(self.machine)
+        return ASK * weights * (self.tokens + more_tokens) / speed(self.machine)
 
     def _update(self, tuned: int, fit: Fit) -> float:
         """Seconds for a row's share of a step of the optimizer."""

@@ -1,0 +1,1 @@
+"""Language models that are asked: prompts, and rows as prompts."""
