@@ -125,7 +125,7 @@ def test_shots_are_training_rows_of_each_class_in_turn_by_the_seed(tmp_path):
     assert all(list(ANSWERS.values())[known[shot.texts[0]]] == shot.answer for shot in drawn[2])
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_pairs_of_texts_and_static_students(tmp_path):
     recipe = workspace(tmp_path, student={"static": {"dim": 8}}, **UNTUNED)
     assert commands.run(recipe) == 0
@@ -201,7 +201,7 @@ def test_yes_and_no_need_no_quotes(tmp_path):
     assert load_recipe(recipe).teacher.answers == {"yes": " fine", "no": " poor"}
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_numbers_are_asked_for_with_shots_and_tuned(tmp_path):
     answers = {0: " poor", 1: " fine and lovely"}
     recipe = workspace(tmp_path, **NUMBERS | {"teacher__answers": answers, "teacher__shots": 2})
@@ -218,7 +218,7 @@ def test_each_of_several_classes_is_asked_for(tmp_path):
     assert scores["teacher"] > 0.8
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_all_of_its_weights_can_be_tuned(tmp_path):
     recipe = workspace(
         tmp_path, teacher__lora="null", teacher__quantize="none", teacher__optim__lr=0.001, teacher__fit__epochs=4
