@@ -21,6 +21,8 @@ pytest.importorskip("nncf", reason="the extra openvino")
 TEXTS = [text for text, _ in tiny.rows(10, seed=5)]
 FORMS = ["openvino", "openvino-int8"]
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory) -> Path:
@@ -33,7 +35,6 @@ def exports_of(recipe: Path) -> dict[str, dict]:
     return json.loads((recipe.parent / "runs/tiny/report.json").read_text())["exports"]
 
 
-@pytest.mark.thorough
 def test_both_forms_hold_and_int8_files_answer_rows_in_any_batch_alike(finished):
     exports = exports_of(finished)
     assert exports["openvino"]["parity"]["max_abs_diff"] < 1e-5
@@ -47,7 +48,6 @@ def test_both_forms_hold_and_int8_files_answer_rows_in_any_batch_alike(finished)
     assert int8["batching"]["max_abs_diff"] < 1e-4, "ranges of activations are fixed"
 
 
-@pytest.mark.thorough
 def test_one_folder_holds_both_where_optimum_and_sentence_transformers_look(finished):
     exports = finished.parent / "runs/tiny/exports"
     hub = exports / "hub"
@@ -61,7 +61,6 @@ def test_one_folder_holds_both_where_optimum_and_sentence_transformers_look(fini
         assert found == [answer["label"] for answer in Bundle(hub).answers(TEXTS)]
 
 
-@pytest.mark.thorough
 def test_the_code_of_the_card_answers_as_the_bundle_does(finished, tmp_path):
     bundle = finished.parent / "runs/tiny/exports/openvino-int8"
     card = (bundle / "README.md").read_text()
@@ -74,7 +73,6 @@ def test_the_code_of_the_card_answers_as_the_bundle_does(finished, tmp_path):
         assert answer["label"] in done.stdout
 
 
-@pytest.mark.thorough
 def test_openvino_reports_nothing_to_its_makers(finished, tmp_path):
     bundle = finished.parent / "runs/tiny/exports/openvino-int8"
     code = (
@@ -91,7 +89,6 @@ def test_openvino_reports_nothing_to_its_makers(finished, tmp_path):
     assert not (tmp_path / "intel").exists(), "where it keeps a number for the user"
 
 
-@pytest.mark.thorough
 def test_a_portable_file_is_another_one_and_so_is_one_with_other_calibration_rows(finished):
     runs = finished.parent / "runs"
     keys = {
@@ -103,7 +100,6 @@ def test_a_portable_file_is_another_one_and_so_is_one_with_other_calibration_row
     assert exports_of(finished)["openvino-int8"]["way"] == "static, 7 bits"
 
 
-@pytest.mark.slow
 def test_a_static_student_and_a_language_model_have_int8_files_too(tmp_path):
     bag = commands.workspace(tmp_path, student={"static": {"dim": 8}}, export__formats=["openvino-int8"])
     assert commands.run(bag) == 0

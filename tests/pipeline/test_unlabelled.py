@@ -122,7 +122,8 @@ def test_a_running_teacher_trains_the_same_student_as_soft_targets_on_disk(finis
     for role in ("student", "student_hard_labels", "student_labelled_rows"):
         cached, live = weights(finished, role), weights(finished, role, "targets.mode=online")
         for name, weight in cached.items():
-            assert (weight - live[name]).abs().max() < 2e-5, (role, name)
+            # AdamW makes steps of 0.005 out of small gradients, which are rounded differently by some processors.
+            assert (weight - live[name]).abs().max() < 5e-4, (role, name)
 
 
 def test_other_rows_without_labels_leave_the_teacher_where_it_is(finished):
@@ -162,7 +163,7 @@ def test_all_labels_may_be_kept_so_that_no_row_is_without(tmp_path):
     assert commands.run(recipe, "--until", "distil") == 0
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_a_sweep_over_labels_tells_what_they_are_worth(tmp_path):
     recipe = workspace(tmp_path, distil__controls=["labelled_rows"], evaluate__teacher_full_precision=False)
     seeds = ("--set", "evaluate.seeds=[17, 18]")

@@ -12,6 +12,7 @@ from support import commands
 from distilpeft.data.published import FILE, known_model, shapes_of
 from distilpeft.data.sources import Source, num_layers, num_parameters, resolve
 from distilpeft.errors import InputError
+from distilpeft.machine.host import cpu_has_bf16
 from distilpeft.planning import choose_models
 from distilpeft.planning.memory import CONTEXT_BYTES, Machine, MemoryModel, Placement, Shape, best, settings
 from distilpeft.planning.sizes import size_of
@@ -223,6 +224,8 @@ def test_shapes_are_those_of_the_model_that_transformers_builds(known, kind):
 @pytest.mark.thorough
 def test_the_plan_is_near_the_peak_of_a_real_step(tmp_path, kind):
     """Within 20 %: a process that builds a model of millions of weights and takes steps, and nothing else."""
+    if kind == "half-adapter" and not cpu_has_bf16():
+        pytest.skip("this processor multiplies bf16 in float32, of which it makes copies")
     out = tmp_path / "out.json"
     done = commands.python("-m", "support.peak", kind, str(out))
     assert done.returncode == 0, done.stderr

@@ -106,11 +106,10 @@ class PromptReader:
 
     def _ids(self, asked: str) -> list[int]:
         """A prompt without its ending, as the model reads it."""
-        return self._tokens(self._rendered(asked)[0])
+        return self._tokens(self._rendered(asked, self.prompt.endings[:1])[0])
 
-    def _rendered(self, asked: str) -> tuple[str, list[str]]:
-        """A prompt as text, with what goes before it in a chat; and its endings, with what goes behind them."""
-        endings = self.prompt.endings
+    def _rendered(self, asked: str, endings: Sequence[str]) -> tuple[str, Sequence[str]]:
+        """A prompt as text, with what goes before it in a chat; and endings, with what goes behind them."""
         if not self.prompt.chat:
             return asked, endings
         turns = [[{"role": "user", "content": asked + ending}] for ending in endings]
@@ -133,7 +132,7 @@ class PromptReader:
 
     def _branches(self) -> Iterator[Branch]:
         """What may stand behind a prompt, by the tokens that it has there: of each ending all answers."""
-        before, endings = self._rendered(self.prompt.of([PROBE] * 2))
+        before, endings = self._rendered(self.prompt.of([PROBE] * 2), self.prompt.endings)
         known = self._tokens(before)
         for ending in endings:
             asked = self._behind(known, before + ending, ending)
