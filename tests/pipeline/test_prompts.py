@@ -182,6 +182,7 @@ SEVERAL = {
         (NUMBERS | {"teacher__answers": {1: " fine", "many": " poor"}}, "write the numbers that it may answer"),
         (SEVERAL | {"teacher__prompt": PROMPT}, "teacher.prompt: needs the place {label}"),
         (SEVERAL | {"teacher__prompt": "{label} {text} film"}, "the texts must stand before {label}"),
+        (SEVERAL | {"teacher__prompt": "{text} {label} film {text}"}, "the texts must stand before {label}"),
         (SEVERAL | {"teacher__answers": {"yes": " fine"}}, "teacher.answers: must name yes, no"),
         (SEVERAL | {"teacher__shots": 2}, "teacher.shots: is not for several classes"),
         ({"teacher__prompt": "{text} {label}"}, "teacher.prompt: {label} is for several classes"),
@@ -245,3 +246,10 @@ def test_check_shows_the_prompt_of_the_first_row(tmp_path, capsys):
     assert "20 training rows have a label. The teacher, used as it is, labels 100 rows without a label" in said
     assert "The teacher is asked, behind 2 training rows with their answers, for example:" in said
     assert "the film It answers ' poor' or ' fine and lovely'." in said
+
+
+def test_rows_without_a_label_count_among_prompts_that_are_too_long(tmp_path, capsys):
+    (tmp_path / "more.csv").write_text("text\n" + " ".join(["film"] * 300) + "\n")
+    recipe = workspace(tmp_path, data__max_tokens=300, data__unlabelled={"source": str(tmp_path / "more.csv")})
+    assert commands.run(recipe) == 2
+    assert "teacher.prompt: a prompt with its row has" in " ".join(capsys.readouterr().err.split())

@@ -20,7 +20,7 @@ from distilpeft.errors import InputError
 from distilpeft.models import loading
 from distilpeft.models.pair import Pair
 from distilpeft.tasks.prompts.reader import PromptReader
-from distilpeft.tasks.rows import RowReader, TaskData
+from distilpeft.tasks.rows import TAUGHT, RowReader, TaskData
 
 
 def check_tokenizers(pair: Pair) -> None:
@@ -105,7 +105,7 @@ def check_prompts(pair: Pair, data: TaskData) -> None:
     if not isinstance(reader.tokenizer, PromptReader):
         return
     reach = reach_of(pair.configurations()[0].to_dict())
-    longest = max(int(data.tokens(split, reader).lengths_N.max()) for split in ("train", "validation", "test"))
+    longest = max(int(data.tokens(split, reader).lengths_N.max()) for split in (TAUGHT, "validation", "test"))
     longest += max(len(branch.ids) for branch in reader.tokenizer.branches) - 1
     if reach is not None and longest > reach.tokens:
         raise InputError(

@@ -31,7 +31,7 @@ from distilpeft.recipe.task import (
     TaskSection,
     Texts,
 )
-from distilpeft.recipe.teacher import Targets, Teacher
+from distilpeft.recipe.teacher import YES_NO, Targets, Teacher
 from distilpeft.recipe.training import Fit
 
 Parallel = Literal["ddp", "fsdp2"]
@@ -177,7 +177,7 @@ def _answer_faults(recipe: Recipe, prompt: str) -> Iterator[tuple[tuple[str, ...
         yield ("teacher", "prompt"), why
     elif several and prompt.count("{label}") > 1:
         yield ("teacher", "prompt"), "has the place {label} more than once"
-    elif several and not prompt.index("{text}") < prompt.index("{label}") > prompt.rfind("{pair}"):
+    elif several and max(prompt.rfind("{text}"), prompt.rfind("{pair}")) > prompt.index("{label}"):
         yield ("teacher", "prompt"), "the texts must stand before {label}: they are read once for all classes"
     if several and teacher.shots:
         yield ("teacher", "shots"), "is not for several classes, each of which is a question of its own"
@@ -185,7 +185,7 @@ def _answer_faults(recipe: Recipe, prompt: str) -> Iterator[tuple[tuple[str, ...
         if teacher.answers is None or not all(map(_is_number, teacher.answers)) or len(teacher.answers) < 2:
             yield at, 'write the numbers that it may answer, such as {1: " 1", 2: " 2", 3: " 3"}'
         return
-    names = ("yes", "no") if several else getattr(task, "labels", ())
+    names = YES_NO if several else getattr(task, "labels", ())
     if teacher.answers is not None and set(teacher.answers) != set(names):
         whose = "" if several else "the classes of task.labels: "
         yield at, f"must name {whose}{', '.join(names)}"

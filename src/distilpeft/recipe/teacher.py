@@ -18,6 +18,9 @@ from distilpeft.recipe.section import (
 )
 from distilpeft.recipe.training import Fit, Lora, Optim, Precision
 
+YES_NO = ("yes", "no")
+"""The answers to each of several classes."""
+
 
 class Teacher(Section):
     """The base model, how it is quantized, and the adapter tuned on top of it."""
@@ -107,7 +110,7 @@ class Teacher(Section):
         """Names as text: YAML takes numbers, and yes and no, for what they are."""
         if not isinstance(answers, dict):
             return answers
-        spelled = {True: "yes", False: "no"}
+        spelled = dict(zip((True, False), YES_NO, strict=True))
         return {
             spelled[name] if isinstance(name, bool) else str(name) if isinstance(name, int | float) else name: answer
             for name, answer in answers.items()

@@ -77,14 +77,14 @@ def _export(context: Context, form: str, loaded: Loaded, student: Artifact, out:
     before = set(files_below(folder))
     limits = recipe.limits(form)
     figures: Figures = {}
-    if form in WAYS:
-        _describe_writing(recipe, loaded.model, folder)
-        verdict, figures = _by_candidates(context, loaded, Gate(context, loaded), source, form, folder)
-    else:
+    if form not in WAYS:
         WRITERS[form](source, form, folder)
         _describe_writing(recipe, loaded.model, folder)
-        runtime.say(f"  export: comparing {form} with the student")
-        gate = Gate(context, loaded)
+    runtime.say(f"  export: comparing {form} with the student")
+    gate = Gate(context, loaded)
+    if form in WAYS:
+        verdict, figures = _by_candidates(context, loaded, gate, source, form, folder)
+    else:
         verdict = gate.check(folder, limits, exact=recipe.exactness(form) == "exact")
     for file in files_below(folder):
         file.chmod(0o644)  # some libraries let nobody else read what they write

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from distilpeft.machine.files import digest_json
 from distilpeft.recipe import Recipe
 from distilpeft.recipe.task import MultiLabelClassification, Regression
+from distilpeft.recipe.teacher import YES_NO
 
 SEPARATOR = "\n\n"
 """Between shots, and before the prompt."""
 LABEL_PLACE = "{label}"
-YES_NO = ("yes", "no")
 
 
 @dataclass(frozen=True)
